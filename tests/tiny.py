@@ -1,0 +1,56 @@
+"""Tiny random models of every supported family, made on the spot; windows and caps are small enough to bite."""
+
+import torch
+import transformers as tf
+
+COMMON = dict(vocab_size=97, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0)
+ROPE = dict(COMMON, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=256)
+
+CONFIGS = {
+    "gpt2": lambda: tf.GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=4, n_head=4, n_positions=256, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
+    "llama": lambda: tf.LlamaConfig(**ROPE),
+    "mistral": lambda: tf.MistralConfig(**ROPE, sliding_window=9),
+    "qwen2": lambda: tf.Qwen2Config(**ROPE, use_sliding_window=True, sliding_window=9, max_window_layers=2),
+    "qwen3": lambda: tf.Qwen3Config(**ROPE, head_dim=16),
+    "gemma2": lambda: tf.Gemma2Config(**ROPE, head_dim=16, sliding_window=9, attn_logit_softcapping=2.0),
+    "gemma3_text": lambda: tf.Gemma3TextConfig(
+        **ROPE, head_dim=16, sliding_window=9, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+}
+FAMILIES = list(CONFIGS)
+HEADS = {
+    "base": tf.AutoModel,
+    "causal-lm": tf.AutoModelForCausalLM,
+    "sequence-classification": tf.AutoModelForSequenceClassification,
+}
+
+
+def make(family, head="causal-lm", seed=0, attn_implementation="sdpa", dtype=torch.float64, dropout=0.0):
+    """A random model in eval mode. Weights are large enough for attention to be far from uniform."""
+    config = CONFIGS[family]()
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    if family == "gemma2" and attn_implementation == "sdpa":
+        attn_implementation = "eager"  # transformers offers no sdpa for Gemma 2: it would ignore the softcap
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = HEADS[head].from_config(config, attn_implementation=attn_implementation, dtype=dtype)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.25)
+    return model.eval()
+
+
+def tokens(lengths, seed=0, padding="right", vocab=97):
+    """input_ids, attention_mask, position_ids [batch, max(lengths)]; id 0 only as padding."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, width = len(lengths), max(lengths)
+    ids, mask = torch.zeros(batch, width, dtype=torch.long), torch.zeros(batch, width, dtype=torch.long)
+    for b, n in enumerate(lengths):
+        where = slice(0, n) if padding == "right" else slice(width - n, width)
+        ids[b, where] = torch.randint(1, vocab, (n,), generator=generator)
+        mask[b, where] = 1
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)

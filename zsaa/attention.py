@@ -1,0 +1,123 @@
+"""Causal attention that also reports how much attention each token receives (Eq. 1 and section 3.2).
+
+Rows are laid out with real tokens first, in order, and padding after them, so "row j comes before row i" is the causal
+mask, and padding can never be seen by a real query.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Query rows per block: bounds the memory of the soft-score (batch x heads x block x rows), and lets a causal block
+# skip the keys that come after it.
+BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
+
+
+def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    """Bool mask [batch, 1, queries, keys]: keys at or before the query, real (position >= 0) and within `window`."""
+    q, k = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    mask = (k >= 0) & (k <= q)
+    if window is not None:
+        mask &= q - k < window
+    return mask
+
+
+def _sdpa(q, k, v, mask, scale, dropout, causal=False):
+    groups = q.shape[1] // k.shape[1]
+    # With a mask, or before Ampere, SDPA answers enable_gqa with its slow math path: repeat K and V there instead.
+    gqa = groups > 1 and mask is None and (not q.is_cuda or torch.cuda.get_device_capability(q.device) >= (8, 0))
+    if groups > 1 and not gqa:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa
+    )
+
+
+def _soft_score(q, k, scale, softcap, mask):
+    """softmax in float32 (float64 for float64 inputs); q [batch, kv_heads, groups, rows, dim], mask True = visible."""
+    logits = torch.matmul(q.flatten(2, 3) * scale, k.transpose(-1, -2)).unflatten(2, q.shape[2:4])
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(~mask, float("-inf"))
+    return logits.softmax(dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Plain attention of new queries over a cache: q [batch, heads, rows, dim], k and v [batch, kv_heads, keys, dim],
+    mask [batch, 1, rows, keys] or None for all visible. Returns [batch, heads, rows, dim]."""
+    if softcap is None:
+        return _sdpa(q, k, v, mask, scale, dropout)
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    mask = torch.ones((), dtype=torch.bool, device=q.device) if mask is None else mask[:, :, None]
+    p = F.dropout(_soft_score(grouped, k, scale, softcap, mask), dropout)
+    return torch.matmul(p.to(v.dtype).flatten(2, 3), v).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
+
+
+def attend_and_score(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    real: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal self-attention and the attention that each row receives.
+
+    q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]. real: bool [batch, rows], or None if all rows are;
+    padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
+
+    Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
+    queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
+    """
+    batch, heads, rows, _ = q.shape
+    # PyTorch's fused attention pays off where it has flash kernels or must keep the backward pass small; elsewhere the
+    # soft-score is there anyway and gives the output at the price of one product.
+    fused = softcap is None and (q.is_cuda or (torch.is_grad_enabled() and q.requires_grad))
+    output = None
+    if fused:
+        mask = visible(positions, positions, window) if window is not None else None
+        if mask is not None:
+            # A padding row sees nothing: let it see itself, or its NaN would reach the gradients.
+            mask |= torch.eye(rows, dtype=torch.bool, device=q.device)
+        output = _sdpa(q, k, v, mask, scale, dropout, causal=mask is None)
+        q, k = q.detach(), k.detach()
+
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    sums = torch.zeros(batch, rows, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device)
+    block = max(16, BLOCK_ELEMENTS.get(q.device.type, 1 << 26) // (batch * heads * rows))
+    index = torch.arange(rows, device=q.device)
+    blocks = []
+    for start in range(0, rows, block):
+        end = min(start + block, rows)
+        if window is None:
+            mask = index[start:end, None] >= index[None, :end]
+        else:
+            mask = visible(positions[:, start:end], positions[:, :end], window)[:, :, None]
+            mask = mask | (index[start:end, None] == index[None, :end])
+        p = _soft_score(grouped[:, :, :, start:end], k[:, :, :end], scale, softcap, mask)
+        with torch.no_grad():
+            votes = p.sum(dim=(1, 2))
+            if real is not None:
+                votes = votes * real[:, start:end, None]
+            sums[:, :end] += votes.sum(dim=1)
+        if not fused:
+            p = F.dropout(p, dropout) if dropout else p
+            blocks.append(torch.matmul(p.to(v.dtype).flatten(2, 3), v[:, :, :end]).unflatten(2, p.shape[2:4]))
+    if not fused:
+        output = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)).flatten(1, 2)
+    return output, sums

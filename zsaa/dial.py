@@ -1,0 +1,397 @@
+"""The dial: enable pruning on a model, turn alpha, look at what was kept.
+
+How it works. `enable` gives each decoder layer a subclass of its own class whose forward prunes when it is handed a
+`Prefill` (or continues a pruned cache when handed a `Decode`), and hooks the decoder so that every forward pass gets
+such an object of its own through the keyword arguments that all families pass down. A pass without one (alpha = 1)
+runs the stock code, bit for bit. No state outlives a pass but the cache, so calls cannot influence one another.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from zsaa.attention import attend, attend_and_score, visible
+from zsaa.cache import is_empty, is_pruned, pruned_cache
+from zsaa.families import Family, find_decoder
+from zsaa.keep import check_alpha, check_tau, kept_counts
+from zsaa.score import SCORES, check_score, select
+
+
+def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """x [batch or 1, n, ...] at rows [batch, k] -> [batch, k, ...]. One flat index_select: far faster than gather."""
+    if rows is None:
+        return x
+    if x.shape[0] != rows.shape[0]:  # shared by the batch, as position embeddings are
+        return x[0].index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    offsets = torch.arange(rows.shape[0], device=rows.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (rows + offsets).flatten()).unflatten(0, rows.shape)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [batch, heads, rows, dim] by cos, sin [batch, rows, dim] (half-split layout)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
+
+
+class Prefill:
+    """One pruned pass over whole inputs: which rows are alive, layer after layer.
+
+    Inputs are compacted before the first layer (real tokens first), so padding costs nothing and decides nothing. The
+    choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
+    """
+
+    def __init__(self, dial: Dial, shape: tuple[int, int], mask: Tensor | None, device: torch.device, carry: bool):
+        batch, width = shape
+        self.score, self.carry, self.width = SCORES[dial.score], carry, width
+        if mask is None:
+            self.lengths = [width] * batch
+        else:
+            self.lengths = mask.sum(dim=1).tolist()
+        if min(self.lengths) == 0:
+            raise ValueError(f"sample {self.lengths.index(0)} of the batch has no real token: its attention_mask is all 0.")
+        self.counts = [
+            list(layer) for layer in zip(*(kept_counts(n, dial.alpha, dial.num_layers, dial.tau) for n in self.lengths))
+        ]
+        self.sizes = torch.tensor([self.lengths, *self.counts], device=device)  # rows alive per stage and sample
+        # Per layer: rows of the input that enter it (None = all, in place), their positions, and which are real.
+        rows = positions = real = None
+        if mask is not None and min(self.lengths) < width:
+            kept = max(self.lengths)
+            rows = (mask == 0).int().argsort(dim=1, stable=True)[:, :kept]
+            real = torch.arange(kept, device=device) < self.sizes[0, :, None]
+            positions = (rows - rows[:, :1]).masked_fill(~real, -1)
+            if bool(real.all()):
+                real = None
+        else:
+            positions = torch.arange(width, device=device).expand(batch, width)
+        self.alive: list[tuple[Tensor | None, Tensor, Tensor | None]] = [(rows, positions, real)]
+        self.choice: dict[int, Tensor | None] = {}
+        self.entered: dict[int, Tensor] = {}
+
+    def keep(self, layer: int, sums: Tensor) -> Tensor | None:
+        """Choose the rows that layer `layer` passes on: indices into the rows that entered it, or None for all."""
+        if layer in self.choice:
+            return self.choice[layer]
+        rows, positions, real = self.alive[layer]
+        counts = self.counts[layer]
+        before = self.counts[layer - 1] if layer else self.lengths
+        kept = None
+        if counts != before:
+            ragged = min(counts) != max(counts) or real is not None
+            scores = self.score(sums, self.sizes[layer])
+            kept, still_real = select(scores, self.sizes[layer], self.sizes[layer + 1], max(counts), ragged)
+            positions = take_rows(positions, kept)
+            if still_real is not None:
+                positions = positions.masked_fill(~still_real, -1)
+            rows = kept if rows is None else take_rows(rows, kept)
+            real = None if min(counts) == max(counts) else still_real
+        self.choice[layer] = kept
+        self.alive.append((rows, positions, real))
+        return kept
+
+    def scatter(self, hidden: Tensor) -> Tensor:
+        """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
+        entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero."""
+        final = hidden.new_zeros(hidden.shape[0] * self.width, hidden.shape[2])
+        offsets = torch.arange(hidden.shape[0], device=hidden.device)[:, None] * self.width
+        stages = [*sorted(self.entered.items()), (len(self.alive) - 1, hidden)] if self.carry else [(-1, hidden)]
+        for stage, states in stages:
+            rows, _, real = self.alive[stage]
+            if rows is None:
+                rows = torch.arange(self.width, device=hidden.device).expand(hidden.shape[:1] + (self.width,))
+            flat, states = (rows + offsets).flatten(), states.flatten(0, 1)
+            if real is not None:
+                flat, states = flat[real.flatten()], states[real.flatten()]
+            final = final.index_copy(0, flat, states)
+        return final.unflatten(0, (hidden.shape[0], self.width))
+
+
+class Decode:
+    """One pass that continues a pruned cache: the new tokens go through all layers (Eq. 2 keeps a lone token)."""
+
+    def __init__(self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device):
+        batch, width = shape
+        first = cache.layers[0].positions.max(dim=1, keepdim=True).values + 1
+        self.positions = first + torch.arange(width, device=device)
+        self.all_real, self.width = True, width
+        if mask is not None and not bool(mask[:, -width:].all()):
+            new = mask[:, -width:] != 0
+            self.positions = (first + new.cumsum(dim=1) - 1).masked_fill(~new, -1)
+            self.all_real = False
+
+    def mask(self, layer_cache, window: int | None) -> Tensor | None:
+        """Bool [batch, 1, new rows, cached rows], or None where every cached row is visible."""
+        if self.width == 1 and layer_cache.all_real and window is None:
+            return None
+        mask = visible(self.positions, layer_cache.positions, window)
+        if not self.all_real:  # a padding row sees everything rather than nothing: NaN would spread
+            mask = mask | (self.positions < 0)[:, None, :, None]
+        return mask
+
+
+class Dial:
+    """Settings of one enabled decoder, and the hook that gives each forward pass its Prefill or Decode."""
+
+    def __init__(self, decoder: nn.Module, family: Family, alpha: float, tau: int, score: str, carry: bool):
+        self.alpha, self.tau, self.score = check_alpha(alpha), check_tau(tau), check_score(score)
+        self.num_layers = len(getattr(decoder, family.layers))
+        self.family, self.carry = family, carry
+        self.tracer: Trace | None = None
+        self.signature = inspect.signature(type(decoder).forward)
+        self.hook = decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+
+    def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
+        call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
+        extra = call.pop("kwargs", {})
+        cache = call.get("past_key_values")
+        pruned = is_pruned(cache) and not is_empty(cache)
+        prefill = is_empty(cache) and (self.alpha < 1 or self.tracer is not None)
+        if not (pruned or prefill):
+            return None
+
+        inputs = call.get("input_ids")
+        inputs = call["inputs_embeds"] if inputs is None else inputs
+        shape, device = (inputs.shape[0], inputs.shape[1]), inputs.device
+        mask = call.get("attention_mask")
+        _check_call(decoder, call, extra, mask, shape)
+        if pruned:
+            step = Decode(cache, shape, mask, device)
+        else:
+            step = Prefill(self, shape, mask, device, self.carry)
+            if self.tracer is not None:
+                self.tracer.step = step
+            if _wants_cache(decoder, call):
+                call["past_key_values"] = pruned_cache(cache, self.num_layers)
+        # The stock decoder would now build a full-length mask. It returns a 4-D one as it is, and ours is never read.
+        call["attention_mask"] = torch.empty((1, 1, 1, 1), device=device)
+        call.pop("self", None)
+        return (), {**call, **extra, "zsaa": step}
+
+
+def _wants_cache(decoder: nn.Module, call: dict) -> bool:
+    if decoder.training and getattr(decoder, "gradient_checkpointing", False):
+        return False
+    if call.get("past_key_values") is not None:
+        return True
+    use_cache = call.get("use_cache")
+    return bool(decoder.config.use_cache if use_cache is None else use_cache)
+
+
+def _check_call(decoder: nn.Module, call: dict, extra: dict, mask, shape) -> None:
+    """Refuse, by name, what the pruned path would silently get wrong."""
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a custom "
+            "mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
+        )
+    if mask is not None and (mask.shape[0] != shape[0] or mask.shape[1] < shape[1]):
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, the input {tuple(shape)}.")
+    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if extra.get(name) is not None]
+    positions = call.get("position_ids")
+    if not packed and positions is not None and shape[1] > 1:
+        steps = positions[:, 1:] - positions[:, :-1]
+        if mask is not None:
+            new = mask[:, -shape[1] :] != 0
+            steps = steps.masked_fill(~(new[:, 1:] & new[:, :-1]), 1)
+        if bool((steps <= 0).any()):
+            packed = ["position_ids that restart or fall back"]
+    if packed:
+        raise ValueError(
+            f"zsaa cannot prune packed sequences ({', '.join(packed)}): scores would mix separate texts. "
+            "Give each text its own row and pad, or set alpha to 1 for this call."
+        )
+    if extra.get("output_attentions") or call.get("output_attentions") or decoder.config.output_attentions:
+        raise ValueError(
+            "output_attentions=True is not available with alpha < 1: pruned layers have no full attention matrix. "
+            "Use zsaa.trace(model) to see what was kept, or set alpha to 1 for this call."
+        )
+    checkpoint = getattr(decoder, "_gradient_checkpointing_func", None)
+    if decoder.training and getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+        raise ValueError(
+            "zsaa needs non-reentrant gradient checkpointing. Call "
+            "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+        )
+
+
+@functools.cache
+def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Module]:
+    """A subclass of a decoder layer that prunes. A subclass, not a patched instance: it survives deepcopy, keeps
+    isinstance checks and output capturing working, and inherits gradient checkpointing."""
+
+    def forward(self, hidden_states, *args, zsaa=None, **kwargs):
+        if zsaa is None:
+            return super(pruned, self).forward(hidden_states, *args, **kwargs)
+        attention = getattr(self, family.attention)
+        layer: int = attention.layer_idx
+        # GPT-2 passes the cache by position, the others by name.
+        cache = kwargs.get("past_key_values", args[0] if args else None)
+        prefill = isinstance(zsaa, Prefill)
+        if prefill:
+            rows, positions, real = zsaa.alive[layer]
+            all_real = real is None
+            if layer == 0:
+                hidden_states = take_rows(hidden_states, rows)
+            if zsaa.carry:
+                zsaa.entered.setdefault(layer, hidden_states)
+        else:
+            rows, positions, all_real = None, zsaa.positions, zsaa.all_real
+
+        q, k, v = family.qkv(attention, getattr(self, family.attention_norm)(hidden_states))
+        embeddings = kwargs.get("position_embeddings")
+        if embeddings is not None:
+            cos, sin = (take_rows(e, rows) for e in embeddings)
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if cache is not None:
+            cached = cache.layers[layer]
+            k, v, _ = cached.extend(k, v, positions, all_real, seen=zsaa.width)
+
+        settings = {
+            "scale": attention.scaling,
+            "softcap": getattr(attention, "attn_logit_softcapping", None),
+            "dropout": family.dropout(attention) if self.training else 0.0,
+        }
+        window = _window(attention)
+        if prefill:
+            window = window if window is not None and max(zsaa.lengths) > window else None
+            output, sums = attend_and_score(q, k, v, real=real, positions=positions, window=window, **settings)
+            kept = zsaa.keep(layer, sums)
+            hidden_states = take_rows(hidden_states, kept)
+            output = take_rows(output.transpose(1, 2).flatten(2), kept)
+        else:
+            output = attend(q, k, v, zsaa.mask(cached, window), **settings).transpose(1, 2).flatten(2)
+
+        output = family.output(attention, output)
+        if family.after_attention_norm:
+            output = getattr(self, family.after_attention_norm)(output)
+        hidden_states = hidden_states + output
+        output = getattr(self, family.mlp)(getattr(self, family.mlp_norm)(hidden_states))
+        if family.after_mlp_norm:
+            output = getattr(self, family.after_mlp_norm)(output)
+        hidden_states = hidden_states + output
+        return zsaa.scatter(hidden_states) if prefill and layer == len(zsaa.counts) - 1 else hidden_states
+
+    pruned = type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
+    return pruned
+
+
+def _window(attention: nn.Module) -> int | None:
+    """The layer's sliding window in tokens; Mistral keeps it on the config, for all layers."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return getattr(attention.config, "sliding_window", None) if attention.config.model_type == "mistral" else None
+
+
+def _dial(model: nn.Module) -> tuple[nn.Module, Dial]:
+    decoder, _ = find_decoder(model)
+    dial = getattr(decoder, "_zsaa", None)
+    if dial is None:
+        raise RuntimeError(f"the dial is not enabled on this {type(model).__name__}. Call zsaa.enable(model) first.")
+    return decoder, dial
+
+
+def enable(model: nn.Module, alpha: float = 1.0, tau: int = 5, score: str = "column_sum") -> nn.Module:
+    """Put the dial on `model`, in place, and return it.
+
+    model: a GPT-2, LLaMA, Mistral, Gemma 2, Gemma 3 (text), Qwen 2 or Qwen 3 decoder, bare or with a language-model or
+        classification head, also inside PEFT.
+    alpha: share of tokens that each layer keeps, in (0, 1] (paper, Eq. 2); 1 runs the stock model bit for bit.
+    tau: least number of tokens that a layer keeps (the paper uses 5).
+    score: "column_sum" (the paper's contribution) or "column_mean" (per query that can see the token).
+
+    Calling it again changes the settings. Raises UnsupportedModelError (a TypeError) for other models, TypeError or
+    ValueError for settings out of range.
+    """
+    decoder, family = find_decoder(model)
+    layers = getattr(decoder, family.layers)
+    if any("forward" in layer.__dict__ for layer in layers):
+        raise RuntimeError(
+            "another library has replaced the forward of single layers (accelerate does when it spreads a model over "
+            "devices). Enable zsaa before dispatching the model."
+        )
+    # A classifier reads the last token only, so dropped tokens need no final state there.
+    carry = not type(model).__name__.endswith("ForSequenceClassification")
+    previous = getattr(decoder, "_zsaa", None)
+    if previous is not None:
+        alpha, tau, score = check_alpha(alpha), check_tau(tau), check_score(score)
+        previous.alpha, previous.tau, previous.score = alpha, tau, score
+        return model
+    dial = Dial(decoder, family, alpha, tau, score, carry)
+    object.__setattr__(decoder, "_zsaa", dial)
+    for layer in layers:
+        layer.__class__ = _pruned_class(type(layer), family)
+    return model
+
+
+def disable(model: nn.Module) -> nn.Module:
+    """Take the dial off again: the model is the stock one, classes and hooks included. Harmless if it was not on."""
+    decoder, family = find_decoder(model)
+    dial = getattr(decoder, "_zsaa", None)
+    if dial is not None:
+        dial.hook.remove()
+        del decoder._zsaa
+        for layer in getattr(decoder, family.layers):
+            layer.__class__ = type(layer).__bases__[0]
+    return model
+
+
+def set_alpha(model: nn.Module, alpha: float) -> None:
+    """Turn the dial; takes effect from the next prefill on. A cache that is being continued stays as it was pruned."""
+    _dial(model)[1].alpha = check_alpha(alpha)
+
+
+@contextmanager
+def at(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
+    """`with zsaa.at(model, 0.3): ...` runs the block at that alpha and restores the old one, also after an exception."""
+    _, dial = _dial(model)
+    before, dial.alpha = dial.alpha, check_alpha(alpha)
+    try:
+        yield model
+    finally:
+        dial.alpha = before
+
+
+class Trace:
+    """What the last prefill under `trace` kept; positions count from the first real token of each sample.
+
+    counts: list over layers of lists over samples, N_l. lengths: N_0 of each sample. kept: list over layers of lists
+    over samples of int64 tensors, the original positions that the layer passed on.
+    """
+
+    def __init__(self):
+        self.step: Prefill | None = None
+
+    def _seen(self) -> Prefill:
+        if self.step is None:
+            raise RuntimeError("no prefill has run under this trace yet.")
+        return self.step
+
+    @property
+    def counts(self) -> list[list[int]]:
+        return self._seen().counts
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._seen().lengths
+
+    @property
+    def kept(self) -> list[list[Tensor]]:
+        return [[p[p >= 0].cpu() for p in positions] for _, positions, _ in self._seen().alive[1:]]
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """`with zsaa.trace(model) as t: model(...)`, then read `t.kept`. At alpha = 1 it traces the pruned code path,
+    which then keeps every token."""
+    _, dial = _dial(model)
+    before, dial.tracer = dial.tracer, Trace()
+    try:
+        yield dial.tracer
+    finally:
+        dial.tracer = before

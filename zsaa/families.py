@@ -1,0 +1,122 @@
+"""Where each supported model family keeps the parts of a decoder layer.
+
+A decoder layer is always: norm, attention, residual, norm, MLP, residual. Families differ only in the names of these
+parts, in fused or separate Q/K/V, and in whether a norm also follows attention and MLP (Gemma). To add a family, add
+its `config.model_type` to FAMILIES (with a new `Family` if its names differ); the exactness tests then cover it as
+soon as tests/tiny.py can build it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+
+def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: three tensors [batch, heads, rows, head_dim]."""
+    q, k, v = (
+        projection(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    return q, k, v
+
+
+def _fused_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """GPT-2's single c_attn: three tensors [batch, heads, rows, head_dim]."""
+    heads = (part.unflatten(-1, (-1, attention.head_dim)) for part in attention.c_attn(hidden).chunk(3, dim=-1))
+    q, k, v = (part.transpose(1, 2) for part in heads)
+    return q, k, v
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of the parts of one decoder layer; `None` where a family has no such norm."""
+
+    layers: str
+    attention: str
+    attention_norm: str
+    after_attention_norm: str | None
+    mlp_norm: str
+    mlp: str
+    after_mlp_norm: str | None
+    qkv: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]
+    output: Callable[[nn.Module, Tensor], Tensor]
+    dropout: Callable[[nn.Module], float]
+    mlp_matrices: int  # weight matrices in the MLP: 3 when gated (SwiGLU), 2 otherwise
+
+
+LLAMA = Family(
+    layers="layers",
+    attention="self_attn",
+    attention_norm="input_layernorm",
+    after_attention_norm=None,
+    mlp_norm="post_attention_layernorm",
+    mlp="mlp",
+    after_mlp_norm=None,
+    qkv=_separate_qkv,
+    output=lambda attention, x: attention.o_proj(x),
+    dropout=lambda attention: attention.attention_dropout,
+    mlp_matrices=3,
+)
+GEMMA = replace(
+    LLAMA,
+    after_attention_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    after_mlp_norm="post_feedforward_layernorm",
+)
+GPT2 = replace(
+    LLAMA,
+    layers="h",
+    attention="attn",
+    attention_norm="ln_1",
+    mlp_norm="ln_2",
+    qkv=_fused_qkv,
+    output=lambda attention, x: attention.resid_dropout(attention.c_proj(x)),
+    dropout=lambda attention: attention.attn_dropout.p,
+    mlp_matrices=2,
+)
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+}
+SUPPORTED = tuple(FAMILIES)
+
+
+class UnsupportedModelError(TypeError):
+    """The model holds no decoder that the dial knows how to prune."""
+
+
+def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
+    """The base decoder (`LlamaModel`, `GPT2Model`, ...) inside `model`, however deep PEFT or a task head wraps it.
+
+    Raises UnsupportedModelError, listing the supported families, if there is none.
+    """
+    for module in model.modules():
+        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
+        if family and isinstance(getattr(module, family.layers, None), nn.ModuleList):
+            if getattr(module.config, "add_cross_attention", False):
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} has cross-attention (add_cross_attention=True); zsaa prunes decoder-only "
+                    "models. Load it with add_cross_attention=False."
+                )
+            if getattr(module.config, "use_bidirectional_attention", False):
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} uses bidirectional attention; zsaa prunes causal decoders. "
+                    "Load it with use_bidirectional_attention=False."
+                )
+            return module, family
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    raise UnsupportedModelError(
+        f"{type(model).__name__} (model_type={kind!r}) is not supported. Supported model types: {', '.join(SUPPORTED)}. "
+        "To add one, see zsaa/families.py."
+    )

@@ -1,0 +1,132 @@
+"""How many tokens each layer keeps (Eq. 2 of the paper), and what that costs in multiply-accumulate operations."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+from zsaa.families import FAMILIES, SUPPORTED
+
+
+def check_alpha(alpha: Any) -> float:
+    """`alpha` as a float, if it is a number in (0, 1]; else TypeError or ValueError."""
+    if isinstance(alpha, bool) or not isinstance(alpha, Real):
+        raise TypeError(
+            f"alpha must be a number in (0, 1], got {alpha!r} ({type(alpha).__name__}). "
+            "alpha is the share of tokens that each layer keeps: 1 keeps all."
+        )
+    if not 0 < alpha <= 1:  # also catches NaN
+        raise ValueError(
+            f"alpha must be in (0, 1], got {alpha}. alpha is the share of tokens that each layer keeps: 1 keeps all, "
+            "0.9 drops a tenth per layer."
+        )
+    return float(alpha)
+
+
+def check_tau(tau: Any) -> int:
+    """`tau` as an int, if it is a whole number of at least 1; else TypeError or ValueError."""
+    if isinstance(tau, bool) or not isinstance(tau, Integral):
+        raise TypeError(f"tau must be a whole number >= 1, got {tau!r} ({type(tau).__name__}). The paper uses 5.")
+    if tau < 1:
+        raise ValueError(f"tau must be >= 1, got {tau}: at least one token must survive each layer. The paper uses 5.")
+    return int(tau)
+
+
+def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5) -> list[int]:
+    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens (Eq. 2).
+
+    N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that are whole numbers in
+    exact arithmetic (0.7 x 10) from being floored to one less.
+    """
+    alpha, tau = check_alpha(alpha), check_tau(tau)
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
+    counts = []
+    for _ in range(num_layers):
+        n = min(n, max(math.floor(alpha * n + 1e-6), tau))
+        counts.append(n)
+    return counts
+
+
+def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5) -> int:
+    """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
+
+    Convention: every linear layer costs rows x inputs x outputs; QK^T and the weighted sum over V cost
+    rows^2 x head_dim x heads each, that is, causal attention counts as a full square (as most FLOP counters do), for
+    the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
+    MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"no MAC count for model_type {config.model_type!r}. Supported: {', '.join(SUPPORTED)}.")
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    q_dim = heads * head_dim
+    kv_dim = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    per_entering_row = hidden * (q_dim + 2 * kv_dim)
+    per_kept_row = q_dim * hidden + FAMILIES[config.model_type].mlp_matrices * hidden * inner
+    total = 0
+    for kept in kept_counts(n, alpha, config.num_hidden_layers, tau):
+        total += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
+        n = kept
+    return total
+
+
+def _histogram(lengths: int | Iterable[int]) -> Counter:
+    counted = Counter([lengths] if isinstance(lengths, Integral) else lengths)
+    if not counted:
+        raise ValueError("lengths is empty: give one length, or the token count of each sample.")
+    return counted
+
+
+def _total_macs(config: Any, histogram: Counter, alpha: float, tau: int) -> int:
+    return sum(times * macs(config, n, alpha, tau) for n, times in histogram.items())
+
+
+def mac_reduction(config: Any, lengths: int | Iterable[int], alpha: float, tau: int = 5) -> float:
+    """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
+    histogram = _histogram(lengths)
+    return _total_macs(config, histogram, 1.0, tau) / _total_macs(config, histogram, alpha, tau)
+
+
+def alpha_for(config: Any, lengths: int | Iterable[int], mac_reduction: float, tau: int = 5) -> float:
+    """The largest alpha (to 1e-5) whose MAC reduction over samples of these `lengths` is at least `mac_reduction`.
+
+    ValueError names the reachable range when tau keeps the reduction from being reached.
+    """
+    histogram = _histogram(lengths)
+    if mac_reduction == 1:
+        return 1.0
+    stock = _total_macs(config, histogram, 1.0, tau)
+    low, high = 1e-5, 1.0
+    most = stock / _total_macs(config, histogram, low, tau)
+    if not 1 <= mac_reduction <= most:
+        raise ValueError(
+            f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={tau} it ranges from 1 to "
+            f"{most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
+        )
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        if stock / _total_macs(config, histogram, middle, tau) >= mac_reduction:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: float) -> int:
+    """The largest k such that cutting every input to k tokens reduces the stock model's MACs by `mac_reduction`.
+
+    The control that a dial must beat: the same compute, spent on fewer input tokens in all layers.
+    """
+    histogram = _histogram(lengths)
+    stock = _total_macs(config, histogram, 1.0, 5)
+    low, high = 1, max(histogram)  # k = low always reduces at least as much as k = high
+    while low < high:
+        middle = (low + high + 1) // 2
+        cut = sum(times * macs(config, min(n, middle)) for n, times in histogram.items())
+        low, high = (middle, high) if stock / cut >= mac_reduction else (low, middle - 1)
+    return low
