@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,7 +55,9 @@ class Prefill:
         else:
             self.lengths = mask.sum(dim=1).tolist()
         if min(self.lengths) == 0:
-            raise ValueError(f"sample {self.lengths.index(0)} of the batch has no real token: its attention_mask is all 0.")
+            raise ValueError(
+                f"sample {self.lengths.index(0)} of the batch has no real token: its attention_mask is all 0."
+            )
         self.counts = [
             list(layer) for layer in zip(*(kept_counts(n, dial.alpha, dial.num_layers, dial.tau) for n in self.lengths))
         ]
@@ -142,9 +145,22 @@ class Dial:
         self.alpha, self.tau, self.score = check_alpha(alpha), check_tau(tau), check_score(score)
         self.num_layers = len(getattr(decoder, family.layers))
         self.family, self.carry = family, carry
+        self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
+        self.warned = False
         self.tracer: Trace | None = None
         self.signature = inspect.signature(type(decoder).forward)
         self.hook = decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+
+    def turn(self, alpha: float) -> None:
+        self.alpha = check_alpha(alpha)
+        # alpha = 1 is the stock model, trained for or not.
+        if self.trained and not self.warned and self.alpha < min(self.trained[0], 1.0):
+            self.warned = True
+            warnings.warn(
+                f"alpha = {alpha} is below the range [{self.trained[0]}, {self.trained[1]}] that this model was "
+                "fine-tuned for; expect accuracy to fall off.",
+                stacklevel=3,
+            )
 
     def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
         call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
@@ -343,14 +359,26 @@ def disable(model: nn.Module) -> nn.Module:
 
 def set_alpha(model: nn.Module, alpha: float) -> None:
     """Turn the dial; takes effect from the next prefill on. A cache that is being continued stays as it was pruned."""
-    _dial(model)[1].alpha = check_alpha(alpha)
+    _dial(model)[1].turn(alpha)
+
+
+def settings(model: nn.Module) -> dict:
+    """The dial's settings: {"alpha", "tau", "score", "alpha_range"} (the last: trained for, or None)."""
+    dial = _dial(model)[1]
+    return {"alpha": dial.alpha, "tau": dial.tau, "score": dial.score, "alpha_range": dial.trained}
+
+
+def trained_for(model: nn.Module, alpha_range: tuple[float, float] | None) -> None:
+    """Record the range of alpha that fine-tuning drew from; the dial warns once when turned below it."""
+    _dial(model)[1].trained = alpha_range
 
 
 @contextmanager
 def at(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     """`with zsaa.at(model, 0.3): ...` runs the block at that alpha and restores the old one, also after an exception."""
     _, dial = _dial(model)
-    before, dial.alpha = dial.alpha, check_alpha(alpha)
+    before = dial.alpha
+    dial.turn(alpha)
     try:
         yield model
     finally:

@@ -1,0 +1,153 @@
+"""Eq. 2 and its costs: properties, the paper's own numbers, and a FLOP counter's opinion."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+import zsaa
+from zsaa import attention
+from zsaa.keep import check_alpha, check_tau
+from zsaa.score import SCORES, select
+
+alphas = st.floats(min_value=0.01, max_value=1.0)
+
+
+@given(n=st.integers(1, 4096), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
+def test_kept_counts_follow_eq_2(n, alpha, layers, tau):
+    counts = zsaa.kept_counts(n, alpha, layers, tau)
+    assert len(counts) == layers
+    before = n
+    for count in counts:
+        assert min(before, tau) <= count <= before, "never fewer than tau, never more than before"
+        assert count <= max(alpha * before + 1e-6, tau), "never more than Eq. 2 allows"
+        if count > tau:
+            assert count > alpha * before - 1, "floor loses less than one token"
+        before = count
+
+
+@given(n=st.integers(1, 2048), low=alphas, high=alphas, tau=st.integers(1, 16))
+def test_kept_counts_grow_with_alpha(n, low, high, tau):
+    low, high = sorted((low, high))
+    fewer, more = (zsaa.kept_counts(n, a, 12, tau) for a in (low, high))
+    assert all(a <= b for a, b in zip(fewer, more))
+
+
+@given(n=st.integers(1, 4096), numerator=st.integers(1, 100))
+def test_percentages_are_exact(n, numerator):
+    """alpha = k/100 keeps floor(k n / 100) in exact arithmetic, whatever floats make of the product."""
+    assert zsaa.kept_counts(n, numerator / 100, 1, 1) == [max(1, math.floor(Fraction(numerator * n, 100)))]
+
+
+def test_alpha_one_keeps_everything():
+    assert zsaa.kept_counts(100, 1.0, 3) == [100, 100, 100]
+    assert zsaa.kept_counts(3, 0.1, 4, tau=5) == [3, 3, 3, 3], "inputs shorter than tau are never emptied"
+    assert zsaa.kept_counts(100, 0.3, 4, tau=5) == [30, 9, 5, 5]
+
+
+@settings(deadline=None)
+@given(data=st.data(), batch=st.integers(1, 4), rows=st.integers(1, 40), ties=st.booleans())
+def test_selection(data, batch, rows, ties):
+    lengths = data.draw(st.lists(st.integers(1, rows), min_size=batch, max_size=batch))
+    lengths[0] = rows
+    counts = [data.draw(st.integers(1, n)) for n in lengths]
+    seed = data.draw(st.integers(0, 2**31))
+    scores = torch.rand(batch, rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    if ties:
+        scores = (scores * 3).floor()
+    ragged = len(set(counts)) > 1 or len(set(lengths)) > 1
+    kept, real = select(scores, torch.tensor(lengths), torch.tensor(counts), max(counts), ragged)
+    for b in range(batch):
+        chosen = kept[b][real[b]].tolist() if real is not None else kept[b].tolist()
+        want = sorted(range(lengths[b]), key=lambda j: (j != lengths[b] - 1, -scores[b, j].item(), j))[: counts[b]]
+        assert chosen == sorted(want), "best first, the last row always, ties to the earlier, in order"
+    assert int(kept.max()) < rows and int(kept.min()) >= 0, "padding points at rows that exist"
+
+
+def test_column_mean_divides_by_the_queries_that_see_a_token():
+    sums, lengths = torch.ones(2, 4), torch.tensor([4, 3])
+    want = torch.tensor([[1 / 4, 1 / 3, 1 / 2, 1], [1 / 3, 1 / 2, 1, 1]])
+    torch.testing.assert_close(SCORES["column_mean"](sums, lengths), want)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+def test_macs_agree_with_a_flop_counter(family, alpha, monkeypatch):
+    """On a path made of plain products, and one block, so that nothing is skipped: exactly."""
+    monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", 1 << 40)
+    model = zsaa.enable(tiny.make(family, "base"), alpha=alpha, tau=3)
+    n = 40
+    with torch.no_grad(), zsaa.trace(model), FlopCounterMode(display=False) as counter:
+        model(tiny.tokens([n])[0], use_cache=False)
+    assert counter.get_total_flops() == 2 * zsaa.macs(model.config, n, alpha, tau=3)
+
+
+def test_macs_of_known_shapes():
+    import transformers as tf
+
+    gpt2 = tf.GPT2Config()  # 12 layers of 12 x 768^2 weights
+    assert zsaa.macs(gpt2, 100) == 12 * (100 * 12 * 768**2 + 2 * 100 * 100 * 768)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@settings(deadline=None, max_examples=20)
+@given(lengths=st.lists(st.integers(30, 500), min_size=1, max_size=5), target=st.floats(1.0, 3.0))
+def test_alpha_for_inverts_mac_reduction(family, lengths, target):
+    config = tiny.CONFIGS[family]()
+    alpha = zsaa.alpha_for(config, lengths, target)
+    assert zsaa.mac_reduction(config, lengths, alpha) >= target or alpha == 1.0
+    if alpha < 1:
+        assert zsaa.mac_reduction(config, lengths, min(1.0, alpha + 2e-5)) < target, "and no larger alpha would do"
+
+
+@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=5), target=st.floats(1.0, 20.0))
+def test_truncation_for_spends_no_more_than_the_dial_may(lengths, target):
+    config = tiny.CONFIGS["llama"]()
+    k = zsaa.truncation_for(config, lengths, target)
+    whole = sum(zsaa.macs(config, n) for n in lengths)
+
+    def cost(k):
+        return sum(zsaa.macs(config, min(n, k)) for n in lengths)
+
+    assert k == 1 or whole / cost(k) >= target
+    assert k == max(lengths) or whole / cost(k + 1) < target
+
+
+def test_unreachable_targets_name_the_range():
+    config = tiny.CONFIGS["gpt2"]()
+    with pytest.raises(ValueError, match=r"50 is out of reach.*ranges from 1 to \d"):
+        zsaa.alpha_for(config, 20, 50)
+    with pytest.raises(ValueError, match="out of reach"):
+        zsaa.alpha_for(config, 200, 0.5)
+    with pytest.raises(ValueError, match="empty"):
+        zsaa.alpha_for(config, [], 2)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, -0.1, 1.0001, math.nan, math.inf, -math.inf])
+def test_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got " + str(alpha).replace("+", r"\+")):
+        check_alpha(alpha)
+
+
+@pytest.mark.parametrize("alpha", ["0.5", None, True, [0.5], 0.5j])
+def test_alpha_of_the_wrong_type(alpha):
+    with pytest.raises(TypeError, match="alpha must be a number"):
+        check_alpha(alpha)
+
+
+@pytest.mark.parametrize(("tau", "error"), [(0, ValueError), (-3, ValueError), (2.5, TypeError), (True, TypeError),
+                                            ("5", TypeError), (math.nan, TypeError), (None, TypeError)])  # fmt: skip
+def test_tau_out_of_range_or_of_the_wrong_type(tau, error):
+    with pytest.raises(error, match=r"tau must be .*>= 1"):
+        check_tau(tau)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_token_counts_are_checked(n):
+    with pytest.raises(ValueError, match="n must be a whole number"):
+        zsaa.kept_counts(n, 0.5, 3)

@@ -1,0 +1,179 @@
+"""Accuracy along the dial, beside its plainest rival: the stock model on inputs cut to the same compute."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import zsaa
+from zsaa.dial import settings
+from zsaa.families import find_decoder
+from zsaa.measure import alternate
+
+TARGETS = (1, 2, 3, 5, 7, 9, 11)  # the speed-ups of the paper's Table 1
+CONTROLS = ("alpha", "first", "last")
+
+
+def interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion, in percent."""
+    p, denominator = correct / n, 1 + z * z / n
+    middle = (p + z * z / (2 * n)) / denominator
+    half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return round(100 * (middle - half), 2), round(100 * (middle + half), 2)
+
+
+def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) -> list[int]:
+    """The first or last `k` tokens of `ids` (None: all); a leading `bos` is part of the k and always stays."""
+    ids = list(ids)
+    if k is None or len(ids) <= k:
+        return ids
+    if side == "first":
+        return ids[:k]
+    if bos is not None and ids[0] == bos and k > 1:
+        return [bos, *ids[len(ids) - k + 1 :]]
+    return ids[len(ids) - k :]
+
+
+def pad(samples: Sequence[Sequence[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and attention_mask [batch, longest], int64, padded on the right."""
+    width = max(map(len, samples))
+    ids = torch.tensor([[*s, *[pad_id] * (width - len(s))] for s in samples], device=device)
+    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in samples], device=device)
+    return ids, mask
+
+
+def _precision(model: nn.Module, precision: str):
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    samples: Sequence[Sequence[int]],
+    batch_size: int = 8,
+    precision: str = "fp32",
+    progress: str | None = None,
+) -> list[int]:
+    """Predicted class of each sample (lists of token ids), in order; batches hold samples of similar length."""
+    model.eval()
+    decoder, _ = find_decoder(model)
+    device, pad_id = next(model.parameters()).device, decoder.config.pad_token_id
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
+    predicted = [0] * len(samples)
+    bar = tqdm(total=len(samples), desc=progress, unit="text", disable=progress is None, mininterval=1.0)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        ids, mask = pad([samples[i] for i in batch], pad_id, device)
+        with _precision(model, precision):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for i, label in zip(batch, logits.float().argmax(-1).tolist()):
+            predicted[i] = label
+        bar.update(len(batch))
+    bar.close()
+    return predicted
+
+
+def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CONTROLS) -> list[dict]:
+    """One row per control and target MAC reduction: the alpha or the cut that reaches it on samples of these lengths.
+    A target out of reach (tau) is left out."""
+    decoder, _ = find_decoder(model)
+    config, tau, lengths = decoder.config, settings(model)["tau"], list(lengths)
+    rows = []
+    for target in targets:
+        try:
+            alpha = zsaa.alpha_for(config, lengths, target, tau)
+        except ValueError:
+            continue
+        if "alpha" in controls:
+            reached = zsaa.mac_reduction(config, lengths, alpha, tau)
+            rows.append(
+                {"control": "alpha", "target": target, "alpha": alpha, "keep_tokens": None, "mac_reduction": reached}
+            )
+        k = zsaa.truncation_for(config, lengths, target)
+        kept = [min(n, k) for n in lengths]
+        reached = sum(zsaa.macs(config, n) for n in lengths) / sum(zsaa.macs(config, n) for n in kept)
+        for side in ("first", "last"):
+            if side in controls and target > 1:
+                rows.append(
+                    {"control": side, "target": target, "alpha": None, "keep_tokens": k, "mac_reduction": reached}
+                )
+    return rows
+
+
+def curve(
+    model: nn.Module,
+    tokenizer,
+    dataset,
+    targets=TARGETS,
+    controls=CONTROLS,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    progress: bool = True,
+) -> list[dict]:
+    """Accuracy (percent) of `model`, with the dial on, at each target MAC reduction, for the dial and its controls.
+
+    dataset: columns input_ids and labels. Each row holds the plan's fields and "correct", "n", "accuracy", "ci95"
+    (Wilson) and "right": which samples were right, as a hexadecimal bit string (sample 0 first), for paired tests.
+    """
+    samples, labels = list(dataset["input_ids"]), list(dataset["labels"])
+    rows = plan(model, map(len, samples), targets, controls)
+    for row in rows:
+        side = row["control"]
+        name = f"{side} at {row['mac_reduction']:.1f}x"
+        inputs = [cut(s, row["keep_tokens"], side, tokenizer.bos_token_id) for s in samples]
+        with zsaa.at(model, row["alpha"] or 1.0):
+            predicted = predict(model, inputs, batch_size, precision, name if progress else None)
+        right = [int(p == y) for p, y in zip(predicted, labels)]
+        correct, n = sum(right), len(right)
+        bits = "".join(map(str, right))
+        row.update(
+            mac_reduction=round(row["mac_reduction"], 4),
+            correct=correct,
+            n=n,
+            accuracy=round(100 * correct / n, 2),
+            ci95=list(interval(correct, n)),
+            right=f"{int(bits, 2):0{(n + 3) // 4}x}",
+        )
+    return rows
+
+
+@torch.inference_mode()
+def add_latency(
+    model: nn.Module, rows: list[dict], tokenizer, samples: Sequence[Sequence[int]], repeats: int = 5, precision="fp32"
+) -> list[dict]:
+    """Time one forward pass over `samples` as one batch at every row's setting, alternating with the stock model.
+
+    Adds "latency_ms" (median), "latency_ms_quartiles", "speedup" (over stock, same run), and what was timed:
+    "latency_batch", "latency_tokens" (longest sample) and "latency_mac_reduction" on this very batch.
+    """
+    device = next(model.parameters()).device
+    decoder, _ = find_decoder(model)
+
+    def runner(row):
+        cut_to = [cut(s, row["keep_tokens"], row["control"], tokenizer.bos_token_id) for s in samples]
+        ids, mask = pad(cut_to, decoder.config.pad_token_id, device)
+
+        def run():
+            with zsaa.at(model, row["alpha"] or 1.0), _precision(model, precision):
+                model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+        return run
+
+    stock = {"keep_tokens": None, "control": "alpha", "alpha": 1.0}
+    timed = alternate({"stock": runner(stock), **{str(i): runner(row) for i, row in enumerate(rows)}}, repeats)
+    config, tau, lengths = decoder.config, settings(model)["tau"], [len(s) for s in samples]
+    whole = sum(zsaa.macs(config, n) for n in lengths)
+    for i, row in enumerate(rows):
+        kept = [min(n, row["keep_tokens"] or n) for n in lengths]
+        cost = sum(zsaa.macs(config, n, row["alpha"] or 1.0, tau) for n in kept)
+        shape = {"latency_batch": len(samples), "latency_tokens": max(lengths)}
+        row.update(timed[str(i)], **shape, latency_mac_reduction=round(whole / cost, 4))
+    return rows

@@ -1,0 +1,252 @@
+"""Alpha-sampled fine-tuning (paper, section 3.4 and Eq. 3), through Hugging Face's Trainer and PEFT.
+
+Each optimizer step draws its own alpha ~ U(low, high), so that the model meets every setting of the dial and none last.
+The conventional fine-tuning beside it is the same run with alpha fixed at 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+import zsaa
+from zsaa.dial import settings, trained_for
+from zsaa.families import find_decoder
+from zsaa.keep import check_alpha
+
+SETTINGS_FILE = "zsaa.json"
+# Section 4.2: GPT-2 (12 layers) is trained from 0.02 on, the deeper LLaMA 3 and Gemma 2 from 0.5 on.
+ALPHA_RANGE = {"gpt2": (0.02, 1.0)}
+DEEP_ALPHA_RANGE = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters; the defaults are the paper's (section 4.2). What the paper leaves open is marked.
+
+    method: "alpha-sampled" (Eq. 3) or "conventional" (alpha = 1 throughout).
+    tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full).
+    alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
+    dropout: attention dropout and, for LoRA, adapter dropout.
+    group_by_length (open): batches of similar lengths, which saves padding; the order stays random otherwise.
+    """
+
+    method: str = "alpha-sampled"
+    tuning: str = "full"
+    alpha_range: tuple[float, float] | None = None
+    tau: int = 5
+    score: str = "column_sum"
+    learning_rate: float = 4e-5
+    batch_size: int = 8
+    epochs: float = 5
+    max_steps: int = -1
+    dropout: float = 0.1
+    seed: int = 0
+    max_length: int = 512  # open
+    lora_rank: int = 8  # open
+    lora_alpha: int = 16  # open
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        for name, allowed in (("method", ("alpha-sampled", "conventional")), ("tuning", ("full", "lora"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.alpha_range is not None:
+            low, high = (check_alpha(a) for a in self.alpha_range)
+            if low > high:
+                raise ValueError(f"alpha_range must be (low, high) with low <= high, got {self.alpha_range}.")
+
+
+def alpha_range(recipe: Recipe, model: nn.Module) -> tuple[float, float]:
+    """The range that `recipe` draws alpha from on `model`."""
+    if recipe.method == "conventional":
+        return 1.0, 1.0
+    return tuple(recipe.alpha_range or ALPHA_RANGE.get(find_decoder(model)[0].config.model_type, DEEP_ALPHA_RANGE))
+
+
+def draw_alpha(low: float, high: float, seed: int, step: int) -> float:
+    """Eq. 3 for one optimizer step: a function of seed and step alone, so that a resumed run and every process of a
+    distributed one draw the same."""
+    return random.Random(f"zsaa {seed} {step}").uniform(low, high)
+
+
+class AlphaSampler(TrainerCallback):
+    """Turns the dial before each optimizer step, and back to 1 at the end."""
+
+    def __init__(self, model: nn.Module, low: float, high: float, seed: int):
+        self.model, self.low, self.high, self.seed = model, low, high, seed
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        zsaa.set_alpha(self.model, draw_alpha(self.low, self.high, self.seed, state.global_step))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        zsaa.set_alpha(self.model, 1.0)
+
+
+def add_lora(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """`model` with fresh LoRA adapters on every linear layer of the decoder, and its task head trainable."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    classifier = hasattr(model, "score")
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.dropout,
+        target_modules="all-linear",
+        fan_in_fan_out=model.config.model_type == "gpt2",  # GPT-2 stores its linear layers transposed (Conv1D)
+    )
+    set_seed(recipe.seed)
+    return get_peft_model(model, config)
+
+
+def _set_dropout(model: nn.Module, p: float) -> None:
+    """LLaMA-like models have attention dropout only; GPT-2 has its own dropout modules."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = p
+    decoder, _ = find_decoder(model)
+    if decoder.config.model_type == "gpt2":
+        for module in decoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+
+
+def mixed_precision() -> str:
+    """ "bf16" where the GPU computes in it, "fp16" on older ones (T4), "fp32" on a CPU."""
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def fine_tune(
+    model: nn.Module,
+    tokenizer,
+    train_dataset,
+    recipe: Recipe,
+    output_dir: str | Path,
+    *,
+    resume: bool = True,
+    save_steps: int | None = None,
+    log_steps: int = 50,
+    progress: bool = True,
+) -> tuple[nn.Module, dict]:
+    """Fine-tune `model` (float32 weights) on `train_dataset` (columns input_ids, attention_mask, labels).
+
+    Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
+    interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. The result is
+    saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
+    "steps", "alpha_range", "precision"}.
+    """
+    output_dir = Path(output_dir)
+    low, high = alpha_range(recipe, model)
+    if recipe.tuning == "lora" and not hasattr(model, "peft_config"):
+        model = add_lora(model, recipe)
+    _set_dropout(model, recipe.dropout)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score)
+    precision = mixed_precision()
+    arguments = TrainingArguments(
+        output_dir=str(output_dir / "checkpoints"),
+        learning_rate=recipe.learning_rate,
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or 500,
+        save_total_limit=1,
+        logging_steps=log_steps,
+        disable_tqdm=not progress,
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[AlphaSampler(model, low, high, recipe.seed)],
+    )
+    checkpoint = None
+    if resume and (output_dir / "checkpoints").is_dir():
+        checkpoint = get_last_checkpoint(str(output_dir / "checkpoints"))
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - started
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    model.eval()
+    trained_for(model, (low, high))
+    save(model, tokenizer, output_dir / "model")
+    shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    log = {
+        "loss": losses,
+        "seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "alpha_range": [low, high],
+        "precision": precision,
+    }
+    return model, log
+
+
+def save(model: nn.Module, tokenizer, folder: str | Path) -> None:
+    """Write model (or adapter), tokenizer and the dial's settings to `folder`, all at once: a crash or a full disk
+    leaves what was there before."""
+    folder = Path(folder)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not save the model to {folder}: {error.strerror}. Free some space, or choose another folder.",
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
+    """A model (or adapter, on its base model) saved by `save`, with its tokenizer and the dial ready at alpha = 1.
+
+    The dial knows the range of alpha that the model was trained for, and warns once when it is turned beyond it.
+    Keyword arguments go to `zsaa.models.load_model`.
+    """
+    from zsaa.models import load_model
+
+    file = Path(folder) / SETTINGS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: {folder} was not saved by zsaa. Load it with load_model and call zsaa.enable."
+        )
+    saved = json.loads(file.read_text())
+    model, tokenizer = load_model(str(folder), **kwargs)
+    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"])
+    trained_for(model, tuple(saved["alpha_range"]))
+    return model, tokenizer
+
+
+def describe(recipe: Recipe, model: nn.Module) -> dict:
+    """The recipe as a dict for a result file, with the range that alpha was really drawn from."""
+    return {**asdict(recipe), "alpha_range": list(alpha_range(recipe, model))}
