@@ -1,0 +1,38 @@
+# Every target sets up what it needs in .venv (tools/setup.sh; ZSAA_PYTHON=... uses another environment).
+#   make test ARGS="-k dial"   passes options to pytest;   JOBS=1 runs the tests in one process
+
+JOBS ?= 2
+ARGS ?=
+PYTHON = python=$$(tools/setup.sh)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+
+.PHONY: help setup lint format test lock clean distclean
+
+help:       ## this list
+	@grep -E '^[a-z]+: +.*##' Makefile | sed -E 's/:[^#]*## /\t/'
+
+setup:      ## make .venv, or bring it up to date
+	@$(PYTHON) && echo "$$python"
+
+lint:       ## style, formatting, and notebooks without outputs
+	@$(PYTHON) && { "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
+	$(if $(NOTEBOOKS),"$$python" -m nbstripout --verify $(NOTEBOOKS),true) || \
+	{ echo "lint failed; 'make format' mends most of it"; exit 1; }; }
+
+format:     ## mend what lint complains of, where a tool can
+	@$(PYTHON) && "$$python" -m ruff check --fix . ; "$$python" -m ruff format . && \
+	$(if $(NOTEBOOKS),"$$python" -m nbstripout $(NOTEBOOKS),true)
+
+# One thread per test process: torch's own threads would fight over the cores.
+test: lint  ## lint, then all tests
+	@$(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) $(ARGS)
+
+lock:       ## remake requirements.lock from pyproject.toml
+	@tools/lock.sh
+
+clean:      ## remove caches and build products; .venv and outputs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv and outputs too
+	rm -rf .venv outputs .setup.*

