@@ -1,0 +1,766 @@
+"""Runs the notebooks of a profile, one after the other, with papermill. This is what `./run_all.sh` starts.
+
+`notebooks/profiles.yaml` says which notebooks a profile runs, and with which parameters:
+
+    smoke:
+      about: one line for --list
+      notebooks:
+        00_quickstart:
+          minutes: 3                  # measured; shown until this machine has a measurement of its own
+          parameters: {max_length: 256}
+
+Everything generated goes to one folder, outputs/<profile>/ unless --output-dir names another:
+
+    executed/NAME.ipynb           the executed notebook; exists only if the whole notebook ran
+    executed/NAME.partial.ipynb   the same while it runs, and after a failure or interruption: to be read
+    logs/NAME.log                 what the cells printed, with times and tracebacks
+    done/NAME.json                written last: parameters, seconds, files made, hashes of what made it
+    timings.json                  seconds of earlier runs, for --dry-run
+    results/ figures/ tables/     written by the notebooks themselves, which get this folder as `output_dir`
+    index.html                    written by zsaa.report.index at the end of each run, after failures too
+
+A notebook counts as done while its done-file matches the present notebook, zsaa source, parameters, lock
+files and committed results, and all files that it made are still there. papermill's own output is never
+asked: after a killed kernel it calls every cell completed.
+
+Only the standard library is imported at the top, so that --help, --list and --dry-run answer without an
+installed package (--list and --dry-run need PyYAML); papermill is imported when a notebook is about to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OK, FAILED, USAGE, SETUP, FOLDER = 0, 1, 2, 3, 4
+EXIT_CODES = """exit codes:
+  0    every selected notebook is done
+  1    a notebook failed (an error in a cell, or its kernel was killed), or the index page did
+  2    bad usage: unknown profile, notebook, option or parameter, or a damaged profiles.yaml or notebook
+  3    the set-up failed (no network, no or too old Python, no room on the disk, a package missing)
+  4    the output folder cannot be used: in use by another run, not writable, or full
+  130  interrupted by Ctrl-C (143: by SIGTERM, 129: by SIGHUP); the same command goes on where it stopped
+"""
+PRODUCTS = ("results", "figures", "tables")  # the subfolders of the output folder that notebooks write to
+
+
+class UsageError(Exception):
+    """The command, profiles.yaml or a notebook's parameters are wrong; exit code 2."""
+
+
+class FolderError(Exception):
+    """The output folder cannot be used; exit code 4."""
+
+
+class NotebookError(Exception):
+    """A notebook did not run to its end; exit code 1."""
+
+
+class Interrupted(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived. Not an Exception, so that nothing on the way swallows it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
+# --------------------------------------------------------------------------------
+# What is to be run: profiles.yaml and the notebooks' parameter cells
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One notebook of a profile, checked: the file exists and takes all of `parameters`."""
+
+    name: str
+    path: Path
+    parameters: dict
+    minutes: float | None  # estimate from profiles.yaml
+
+
+def load_profiles(root: Path) -> dict:
+    """Returns profiles.yaml as {profile: {"about": str, "notebooks": {name: {"minutes", "parameters"}}}}."""
+    path = root / "notebooks" / "profiles.yaml"
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("PyYAML is missing; run ./run_all.sh, which installs it") from None
+    try:
+        profiles = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; the runner needs a clone, not a wheel") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(profiles, dict) or not profiles:
+        raise UsageError(f"{path} must map profile names to their notebooks")
+    for profile, entry in profiles.items():
+        if not isinstance(entry, dict) or set(entry) - {"about", "notebooks"} or not entry.get("notebooks"):
+            raise UsageError(f"{path}: profile {profile!r} takes 'about' and 'notebooks', nothing else")
+        for name, settings in entry["notebooks"].items():
+            settings = entry["notebooks"][name] = {} if settings is None else settings
+            if not isinstance(settings, dict) or set(settings) - {"minutes", "parameters"}:
+                raise UsageError(f"{path}: {profile}/{name} takes 'minutes' and 'parameters', nothing else")
+            minutes, parameters = settings.get("minutes"), settings.get("parameters")
+            if minutes is not None and not isinstance(minutes, (int, float)):
+                raise UsageError(f"{path}: {profile}/{name}: minutes must be a number, got {minutes!r}")
+            if parameters is not None and not isinstance(parameters, dict):
+                raise UsageError(f"{path}: {profile}/{name}: parameters must map names to values")
+    return profiles
+
+
+def read_cells(path: Path) -> list[dict]:
+    """Returns the cells of a notebook as {"type", "tags", "source"}: all that decides what it computes."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [
+            {
+                "type": cell["cell_type"],
+                "tags": cell.get("metadata", {}).get("tags", []),
+                "source": "".join(cell["source"]),
+            }
+            for cell in cells
+        ]
+    except FileNotFoundError:
+        raise UsageError(f"notebook {path} is missing, but profiles.yaml names it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a notebook (nbformat 4): {error!r}") from None
+
+
+UNKNOWN_DEFAULT = object()
+
+
+def declared_parameters(path: Path) -> dict:
+    """Returns {name: default} of the cell tagged "parameters"; UNKNOWN_DEFAULT where it is not a literal.
+
+    Finds the same names as papermill's inspect_notebook (a test compares them), but needs nothing installed.
+    """
+    tagged = [cell for cell in read_cells(path) if "parameters" in cell["tags"]]
+    if len(tagged) != 1:
+        raise UsageError(f"{path.name} must have exactly one cell tagged 'parameters', found {len(tagged)}")
+    found = {}
+    for node in ast.parse(tagged[0]["source"]).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and getattr(node, "value", None) is not None:
+                try:
+                    found[target.id] = ast.literal_eval(node.value)
+                except ValueError:
+                    found[target.id] = UNKNOWN_DEFAULT
+    return found
+
+
+def check_parameters(name: str, given: dict, declared: dict) -> None:
+    """Raises UsageError unless every given parameter is declared and fits the type of its default."""
+    known = ", ".join(sorted(declared)) or "none"
+    for key, value in given.items():
+        if key not in declared:
+            raise UsageError(f"{name}: unknown parameter {key!r}; the notebook's parameters are: {known}")
+        default = declared[key]
+        if default is None or default is UNKNOWN_DEFAULT or value is None:
+            continue
+        wanted = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+            hint = "; YAML reads 2e-5 as text, write 2.0e-5" if isinstance(value, str) else ""
+            raise UsageError(
+                f"{name}: parameter {key} = {value!r} is of type {type(value).__name__}, "
+                f"but its default {default!r} is of type {type(default).__name__}{hint}"
+            )
+
+
+def plan(root: Path, profile: str, output_dir: Path) -> list[Job]:
+    """Returns the checked jobs of `profile` in the order of profiles.yaml."""
+    profiles = load_profiles(root)
+    if profile not in profiles:
+        raise UsageError(f"unknown profile {profile!r}; the profiles are: {', '.join(profiles)}")
+    jobs = []
+    for name, settings in profiles[profile]["notebooks"].items():
+        path = root / "notebooks" / f"{name}.ipynb"
+        given = {**(settings.get("parameters") or {}), "output_dir": str(output_dir)}
+        check_parameters(name, given, declared_parameters(path))
+        jobs.append(Job(name, path, given, settings.get("minutes")))
+    return jobs
+
+
+# --------------------------------------------------------------------------------
+# What is done already: content hashes and done-files
+
+
+def _hash_files(root: Path, files: Iterator[Path] | list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def fingerprint(root: Path, job: Job) -> dict[str, str]:
+    """Returns one hash for each thing that a notebook's result depends on; any change makes it run again.
+
+    Of the notebook only cell types, tags and sources count: opening and saving it in Jupyter changes nothing.
+    """
+
+    def files(folder: str, pattern: str) -> list[Path]:
+        return [p for p in (root / folder).rglob(pattern) if p.is_file() and "__pycache__" not in p.parts]
+
+    def text(value: object) -> str:
+        return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+    return {
+        "notebook": text(read_cells(job.path)),
+        "zsaa": _hash_files(root, files("zsaa", "*.py") + files("kernels", "*.py")),
+        "parameters": text(job.parameters),
+        "lock": _hash_files(root, list(root.glob("*.lock"))),
+        "results": _hash_files(root, files("results", "*")),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that `path` holds either the old or the whole new content, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def find_done(out: Path, job: Job, key: dict[str, str]) -> tuple[dict | None, str]:
+    """Returns (the done-file's content, "") if `job` is done, else (None, why it has to run)."""
+    record = _read_json(out / "done" / f"{job.name}.json")
+    if not record:
+        partial = out / "executed" / f"{job.name}.partial.ipynb"
+        return None, "did not finish last time" if partial.exists() else "not run yet"
+    changed = [part for part in key if record.get("key", {}).get(part) != key[part]]
+    if changed:
+        return None, "changed since: " + ", ".join(changed)
+    missing = [file for file in record.get("files", []) if not (out / file).exists()]
+    if missing:
+        return None, f"{missing[0]} is gone"
+    return record, ""
+
+
+def estimate(out: Path, job: Job) -> tuple[float | None, str]:
+    """Returns (seconds, where from): the last complete run in `out`, else the value in profiles.yaml."""
+    seconds = _read_json(out / "timings.json").get(job.name)
+    if isinstance(seconds, (int, float)):
+        return float(seconds), "last run here"
+    return (None, "no estimate") if job.minutes is None else (60.0 * job.minutes, "profiles.yaml")
+
+
+# --------------------------------------------------------------------------------
+# Running one notebook
+
+
+def clock(seconds: float | None) -> str:
+    """Formats seconds as m:ss or h:mm:ss; "?" for None."""
+    if seconds is None:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Progress:
+    """One line per notebook that keeps changing on a terminal; elsewhere a line per cell and minute."""
+
+    def __init__(self, name: str, cells: int):
+        self.name, self.cells, self.cell, self.heading = name, cells, 0, ""
+        self.start = self.said = time.monotonic()
+        self.live = sys.stdout.isatty()
+
+    def start_cell(self, index: int, source: str, is_code: bool) -> None:
+        if not is_code:
+            heading = re.search(r"^#+\s*(.+)$", source, re.MULTILINE)
+            self.heading = heading.group(1).strip() if heading else self.heading
+        self.cell = index + 1
+        if is_code or self.live:
+            self.say()
+
+    def say(self) -> None:
+        self.said = time.monotonic()
+        text = (
+            f"  {self.name}  cell {self.cell}/{self.cells}  {clock(self.said - self.start)}  {self.heading}"
+        )
+        print(
+            f"\r\033[K{text[:100]}" if self.live else text.rstrip(), end="" if self.live else "\n", flush=True
+        )
+
+    def tick(self) -> None:
+        if time.monotonic() - self.said >= (1 if self.live else 60):
+            self.say()
+
+    def close(self) -> None:
+        if self.live:
+            print("\r\033[K", end="", flush=True)
+
+
+@contextlib.contextmanager
+def _isolated_jupyter() -> Iterator[None]:
+    """Keeps the kernel's connection file, history and font cache out of the user's home."""
+    with tempfile.TemporaryDirectory(prefix="zsaa-jupyter-", ignore_cleanup_errors=True) as folder:
+        new = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+        new["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR", str(Path(sys.prefix) / "var" / "matplotlib"))
+        new["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each log begins with a warning
+        old = {name: os.environ.get(name) for name in new}
+        os.environ.update(new)
+        try:
+            yield
+        finally:
+            for name, value in old.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[logging.Logger]:
+    """Sends papermill's logger, and so what the cells print, to `path` and nowhere else."""
+
+    class PlainText(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", super().format(record)).rstrip("\n")
+
+    logger = logging.getLogger("papermill")
+    path.write_text("")
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8")  # the kernel appends to it too
+    handler.setFormatter(PlainText("%(asctime)s %(message)s", "%H:%M:%S"))
+    state = logger.level, logger.propagate, logger.handlers
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield logger
+    finally:
+        level, logger.propagate, logger.handlers = state
+        logger.setLevel(level)
+        handler.close()
+
+
+class Execution:
+    """One notebook on its way through papermill, in a thread of its own.
+
+    The thread is there for the signals: in the main thread, nbclient takes over SIGINT and SIGTERM and turns
+    them into a dead kernel. So the main thread keeps them, and stops the kernel itself.
+    """
+
+    def __init__(self, job: Job, output: Path, log: Path, progress: Progress):
+        self.job, self.output, self.log, self.progress = job, output, log, progress
+        self.notebook = self.error = self.client = None
+        self.cancelled = False
+        # Not Thread.join: a join that a signal handler interrupts by raising takes the thread for ended
+        self.finished = threading.Event()
+
+    def _run(self) -> None:
+        import papermill
+        from jupyter_client.kernelspec import KernelSpec
+        from jupyter_client.manager import AsyncKernelManager
+        from papermill.clientwrap import PapermillNotebookClient
+        from papermill.engines import NBClientEngine, papermill_engines
+        from papermill.log import logger
+
+        execution = self
+
+        class ThisPython(AsyncKernelManager):
+            """Always this interpreter, whichever kernels the user has registered under the name python3."""
+
+            @property
+            def kernel_spec(self):
+                argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+                argv.append("--log-level=ERROR")  # it warns of plain text on the loopback interface
+                return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+        class Engine(NBClientEngine):
+            @classmethod
+            def execute_managed_notebook(cls, manager, kernel_name, **_):
+                note_start = manager.cell_start
+
+                def cell_start(cell, cell_index=None, **kwargs):
+                    if execution.cancelled:
+                        raise NotebookError("interrupted")
+                    execution.progress.start_cell(cell_index, cell.source, cell.cell_type == "code")
+                    return note_start(cell, cell_index, **kwargs)
+
+                manager.cell_start = cell_start
+                execution.client = PapermillNotebookClient(
+                    manager,
+                    kernel_name=kernel_name,
+                    kernel_manager_class=ThisPython,
+                    resources={
+                        "metadata": {"path": str(execution.job.path.parent)}
+                    },  # as when opened in Jupyter
+                    startup_timeout=300,  # a cold disk and two busy cores take their time
+                    timeout=None,
+                    log=logger,
+                    log_output=True,
+                )
+                with open(execution.log, "a") as raw:  # what does not come as a message: crashes, C libraries
+                    execution.client.execute(stdout=raw, stderr=raw)
+
+        try:
+            papermill_engines.register("zsaa", Engine)
+            self.notebook = papermill.execute_notebook(
+                self.job.path,
+                self.output,
+                parameters=self.job.parameters,
+                engine_name="zsaa",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                log_output=True,
+            )
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.finished.set()
+
+    def kernel(self):
+        """Returns the kernel's Popen object, or None where no kernel runs."""
+        return getattr(getattr(getattr(self.client, "km", None), "provisioner", None), "process", None)
+
+    def wait(self) -> None:
+        """Blocks until the thread ends; raises what went wrong as NotebookError, or what interrupted it."""
+        process = None
+        try:
+            threading.Thread(target=self._run, name=self.job.name, daemon=True).start()
+            while not self.finished.wait(0.1):
+                process = self.kernel() or process
+                self.progress.tick()
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            self.progress.close()
+        if isinstance(self.error, OSError) and self.error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise self.error
+        if self.error is not None:
+            raise NotebookError(self._explain(process)) from self.error
+        # papermill's word is not enough: a reply number is what shows that a cell ran
+        silent = [
+            number
+            for number, cell in enumerate(self.notebook.cells, 1)
+            if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None
+        ]
+        if silent:
+            raise NotebookError(f"cell {silent[0]} of {len(self.notebook.cells)} did not run")
+
+    def kill(self) -> None:
+        """Ends the kernel and all processes that it started; waits for papermill to write what there is."""
+        self.cancelled = True
+        deadline = time.monotonic() + 20
+        while not self.finished.is_set() and time.monotonic() < deadline:
+            process = self.kernel()  # asked again and again: it may be just starting
+            if process is not None and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)  # the kernel leads a session of its own
+            self.finished.wait(0.2)
+
+    def _explain(self, process) -> str:
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
+
+        error, where = self.error, f"in cell {self.progress.cell} of {self.progress.cells}"
+        if isinstance(error, DeadKernelError):
+            code = process.poll() if process is not None else None
+            how = f"was killed by signal {-code}" if code and code < 0 else "died"
+            return f"the kernel {how} {where}; signal 9 mostly means that the machine ran out of memory"
+        if isinstance(error, PapermillExecutionError):
+            text = f"{error.ename}: {error.evalue}"
+        else:
+            text = f"{type(error).__name__}: {error}"
+        full = "; the disk is full, make room and start again" if "No space left" in text else ""
+        return f"{text.strip()} ({where}){full}"
+
+
+def _frames(error: BaseException | None) -> str:
+    """Returns the traceback that helps: a cell's own if it raised, none for a killed kernel, else ours."""
+    from nbclient.exceptions import DeadKernelError
+
+    if error is None or isinstance(error, DeadKernelError):
+        return ""
+    return "\n".join(getattr(error, "traceback", None) or []) or "".join(traceback.format_exception(error))
+
+
+def run_notebook(out: Path, job: Job, key: dict[str, str]) -> dict:
+    """Runs one notebook and returns its done record, already on disk. Raises NotebookError or Interrupted.
+
+    Order matters: the done-file goes first and comes back last, so that it never stands beside other output.
+    """
+    executed = out / "executed" / f"{job.name}.ipynb"
+    partial, log = executed.with_suffix(".partial.ipynb"), out / "logs" / f"{job.name}.log"
+    done = out / "done" / f"{job.name}.json"
+    for path in (executed, log, done, *(out / folder / "x" for folder in PRODUCTS)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for path in (done, executed, partial):
+        path.unlink(missing_ok=True)
+
+    cells = read_cells(job.path)
+    progress = Progress(job.name, len(cells) + 1)  # papermill adds the cell that sets the parameters
+    started, start = datetime.datetime.now(datetime.timezone.utc), time.time_ns()
+    with _logging_to(log) as logger, _isolated_jupyter():
+        logger.info("%s, started %s, %s", job.name, started.isoformat(timespec="seconds"), sys.executable)
+        logger.info("parameters: %s", json.dumps(job.parameters, default=str))
+        try:
+            Execution(job, partial, log, progress).wait()
+        except NotebookError as error:
+            logger.error("FAILED: %s\n%s", error, _frames(error.__cause__))
+            raise
+        except Interrupted as error:
+            logger.error("INTERRUPTED by %s", signal.Signals(error.signum).name)
+            raise
+        seconds = round((time.time_ns() - start) / 1e9, 1)
+        logger.info("done in %s", clock(seconds))
+
+    made = [p for folder in PRODUCTS for p in (out / folder).rglob("*") if p.is_file()]
+    files = [p.relative_to(out).as_posix() for p in made if p.stat().st_mtime_ns >= start]
+    os.replace(partial, executed)
+    record = {
+        "name": job.name,
+        "parameters": job.parameters,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "files": [executed.relative_to(out).as_posix(), *sorted(files)],
+        "key": key,
+    }
+    timings = {**_read_json(out / "timings.json"), job.name: seconds}
+    write_atomically(out / "timings.json", json.dumps(timings, indent=2) + "\n")
+    write_atomically(done, json.dumps(record, indent=2, default=str) + "\n")
+    return record
+
+
+# --------------------------------------------------------------------------------
+# Running a profile
+
+
+@contextlib.contextmanager
+def _own_folder(out: Path) -> Iterator[None]:
+    """Makes sure that `out` can be written and that no other run is writing there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "w")  # noqa: SIM115  freed by the system after kill -9
+    except OSError as error:
+        raise FolderError(
+            f"cannot write to {out}: {error.strerror}; name another with --output-dir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderError(f"another run is using {out}; wait, or name another --output-dir") from None
+        yield
+
+
+def _status(out: Path, job: Job, status: str, message: str = "", record: dict | None = None) -> dict:
+    """One entry of the list that zsaa.report.index gets; log and executed are relative to `out`, or None."""
+    log = f"logs/{job.name}.log"
+    executed = f"executed/{job.name}.ipynb" if status == "done" else f"executed/{job.name}.partial.ipynb"
+    return {
+        "name": job.name,
+        "status": status,  # "done", "failed", "interrupted" or "not run"
+        "message": message,
+        "parameters": job.parameters,
+        "started": record["started"] if record else None,
+        "seconds": record["seconds"] if record else None,
+        "log": log if (out / log).exists() else None,
+        "executed": executed if (out / executed).exists() else None,
+    }
+
+
+def run_profile(
+    root: Path, out: Path, jobs: list[Job], selected: list[str], force: bool, keep_going: bool
+) -> int:
+    """Runs the selected jobs that are not done, writes the index page, and returns the exit code."""
+    code, again = OK, "  Start the same command again: what is done is not repeated."
+    statuses, waiting = {}, []
+    try:
+        for job in jobs:
+            record, why = find_done(out, job, fingerprint(root, job))
+            if job.name not in selected:
+                why = f"not selected; {why}"
+            elif force or not record:
+                waiting.append((job, why or "forced"))
+            else:
+                print(f"  {job.name}  done before, in {clock(record['seconds'])} (--force runs it again)")
+            state = "done" if record else "not run"
+            statuses[job.name] = _status(out, job, state, why, record)
+        for job, why in waiting:
+            seconds, source = estimate(out, job)
+            print(f"  {job.name}  starts ({why}); takes about {clock(seconds)} ({source})", flush=True)
+            try:
+                record = run_notebook(out, job, fingerprint(root, job))
+            except NotebookError as error:
+                code = FAILED
+                statuses[job.name] = status = _status(out, job, "failed", str(error))
+                print(f"  {job.name}  FAILED: {error}\n  log: {out}/{status['log']}")
+                if status["executed"]:
+                    print(f"  executed as far as it came: {out}/{status['executed']}")
+                print(again, flush=True)
+                if not keep_going:
+                    break
+            except BaseException as error:
+                state = "interrupted" if isinstance(error, Interrupted) else "failed"
+                statuses[job.name] = _status(out, job, state, repr(error))
+                raise
+            else:
+                statuses[job.name] = _status(out, job, "done", record=record)
+                print(f"  {job.name}  done in {clock(record['seconds'])}", flush=True)
+    except Interrupted as error:
+        code = 128 + error.signum
+        done = sum(status["status"] == "done" for status in statuses.values())
+        name = signal.Signals(error.signum).name
+        print(f"\n  Interrupted by {name}: {done} of {len(jobs)} notebooks are done.\n{again}")
+        print("  Writing the index page (a second Ctrl-C skips it)", flush=True)
+    except OSError as error:
+        code = FOLDER
+        print(f"  Cannot write to {out}: {error.strerror or error}. Make room or name another --output-dir.")
+        print(again, flush=True)
+
+    try:
+        from zsaa import report
+
+        page = report.index(out, list(statuses.values()))
+        print(f"  report: {page}", flush=True)
+    except Interrupted as error:
+        code = 128 + error.signum
+        print("  Interrupted before the index page was written.", flush=True)
+    except Exception as error:
+        print(f"  The index page could not be written: {type(error).__name__}: {error}", flush=True)
+        code = code or FAILED
+    return code
+
+
+def print_plan(
+    root: Path, profile: str, out: Path, jobs: list[Job], selected: list[str], force: bool
+) -> None:
+    """What --dry-run shows: each notebook, its parameters, whether it is done, the time that is left."""
+    print(f"profile {profile}, output folder {out}")
+    left, unknown = 0.0, 0
+    for job in jobs:
+        record, why = find_done(out, job, fingerprint(root, job))
+        if job.name not in selected:
+            state = "not selected"
+        elif record and not force:
+            state = f"done {record['started']}, in {clock(record['seconds'])}"
+        else:
+            seconds, source = estimate(out, job)
+            left, unknown = left + (seconds or 0.0), unknown + (seconds is None)
+            state = f"to do ({why or 'forced'}), about {clock(seconds)} ({source})"
+        print(f"\n{job.name}: {state}")
+        for name, value in job.parameters.items():
+            print(f"    {name} = {value!r}")
+    print(f"\nleft: about {clock(left)}" + (f", and {unknown} without an estimate" if unknown else ""))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh",
+        description="Runs the notebooks of a profile and writes tables, figures and an index page. "
+        "Notebooks that are done and unchanged are not run again.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--profile", default="smoke", help="which profile of notebooks/profiles.yaml to run (default: smoke)")
+    add("--only", metavar="NAME[,NAME]", help="run only these notebooks of the profile")
+    add("--output-dir", metavar="DIR", type=Path, help="write here instead of outputs/<profile>")
+    add("--force", action="store_true", help="run again what is done already")
+    add("--keep-going", action="store_true", help="after a failure go on with the next notebook")
+    add("--list", action="store_true", help="list profiles and notebooks, and stop")
+    add("--dry-run", action="store_true", help="show what would run, with parameters and times, and stop")
+    add("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)  # another tree to run; for the tests
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code (see EXIT_CODES)."""
+    options = parse(arguments)
+    interrupted = False
+
+    def on_signal(signum, frame):
+        nonlocal interrupted
+        if interrupted:  # the second one: the user will not wait
+            os._exit(128 + signum)
+        interrupted = True
+        raise Interrupted(signum)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    old: dict[int, Callable | int | None] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            old = {signum: signal.signal(signum, on_signal) for signum in signals}
+        root = options.root.resolve()
+        if options.list:
+            for profile, entry in load_profiles(root).items():
+                print(f"{profile}: {entry.get('about', '')}")
+                for name, settings in entry["notebooks"].items():
+                    minutes = settings.get("minutes")
+                    print(f"    {name}" + (f"  (about {minutes:g} min)" if minutes else ""))
+            return OK
+        out = (options.output_dir or root / "outputs" / options.profile).resolve()
+        jobs = plan(root, options.profile, out)
+        names = [job.name for job in jobs]
+        selected = options.only.split(",") if options.only is not None else names
+        for name in selected:
+            if name not in names:
+                raise UsageError(
+                    f"unknown notebook {name!r}; profile {options.profile!r} has: {', '.join(names)}"
+                )
+        if options.dry_run:
+            print_plan(root, options.profile, out, jobs, selected, options.force)
+            return OK
+        import papermill  # noqa: F401  asked for here, so that a missing package is a set-up failure
+
+        with _own_folder(out):
+            print(f"profile {options.profile}: {len(selected)} notebook(s), output folder {out}", flush=True)
+            return run_profile(root, out, jobs, selected, options.force, options.keep_going)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FOLDER
+    except ModuleNotFoundError as error:
+        print(f"error: {error}. Run the set-up: make setup", file=sys.stderr)
+        return SETUP
+    except Interrupted as error:
+        print("interrupted before anything ran", file=sys.stderr)
+        return 128 + error.signum
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
