@@ -5,6 +5,7 @@ JOBS ?= 2
 ARGS ?=
 PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+STRIP = "$$python" -m nbstripout --keep-id
 
 .PHONY: help setup lint format test lock clean distclean
 
@@ -16,12 +17,12 @@ setup:      ## make .venv, or bring it up to date
 
 lint:       ## style, formatting, and notebooks without outputs
 	@$(PYTHON) && { "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
-	$(if $(NOTEBOOKS),"$$python" -m nbstripout --verify $(NOTEBOOKS),true) || \
+	$(if $(NOTEBOOKS),$(STRIP) --verify $(NOTEBOOKS),true) || \
 	{ echo "lint failed; 'make format' mends most of it"; exit 1; }; }
 
 format:     ## mend what lint complains of, where a tool can
 	@$(PYTHON) && "$$python" -m ruff check --fix . ; "$$python" -m ruff format . && \
-	$(if $(NOTEBOOKS),"$$python" -m nbstripout $(NOTEBOOKS),true)
+	$(if $(NOTEBOOKS),$(STRIP) $(NOTEBOOKS),true)
 
 # One thread per test process: torch's own threads would fight over the cores.
 test: lint  ## lint, then all tests
