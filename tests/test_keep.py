@@ -61,7 +61,7 @@ def test_selection(data, batch, rows, ties):
     if ties:
         scores = (scores * 3).floor()
     ragged = len(set(counts)) > 1 or len(set(lengths)) > 1
-    kept, real = select(scores, torch.tensor(lengths), torch.tensor(counts), max(counts), ragged)
+    kept, real = select(scores.clone(), torch.tensor(lengths), torch.tensor(counts), max(counts), ragged)
     for b in range(batch):
         chosen = kept[b][real[b]].tolist() if real is not None else kept[b].tolist()
         want = sorted(range(lengths[b]), key=lambda j: (j != lengths[b] - 1, -scores[b, j].item(), j))[: counts[b]]

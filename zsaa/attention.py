@@ -26,8 +26,11 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
 
 def _sdpa(q, k, v, mask, scale, dropout, causal=False):
     groups = q.shape[1] // k.shape[1]
-    # With a mask, or before Ampere, SDPA answers enable_gqa with its slow math path: repeat K and V there instead.
-    gqa = groups > 1 and mask is None and (not q.is_cuda or torch.cuda.get_device_capability(q.device) >= (8, 0))
+    # SDPA has kernels for grouped heads in half precision without a mask, from Ampere on; otherwise it would answer
+    # enable_gqa with its slow math path: repeat K and V there instead.
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    grouped_kernel = not q.is_cuda or (half and torch.cuda.get_device_capability(q.device) >= (8, 0))
+    gqa = groups > 1 and mask is None and grouped_kernel
     if groups > 1 and not gqa:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(
@@ -35,12 +38,14 @@ def _sdpa(q, k, v, mask, scale, dropout, causal=False):
     )
 
 
-def _soft_score(q, k, scale, softcap, mask):
-    """softmax in float32 (float64 for float64 inputs); q [batch, kv_heads, groups, rows, dim], mask True = visible."""
+def _soft_score(q, k, scale, softcap, hidden):
+    """softmax in float32 (float64 for float64 inputs) of q [batch, kv_heads, groups, rows, dim] over keys; `hidden` is
+    True where a query must not look."""
     logits = torch.matmul(q.flatten(2, 3) * scale, k.transpose(-1, -2)).unflatten(2, q.shape[2:4])
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    logits = logits.masked_fill(~mask, float("-inf"))
+    if hidden is not None:
+        logits = logits.masked_fill_(hidden, float("-inf"))
     return logits.softmax(dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
 
 
@@ -59,8 +64,8 @@ def attend(
     if softcap is None:
         return _sdpa(q, k, v, mask, scale, dropout)
     grouped = q.unflatten(1, (k.shape[1], -1))
-    mask = torch.ones((), dtype=torch.bool, device=q.device) if mask is None else mask[:, :, None]
-    p = F.dropout(_soft_score(grouped, k, scale, softcap, mask), dropout)
+    hidden = None if mask is None else ~mask[:, :, None]
+    p = F.dropout(_soft_score(grouped, k, scale, softcap, hidden), dropout)
     return torch.matmul(p.to(v.dtype).flatten(2, 3), v).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
 
 
@@ -75,11 +80,13 @@ def attend_and_score(
     real: Tensor | None = None,
     positions: Tensor | None = None,
     window: int | None = None,
+    future: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal self-attention and the attention that each row receives.
 
     q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]. real: bool [batch, rows], or None if all rows are;
     padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
+    future: bool [rows, rows], True above the diagonal, if the caller has one to share between layers.
 
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
@@ -98,23 +105,29 @@ def attend_and_score(
         q, k = q.detach(), k.detach()
 
     grouped = q.unflatten(1, (k.shape[1], -1))
-    sums = torch.zeros(batch, rows, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device)
     block = max(16, BLOCK_ELEMENTS.get(q.device.type, 1 << 26) // (batch * heads * rows))
-    index = torch.arange(rows, device=q.device)
-    blocks = []
+    index = torch.arange(rows, device=q.device) if future is None or window is not None else None
+    sums, blocks = None, []
     for start in range(0, rows, block):
         end = min(start + block, rows)
-        if window is None:
-            mask = index[start:end, None] >= index[None, :end]
+        if window is not None:
+            hidden = ~visible(positions[:, start:end], positions[:, :end], window)[:, :, None]
+            hidden &= index[start:end, None] != index[None, :end]
+        elif future is not None:
+            hidden = future[start:end, :end]
         else:
-            mask = visible(positions[:, start:end], positions[:, :end], window)[:, :, None]
-            mask = mask | (index[start:end, None] == index[None, :end])
-        p = _soft_score(grouped[:, :, :, start:end], k[:, :, :end], scale, softcap, mask)
+            hidden = index[start:end, None] < index[None, :end]
+        p = _soft_score(grouped[:, :, :, start:end], k[:, :, :end], scale, softcap, hidden)
         with torch.no_grad():
-            votes = p.sum(dim=(1, 2))
-            if real is not None:
-                votes = votes * real[:, start:end, None]
-            sums[:, :end] += votes.sum(dim=1)
+            if real is None:
+                votes = p.sum(dim=(1, 2, 3))
+            else:  # padding does not vote
+                votes = torch.matmul(real[:, None, start:end].to(p.dtype), p.sum(dim=(1, 2))).squeeze(1)
+            if end == rows and start == 0:
+                sums = votes
+            else:
+                sums = votes.new_zeros(batch, rows) if sums is None else sums
+                sums[:, :end] += votes
         if not fused:
             p = F.dropout(p, dropout) if dropout else p
             blocks.append(torch.matmul(p.to(v.dtype).flatten(2, 3), v[:, :, :end]).unflatten(2, p.shape[2:4]))

@@ -25,7 +25,7 @@ class PrunedLayer(DynamicLayer):
         )
 
     def extend(self, keys: Tensor, values: Tensor, positions: Tensor, all_real: bool, seen: int):
-        """Append rows; returns all keys, values and positions. `seen` counts the tokens given to the model."""
+        """Append rows; returns all keys and values. `seen` counts the tokens given to the model."""
         if self.positions is None:
             self.dtype, self.device = keys.dtype, keys.device
             self.keys, self.values, self.positions = keys, values, positions
@@ -37,7 +37,7 @@ class PrunedLayer(DynamicLayer):
             self.generated += keys.shape[-2]
         self.all_real &= all_real
         self.seen += seen
-        return self.keys, self.values, self.positions
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.seen

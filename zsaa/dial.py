@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsaa.attention import attend, attend_and_score, visible
@@ -24,20 +25,13 @@ from zsaa.keep import check_alpha, check_tau, kept_counts
 from zsaa.score import SCORES, check_score, select
 
 
-def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """x [batch or 1, n, ...] at rows [batch, k] -> [batch, k, ...]. One flat index_select: far faster than gather."""
-    if rows is None:
-        return x
-    if x.shape[0] != rows.shape[0]:  # shared by the batch, as position embeddings are
-        return x[0].index_select(0, rows.flatten()).unflatten(0, rows.shape)
-    offsets = torch.arange(rows.shape[0], device=rows.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (rows + offsets).flatten()).unflatten(0, rows.shape)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x [batch, heads, rows, dim] by cos, sin [batch, rows, dim] (half-split layout)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding (half-split layout) of q and k [batch, heads, rows, dim]; cos, sin [batch, rows, dim].
+    Both at once: on short rows the number of operations is what costs."""
+    both = torch.cat([q, k], dim=1)
+    first, second = both.chunk(2, dim=-1)
+    both = both * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
+    return both.split([q.shape[1], k.shape[1]], dim=1)
 
 
 class Prefill:
@@ -45,81 +39,97 @@ class Prefill:
 
     Inputs are compacted before the first layer (real tokens first), so padding costs nothing and decides nothing. The
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
+
+    Stage l is what enters layer l (stage 0: the input). Per stage: `rows` int64 [batch, n], the input rows that are
+    alive, in order, and `real` bool [batch, n], or None where no row is padding.
     """
 
     def __init__(self, dial: Dial, shape: tuple[int, int], mask: Tensor | None, device: torch.device, carry: bool):
-        batch, width = shape
-        self.score, self.carry, self.width = SCORES[dial.score], carry, width
-        if mask is None:
-            self.lengths = [width] * batch
-        else:
-            self.lengths = mask.sum(dim=1).tolist()
+        self.batch, self.width = shape
+        self.score, self.carry = SCORES[dial.score], carry
+        self.lengths = [self.width] * self.batch if mask is None else mask.sum(dim=1).tolist()
         if min(self.lengths) == 0:
-            raise ValueError(
-                f"sample {self.lengths.index(0)} of the batch has no real token: its attention_mask is all 0."
-            )
-        self.counts = [
-            list(layer) for layer in zip(*(kept_counts(n, dial.alpha, dial.num_layers, dial.tau) for n in self.lengths))
-        ]
-        self.sizes = torch.tensor([self.lengths, *self.counts], device=device)  # rows alive per stage and sample
-        # Per layer: rows of the input that enter it (None = all, in place), their positions, and which are real.
-        rows = positions = real = None
-        if mask is not None and min(self.lengths) < width:
-            kept = max(self.lengths)
-            rows = (mask == 0).int().argsort(dim=1, stable=True)[:, :kept]
-            real = torch.arange(kept, device=device) < self.sizes[0, :, None]
-            positions = (rows - rows[:, :1]).masked_fill(~real, -1)
-            if bool(real.all()):
-                real = None
+            empty = self.lengths.index(0)
+            raise ValueError(f"sample {empty} of the batch has no real token: its attention_mask is all 0.")
+        counts = (kept_counts(n, dial.alpha, dial.num_layers, dial.tau) for n in self.lengths)
+        self.counts = [list(layer) for layer in zip(*counts)]
+        self.sizes = torch.tensor([self.lengths, *self.counts], device=device)  # [stages, batch]
+        self.samples = torch.arange(self.batch, device=device)[:, None]
+        longest = max(self.lengths)
+        self.compact = min(self.lengths) < self.width  # are the rows of stage 0 a selection of the input's?
+        if self.compact:
+            rows = (mask == 0).int().argsort(dim=1, stable=True)[:, :longest]
         else:
-            positions = torch.arange(width, device=device).expand(batch, width)
-        self.alive: list[tuple[Tensor | None, Tensor, Tensor | None]] = [(rows, positions, real)]
+            rows = torch.arange(self.width, device=device).expand(self.batch, -1)
+        ragged = min(self.lengths) < longest
+        self.rows = [rows]
+        self.real = [torch.arange(longest, device=device) < self.sizes[0, :, None] if ragged else None]
+        # One causal mask for all layers, unless it would be large: then attention builds it block by block.
+        short = longest <= 4096
+        self.future = torch.ones(longest, longest, dtype=torch.bool, device=device).triu_(1) if short else None
         self.choice: dict[int, Tensor | None] = {}
         self.entered: dict[int, Tensor] = {}
 
+    def positions(self, stage: int) -> Tensor:
+        """Original positions [batch, n], counted from each sample's first real token; -1 for padding."""
+        positions = self.rows[stage] - self.rows[0][:, :1]
+        real = self.real[stage]
+        return positions if real is None else positions.masked_fill(~real, -1)
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """Stage 0 of hidden states [batch, width, hidden_size]."""
+        return self.take(hidden, self.rows[0]) if self.compact else hidden
+
+    def take(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
+        flat = (rows + self.samples * x.shape[1]).flatten()
+        return x.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
+
+    def embeddings(self, layer: int, table: Tensor) -> Tensor:
+        """Rows of a position-embedding table [1 or batch, width, dim] for what enters `layer`."""
+        if layer == 0 and not self.compact:
+            return table
+        if table.shape[0] == 1:
+            return F.embedding(self.rows[layer], table[0])
+        return self.take(table, self.rows[layer])
+
     def keep(self, layer: int, sums: Tensor) -> Tensor | None:
-        """Choose the rows that layer `layer` passes on: indices into the rows that entered it, or None for all."""
+        """Choose what `layer` passes on: indices [batch, k] into the rows that entered it, or None for all of them."""
         if layer in self.choice:
             return self.choice[layer]
-        rows, positions, real = self.alive[layer]
-        counts = self.counts[layer]
-        before = self.counts[layer - 1] if layer else self.lengths
-        kept = None
+        counts, before = self.counts[layer], self.counts[layer - 1] if layer else self.lengths
+        rows, real, kept = self.rows[layer], self.real[layer], None
         if counts != before:
             ragged = min(counts) != max(counts) or real is not None
             scores = self.score(sums, self.sizes[layer])
-            kept, still_real = select(scores, self.sizes[layer], self.sizes[layer + 1], max(counts), ragged)
-            positions = take_rows(positions, kept)
-            if still_real is not None:
-                positions = positions.masked_fill(~still_real, -1)
-            rows = kept if rows is None else take_rows(rows, kept)
-            real = None if min(counts) == max(counts) else still_real
+            kept, real = select(scores, self.sizes[layer], self.sizes[layer + 1], max(counts), ragged)
+            rows = rows.gather(1, kept)
+            real = real if min(counts) != max(counts) else None
         self.choice[layer] = kept
-        self.alive.append((rows, positions, real))
+        self.rows.append(rows)
+        self.real.append(real)
         return kept
 
     def scatter(self, hidden: Tensor) -> Tensor:
         """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
-        entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero."""
-        final = hidden.new_zeros(hidden.shape[0] * self.width, hidden.shape[2])
-        offsets = torch.arange(hidden.shape[0], device=hidden.device)[:, None] * self.width
-        stages = [*sorted(self.entered.items()), (len(self.alive) - 1, hidden)] if self.carry else [(-1, hidden)]
+        entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
+        """
+        stages = [*sorted(self.entered.items()), (len(self.rows) - 1, hidden)] if self.carry else [(-1, hidden)]
+        size = self.batch * self.width
+        final = hidden.new_zeros(size + 1, hidden.shape[2])  # the extra row takes the padding
         for stage, states in stages:
-            rows, _, real = self.alive[stage]
-            if rows is None:
-                rows = torch.arange(self.width, device=hidden.device).expand(hidden.shape[:1] + (self.width,))
-            flat, states = (rows + offsets).flatten(), states.flatten(0, 1)
-            if real is not None:
-                flat, states = flat[real.flatten()], states[real.flatten()]
-            final = final.index_copy(0, flat, states)
-        return final.unflatten(0, (hidden.shape[0], self.width))
+            flat, real = self.rows[stage] + self.samples * self.width, self.real[stage]
+            flat = flat if real is None else flat.masked_fill(~real, size)
+            final = final.index_copy(0, flat.flatten(), states.flatten(0, 1))
+        final = final[:size]
+        return final.unflatten(0, (self.batch, self.width))
 
 
 class Decode:
     """One pass that continues a pruned cache: the new tokens go through all layers (Eq. 2 keeps a lone token)."""
 
     def __init__(self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device):
-        batch, width = shape
+        width = shape[1]
         first = cache.layers[0].positions.max(dim=1, keepdim=True).values + 1
         self.positions = first + torch.arange(width, device=device)
         self.all_real, self.width = True, width
@@ -204,8 +214,8 @@ def _check_call(decoder: nn.Module, call: dict, extra: dict, mask, shape) -> Non
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a custom "
-            "mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
+            f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a "
+            "custom mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
         )
     if mask is not None and (mask.shape[0] != shape[0] or mask.shape[1] < shape[1]):
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, the input {tuple(shape)}.")
@@ -249,24 +259,16 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         # GPT-2 passes the cache by position, the others by name.
         cache = kwargs.get("past_key_values", args[0] if args else None)
         prefill = isinstance(zsaa, Prefill)
-        if prefill:
-            rows, positions, real = zsaa.alive[layer]
-            all_real = real is None
-            if layer == 0:
-                hidden_states = take_rows(hidden_states, rows)
-            if zsaa.carry:
-                zsaa.entered.setdefault(layer, hidden_states)
-        else:
-            rows, positions, all_real = None, zsaa.positions, zsaa.all_real
+        if prefill and layer == 0:
+            hidden_states = zsaa.enter(hidden_states)
+        if prefill and zsaa.carry:
+            zsaa.entered.setdefault(layer, hidden_states)
 
         q, k, v = family.qkv(attention, getattr(self, family.attention_norm)(hidden_states))
-        embeddings = kwargs.get("position_embeddings")
-        if embeddings is not None:
-            cos, sin = (take_rows(e, rows) for e in embeddings)
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        if cache is not None:
-            cached = cache.layers[layer]
-            k, v, _ = cached.extend(k, v, positions, all_real, seen=zsaa.width)
+        tables = kwargs.get("position_embeddings")
+        if tables is not None:
+            cos, sin = (zsaa.embeddings(layer, table) for table in tables) if prefill else tables
+            q, k = _rotate(q, k, cos, sin)
 
         settings = {
             "scale": attention.scaling,
@@ -275,12 +277,22 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         }
         window = _window(attention)
         if prefill:
+            real = zsaa.real[layer]
             window = window if window is not None and max(zsaa.lengths) > window else None
-            output, sums = attend_and_score(q, k, v, real=real, positions=positions, window=window, **settings)
+            positions = zsaa.positions(layer) if cache is not None or window is not None else None
+            if cache is not None:
+                cache.layers[layer].extend(k, v, positions, real is None, zsaa.width)
+            future = None if zsaa.future is None else zsaa.future[: k.shape[2], : k.shape[2]]
+            output, sums = attend_and_score(
+                q, k, v, real=real, positions=positions, window=window, future=future, **settings
+            )
             kept = zsaa.keep(layer, sums)
-            hidden_states = take_rows(hidden_states, kept)
-            output = take_rows(output.transpose(1, 2).flatten(2), kept)
+            output = output.transpose(1, 2).flatten(2)
+            if kept is not None:
+                hidden_states, output = zsaa.take(hidden_states, kept), zsaa.take(output, kept)
         else:
+            cached = cache.layers[layer]
+            k, v = cached.extend(k, v, zsaa.positions, zsaa.all_real, zsaa.width)
             output = attend(q, k, v, zsaa.mask(cached, window), **settings).transpose(1, 2).flatten(2)
 
         output = family.output(attention, output)
@@ -375,7 +387,7 @@ def trained_for(model: nn.Module, alpha_range: tuple[float, float] | None) -> No
 
 @contextmanager
 def at(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
-    """`with zsaa.at(model, 0.3): ...` runs the block at that alpha and restores the old one, also after an exception."""
+    """`with zsaa.at(model, 0.3): ...` runs the block at that alpha, then restores the old one, exceptions included."""
     _, dial = _dial(model)
     before = dial.alpha
     dial.turn(alpha)
@@ -410,7 +422,8 @@ class Trace:
 
     @property
     def kept(self) -> list[list[Tensor]]:
-        return [[p[p >= 0].cpu() for p in positions] for _, positions, _ in self._seen().alive[1:]]
+        step = self._seen()
+        return [[p[p >= 0].cpu() for p in step.positions(stage)] for stage in range(1, len(step.rows))]
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def pad(samples: Sequence[Sequence[int]], pad_id: int, device) -> tuple[torch.Te
 
 
 def _precision(model: nn.Module, precision: str):
-    if precision == "fp32":
+    if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(next(model.parameters()).device.type, dtype=dtype)

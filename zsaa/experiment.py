@@ -19,7 +19,7 @@ import torch
 
 import zsaa
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
-from zsaa.finetune import Recipe, describe, fine_tune, mixed_precision
+from zsaa.finetune import Recipe, describe, fine_tune, resolve_precision
 from zsaa.measure import provenance
 
 
@@ -72,7 +72,7 @@ def latency(
     from zsaa.tasks import load_task, tokenize
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = mixed_precision()
+    precision = resolve_precision()
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     data = load_task(task, source=source, test=test, seed=0)
     net, tokenizer = load_model(
@@ -139,7 +139,7 @@ def run(
     described = describe(recipe, net)
     started = time.perf_counter()
     net, log = fine_tune(net, tokenizer, train_set, recipe, output_dir / name, save_steps=save_steps, progress=progress)
-    precision = mixed_precision()
+    precision = log["precision"]
     batch = eval_batch_size or (64 if device == "cuda" else 8)
     rows = curve(net, tokenizer, test_set, targets, controls, batch, precision, progress)
     if latency_repeats:
@@ -176,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name")
     parser.add_argument("--latency-only", action="store_true", help="no training: time the dial on batches of 1, 8, 32")
     parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out")
+    parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints; 0 leaves them out")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.add_argument(flag, type=type(field.default), default=field.default)
     chosen = vars(parser.parse_args(arguments))
     recipe = Recipe(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Recipe)})
+    chosen["save_steps"] = chosen["save_steps"] or None
     command = " ".join(["python -m zsaa.experiment", *(sys.argv[1:] if arguments is None else arguments)])
     if chosen.pop("latency_only"):
         shared = {k: chosen[k] for k in ("model", "task", "source", "test", "output_dir", "name")}

@@ -38,6 +38,7 @@ class Recipe:
     tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
     dropout: attention dropout and, for LoRA, adapter dropout.
+    precision (open): "auto" (bf16 where the GPU has it, else fp16; fp32 on a CPU), "fp32", "tf32", "bf16" or "fp16".
     group_by_length (open): batches of similar lengths, which saves padding; the order stays random otherwise.
     """
 
@@ -55,11 +56,17 @@ class Recipe:
     max_length: int = 512  # open
     lora_rank: int = 8  # open
     lora_alpha: int = 16  # open
+    precision: str = "auto"
     group_by_length: bool = False
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
-        for name, allowed in (("method", ("alpha-sampled", "conventional")), ("tuning", ("full", "lora"))):
+        choices = {
+            "method": ("alpha-sampled", "conventional"),
+            "tuning": ("full", "lora"),
+            "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
         if self.alpha_range is not None:
@@ -123,8 +130,10 @@ def _set_dropout(model: nn.Module, p: float) -> None:
                 module.p = p
 
 
-def mixed_precision() -> str:
-    """ "bf16" where the GPU computes in it, "fp16" on older ones (T4), "fp32" on a CPU."""
+def resolve_precision(precision: str = "auto") -> str:
+    """ "auto" is "bf16" where the GPU computes in it, "fp16" on older ones (T4), "fp32" on a CPU."""
+    if precision != "auto":
+        return precision
     if not torch.cuda.is_available():
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -157,7 +166,7 @@ def fine_tune(
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score)
-    precision = mixed_precision()
+    precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
         learning_rate=recipe.learning_rate,
@@ -167,6 +176,7 @@ def fine_tune(
         seed=recipe.seed,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
+        tf32=True if precision == "tf32" else None,
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
         save_strategy="no" if save_steps is None else "steps",

