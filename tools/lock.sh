@@ -19,7 +19,6 @@ SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" "$work/venv/bin/uv" pip compile 
     echo "# pyproject.toml with its extra 'dev'; never edited by hand. Markers choose the newest release for each Python."
     echo "# torch's GPU libraries are left out: a CUDA build of torch names the exact ones that it needs, and a CPU"
     echo "# build needs none."
-    # click and others carry markers for platforms that nothing here runs on; pip skips those lines by itself
     grep -vE '^(nvidia-|cuda-|triton==)' "$work/lock.txt"
 } >requirements.lock.new
 mv requirements.lock.new requirements.lock
