@@ -64,7 +64,7 @@ def test_eq_3_draws_are_uniform_reproducible_and_differ_by_step_and_seed():
     draws = [draw_alpha(0.02, 1.0, 0, step) for step in range(4000)]
     assert draws == [draw_alpha(0.02, 1.0, 0, step) for step in range(4000)]
     assert draws[:10] != [draw_alpha(0.02, 1.0, 1, step) for step in range(10)]
-    assert 0.02 <= min(draws) and max(draws) <= 1.0
+    assert min(draws) >= 0.02 and max(draws) <= 1.0
     shares = torch.histc(torch.tensor(draws), bins=10, min=0.02, max=1.0) / 4000
     assert (shares - 0.1).abs().max() < 0.02, "each tenth of the range gets a tenth of the draws"
 

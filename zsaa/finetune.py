@@ -16,7 +16,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 import zsaa
@@ -49,7 +56,7 @@ class Recipe:
     score: str = "column_sum"
     learning_rate: float = 4e-5
     batch_size: int = 8
-    epochs: float = 5
+    epochs: float = 5.0
     max_steps: int = -1
     dropout: float = 0.1
     seed: int = 0
@@ -151,7 +158,8 @@ def fine_tune(
     log_steps: int = 50,
     progress: bool = True,
 ) -> tuple[nn.Module, dict]:
-    """Fine-tune `model` (float32 weights) on `train_dataset` (columns input_ids, attention_mask, labels).
+    """Fine-tune `model` (float32 weights) on `train_dataset` (columns input_ids, attention_mask, labels: the class, or
+    for a language model the token ids again; a dropped token is then scored on the state in which it left).
 
     Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
     interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. The result is
@@ -160,6 +168,7 @@ def fine_tune(
     """
     output_dir = Path(output_dir)
     low, high = alpha_range(recipe, model)
+    classifies = hasattr(model, "score")
     if recipe.tuning == "lora" and not hasattr(model, "peft_config"):
         model = add_lora(model, recipe)
     _set_dropout(model, recipe.dropout)
@@ -190,7 +199,7 @@ def fine_tune(
         model=model,
         args=arguments,
         train_dataset=train_dataset,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=(DataCollatorWithPadding if classifies else DataCollatorForSeq2Seq)(tokenizer),
         callbacks=[AlphaSampler(model, low, high, recipe.seed)],
     )
     checkpoint = None

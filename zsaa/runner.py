@@ -311,12 +311,8 @@ class Progress:
 
     def say(self) -> None:
         self.said = time.monotonic()
-        text = (
-            f"  {self.name}  cell {self.cell}/{self.cells}  {clock(self.said - self.start)}  {self.heading}"
-        )
-        print(
-            f"\r\033[K{text[:100]}" if self.live else text.rstrip(), end="" if self.live else "\n", flush=True
-        )
+        text = f"  {self.name}  cell {self.cell}/{self.cells}  {clock(self.said - self.start)}  {self.heading}"
+        print(f"\r\033[K{text[:100]}" if self.live else text.rstrip(), end="" if self.live else "\n", flush=True)
 
     def tick(self) -> None:
         if time.monotonic() - self.said >= (1 if self.live else 60):
@@ -418,9 +414,7 @@ class Execution:
                     manager,
                     kernel_name=kernel_name,
                     kernel_manager_class=ThisPython,
-                    resources={
-                        "metadata": {"path": str(execution.job.path.parent)}
-                    },  # as when opened in Jupyter
+                    resources={"metadata": {"path": str(execution.job.path.parent)}},  # as when opened in Jupyter
                     startup_timeout=300,  # a cold disk and two busy cores take their time
                     timeout=None,
                     log=logger,
@@ -571,9 +565,7 @@ def _own_folder(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "w")  # noqa: SIM115  freed by the system after kill -9
     except OSError as error:
-        raise FolderError(
-            f"cannot write to {out}: {error.strerror}; name another with --output-dir"
-        ) from None
+        raise FolderError(f"cannot write to {out}: {error.strerror}; name another with --output-dir") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -598,9 +590,7 @@ def _status(out: Path, job: Job, status: str, message: str = "", record: dict | 
     }
 
 
-def run_profile(
-    root: Path, out: Path, jobs: list[Job], selected: list[str], force: bool, keep_going: bool
-) -> int:
+def run_profile(root: Path, out: Path, jobs: list[Job], selected: list[str], force: bool, keep_going: bool) -> int:
     """Runs the selected jobs that are not done, writes the index page, and returns the exit code."""
     code, again = OK, "  Start the same command again: what is done is not repeated."
     statuses, waiting = {}, []
@@ -661,9 +651,7 @@ def run_profile(
     return code
 
 
-def print_plan(
-    root: Path, profile: str, out: Path, jobs: list[Job], selected: list[str], force: bool
-) -> None:
+def print_plan(root: Path, profile: str, out: Path, jobs: list[Job], selected: list[str], force: bool) -> None:
     """What --dry-run shows: each notebook, its parameters, whether it is done, the time that is left."""
     print(f"profile {profile}, output folder {out}")
     left, unknown = 0.0, 0
@@ -734,9 +722,7 @@ def main(arguments: list[str] | None = None) -> int:
         selected = options.only.split(",") if options.only is not None else names
         for name in selected:
             if name not in names:
-                raise UsageError(
-                    f"unknown notebook {name!r}; profile {options.profile!r} has: {', '.join(names)}"
-                )
+                raise UsageError(f"unknown notebook {name!r}; profile {options.profile!r} has: {', '.join(names)}")
         if options.dry_run:
             print_plan(root, options.profile, out, jobs, selected, options.force)
             return OK

