@@ -38,7 +38,7 @@ def make(family, head="causal-lm", seed=0, attn_implementation="sdpa", dtype=tor
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = HEADS[head].from_config(config, attn_implementation=attn_implementation, dtype=dtype)
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.25)
     return model.eval()

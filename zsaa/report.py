@@ -133,8 +133,9 @@ def save_figure(figure, path: str | Path) -> None:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), metadata={"Date": None} if suffix == ".svg" else None)
+    with plt.rc_context(STYLE):
+        for suffix in (".png", ".svg"):
+            figure.savefig(path.with_suffix(suffix), metadata={"Date": None} if suffix == ".svg" else None)
     plt.close(figure)
 
 
@@ -210,6 +211,23 @@ def speed_figure(results: Sequence[dict], title: str):
     return figure
 
 
+def pack(kept: dict[float, list[list[int]]], tokens: Sequence[str]) -> dict:
+    """What `preservation_figure` draws, small enough for a result file: per alpha and layer a hexadecimal bit mask of
+    the kept positions (position 0 is the lowest bit)."""
+    masks = {str(a): [f"{sum(1 << p for p in layer):x}" for layer in layers] for a, layers in kept.items()}
+    return {"tokens": list(tokens), "kept": masks}
+
+
+def unpack(row: dict) -> tuple[dict[float, list[list[int]]], list[str]]:
+    """The arguments of `preservation_figure` from a row written by `pack`."""
+    n = len(row["tokens"])
+    kept = {
+        float(alpha): [[p for p in range(n) if int(mask, 16) >> p & 1] for mask in masks]
+        for alpha, masks in row["kept"].items()
+    }
+    return kept, row["tokens"]
+
+
 def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str], columns: int = 2):
     """Figure 3: which tokens each layer keeps, one panel per alpha.
 
@@ -263,6 +281,26 @@ def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str
             loc="outside lower center", ncols=3,
         )  # fmt: skip
     return figure
+
+
+def draw_committed(folder: str | Path) -> list[Path]:
+    """Draw every figure that the committed results hold into `folder` (the repository's figures/); returns the PNGs."""
+    curves, times = load_results(RESULTS, kind="curve"), load_results(RESULTS, kind="latency")
+    figures = {}
+    for name, column in (("imdb", "IMDB"), ("rotten_tomatoes", None)):
+        if chosen := [r for r in curves if r["task"]["name"] == name]:
+            n = chosen[0]["provenance"]["eval_samples"]
+            title = f"{name}: {chosen[0]['model']['name']}, {n} held-out samples, 95% intervals"
+            figures[f"accuracy_{name}"] = accuracy_figure(chosen, title, column)
+    if times:
+        figures["speed"] = speed_figure(times, "Forward pass, SmolLM2-135M: measured speed-up")
+    for result in load_results(RESULTS, kind="preservation"):
+        for row, suffix in zip(result["rows"], ("", "_words")):
+            kept, tokens = unpack(row)
+            figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
+    for name, figure in figures.items():
+        save_figure(figure, Path(folder) / name)
+    return [Path(folder) / f"{name}.png" for name in figures]
 
 
 # ------------------------------------------------------------------------------------------------ index page
@@ -368,3 +406,8 @@ def index(output_dir: str | Path, statuses: Sequence[dict] = ()) -> Path:
     draft.write_text(page + "\n".join(body) + "</html>\n")
     draft.replace(output_dir / "index.html")
     return output_dir / "index.html"
+
+
+if __name__ == "__main__":
+    for drawn in draw_committed(RESULTS.parent / "figures"):
+        print(drawn)

@@ -1,0 +1,116 @@
+"""Evaluation, latency and result files, on a tiny model: counts, plans and controls must mean what they say."""
+
+import json
+
+import datasets
+import pytest
+import tiny
+import torch
+
+import zsaa
+from zsaa import evaluate, measure
+from zsaa.experiment import longest, write_json
+
+
+class Tokens:
+    bos_token_id = None
+
+
+@pytest.fixture
+def model():
+    return zsaa.enable(tiny.make("llama", "sequence-classification", dtype=torch.float32), tau=3)
+
+
+@pytest.fixture
+def data(model):
+    """40 samples whose label is what the stock model says, but for every fourth."""
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randint(1, 97, (int(n),), generator=generator).tolist() for n in torch.randint(20, 60, (40,))]
+    labels = []
+    for i, sample in enumerate(samples):
+        says = int(model(torch.tensor([sample])).logits.argmax())
+        labels.append(1 - says if i % 4 == 0 else says)
+    return datasets.Dataset.from_dict({"input_ids": samples, "labels": labels})
+
+
+def test_predictions_do_not_depend_on_the_batch(model, data):
+    for alpha in (1.0, 0.7):
+        with zsaa.at(model, alpha):
+            one, many = (evaluate.predict(model, data["input_ids"], batch) for batch in (1, 16))
+            alone = [int(model(torch.tensor([s])).logits.argmax()) for s in data["input_ids"]]
+        assert one == many == alone
+
+
+def test_curve_counts_and_controls(model, data):
+    rows = evaluate.curve(model, Tokens(), data, targets=(1, 2, 4), progress=False)
+    assert [(r["control"], r["target"]) for r in rows] == [
+        ("alpha", 1), ("alpha", 2), ("first", 2), ("last", 2), ("alpha", 4), ("first", 4), ("last", 4)
+    ]  # fmt: skip
+    stock = rows[0]
+    assert (stock["correct"], stock["n"], stock["accuracy"], stock["mac_reduction"]) == (30, 40, 75.0, 1.0)
+    bits = f"{int(stock['right'], 16):040b}"
+    assert [i for i, bit in enumerate(bits) if bit == "0"] == list(range(0, 40, 4)), "sample 0 first"
+    for row in rows:
+        assert row["mac_reduction"] >= row["target"] - 1e-9
+        assert f"{int(row['right'], 16):b}".count("1") == row["correct"]
+        assert row["ci95"][0] <= row["accuracy"] <= row["ci95"][1]
+    first = next(r for r in rows if r["control"] == "first" and r["target"] == 4)
+    cut = [s[: first["keep_tokens"]] for s in data["input_ids"]]
+    right = [int(model(torch.tensor([s])).logits.argmax()) == y for s, y in zip(cut, data["labels"])]
+    assert sum(right) == first["correct"]
+
+
+def test_targets_that_tau_keeps_out_of_reach_are_left_out(model):
+    rows = evaluate.plan(model, [6, 7, 8], targets=(1, 2, 50))
+    assert {r["target"] for r in rows} <= {1, 2}
+
+
+def test_cut_keeps_a_leading_bos():
+    assert evaluate.cut([1, 2, 3, 4, 5], 3, "last", bos=1) == [1, 4, 5]
+    assert evaluate.cut([1, 2, 3, 4, 5], 3, "last") == [3, 4, 5]
+    assert evaluate.cut([1, 2, 3, 4, 5], 3, "first", bos=1) == [1, 2, 3]
+    assert evaluate.cut([1, 2], 3, "last") == evaluate.cut([1, 2], None, "first") == [1, 2]
+
+
+def test_wilson_interval():
+    """Against values from the textbook formula, worked out by hand for 8 of 10 and the edges."""
+    assert evaluate.interval(8, 10) == (49.02, 94.33)
+    assert evaluate.interval(0, 10)[0] == 0 and evaluate.interval(10, 10)[1] == 100
+
+
+def test_latency_rows_say_what_was_timed(model, data):
+    rows = evaluate.plan(model, map(len, data["input_ids"]), targets=(1, 2), controls=("alpha", "first"))
+    batch = longest(data["input_ids"], 3)
+    rows = evaluate.add_latency(model, rows, Tokens(), batch, repeats=2)
+    lengths = [len(s) for s in batch]
+    assert sorted(map(len, data["input_ids"]))[-3:] == sorted(lengths)
+    for row in rows:
+        assert row["latency_ms"] > 0 and row["latency_batch"] == 3 and row["latency_tokens"] == max(lengths)
+        assert row["latency_ms_quartiles"][0] <= row["latency_ms"] <= row["latency_ms_quartiles"][1]
+    want = zsaa.mac_reduction(model.config, lengths, rows[1]["alpha"], tau=3)
+    assert rows[1]["latency_mac_reduction"] == pytest.approx(want, abs=1e-4)
+
+
+def test_alternate_runs_every_variant_in_turn():
+    calls = []
+    timed = measure.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert timed["a"]["speedup"] == 1.0
+
+
+def test_provenance_is_complete():
+    p = measure.provenance(seed=3, eval_samples=5)
+    assert p["seed"] == 3 and p["eval_samples"] == 5
+    assert p["versions"]["torch"] == torch.__version__
+    assert {"device", "cpu", "cores", "threads", "memory_gib"} == set(p["hardware"])
+    json.dumps(p, allow_nan=False)
+
+
+def test_result_files_appear_in_one_piece(tmp_path):
+    write_json(tmp_path / "r.json", {"a": 1})
+    with pytest.raises(ValueError, match="[Oo]ut of range float"):
+        write_json(tmp_path / "r.json", {"a": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "r.json", {"a": object()})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
