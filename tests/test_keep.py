@@ -84,7 +84,10 @@ def test_macs_agree_with_a_flop_counter(family, alpha, monkeypatch):
     n = 40
     with torch.no_grad(), zsaa.trace(model), FlopCounterMode(display=False) as counter:
         model(tiny.tokens([n])[0], use_cache=False)
-    assert counter.get_total_flops() == 2 * zsaa.macs(model.config, n, alpha, tau=3)
+    # Some transformers versions make the rotary angles by a matrix product; they are no part of the decoder's cost.
+    by_module = {name.rsplit(".", 1)[-1]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    flops = counter.get_total_flops() - by_module.get("rotary_emb", 0)
+    assert flops == 2 * zsaa.macs(model.config, n, alpha, tau=3)
 
 
 def test_macs_of_known_shapes():
