@@ -175,7 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS, help="which curves to evaluate"
     )
-    parser.add_argument("--latency-only", action="store_true", help="no training: time the dial on batches of 1, 8, 32")
+    parser.add_argument("--latency-only", action="store_true", help="no training: only time the dial")
+    parser.add_argument("--latency-batches", type=int, nargs="+", default=[1, 8, 32], help="for --latency-only")
     parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints; 0 leaves them out")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
@@ -191,9 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = Recipe(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Recipe)})
     chosen["save_steps"] = chosen["save_steps"] or None
     command = " ".join(["python -m zsaa.experiment", *(sys.argv[1:] if arguments is None else arguments)])
-    if chosen.pop("latency_only"):
+    only, batches = chosen.pop("latency_only"), chosen.pop("latency_batches")
+    if only:
         shared = {k: chosen[k] for k in ("model", "task", "source", "test", "output_dir", "name")}
-        result = latency(**shared, tau=recipe.tau, max_length=recipe.max_length, batches=(1, 8, 32), command=command)
+        shared |= {"repeats": chosen["latency_repeats"], "batches": batches, "command": command}
+        result = latency(**shared, tau=recipe.tau, max_length=recipe.max_length)
     else:
         result = run(recipe, **chosen, command=command)
     for row in result["rows"]:

@@ -60,7 +60,7 @@ def provenance(**facts) -> dict:
     """Commit (ZSAA_COMMIT where there is no checkout), date (UTC), versions, hardware, and the given facts
     (seed, sample counts, seconds)."""
     commit = os.environ.get("ZSAA_COMMIT") or _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", "zsaa")
+    changes = _git("status", "--porcelain", "--", ".")
     dirty = None if "ZSAA_COMMIT" in os.environ or changes is None else bool(changes)
     versions = {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
     return {
