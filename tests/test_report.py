@@ -61,8 +61,17 @@ def test_table_1_labels_substitutes_and_keeps_the_papers_numbers_apart(result):
 
 def test_the_wide_table_marks_what_is_out_of_reach(result):
     wide = report.table_1_wide([result])
-    ours = wide[(report.label(result), "accuracy [95% interval]")]
+    ours = wide[(f"{report.label(result)} (substitute: model and data)", "accuracy [95% interval]")]
     assert ours["2x"] == "80.0 [75.0, 85.0]" and ours["11x"] == "out of reach"
+
+
+def test_the_controls_table_has_a_column_per_curve(result):
+    table = report.controls_table([result])["imdb"]
+    assert list(table.columns) == [
+        "conventional (full), dial", "conventional (full), first tokens only", "conventional (full), last tokens only"
+    ]  # fmt: skip
+    assert list(table.loc["2x"]) == ["80.0 [75.0, 85.0]", "85.0 [80.0, 90.0]", "86.0 [81.0, 91.0]"]
+    assert list(table.loc["1x"]) == ["90.0 [85.0, 95.0]", "-", "-"]
 
 
 def test_tables_and_figures_land_in_the_self_contained_index(result, tmp_path):

@@ -191,7 +191,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = vars(parser.parse_args(arguments))
     recipe = Recipe(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Recipe)})
     chosen["save_steps"] = chosen["save_steps"] or None
-    command = " ".join(["python -m zsaa.experiment", *(sys.argv[1:] if arguments is None else arguments)])
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--output-dir" in given:  # a path of one machine, and no part of how
+        place = given.index("--output-dir")
+        del given[place : place + 2]
+    command = " ".join(["python -m zsaa.experiment", *given])
     only, batches = chosen.pop("latency_only"), chosen.pop("latency_batches")
     if only:
         shared = {k: chosen[k] for k in ("model", "task", "source", "test", "output_dir", "name")}

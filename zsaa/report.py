@@ -43,11 +43,18 @@ def load_results(*folders: str | Path, kind: str | None = None) -> list[dict]:
     return found
 
 
-def label(result: dict) -> str:
-    """One line that says what a curve is: data set, model, how it was trained, and on what it ran."""
+def label(result: dict, short: bool = False) -> str:
+    """What a curve is: how it was trained; unless `short`, also data set, model, and on what it ran."""
     recipe, hardware = result["recipe"], result["provenance"]["hardware"]
-    tuning = "LoRA" if recipe["tuning"] == "lora" else "full"
-    return f"{result['task']['name']}, {result['model']['name']}, {recipe['method']} ({tuning}), {hardware['device']}"
+    training = f"{recipe['method']} ({'LoRA' if recipe['tuning'] == 'lora' else 'full'})"
+    return (
+        training if short else f"{result['task']['name']}, {result['model']['name']}, {training}, {hardware['device']}"
+    )
+
+
+def status(result: dict) -> str:
+    """Every row of ours stands in for one of the paper's: what was substituted."""
+    return "substitute: model" + (" and data" if result["task"]["substitute"] else "")
 
 
 def rows_of(result: dict, control: str) -> list[dict]:
@@ -82,7 +89,7 @@ def table_1(results: Iterable[dict]):
                     f"paper, {paper.TABLE_1_MODEL}": "no such column"
                     if task["paper_column"] is None
                     else ("-" if published is None else published),
-                    "status": "substitute: model" + (" and data" if task["substitute"] else ""),
+                    "status": status(result),
                 }
             )
     return pd.DataFrame(table)
@@ -94,7 +101,7 @@ def table_1_wide(results: Sequence[dict]):
 
     columns = {}
     for result in results:
-        name = label(result)
+        name = f"{label(result)} ({status(result)})"
         cells = {f"{r['target']}x": r for r in rows_of(result, "alpha")}
         targets = [f"{t}x" for t in paper.TABLE_1]
         columns[(name, "alpha")] = [f"{cells[t]['alpha']:.3f}" if t in cells else "out of reach" for t in targets]
@@ -108,6 +115,24 @@ def table_1_wide(results: Sequence[dict]):
             "-" if v is None else f"{v:.2f}" for v in values
         ]
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="speed-up"))
+
+
+def controls_table(results: Sequence[dict]):
+    """Accuracy at equal MACs, per data set: the dial after either fine-tuning, and the plainest rival, the conventional
+    model on the first or the last tokens only. A column a curve, a row a target; "-" where it was not run."""
+    import pandas as pd
+
+    columns = {}
+    for result in results:
+        for control in ("alpha", "first", "last"):
+            cells = {r["target"]: r for r in rows_of(result, control)}
+            if cells:
+                how = "dial" if control == "alpha" else f"{control} tokens only"
+                columns[(result["task"]["name"], f"{label(result, short=True)}, {how}")] = [
+                    "{:.1f} [{:.1f}, {:.1f}]".format(cells[t]["accuracy"], *cells[t]["ci95"]) if t in cells else "-"
+                    for t in paper.TABLE_1
+                ]
+    return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="MAC reduction"))
 
 
 def save_table(table, path: str | Path, title: str) -> None:
@@ -375,15 +400,15 @@ def index(output_dir: str | Path, statuses: Sequence[dict] = ()) -> Path:
     body.append(f'<p class="note">Written {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.</p>')
     if statuses:
         body.append("<h2>Notebooks</h2><table><tr><th>notebook</th><th>status</th><th>details</th></tr>")
-        for status in statuses:
-            name, state = str(status.get("name")), str(status.get("status"))
+        for entry in statuses:
+            name, state = str(entry.get("name")), str(entry.get("status"))
             links = [
-                f'<a href="{html.escape(status[key])}">{key}</a>'
+                f'<a href="{html.escape(entry[key])}">{key}</a>'
                 for key in ("executed", "log")
-                if status.get(key) and (output_dir / status[key]).is_file()
+                if entry.get(key) and (output_dir / entry[key]).is_file()
             ]
-            extra = [f"{status['seconds']:.0f} s"] if status.get("seconds") else []
-            extra += [html.escape(status["message"])] if status.get("message") else []
+            extra = [f"{entry['seconds']:.0f} s"] if entry.get("seconds") else []
+            extra += [html.escape(entry["message"])] if entry.get("message") else []
             css = "failed" if state in ("failed", "interrupted") else "done"
             cells = (html.escape(name), f'<span class="{css}">{html.escape(state)}</span>', ", ".join(extra + links))
             body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
