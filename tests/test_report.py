@@ -120,3 +120,23 @@ def test_committed_results_carry_their_provenance(result):
             assert r["n"] == p["eval_samples"]
             assert r["accuracy"] == pytest.approx(100 * r["correct"] / r["n"], abs=0.006)
             assert f"{int(r['right'], 16):b}".count("1") == r["correct"]
+
+
+def test_the_readme_quotes_the_committed_results():
+    """Every accuracy in the README's IMDB table, with its interval, stands in the result files."""
+    by_name = {r["name"]: r for r in COMMITTED}
+    curves = [("imdb-alpha-sampled", "alpha")] + [("imdb-conventional", c) for c in ("alpha", "first", "last")]
+    readme = (report.RESULTS.parent / "README.md").read_text()
+    lines = re.findall(r"^\| (\d+)x \|(.*)\|$", readme, flags=re.MULTILINE)
+    assert [int(target) for target, _ in lines] == list(paper.TABLE_1)
+    for target, cells in lines:
+        *ours, published = (cell.strip() for cell in cells.split("|"))
+        assert published == f"{paper.TABLE_1[int(target)]['IMDB']:.1f}"
+        for (name, control), cell in zip(curves, ours):
+            row = {r["target"]: r for r in report.rows_of(by_name[name], control)}.get(int(target))
+            assert cell == ("-" if row is None else "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"]))
+
+
+def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
+    drawn = {path.name for path in report.draw_committed(tmp_path)}
+    assert drawn == {path.name for path in (report.RESULTS.parent / "figures").glob("*.png")}

@@ -278,7 +278,8 @@ def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str
                 grid[layer, positions] = 1
             sns.heatmap(
                 grid, ax=axis, cmap=ListedColormap(["white", "#4C8BC0"]), cbar=False, vmin=0, vmax=1,
-                linewidths=0.3 if labels else 0, linecolor="#E5E5E5", xticklabels=False, yticklabels=False,
+                rasterized=True, linewidths=0.3 if labels else 0, linecolor="#E5E5E5",
+                xticklabels=False, yticklabels=False,
             )  # fmt: skip
             counts = [len(positions) for positions in per_layer]
             axis.plot(counts, np.arange(layers) + 0.5, color="#C8102E", linewidth=1.6)
