@@ -14,6 +14,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"  # measurements com
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
 COLOURS = {"alpha": "#0072B2", "first": "#E69F00", "last": "#009E73", "conventional": "#D55E00", "paper": "#555555"}
+TASK_NAMES = {"imdb": "IMDB", "rotten_tomatoes": "Rotten Tomatoes"}
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
@@ -198,7 +199,9 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
                       label=f"paper, {paper.TABLE_1_MODEL} (its speed-up)")  # fmt: skip
         axis.axhline(50, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
         axis.set(xlabel="MAC reduction", ylabel="accuracy (%)", title=title)
-        axis.set_xticks([1, 2, 3, 5, 7, 9, 11], [f"{t}x" for t in (1, 2, 3, 5, 7, 9, 11)])
+        reached = max(row["target"] for result in results for row in result["rows"])
+        ticks = [t for t in paper.TABLE_1 if t <= reached]
+        axis.set_xticks(ticks, [f"{t}x" for t in ticks])
         axis.legend(fontsize=7.5, loc="lower left")
     return figure
 
@@ -210,7 +213,7 @@ def speed_figure(results: Sequence[dict], title: str):
 
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.2, 3.4))
+        figure, axis = plt.subplots(figsize=(6.8, 3.2), layout="constrained")
         top, drawn = 1.0, 0
         for result in results:
             rows = [r for r in rows_of(result, "alpha") if r.get("speedup")]
@@ -218,9 +221,9 @@ def speed_figure(results: Sequence[dict], title: str):
                 part = [r for r in rows if r["latency_batch"] == batch]
                 device = result["provenance"]["hardware"]["device"]
                 cores = result["provenance"]["hardware"]["threads"]
-                device = f"CPU, {cores} threads" if device == "cpu" else device
+                device = f"CPU, {cores} threads" if device == "cpu" else device.split(" 80GB")[0]
                 x, y = [r["latency_mac_reduction"] for r in part], [r["speedup"] for r in part]
-                name = f"{device}, batch {batch} x {part[0]['latency_tokens']} tokens"
+                name = f"{device},\nbatch {batch} of {part[0]['latency_tokens']} tokens"
                 style = dict(color=palette[drawn % len(palette)], marker="os^vDP"[drawn % 6], markersize=4)
                 axis.plot(x, y, label=name, **style)
                 top, drawn = max(top, *x), drawn + 1
@@ -232,7 +235,7 @@ def speed_figure(results: Sequence[dict], title: str):
         axis.set_xticks([t for t in ticks if t >= 1], [f"{t:g}x" for t in ticks if t >= 1])
         axis.set_yticks(ticks, [f"{t:g}x" for t in ticks])
         axis.minorticks_off()
-        axis.legend(fontsize=7.5)
+        figure.legend(fontsize=7.5, loc="outside right center")
     return figure
 
 
@@ -316,7 +319,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
     for name, column in (("imdb", "IMDB"), ("rotten_tomatoes", None)):
         if chosen := [r for r in curves if r["task"]["name"] == name]:
             n = chosen[0]["provenance"]["eval_samples"]
-            title = f"{name}: {chosen[0]['model']['name']}, {n} held-out samples, 95% intervals"
+            title = f"{TASK_NAMES[name]}, {chosen[0]['model']['name']}: {n} held-out samples, 95% intervals"
             figures[f"accuracy_{name}"] = accuracy_figure(chosen, title, column)
     if times:
         figures["speed"] = speed_figure(times, "Forward pass, SmolLM2-135M: measured speed-up")
