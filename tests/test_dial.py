@@ -88,9 +88,18 @@ def test_four_d_masks_are_refused(model):
         zsaa.enable(tiny.make("gemma3_text"), alpha=0.5)(ids, attention_mask={"full_attention": None})
     with pytest.raises(ValueError, match=r"\(1, 5\)"):
         model(ids, attention_mask=torch.ones(1, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\(1, 9\).*must have shape \(1, 8\)"):
+        model(ids, attention_mask=torch.ones(1, 9, dtype=torch.long))
     zsaa.set_alpha(model, 1.0)
     causal = torch.ones(8, 8).tril().log().to(torch.float64)
     model(ids, attention_mask=causal[None, None])  # stock behaviour at alpha = 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
+def test_masks_of_any_dtype_mean_the_same(model, dtype):
+    ids, mask, _ = tiny.tokens([21, 9])
+    want = model(ids, attention_mask=mask).logits
+    assert torch.equal(model(ids, attention_mask=mask.to(dtype)).logits, want)
 
 
 def test_packed_sequences_are_refused(model):

@@ -58,7 +58,7 @@ class Prefill:
         longest = max(self.lengths)
         self.compact = min(self.lengths) < self.width  # are the rows of stage 0 a selection of the input's?
         if self.compact:
-            rows = (mask == 0).int().argsort(dim=1, stable=True)[:, :longest]
+            rows = (~mask).int().argsort(dim=1, stable=True)[:, :longest]
         else:
             rows = torch.arange(self.width, device=device).expand(self.batch, -1)
         ragged = min(self.lengths) < longest
@@ -134,7 +134,7 @@ class Decode:
         self.positions = first + torch.arange(width, device=device)
         self.all_real, self.width = True, width
         if mask is not None and not bool(mask[:, -width:].all()):
-            new = mask[:, -width:] != 0
+            new = mask[:, -width:]
             self.positions = (first + new.cumsum(dim=1) - 1).masked_fill(~new, -1)
             self.all_real = False
 
@@ -153,7 +153,7 @@ class Dial:
 
     def __init__(self, decoder: nn.Module, family: Family, alpha: float, tau: int, score: str, carry: bool):
         self.alpha, self.tau, self.score = check_alpha(alpha), check_tau(tau), check_score(score)
-        self.num_layers = len(getattr(decoder, family.layers))
+        self.num_layers = decoder.config.num_hidden_layers
         self.family, self.carry = family, carry
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = False
@@ -185,7 +185,8 @@ class Dial:
         inputs = call["inputs_embeds"] if inputs is None else inputs
         shape, device = (inputs.shape[0], inputs.shape[1]), inputs.device
         mask = call.get("attention_mask")
-        _check_call(decoder, call, extra, mask, shape)
+        _check_call(decoder, call, extra, mask, shape, seen=cache.get_seq_length() if pruned else 0)
+        mask = None if mask is None else mask != 0
         if pruned:
             step = Decode(cache, shape, mask, device)
         else:
@@ -209,7 +210,7 @@ def _wants_cache(decoder: nn.Module, call: dict) -> bool:
     return bool(decoder.config.use_cache if use_cache is None else use_cache)
 
 
-def _check_call(decoder: nn.Module, call: dict, extra: dict, mask, shape) -> None:
+def _check_call(decoder: nn.Module, call: dict, extra: dict, mask, shape, seen: int) -> None:
     """Refuse, by name, what the pruned path would silently get wrong."""
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
@@ -217,8 +218,11 @@ def _check_call(decoder: nn.Module, call: dict, extra: dict, mask, shape) -> Non
             f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a "
             "custom mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
         )
-    if mask is not None and (mask.shape[0] != shape[0] or mask.shape[1] < shape[1]):
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, the input {tuple(shape)}.")
+    if mask is not None and tuple(mask.shape) != (shape[0], seen + shape[1]):
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, but the input is {tuple(shape)} after {seen} cached "
+            f"tokens: it must have shape {(shape[0], seen + shape[1])}."
+        )
     packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if extra.get(name) is not None]
     positions = call.get("position_ids")
     if not packed and positions is not None and shape[1] > 1:
