@@ -60,15 +60,15 @@ def predict(
     samples: Sequence[Sequence[int]],
     batch_size: int = 8,
     precision: str = "fp32",
-    progress: str | None = None,
+    bar: tqdm | None = None,
 ) -> list[int]:
-    """Predicted class of each sample (lists of token ids), in order; batches hold samples of similar length."""
+    """Predicted class of each sample (lists of token ids), in order; batches hold samples of similar length.
+    `bar` is moved on by one per sample."""
     model.eval()
     decoder, _ = find_decoder(model)
     device, pad_id = next(model.parameters()).device, decoder.config.pad_token_id
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     predicted = [0] * len(samples)
-    bar = tqdm(total=len(samples), desc=progress, unit="text", disable=progress is None, mininterval=1.0)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
@@ -76,8 +76,8 @@ def predict(
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         for i, label in zip(batch, logits.float().argmax(-1).tolist()):
             predicted[i] = label
-        bar.update(len(batch))
-    bar.close()
+        if bar is not None:
+            bar.update(len(batch))
     return predicted
 
 
@@ -125,12 +125,14 @@ def curve(
     """
     samples, labels = list(dataset["input_ids"]), list(dataset["labels"])
     rows = plan(model, map(len, samples), targets, controls)
+    # One bar for all settings, moved at most every 10 s: executed notebooks keep a line of each move.
+    bar = tqdm(total=len(rows) * len(samples), unit="text", disable=not progress, mininterval=10.0)
     for row in rows:
         side = row["control"]
-        name = f"{side} at {row['mac_reduction']:.1f}x"
+        bar.set_description(f"{side} at {row['mac_reduction']:.1f}x", refresh=False)
         inputs = [cut(s, row["keep_tokens"], side, tokenizer.bos_token_id) for s in samples]
         with zsaa.at(model, row["alpha"] or 1.0):
-            predicted = predict(model, inputs, batch_size, precision, name if progress else None)
+            predicted = predict(model, inputs, batch_size, precision, bar)
         right = [int(p == y) for p, y in zip(predicted, labels)]
         correct, n = sum(right), len(right)
         bits = "".join(map(str, right))
@@ -142,6 +144,8 @@ def curve(
             ci95=list(interval(correct, n)),
             right=f"{int(bits, 2):0{(n + 3) // 4}x}",
         )
+        bar.set_postfix_str(f"{row['accuracy']:.1f}%", refresh=False)
+    bar.close()
     return rows
 
 
