@@ -134,6 +134,10 @@ def run(
     name = name or f"{task}-{recipe.method}-{recipe.tuning}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = load_task(task, source=source, train=train, test=test, seed=0)
+    if data.metric != "accuracy":
+        raise NotImplementedError(
+            f"{task} is measured by {data.metric} in the paper; curves report accuracy only so far."
+        )
     net, tokenizer = load_model(model, kind="sequence-classification", num_labels=len(data.label_names), device=device)
     train_set, test_set = (tokenize(split, tokenizer, recipe.max_length) for split in (data.train, data.test))
     described = describe(recipe, net)
@@ -167,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.experiment", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", default="imdb")
-    parser.add_argument("--source", default="auto", choices=["auto", "hub", "packaged"])
+    parser.add_argument("--source", default="auto", help="auto, packaged, hub, or a folder in the hub's layout")
     parser.add_argument("--train", type=int, help="number of training samples (default: all)")
     parser.add_argument("--test", type=int, help="number of held-out samples (default: all)")
     parser.add_argument("--output-dir", default="outputs/experiments")
