@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import zsaa
+from zsaa.dial import settings
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.finetune import Recipe, describe, fine_tune, resolve_precision
 from zsaa.measure import provenance
@@ -81,11 +82,11 @@ def latency(
     zsaa.enable(net, tau=tau)
     samples = list(tokenize(data.test, tokenizer, max_length)["input_ids"])
     started = time.perf_counter()
+    # Solved for the data set, as the accuracy curve is, so that the rows of both can be read side by side.
+    solved = plan(net, map(len, samples), targets, ("alpha", "first"))
     rows = []
     for batch in batches:
-        # Solved for the data set, as the accuracy curve is, so that the rows of both can be read side by side.
-        part = plan(net, map(len, samples), targets, ("alpha", "first"))
-        rows += add_latency(net, part, tokenizer, longest(samples, batch), repeats)
+        rows += add_latency(net, [dict(row) for row in solved], tokenizer, longest(samples, batch), repeats)
     name = name or f"{task}-latency-{device}"
     facts = {"eval_samples": len(samples), "repeats": repeats, "seconds": round(time.perf_counter() - started, 1)}
     result = {
@@ -96,7 +97,7 @@ def latency(
         "task": _task_record(data),
         "recipe": {
             "tau": tau,
-            "score": "column_sum",
+            "score": settings(net)["score"],
             "dtype": str(dtype).removeprefix("torch."),
             "max_length": max_length,
         },

@@ -62,6 +62,10 @@ def rows_of(result: dict, control: str) -> list[dict]:
     return sorted((r for r in result["rows"] if r["control"] == control), key=lambda r: r["target"])
 
 
+def _with_interval(row: dict) -> str:
+    return "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
+
+
 def table_1(results: Iterable[dict]):
     """Table 1 in long form, as a DataFrame: one row per data set, run and target speed-up; ours beside the paper's.
 
@@ -107,8 +111,7 @@ def table_1_wide(results: Sequence[dict]):
         targets = [f"{t}x" for t in paper.TABLE_1]
         columns[(name, "alpha")] = [f"{cells[t]['alpha']:.3f}" if t in cells else "out of reach" for t in targets]
         columns[(name, "accuracy [95% interval]")] = [
-            "{:.1f} [{:.1f}, {:.1f}]".format(cells[t]["accuracy"], *cells[t]["ci95"]) if t in cells else "out of reach"
-            for t in targets
+            _with_interval(cells[t]) if t in cells else "out of reach" for t in targets
         ]
     for column in dict.fromkeys(r["task"]["paper_column"] for r in results if r["task"]["paper_column"]):
         values = [paper.TABLE_1[t][column] for t in paper.TABLE_1]
@@ -130,8 +133,7 @@ def controls_table(results: Sequence[dict]):
             if cells:
                 how = "dial" if control == "alpha" else f"{control} tokens only"
                 columns[(result["task"]["name"], f"{label(result, short=True)}, {how}")] = [
-                    "{:.1f} [{:.1f}, {:.1f}]".format(cells[t]["accuracy"], *cells[t]["ci95"]) if t in cells else "-"
-                    for t in paper.TABLE_1
+                    _with_interval(cells[t]) if t in cells else "-" for t in paper.TABLE_1
                 ]
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="MAC reduction"))
 
@@ -204,6 +206,17 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
         axis.set_xticks(ticks, [f"{t}x" for t in ticks])
         axis.legend(fontsize=7.5, loc="lower left")
     return figure
+
+
+def accuracy_figures(results: Sequence[dict]) -> dict:
+    """One accuracy figure per data set that the results hold, by task name."""
+    figures = {}
+    for name, title in TASK_NAMES.items():
+        if chosen := [r for r in results if r["task"]["name"] == name]:
+            model, n = chosen[0]["model"]["name"], chosen[0]["provenance"]["eval_samples"]
+            title = f"{title}, {model}: {n} held-out samples, 95% intervals"
+            figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
+    return figures
 
 
 def speed_figure(results: Sequence[dict], title: str):
@@ -316,11 +329,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
     """Draw every figure that the committed results hold into `folder` (the repository's figures/); returns the PNGs."""
     curves, times = load_results(RESULTS, kind="curve"), load_results(RESULTS, kind="latency")
     figures = {}
-    for name, column in (("imdb", "IMDB"), ("rotten_tomatoes", None)):
-        if chosen := [r for r in curves if r["task"]["name"] == name]:
-            n = chosen[0]["provenance"]["eval_samples"]
-            title = f"{TASK_NAMES[name]}, {chosen[0]['model']['name']}: {n} held-out samples, 95% intervals"
-            figures[f"accuracy_{name}"] = accuracy_figure(chosen, title, column)
+    figures |= {f"accuracy_{name}": figure for name, figure in accuracy_figures(curves).items()}
     if times:
         figures["speed"] = speed_figure(times, "Forward pass, SmolLM2-135M: measured speed-up")
     for result in load_results(RESULTS, kind="preservation"):
