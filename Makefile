@@ -29,7 +29,7 @@ test: lint  ## lint, then all tests
 	@$(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) $(ARGS)
 
 figures:    ## draw figures/ from the committed results
-	@$(PYTHON) && "$$python" -m zsaa.report
+	@$(PYTHON) && "$$python" -m zsaa.results
 
 lock:       ## remake requirements.lock from pyproject.toml
 	@tools/lock.sh

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from zsaa import paper, report
+from zsaa import paper, results
 
 
 def row(control, target, accuracy, alpha=None, **more):
@@ -48,25 +48,25 @@ def test_the_papers_tables_against_its_text():
 
 
 def test_table_1_labels_substitutes_and_keeps_the_papers_numbers_apart(result):
-    table = report.table_1([result])
+    table = results.table_1([result])
     assert list(table["status"]) == ["substitute: model and data"] * 2
     assert list(table[f"paper, {paper.TABLE_1_MODEL}"]) == [92.40, 92.34]
     assert list(table["ours"]) == [90.0, 80.0] and list(table["measured"]) == ["1.00x", "1.60x"]
     result["task"]["paper_column"] = None
-    assert set(report.table_1([result])[f"paper, {paper.TABLE_1_MODEL}"]) == {"no such column"}
+    assert set(results.table_1([result])[f"paper, {paper.TABLE_1_MODEL}"]) == {"no such column"}
     for r in result["rows"]:
         r.pop("speedup", None)
-    assert set(report.table_1([result])["measured"]) == {"not run"}
+    assert set(results.table_1([result])["measured"]) == {"not run"}
 
 
 def test_the_wide_table_marks_what_is_out_of_reach(result):
-    wide = report.table_1_wide([result])
-    ours = wide[(f"{report.label(result)} (substitute: model and data)", "accuracy [95% interval]")]
+    wide = results.table_1_wide([result])
+    ours = wide[(f"{results.label(result)} (substitute: model and data)", "accuracy [95% interval]")]
     assert ours["2x"] == "80.0 [75.0, 85.0]" and ours["11x"] == "out of reach"
 
 
 def test_the_controls_table_has_a_column_per_curve(result):
-    table = report.controls_table([result])["imdb"]
+    table = results.controls_table([result])["imdb"]
     assert list(table.columns) == [
         "conventional (full), dial", "conventional (full), first tokens only", "conventional (full), last tokens only"
     ]  # fmt: skip
@@ -75,39 +75,39 @@ def test_the_controls_table_has_a_column_per_curve(result):
 
 
 def test_tables_and_figures_land_in_the_self_contained_index(result, tmp_path):
-    report.save_table(report.table_1([result]), tmp_path / "tables/t", "A <title>")
+    results.save_table(results.table_1([result]), tmp_path / "tables/t", "A <title>")
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
-    report.save_figure(report.accuracy_figure([result], "title"), tmp_path / "figures/a")
-    report.save_figure(report.speed_figure([result], "title"), tmp_path / "figures/b")
+    results.save_figure(results.accuracy_figure([result], "title"), tmp_path / "figures/a")
+    results.save_figure(results.speed_figure([result], "title"), tmp_path / "figures/b")
     kept = {0.9: [[0, 1, 2], [1, 2]], 0.5: [[1, 2], [2]]}
-    report.save_figure(report.preservation_figure(kept, ["a", "b", "c"]), tmp_path / "figures/c")
+    results.save_figure(results.preservation_figure(kept, ["a", "b", "c"]), tmp_path / "figures/c")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         f"{n}.{s}" for n in "abc" for s in ("png", "svg")
     ]
     (tmp_path / "results").mkdir()
     (tmp_path / "results/r.json").write_text(json.dumps(result))
     statuses = [{"name": "nb", "status": "failed", "message": "<boom>", "log": None, "executed": None, "seconds": 2.0}]
-    page = report.index(tmp_path, statuses).read_text()
+    page = results.index(tmp_path, statuses).read_text()
     assert page.count("data:image/png;base64,") == 3 and 'src="figures' not in page
     assert "&lt;boom&gt;" in page and "A &lt;title&gt;" in page and "c0ffee" in page
 
 
 def test_an_index_without_anything_says_so(tmp_path):
-    assert "No table or figure" in report.index(tmp_path / "new").read_text()
+    assert "No table or figure" in results.index(tmp_path / "new").read_text()
 
 
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is not a result file"):
-        report.load_results(tmp_path)
+        results.load_results(tmp_path)
 
 
 def test_pack_and_unpack_are_inverse():
     kept = {0.9: [[0, 1, 2], [1, 2]], 0.5: [[2], []]}
-    assert report.unpack(json.loads(json.dumps(report.pack(kept, ["a", "b", "c"])))) == (kept, ["a", "b", "c"])
+    assert results.unpack(json.loads(json.dumps(results.pack(kept, ["a", "b", "c"])))) == (kept, ["a", "b", "c"])
 
 
-COMMITTED = report.load_results()
+COMMITTED = results.load_results()
 
 
 @pytest.mark.parametrize("result", COMMITTED, ids=[r["name"] for r in COMMITTED])
@@ -126,17 +126,17 @@ def test_the_readme_quotes_the_committed_results():
     """Every accuracy in the README's IMDB table, with its interval, stands in the result files."""
     by_name = {r["name"]: r for r in COMMITTED}
     curves = [("imdb-alpha-sampled", "alpha")] + [("imdb-conventional", c) for c in ("alpha", "first", "last")]
-    readme = (report.RESULTS.parent / "README.md").read_text()
+    readme = (results.RESULTS.parent / "README.md").read_text()
     lines = re.findall(r"^\| (\d+)x \|(.*)\|$", readme, flags=re.MULTILINE)
     assert [int(target) for target, _ in lines] == list(paper.TABLE_1)
     for target, cells in lines:
         *ours, published = (cell.strip() for cell in cells.split("|"))
         assert published == f"{paper.TABLE_1[int(target)]['IMDB']:.1f}"
         for (name, control), cell in zip(curves, ours):
-            row = {r["target"]: r for r in report.rows_of(by_name[name], control)}.get(int(target))
+            row = {r["target"]: r for r in results.rows_of(by_name[name], control)}.get(int(target))
             assert cell == ("-" if row is None else "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"]))
 
 
 def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
-    drawn = {path.name for path in report.draw_committed(tmp_path)}
-    assert drawn == {path.name for path in (report.RESULTS.parent / "figures").glob("*.png")}
+    drawn = {path.name for path in results.draw_committed(tmp_path)}
+    assert drawn == {path.name for path in (results.RESULTS.parent / "figures").glob("*.png")}
