@@ -103,7 +103,8 @@ def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
     """
     for module in model.modules():
         family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
-        if family and isinstance(getattr(module, family.layers, None), nn.ModuleList):
+        # Its own layers: wrappers such as PeftModel hand on the attributes of what they wrap.
+        if family and isinstance(module._modules.get(family.layers), nn.ModuleList):
             if getattr(module.config, "add_cross_attention", False):
                 raise UnsupportedModelError(
                     f"{type(module).__name__} has cross-attention (add_cross_attention=True); zsaa prunes decoder-only "
