@@ -123,7 +123,7 @@ def test_every_third_party_import_is_declared():
     declared |= {line.split("==")[0] for line in (ROOT / "assets.lock").read_text().splitlines()}
     modules = {name.replace("-", "_").lower() for name in declared} | {"yaml", "IPython", "google", "tomli"}
     ours = {"zsaa"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
-    files = [*(ROOT / "zsaa").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    files = [path for folder in ("zsaa", "kernels", "tests") for path in (ROOT / folder).rglob("*.py")]
     sources = [(path.name, path.read_text()) for path in files]
     for path in NOTEBOOKS:
         cells = [c["source"] for c in runner.read_cells(path) if c["type"] == "code"]
@@ -138,13 +138,14 @@ def test_wheel_builds_and_imports(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "zsaa", source / "zsaa", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("zsaa", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
     built = subprocess.run([*pip, "wheel", *options, str(source)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("zsaa-*.whl")
-    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import zsaa; print(zsaa.__file__)"
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import zsaa, zsaa.kernels.naive as n; print(n.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert str(wheel) in done.stdout, done.stderr
 
