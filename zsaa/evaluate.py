@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import zsaa
 from zsaa.dial import settings
+from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
 
@@ -63,22 +64,37 @@ def predict(
     bar: tqdm | None = None,
 ) -> list[int]:
     """Predicted class of each sample (lists of token ids), in order; batches hold samples of similar length.
-    `bar` is moved on by one per sample."""
+    `bar` is moved on by one per sample.
+
+    Of several processes (torchrun, accelerate) each must call it alike: they take turns at whole batches, composed as
+    in a single process, and each returns all predictions, the same bits as one process on such a device.
+    """
     model.eval()
     decoder, _ = find_decoder(model)
     device, pad_id = next(model.parameters()).device, decoder.config.pad_token_id
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
-    predicted = [0] * len(samples)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    number, processes = place()
+    predicted: dict[int, int] = {}
+    for turn in range(0, len(batches), processes):
+        # With none left in the last turn a process repeats the last batch: under FSDP no pass works without all.
+        batch = batches[min(turn + number, len(batches) - 1)]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
         with _precision(model, precision):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        for i, label in zip(batch, logits.float().argmax(-1).tolist()):
-            predicted[i] = label
+        predicted.update(zip(batch, logits.float().argmax(-1).tolist()))
         if bar is not None:
-            bar.update(len(batch))
-    return predicted
+            bar.update(sum(map(len, batches[turn : turn + processes])))
+    dial = settings(model) if hasattr(decoder, "_zsaa") else None
+    asked = ([len(s) for s in samples], batch_size, precision, dial)
+    for other, (theirs, part) in enumerate(gather((asked, predicted))):
+        if theirs != asked:
+            raise ValueError(
+                f"process {other} was not given the same samples, batch size, precision and dial as process {number}: "
+                "call predict alike in all of them."
+            )
+        predicted.update(part)
+    return [predicted[i] for i in range(len(samples))]
 
 
 def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CONTROLS) -> list[dict]:
@@ -122,11 +138,12 @@ def curve(
 
     dataset: columns input_ids and labels. Each row holds the plan's fields and "correct", "n", "accuracy", "ci95"
     (Wilson) and "right": which samples were right, as a hexadecimal bit string (sample 0 first), for paired tests.
+    Several processes share the work, as in `predict`.
     """
     samples, labels = list(dataset["input_ids"]), list(dataset["labels"])
     rows = plan(model, map(len, samples), targets, controls)
     # One bar for all settings, moved at most every 10 s: executed notebooks keep a line of each move.
-    bar = tqdm(total=len(rows) * len(samples), unit="text", disable=not progress, mininterval=10.0)
+    bar = tqdm(total=len(rows) * len(samples), unit="text", disable=not progress or place()[0] > 0, mininterval=10.0)
     for row in rows:
         side = row["control"]
         bar.set_description(f"{side} at {row['mac_reduction']:.1f}x", refresh=False)

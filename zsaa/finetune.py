@@ -2,6 +2,9 @@
 
 Each optimizer step draws its own alpha ~ U(low, high), so that the model meets every setting of the dial and none last.
 The conventional fine-tuning beside it is the same run with alpha fixed at 1.
+
+Several GPUs: start the same script with torchrun or `accelerate launch`, one process a GPU (DDP, or FSDP when
+accelerate is told so). All processes draw the same alpha.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
 from zsaa.dial import settings, trained_for
+from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
 from zsaa.keep import check_alpha
 
@@ -44,6 +49,7 @@ class Recipe:
     method: "alpha-sampled" (Eq. 3) or "conventional" (alpha = 1 throughout).
     tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
+    batch_size: samples a process and pass; a step sees batch_size x gradient_accumulation x processes of them.
     dropout: attention dropout and, for LoRA, adapter dropout.
     precision (open): "auto" (bf16 where the GPU has it, else fp16; fp32 on a CPU), "fp32", "tf32", "bf16" or "fp16".
     group_by_length (open): batches of similar lengths, which saves padding; the order stays random otherwise.
@@ -66,6 +72,7 @@ class Recipe:
     precision: str = "auto"
     group_by_length: bool = False
     gradient_checkpointing: bool = False
+    gradient_accumulation: int = 1
 
     def __post_init__(self):
         choices = {
@@ -146,6 +153,23 @@ def resolve_precision(precision: str = "auto") -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint in `folder`, as the first process sees it. A run killed while it saved leaves one
+    without its state, which is written last: taken up, it would begin again at step 0 with trained weights."""
+    found = [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (p / TRAINER_STATE_NAME).is_file()]
+    newest = max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    newest, wrote = gather((newest, newest and len(list(newest.glob("rng_state*.pth")))))[0]
+    if newest is None:
+        return None
+    processes = place()[1]
+    if wrote != processes:
+        raise ValueError(
+            f"{newest} holds the state of {wrote} process(es), but {processes} resume it. Launch {wrote}, or pass "
+            "resume=False to begin anew."
+        )
+    return str(newest)
+
+
 def fine_tune(
     model: nn.Module,
     tokenizer,
@@ -164,8 +188,12 @@ def fine_tune(
     Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
     interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. The result is
     saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
-    "steps", "alpha_range", "precision"}.
+    "steps", "alpha_range", "precision", "processes"}.
+
+    Of several processes each calls it alike, with a folder that all can see; the first one writes, all return. Under
+    FSDP the model returned stays sharded: call it in all processes together, or `load` it from the folder.
     """
+    start()
     output_dir = Path(output_dir)
     low, high = alpha_range(recipe, model)
     classifies = hasattr(model, "score")
@@ -180,6 +208,7 @@ def fine_tune(
         output_dir=str(output_dir / "checkpoints"),
         learning_rate=recipe.learning_rate,
         per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps,
         seed=recipe.seed,
@@ -194,7 +223,9 @@ def fine_tune(
         logging_steps=log_steps,
         disable_tqdm=not progress,
         report_to="none",
+        ddp_find_unused_parameters=False,  # at every alpha each weight has its part in the loss
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits each batch over all GPUs it sees, in one process
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -202,18 +233,24 @@ def fine_tune(
         data_collator=(DataCollatorWithPadding if classifies else DataCollatorForSeq2Seq)(tokenizer),
         callbacks=[AlphaSampler(model, low, high, recipe.seed)],
     )
-    checkpoint = None
-    if resume and (output_dir / "checkpoints").is_dir():
-        checkpoint = get_last_checkpoint(str(output_dir / "checkpoints"))
+    if trainer.is_deepspeed_enabled:
+        raise NotImplementedError("zsaa does not train under DeepSpeed. Shard the model with FSDP instead.")
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir / "checkpoints") if resume else None)
     seconds = time.perf_counter() - started
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_disable()
+    whole = None
+    if trainer.is_fsdp_enabled:
+        model, whole = trainer.model_wrapped, trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model.eval()
     trained_for(model, (low, high))
-    save(model, tokenizer, output_dir / "model")
-    shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+
+    def finish():
+        save(trainer.accelerator.unwrap_model(model), tokenizer, output_dir / "model", whole)
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+
+    on_first(finish)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     log = {
         "loss": losses,
@@ -221,18 +258,19 @@ def fine_tune(
         "steps": trainer.state.global_step,
         "alpha_range": [low, high],
         "precision": precision,
+        "processes": place()[1],
     }
     return model, log
 
 
-def save(model: nn.Module, tokenizer, folder: str | Path) -> None:
+def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None = None) -> None:
     """Write model (or adapter), tokenizer and the dial's settings to `folder`, all at once: a crash or a full disk
-    leaves what was there before."""
+    leaves what was there before. weights: the state dict, where the model holds only a shard of it."""
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        model.save_pretrained(draft)
+        model.save_pretrained(draft, state_dict=weights)
         tokenizer.save_pretrained(draft)
         (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
