@@ -160,7 +160,7 @@ def test_a_pruned_cache_stays_pruned_and_guards_itself(model):
     cache.crop(-2)
     assert cache.get_seq_length() == 22
     with pytest.raises(ValueError, match="dropped prompt tokens are gone"):
-        cache.crop(-2)
+        cache.crop(-3)
     zsaa.disable(model)
     with pytest.raises(RuntimeError, match="zsaa.enable"):
         model(ids[:, :1], past_key_values=cache)

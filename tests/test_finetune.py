@@ -90,7 +90,9 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
     assert settings(trained) == {"alpha": 1.0, "tau": 4, "score": "column_sum", "alpha_range": (0.6, 1.0)}
     folder = tmp_path / "model"
-    assert json.loads((folder / "zsaa.json").read_text())["alpha_range"] == [0.6, 1.0]
+    file = json.loads((folder / ("zsaa.json" if tuning == "lora" else "config.json")).read_text())
+    assert (file if tuning == "lora" else file["zsaa"])["alpha_range"] == [0.6, 1.0]
+    assert (folder / "zsaa.json").is_file() == (tuning == "lora")
     assert not (tmp_path / "checkpoints").exists()
     if tuning == "full":
         stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
@@ -169,7 +171,7 @@ def test_a_full_disk_leaves_the_old_model_in_place(tmp_path, monkeypatch):
 
 
 def test_loading_a_folder_that_zsaa_did_not_save(tmp_path):
-    with pytest.raises(FileNotFoundError, match="zsaa.json is missing"):
+    with pytest.raises(FileNotFoundError, match="neither zsaa.json"):
         finetune.load(tmp_path)
 
 

@@ -54,3 +54,16 @@ def tokens(lengths, seed=0, padding="right", vocab=97):
         ids[b, where] = torch.randint(1, vocab, (n,), generator=generator)
         mask[b, where] = 1
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def tokenizer(vocab=97):
+    """Words "w3" to "w96", split at spaces, for the models above."""
+    import tokenizers
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"Ġw{i}": i for i in range(3, vocab)}}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    split, encode = tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.ByteLevel(use_regex=False)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, encode])
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    return tf.PreTrainedTokenizerFast(tokenizer_object=backend, **special)

@@ -15,7 +15,7 @@ class PrunedLayer(DynamicLayer):
         super().__init__()
         self.positions: Tensor | None = None
         self.seen = 0  # tokens that the model was given, padding and dropped ones included
-        self.generated = 0  # rows appended after the prefill
+        self.removable = 0  # rows that crop can give back: those after the prefill, and the prompt's last
         self.all_real = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
@@ -29,12 +29,12 @@ class PrunedLayer(DynamicLayer):
         if self.positions is None:
             self.dtype, self.device = keys.dtype, keys.device
             self.keys, self.values, self.positions = keys, values, positions
-            self.is_initialized = True
+            self.is_initialized, self.removable = True, 1
         else:
             self.keys = torch.cat([self.keys, keys], dim=-2)
             self.values = torch.cat([self.values, values], dim=-2)
             self.positions = torch.cat([self.positions, positions], dim=-1)
-            self.generated += keys.shape[-2]
+            self.removable += keys.shape[-2]
         self.all_real &= all_real
         self.seen += seen
         return self.keys, self.values
@@ -43,21 +43,29 @@ class PrunedLayer(DynamicLayer):
         return self.seen
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Give back the newest -tokens_to_remove tokens. The last token of the prompt may be among them, since every
+        layer kept it: it can then be decoded again."""
         if tokens_to_remove == 0:
             return
-        if tokens_to_remove > 0 or -tokens_to_remove > self.generated:
+        if tokens_to_remove > 0 or -tokens_to_remove > self.removable:
             raise ValueError(
-                f"crop({tokens_to_remove}): a pruned cache can only give back tokens added after the prefill, by a "
-                f"negative count (here -{self.generated} to -1); dropped prompt tokens are gone. Prefill again instead."
+                f"crop({tokens_to_remove}): a pruned cache can only give back the prompt's last token and those added "
+                f"after it, by a negative count (here -{self.removable} to -1); dropped prompt tokens are gone. "
+                "Prefill again instead."
             )
-        super().crop(tokens_to_remove)
-        self.positions = self.positions[:, :tokens_to_remove]
-        self.generated += tokens_to_remove
+        self.removable += tokens_to_remove
         self.seen += tokens_to_remove
+        prompt = self.removable == 0 and not self.all_real  # where the prompt's last row is may differ by sample
+        if rows := -tokens_to_remove - prompt:
+            self.keys, self.values = self.keys[:, :, :-rows], self.values[:, :, :-rows]
+            self.positions = self.positions[:, :-rows]
+        if prompt:
+            newest = self.positions.max(dim=1, keepdim=True).values
+            self.positions = self.positions.masked_fill(self.positions == newest, -1)
 
     def reset(self) -> None:
         super().reset()
-        self.positions, self.seen, self.generated, self.all_real = None, 0, 0, True
+        self.positions, self.seen, self.removable, self.all_real = None, 0, 0, True
 
     def _index(self, index: Tensor) -> None:
         self.keys, self.values = self.keys[index], self.values[index]

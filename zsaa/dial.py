@@ -11,18 +11,21 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa.attention import attend, attend_and_score, visible
+from zsaa.attention import attend, attend_and_score
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family, find_decoder
-from zsaa.keep import check_alpha, check_tau, kept_counts
-from zsaa.score import SCORES, check_score, select
+from zsaa.keep import check_alpha, check_tau
+from zsaa.passes import Decode, Prefill
+from zsaa.score import check_score
+
+DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
+PER_TOKEN = ("attention_mask", "position_ids")  # arguments of a decoder that have one column per token
 
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,170 +37,92 @@ def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     return both.split([q.shape[1], k.shape[1]], dim=1)
 
 
-class Prefill:
-    """One pruned pass over whole inputs: which rows are alive, layer after layer.
-
-    Inputs are compacted before the first layer (real tokens first), so padding costs nothing and decides nothing. The
-    choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
-
-    Stage l is what enters layer l (stage 0: the input). Per stage: `rows` int64 [batch, n], the input rows that are
-    alive, in order, and `real` bool [batch, n], or None where no row is padding.
-    """
-
-    def __init__(self, dial: Dial, shape: tuple[int, int], mask: Tensor | None, device: torch.device, carry: bool):
-        self.batch, self.width = shape
-        self.score, self.carry = SCORES[dial.score], carry
-        self.lengths = [self.width] * self.batch if mask is None else mask.sum(dim=1).tolist()
-        if min(self.lengths) == 0:
-            empty = self.lengths.index(0)
-            raise ValueError(f"sample {empty} of the batch has no real token: its attention_mask is all 0.")
-        counts = (kept_counts(n, dial.alpha, dial.num_layers, dial.tau) for n in self.lengths)
-        self.counts = [list(layer) for layer in zip(*counts)]
-        self.sizes = torch.tensor([self.lengths, *self.counts], device=device)  # [stages, batch]
-        self.samples = torch.arange(self.batch, device=device)[:, None]
-        longest = max(self.lengths)
-        self.compact = min(self.lengths) < self.width  # are the rows of stage 0 a selection of the input's?
-        if self.compact:
-            rows = (~mask).int().argsort(dim=1, stable=True)[:, :longest]
-        else:
-            rows = torch.arange(self.width, device=device).expand(self.batch, -1)
-        ragged = min(self.lengths) < longest
-        self.rows = [rows]
-        self.real = [torch.arange(longest, device=device) < self.sizes[0, :, None] if ragged else None]
-        # One causal mask for all layers, unless it would be large: then attention builds it block by block.
-        short = longest <= 4096
-        self.future = torch.ones(longest, longest, dtype=torch.bool, device=device).triu_(1) if short else None
-        self.choice: dict[int, Tensor | None] = {}
-        self.entered: dict[int, Tensor] = {}
-
-    def positions(self, stage: int) -> Tensor:
-        """Original positions [batch, n], counted from each sample's first real token; -1 for padding."""
-        positions = self.rows[stage] - self.rows[0][:, :1]
-        real = self.real[stage]
-        return positions if real is None else positions.masked_fill(~real, -1)
-
-    def enter(self, hidden: Tensor) -> Tensor:
-        """Stage 0 of hidden states [batch, width, hidden_size]."""
-        return self.take(hidden, self.rows[0]) if self.compact else hidden
-
-    def take(self, x: Tensor, rows: Tensor) -> Tensor:
-        """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
-        flat = (rows + self.samples * x.shape[1]).flatten()
-        return x.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
-
-    def embeddings(self, layer: int, table: Tensor) -> Tensor:
-        """Rows of a position-embedding table [1 or batch, width, dim] for what enters `layer`."""
-        if layer == 0 and not self.compact:
-            return table
-        if table.shape[0] == 1:
-            return F.embedding(self.rows[layer], table[0])
-        return self.take(table, self.rows[layer])
-
-    def keep(self, layer: int, sums: Tensor) -> Tensor | None:
-        """Choose what `layer` passes on: indices [batch, k] into the rows that entered it, or None for all of them."""
-        if layer in self.choice:
-            return self.choice[layer]
-        counts, before = self.counts[layer], self.counts[layer - 1] if layer else self.lengths
-        rows, real, kept = self.rows[layer], self.real[layer], None
-        if counts != before:
-            ragged = min(counts) != max(counts) or real is not None
-            scores = self.score(sums, self.sizes[layer])
-            kept, real = select(scores, self.sizes[layer], self.sizes[layer + 1], max(counts), ragged)
-            rows = rows.gather(1, kept)
-            real = real if min(counts) != max(counts) else None
-        self.choice[layer] = kept
-        self.rows.append(rows)
-        self.real.append(real)
-        return kept
-
-    def scatter(self, hidden: Tensor) -> Tensor:
-        """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
-        entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
-        """
-        stages = [*sorted(self.entered.items()), (len(self.rows) - 1, hidden)] if self.carry else [(-1, hidden)]
-        size = self.batch * self.width
-        final = hidden.new_zeros(size + 1, hidden.shape[2])  # the extra row takes the padding
-        for stage, states in stages:
-            flat, real = self.rows[stage] + self.samples * self.width, self.real[stage]
-            flat = flat if real is None else flat.masked_fill(~real, size)
-            final = final.index_copy(0, flat.flatten(), states.flatten(0, 1))
-        final = final[:size]
-        return final.unflatten(0, (self.batch, self.width))
-
-
-class Decode:
-    """One pass that continues a pruned cache: the new tokens go through all layers (Eq. 2 keeps a lone token)."""
-
-    def __init__(self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device):
-        width = shape[1]
-        first = cache.layers[0].positions.max(dim=1, keepdim=True).values + 1
-        self.positions = first + torch.arange(width, device=device)
-        self.all_real, self.width = True, width
-        if mask is not None and not bool(mask[:, -width:].all()):
-            new = mask[:, -width:]
-            self.positions = (first + new.cumsum(dim=1) - 1).masked_fill(~new, -1)
-            self.all_real = False
-
-    def mask(self, layer_cache, window: int | None) -> Tensor | None:
-        """Bool [batch, 1, new rows, cached rows], or None where every cached row is visible."""
-        if self.width == 1 and layer_cache.all_real and window is None:
-            return None
-        mask = visible(self.positions, layer_cache.positions, window)
-        if not self.all_real:  # a padding row sees everything rather than nothing: NaN would spread
-            mask = mask | (self.positions < 0)[:, None, :, None]
-        return mask
-
-
 class Dial:
     """Settings of one enabled decoder, and the hook that gives each forward pass its Prefill or Decode."""
 
-    def __init__(self, decoder: nn.Module, family: Family, alpha: float, tau: int, score: str, carry: bool):
-        self.alpha, self.tau, self.score = check_alpha(alpha), check_tau(tau), check_score(score)
-        self.num_layers = decoder.config.num_hidden_layers
-        self.family, self.carry = family, carry
+    def __init__(self, decoder: nn.Module, family: Family, carry: bool):
+        self.alpha: float | tuple[float, ...] = 1.0  # a tuple: one per request of the batch
+        self.tau, self.score = 5, "column_sum"
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = False
+        self.num_layers = decoder.config.num_hidden_layers
+        self.family, self.carry = family, carry
         self.tracer: Trace | None = None
         self.signature = inspect.signature(type(decoder).forward)
-        self.hook = decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+        self.hooks = [decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)]
 
-    def turn(self, alpha: float) -> None:
-        self.alpha = check_alpha(alpha)
+    def settings(self) -> dict:
+        return {"alpha": self.alpha, "tau": self.tau, "score": self.score, "alpha_range": self.trained}
+
+    def turn(self, alpha: float | tuple[float, ...]) -> None:
+        self.alpha = alpha
         # alpha = 1 is the stock model, trained for or not.
-        if self.trained and not self.warned and self.alpha < min(self.trained[0], 1.0):
+        if self.trained and not self.warned and self.least < min(self.trained[0], 1.0):
             self.warned = True
             warnings.warn(
-                f"alpha = {alpha} is below the range [{self.trained[0]}, {self.trained[1]}] that this model was "
+                f"alpha = {self.least} is below the range [{self.trained[0]}, {self.trained[1]}] that this model was "
                 "fine-tuned for; expect accuracy to fall off.",
                 stacklevel=3,
             )
 
+    @property
+    def least(self) -> float:
+        return min(self.alpha) if isinstance(self.alpha, tuple) else self.alpha
+
+    def alphas(self, batch: int) -> list[float]:
+        """One alpha per sample. `generate` repeats each request in place for beams and returned sequences, so a batch
+        may be a multiple of the requests."""
+        if not isinstance(self.alpha, tuple):
+            return [self.alpha] * batch
+        times, rest = divmod(batch, len(self.alpha))
+        if rest or not times:
+            raise ValueError(
+                f"alpha has {len(self.alpha)} values, one per request, but the batch holds {batch} samples. Give one "
+                "alpha for each request, or a single number for all."
+            )
+        return [alpha for alpha in self.alpha for _ in range(times)]
+
+    def before_head(self, model: nn.Module, args: tuple, kwargs: dict):
+        """A language-model head asked for its last k + 1 logits, k > 0, on an empty cache is assisted decoding's first
+        pass: k candidates follow the prompt. Tell the decoder, since candidates must not be pruned."""
+        keep, cache = kwargs.get("logits_to_keep"), kwargs.get("past_key_values")
+        if self.least == 1 or not isinstance(keep, int) or keep < 2 or cache is None or not is_empty(cache):
+            return None
+        return args, {**kwargs, "zsaa_candidates": keep - 1}
+
     def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
         call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
+        call.pop("self")
         extra = call.pop("kwargs", {})
+        candidates = extra.pop("zsaa_candidates", 0)
         cache = call.get("past_key_values")
         pruned = is_pruned(cache) and not is_empty(cache)
-        prefill = is_empty(cache) and (self.alpha < 1 or self.tracer is not None)
+        prefill = is_empty(cache) and (self.least < 1 or self.tracer is not None)
         if not (pruned or prefill):
             return None
 
-        inputs = call.get("input_ids")
-        inputs = call["inputs_embeds"] if inputs is None else inputs
-        shape, device = (inputs.shape[0], inputs.shape[1]), inputs.device
+        name = "inputs_embeds" if call.get("input_ids") is None else "input_ids"
+        shape, device = tuple(call[name].shape[:2]), call[name].device
         mask = call.get("attention_mask")
         _check_call(decoder, call, extra, mask, shape, seen=cache.get_seq_length() if pruned else 0)
+        if candidates and shape[1] > candidates:
+            # The prompt alone is pruned; its last token, which every layer kept, is decoded again with the candidates.
+            prompt = {k: call[k][:, :-candidates] for k in (name, *PER_TOKEN) if call.get(k) is not None}
+            decoder(**{**call, **prompt}, **extra)
+            cache.crop(-1)
+            again = {k: call[k][:, -candidates - 1 :] for k in (name, "position_ids") if call.get(k) is not None}
+            call, shape, pruned = {**call, **again}, (shape[0], candidates + 1), True
         mask = None if mask is None else mask != 0
         if pruned:
             step = Decode(cache, shape, mask, device)
         else:
-            step = Prefill(self, shape, mask, device, self.carry)
+            step = Prefill(self, shape, mask, device)
             if self.tracer is not None:
                 self.tracer.step = step
             if _wants_cache(decoder, call):
                 call["past_key_values"] = pruned_cache(cache, self.num_layers)
         # The stock decoder would now build a full-length mask. It returns a 4-D one as it is, and ours is never read.
         call["attention_mask"] = torch.empty((1, 1, 1, 1), device=device)
-        call.pop("self", None)
         return (), {**call, **extra, "zsaa": step}
 
 
@@ -328,17 +253,39 @@ def _dial(model: nn.Module) -> tuple[nn.Module, Dial]:
     return decoder, dial
 
 
-def enable(model: nn.Module, alpha: float = 1.0, tau: int = 5, score: str = "column_sum") -> nn.Module:
+def _check_alpha(alpha: float | Sequence[float] | Tensor) -> float | tuple[float, ...]:
+    if not isinstance(alpha, (Tensor, list, tuple)):
+        return check_alpha(alpha)
+    if isinstance(alpha, Tensor):
+        # 0.7 in float32 is 0.699999988: too little for Eq. 2 to keep 700 of 1,000 tokens.
+        digits = 7 if alpha.dtype == torch.float32 else 17
+        alpha = [round(a, digits) for a in alpha.tolist()] if alpha.dim() else round(alpha.item(), digits)
+    if not isinstance(alpha, (list, tuple)):
+        return check_alpha(alpha)
+    if not alpha:
+        raise ValueError("alpha is empty: give one number in (0, 1] for each request, or a single number for all.")
+    return tuple(check_alpha(a) for a in alpha)
+
+
+def enable(
+    model: nn.Module,
+    alpha: float | Sequence[float] | Tensor | None = None,
+    tau: int | None = None,
+    score: str | None = None,
+) -> nn.Module:
     """Put the dial on `model`, in place, and return it.
 
     model: a GPT-2, LLaMA, Mistral, Gemma 2, Gemma 3 (text), Qwen 2 or Qwen 3 decoder, bare or with a language-model or
         classification head, also inside PEFT.
-    alpha: share of tokens that each layer keeps, in (0, 1] (paper, Eq. 2); 1 runs the stock model bit for bit.
+    alpha: share of tokens that each layer keeps, in (0, 1] (paper, Eq. 2); 1 runs the stock model bit for bit. A tensor
+        or list [batch] sets one for each request.
     tau: least number of tokens that a layer keeps (the paper uses 5).
     score: "column_sum" (the paper's contribution) or "column_mean" (per query that can see the token).
 
-    Calling it again changes the settings. Raises UnsupportedModelError (a TypeError) for other models, TypeError or
-    ValueError for settings out of range.
+    What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
+    writes and stock transformers ignores); at first alpha = 1, tau = 5, score = "column_sum". Calling it again changes
+    the settings. Raises UnsupportedModelError (a TypeError) for other models, TypeError or ValueError for settings out
+    of range.
     """
     decoder, family = find_decoder(model)
     layers = getattr(decoder, family.layers)
@@ -347,18 +294,33 @@ def enable(model: nn.Module, alpha: float = 1.0, tau: int = 5, score: str = "col
             "another library has replaced the forward of single layers (accelerate does when it spreads a model over "
             "devices). Enable zsaa before dispatching the model."
         )
-    # A classifier reads the last token only, so dropped tokens need no final state there.
-    carry = not type(model).__name__.endswith("ForSequenceClassification")
-    previous = getattr(decoder, "_zsaa", None)
-    if previous is not None:
-        alpha, tau, score = check_alpha(alpha), check_tau(tau), check_score(score)
-        previous.alpha, previous.tau, previous.score = alpha, tau, score
-        return model
-    dial = Dial(decoder, family, alpha, tau, score, carry)
-    object.__setattr__(decoder, "_zsaa", dial)
-    for layer in layers:
-        layer.__class__ = _pruned_class(type(layer), family)
+    dial = getattr(decoder, "_zsaa", None)
+    saved = dial.settings() if dial else {**DEFAULTS, **(getattr(decoder.config, "zsaa", None) or {})}
+    alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
+    tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
+    trained = saved["alpha_range"]
+    if dial is None:
+        # A classifier reads the last token only, so dropped tokens need no final state there.
+        dial = Dial(decoder, family, carry=not type(model).__name__.endswith("ForSequenceClassification"))
+        object.__setattr__(decoder, "_zsaa", dial)
+        for layer in layers:
+            layer.__class__ = _pruned_class(type(layer), family)
+    head = _head(model, decoder)
+    if head is not None and len(dial.hooks) == 1:
+        dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
+    dial.tau, dial.score, dial.trained = tau, score, tuple(trained) if trained else None
+    dial.turn(alpha)
+    decoder.config.zsaa = dial.settings()
     return model
+
+
+def _head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
+    """The language model in `model` whose body is `decoder`, if there is one."""
+    for module in model.modules():
+        body = getattr(module, getattr(module, "base_model_prefix", None) or "", None)
+        if body is decoder and "logits_to_keep" in inspect.signature(type(module).forward).parameters:
+            return module
+    return None
 
 
 def disable(model: nn.Module) -> nn.Module:
@@ -366,35 +328,40 @@ def disable(model: nn.Module) -> nn.Module:
     decoder, family = find_decoder(model)
     dial = getattr(decoder, "_zsaa", None)
     if dial is not None:
-        dial.hook.remove()
-        del decoder._zsaa
+        for hook in dial.hooks:
+            hook.remove()
+        del decoder._zsaa, decoder.config.zsaa
         for layer in getattr(decoder, family.layers):
             layer.__class__ = type(layer).__bases__[0]
     return model
 
 
-def set_alpha(model: nn.Module, alpha: float) -> None:
-    """Turn the dial; takes effect from the next prefill on. A cache that is being continued stays as it was pruned."""
-    _dial(model)[1].turn(alpha)
+def set_alpha(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> None:
+    """Turn the dial; takes effect from the next prefill on. A cache that is being continued stays as it was pruned.
+    A tensor or list [batch] sets one alpha for each request of the coming batches."""
+    decoder, dial = _dial(model)
+    dial.turn(_check_alpha(alpha))
+    decoder.config.zsaa = dial.settings()
 
 
 def settings(model: nn.Module) -> dict:
     """The dial's settings: {"alpha", "tau", "score", "alpha_range"} (the last: trained for, or None)."""
-    dial = _dial(model)[1]
-    return {"alpha": dial.alpha, "tau": dial.tau, "score": dial.score, "alpha_range": dial.trained}
+    return _dial(model)[1].settings()
 
 
 def trained_for(model: nn.Module, alpha_range: tuple[float, float] | None) -> None:
     """Record the range of alpha that fine-tuning drew from; the dial warns once when turned below it."""
-    _dial(model)[1].trained = alpha_range
+    decoder, dial = _dial(model)
+    dial.trained = tuple(alpha_range) if alpha_range else None
+    decoder.config.zsaa = dial.settings()
 
 
 @contextmanager
-def at(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
+def at(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> Iterator[nn.Module]:
     """`with zsaa.at(model, 0.3): ...` runs the block at that alpha, then restores the old one, exceptions included."""
     _, dial = _dial(model)
     before = dial.alpha
-    dial.turn(alpha)
+    dial.turn(_check_alpha(alpha))
     try:
         yield model
     finally:
