@@ -265,14 +265,16 @@ def fine_tune(
 
 def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None = None) -> None:
     """Write model (or adapter), tokenizer and the dial's settings to `folder`, all at once: a crash or a full disk
-    leaves what was there before. weights: the state dict, where the model holds only a shard of it."""
+    leaves what was there before. weights: the state dict, where the model holds only a shard of it. The settings lie in
+    the model's config.json; an adapter has none, and gets zsaa.json."""
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         model.save_pretrained(draft, state_dict=weights)
         tokenizer.save_pretrained(draft)
-        (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
+        if hasattr(model, "peft_config"):
+            (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except OSError as error:
@@ -292,15 +294,18 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
     """
     from zsaa.models import load_model
 
-    file = Path(folder) / SETTINGS_FILE
-    if not file.is_file():
+    adapter, config = Path(folder) / SETTINGS_FILE, Path(folder) / "config.json"
+    saved = json.loads(adapter.read_text()) if adapter.is_file() else None
+    if saved is None and config.is_file():
+        saved = json.loads(config.read_text()).get("zsaa")
+    if saved is None:
         raise FileNotFoundError(
-            f"{file} is missing: {folder} was not saved by zsaa. Load it with load_model and call zsaa.enable."
+            f"{folder} holds neither {SETTINGS_FILE} (an adapter) nor a config.json with zsaa's settings: it was not "
+            "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
-    saved = json.loads(file.read_text())
     model, tokenizer = load_model(str(folder), **kwargs)
     zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"])
-    trained_for(model, tuple(saved["alpha_range"]))
+    trained_for(model, saved["alpha_range"])
     return model, tokenizer
 
 
