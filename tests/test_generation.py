@@ -261,3 +261,29 @@ def test_what_is_saved_is_a_stock_model(family, tmp_path):
     assert not hasattr(loaded.base_model, "_zsaa")
     if family != "gemma2":
         torch.testing.assert_close(loaded(ids).logits, tiny.make(family)(ids).logits, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+def test_compiled_models_give_the_same_text_without_a_recompilation_per_token(family):
+    """A graph for each (length, alpha) of a prefill, at most one more for its decoding, none for a longer answer."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    ids = tiny.tokens([30])[0]
+    model = zsaa.enable(tiny.make(family, dtype=torch.float32), alpha=ALPHA, tau=TAU)
+    options = dict(do_sample=False, pad_token_id=0)
+    want = {}
+    for alpha in (ALPHA, 0.5):
+        zsaa.set_alpha(model, alpha)
+        want[alpha] = model.generate(ids, min_new_tokens=12, max_new_tokens=12, **options)
+    counter = CompileCounter()
+    model.forward = torch.compile(model.forward, backend=counter)
+    compiled = []
+    for alpha, new in ((ALPHA, 4), (ALPHA, 12), (0.5, 12), (ALPHA, 12)):
+        zsaa.set_alpha(model, alpha)
+        got = model.generate(ids, min_new_tokens=new, max_new_tokens=new, **options)
+        assert torch.equal(got, want[alpha][:, : 30 + new])
+        compiled.append(counter.frame_count)
+    assert 0 < compiled[0] == compiled[1], "a longer answer compiled again"
+    assert compiled[1] < compiled[2] <= compiled[1] + 2, "more than two graphs for another alpha"
+    assert compiled[3] == compiled[2], "a known alpha compiled again"

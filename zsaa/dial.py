@@ -82,6 +82,7 @@ class Dial:
             )
         return [alpha for alpha in self.alpha for _ in range(times)]
 
+    @torch.compiler.disable
     def before_head(self, model: nn.Module, args: tuple, kwargs: dict):
         """A language-model head asked for its last k + 1 logits, k > 0, on an empty cache is assisted decoding's first
         pass: k candidates follow the prompt. Tell the decoder, since candidates must not be pruned."""
@@ -90,6 +91,7 @@ class Dial:
             return None
         return args, {**kwargs, "zsaa_candidates": keep - 1}
 
+    @torch.compiler.disable
     def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
         call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
         call.pop("self")

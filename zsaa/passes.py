@@ -95,7 +95,7 @@ class Prefill:
         """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
         entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
         """
-        stages = [*sorted(self.entered.items()), (len(self.rows) - 1, hidden)] if self.carry else [(-1, hidden)]
+        stages = [*self.entered.items(), (len(self.rows) - 1, hidden)] if self.carry else [(-1, hidden)]
         size = self.batch * self.width
         final = hidden.new_zeros(size + 1, hidden.shape[2])  # the extra row takes the padding
         for stage, states in stages:
