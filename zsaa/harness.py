@@ -49,7 +49,7 @@ class ZsaaLM(HFLM):
     """lm-eval's Hugging Face model with the dial on; every argument of `HFLM` is one here too, in --model_args.
 
     pretrained: a packaged model ("smollm2-135m"), a hub id, a folder (of a model, or of a PEFT adapter that names its
-        base), or a model object, given with tokenizer=.
+        base), or a model object, given with tokenizer=. An adapter can also be given in lm-eval's way, by peft=.
     alpha: share of tokens that each layer keeps, in (0, 1].
     tau, score: as in `zsaa.enable`; None takes what zsaa.finetune saved with the model, else the paper's.
     rolling_prefix: for perplexity tasks only, see `loglikelihood_rolling`.
@@ -77,15 +77,19 @@ class ZsaaLM(HFLM):
                     "across. Use one device, or one copy on each (accelerate launch)."
                 )
         self.source = pretrained if isinstance(pretrained, str) else None
-        if self.source:
-            pretrained, adapter = _locate(pretrained)
-            kwargs["peft"] = kwargs.get("peft") or adapter
+        pretrained, adapter = _locate(pretrained) if self.source else (pretrained, None)
         super().__init__(pretrained, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **kwargs)
+        if adapter:  # as it was trained: lm-eval's peft= would first cut the embeddings to the tokenizer's size
+            from peft import PeftModel
+
+            self._model = PeftModel.from_pretrained(self.model, adapter).eval()
         _check_scores_text(self.model)
-        saved = _saved_settings(kwargs.get("peft") or self.source)
-        zsaa.enable(self.model, 1.0, tau or saved.get("tau", 5), score or saved.get("score", "column_sum"))
+        # A model's own settings lie in its config, where enable finds them; an adapter's lie beside it.
+        file = Path(self.peft or adapter or "").expanduser() / SETTINGS_FILE
+        saved = json.loads(file.read_text()) if (self.peft or adapter) and file.is_file() else {}
+        zsaa.enable(self.model, 1.0, tau or saved.get("tau"), score or saved.get("score"))
         if saved.get("alpha_range"):
-            trained_for(self.model, tuple(saved["alpha_range"]))
+            trained_for(self.model, saved["alpha_range"])
         zsaa.set_alpha(self.model, alpha)  # warns below the range that the model was fine-tuned for
         most = (self.max_length + 1) // 2
         if rolling_prefix is not None and (type(rolling_prefix) is not int or not 1 <= rolling_prefix <= most):
@@ -229,12 +233,6 @@ def _locate(name: str) -> tuple[str, str | None]:
     if file.is_file():
         return _locate(json.loads(file.read_text())["base_model_name_or_path"])[0], str(file.parent)
     return name, None
-
-
-def _saved_settings(folder: str | None) -> dict:
-    """The dial's settings that zsaa.finetune saved in `folder`, if it did."""
-    file = Path(folder or "").expanduser() / SETTINGS_FILE
-    return json.loads(file.read_text()) if folder and file.is_file() else {}
 
 
 def _check_scores_text(model: PreTrainedModel) -> None:
