@@ -1,0 +1,336 @@
+"""One model at one setting of the dial: what each layer keeps, what the model says, how long it took.
+
+No threads and no widget in here. The worker thread is the only one that calls `Engine.point` and `Engine.race`.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import inspect
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import zsaa
+from zsaa.dial import settings
+from zsaa.families import find_decoder
+from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
+from zsaa.results import RESULTS
+
+TAUS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
+TOP = 5  # next words that are listed, of this setting and of alpha = 1 each
+
+
+class Interrupted(Exception):
+    """The pass was given up between two layers, because something newer is wanted."""
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second module tree over the very same parameters and buffers, in eval mode: no memory to speak of, and a dial,
+    hooks and mode of its own, so that whatever is done to it leaves `model` as it is."""
+    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared).eval()
+
+
+def default_alphas(low: float, num_layers: int) -> list[float]:
+    """Stops of the slider from `low` up to 1: round numbers, closest where alpha compounds over the layers the most."""
+    fine = 5 if num_layers > 16 else 10  # thousandths
+    steps = [*range(1000, 1000 - 10 * fine, -fine), *range(1000 - 10 * fine, 1000 - 40 * fine, -2 * fine)]
+    steps += range(1000 - 40 * fine, 0, -4 * fine)
+    return sorted({check_alpha(low), *(step / 1000 for step in steps if step / 1000 > low)})
+
+
+def pieces(tokenizer: Any, text: str, ids: list[int], offsets: list[tuple[int, int]] | None) -> list[str]:
+    """One string per token; joined, they give the text. A token that only completes a character of the one before it
+    gets "", one that is not in the text (BOS) its name."""
+    if offsets is None:  # a slow tokenizer: each token on its own, which cannot show a split character
+        return [tokenizer.decode([i]) for i in ids]
+    special, found, end = set(tokenizer.all_special_ids), [], 0
+    for i, (start, stop) in zip(ids, offsets):
+        in_text = stop > start or i not in special
+        found.append(text[end:stop] if in_text else tokenizer.convert_ids_to_tokens(i))
+        end = max(end, stop)
+    return found
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenized text. cut: tokens of it that were left out at the end because it was too long."""
+
+    ids: list[int]
+    pieces: list[str]
+    cut: int
+
+
+class Engine:
+    """A model and its tokenizer, ready to be asked for points.
+
+    kind: "classify" (class probabilities), "generate" (next words, continuations), or "none" (no head that the slider
+    knows: what is kept and what it costs, no answer).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        labels: list[str] | None = None,
+        max_tokens: int | None = None,
+        repeats: int = 1,
+    ):
+        self.model, self.tokenizer, self.repeats = twin(model), tokenizer, repeats
+        zsaa.enable(self.model)
+        self.decoder, family = find_decoder(self.model)
+        self.config = self.decoder.config
+        self.num_layers = self.config.num_hidden_layers
+        self.device = next(self.decoder.parameters()).device
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        head = type(inner).__name__
+        num_labels = getattr(inner.config, "num_labels", 0)
+        if head.endswith("ForSequenceClassification") and num_labels > 1:
+            self.kind = "classify"
+        else:
+            self.kind = "generate" if inner.get_output_embeddings() is not None else "none"
+        self.last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+        names = [str(inner.config.id2label.get(i, i)) for i in range(num_labels)] if self.kind == "classify" else []
+        if labels is not None and len(labels) != len(names):
+            raise ValueError(
+                f"labels has {len(labels)} names, but this {head} answers with {len(names)} classes. Give one name per "
+                "class, in the order of the model's outputs, or leave labels out."
+            )
+        self.labels = list(labels) if labels is not None else names
+        positions = getattr(self.config, "max_position_embeddings", None) or 1024
+        if max_tokens is not None and not 1 <= max_tokens <= positions:
+            raise ValueError(f"max_tokens must be in [1, {positions}] for this model, got {max_tokens}.")
+        self.max_tokens = max_tokens or min(positions, 1024)
+        self._stop: Callable[[], bool] | None = None
+        for layer in getattr(self.decoder, family.layers):
+            layer.register_forward_pre_hook(self._between_layers)
+
+    def _between_layers(self, *_: Any) -> None:
+        if self._stop is not None and self._stop():
+            raise Interrupted
+
+    def encode(self, text: str) -> Text:
+        """`text` as the model reads it, cut to max_tokens. ValueError if there is nothing to read."""
+        fast = getattr(self.tokenizer, "is_fast", False)
+        batch = self.tokenizer(text, verbose=False, **({"return_offsets_mapping": True} if fast else {}))
+        ids, offsets = list(batch["input_ids"]), batch["offset_mapping"] if fast else None
+        if not text.strip() or not ids:
+            raise ValueError("the text is empty. Type or paste at least one word.")
+        strings = pieces(self.tokenizer, text, ids, offsets)
+        return Text(ids[: self.max_tokens], strings[: self.max_tokens], max(0, len(ids) - self.max_tokens))
+
+    def costs(self, n: int, alphas: list[float], taus: list[int]) -> dict:
+        """What every setting costs for a text of `n` tokens, before the model has run.
+
+        Settings that keep the same number of tokens in every layer are one and the same: they share a slot (slot 0
+        keeps everything). "slot": tau -> slot per alpha. Per slot: "top" (tokens the last layer passes on), "share" (of
+        token-layers), "macs", "kv" (bytes). "predicted": tau -> milliseconds per alpha from a calibration
+        (zsaa.calibrate) that was saved for this length, else None.
+        """
+        slots = {(n,) * self.num_layers: 0}
+        per_slot: dict[str, list] = {"top": [], "share": [], "macs": [], "kv": []}
+        of_tau, predicted = {}, {}
+        itemsize = self.decoder.dtype.itemsize
+        for tau in taus:
+            of_tau[str(tau)] = row = [0] * len(alphas)
+            for i in reversed(range(len(alphas))):
+                counts = tuple(kept_counts(n, alphas[i], self.num_layers, tau))
+                row[i] = slots.setdefault(counts, len(slots))
+                if row[i] == len(per_slot["top"]):
+                    per_slot["top"].append(counts[-1])
+                    per_slot["share"].append(sum(counts) / (n * self.num_layers))
+                    per_slot["macs"].append(macs(self.config, n, alphas[i], tau))
+                    per_slot["kv"].append(kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize))
+            predicted[str(tau)] = self._calibrated(n, alphas, tau)
+        return {"slot": of_tau, **per_slot, "predicted": predicted}
+
+    def _calibrated(self, n: int, alphas: list[float], tau: int) -> list[float] | None:
+        zsaa.enable(self.model, tau=tau)
+        table = zsaa.report(self.model, n, alphas)
+        return None if table["predicted ms"].isna().any() else table["predicted ms"].tolist()
+
+    @contextmanager
+    def _set(self, alpha: float, tau: int, score: str, stop: Callable[[], bool] | None = None) -> Iterator[None]:
+        zsaa.enable(self.model, alpha=alpha, tau=tau, score=score)
+        self._stop = stop
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._stop = None
+
+    def _timed(self, **inputs: Any) -> tuple[Any, float]:
+        """The model's output, and the milliseconds that it took."""
+        self._wait()
+        started = time.perf_counter()
+        output = self.model(**inputs)
+        self._wait()
+        return output, 1000 * (time.perf_counter() - started)
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def point(
+        self,
+        ids: list[int],
+        alpha: float,
+        tau: int,
+        score: str,
+        stock: torch.Tensor | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> tuple[dict, torch.Tensor | None]:
+        """The text at one setting, as JSON, and the probabilities [classes or words] (float32, CPU) behind it.
+
+        "depth": base64 of one byte per token, the number of layers that passed it on (removal is for good, so this says
+        what every layer keeps). "p": probability per class, or "words": [word, probability, probability at alpha = 1],
+        for which `stock`, the probabilities at alpha = 1, is needed. "ms": wall-clock milliseconds of the fastest pass.
+        `stop` is asked before every layer; where it says True the pass ends with Interrupted.
+        """
+        n = len(ids)
+        depth = bytearray([self.num_layers] * n)
+        inputs = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": self.kind == "generate"}
+        pruned = kept_counts(n, alpha, self.num_layers, tau)[-1] < n
+        with self._set(alpha if pruned else 1.0, tau, score, stop):
+            with zsaa.trace(self.model) if pruned else nullcontext() as trace:
+                output, ms = self._timed(**inputs, **self.last)
+                for _ in range(self.repeats - 1):
+                    ms = min(ms, self._timed(**inputs, **self.last)[1])
+            if pruned:
+                depth = bytearray(n)
+                for layer, kept in enumerate(trace.kept, start=1):
+                    for position in kept[0].tolist():
+                        depth[position] = layer
+            probabilities = self._probabilities(output)
+        found = {"depth": base64.b64encode(depth).decode(), "ms": round(ms, 2)}
+        if self.kind == "classify":
+            found["p"] = [round(p, 6) for p in probabilities.tolist()]
+        elif self.kind == "generate":
+            found["words"] = self._words(probabilities, probabilities if stock is None else stock)
+        return found, probabilities
+
+    def _probabilities(self, output: Any) -> torch.Tensor | None:
+        if self.kind == "none":
+            return None
+        logits = (output.logits[0] if self.kind == "classify" else output.logits[0, -1]).float()
+        if not logits.isfinite().all():
+            raise FloatingPointError(
+                f"the model's outputs are not finite in {self.decoder.dtype}. Load it in float32 or bfloat16."
+            )
+        return logits.softmax(-1).cpu()
+
+    def _words(self, now: torch.Tensor, stock: torch.Tensor) -> list[list]:
+        """The likeliest next words of both settings: this one's first, then those that only alpha = 1 had on top."""
+        ours, theirs = now.topk(min(TOP, len(now))).indices.tolist(), stock.topk(min(TOP, len(now))).indices.tolist()
+        listed = [*ours, *(i for i in theirs if i not in ours)]
+        return [[self.tokenizer.decode([i]), round(float(now[i]), 6), round(float(stock[i]), 6)] for i in listed]
+
+    def race(
+        self,
+        ids: list[int],
+        alpha: float,
+        tau: int,
+        score: str,
+        new_tokens: int,
+        stop: Callable[[], bool] | None = None,
+    ) -> Iterator[dict]:
+        """Two greedy continuations, alpha = 1 and `alpha`, token by token: {"side": 0 or 1, "token": int, "piece",
+        "ms": since the side's own start, "end": whether it is the side's last}.
+
+        The sides take turns on one device, each with a clock that runs only while it computes; the side that is behind
+        goes next, so tokens come in the order in which two equal machines would bring them.
+        """
+        eos = self._eos()
+        last = self.tokenizer.decode(ids[-1:])  # decoded along, as some tokenizers drop a text's leading space
+        sides = [{"alpha": a, "ids": [], "text": "", "ms": 0.0, "cache": None} for a in (1.0, alpha)]
+        racing = list(sides)
+        while racing:
+            side = min(racing, key=lambda s: s["ms"])
+            fresh = not side["ids"]
+            new = ids if fresh else side["ids"][-1:]
+            with self._set(side["alpha"], tau, score, stop):
+                tokens = torch.tensor([new], device=self.device)
+                output, ms = self._timed(input_ids=tokens, past_key_values=side["cache"], use_cache=True, **self.last)
+                token = int(output.logits[0, -1].argmax())
+            side["ids"].append(token)
+            side["ms"] += ms
+            side["cache"] = output.past_key_values
+            text = self.tokenizer.decode([*ids[-1:], *side["ids"]], skip_special_tokens=True)[len(last) :]
+            # A character can take several tokens; until it is whole it shows as one replacement sign.
+            whole = text[: -1 if text.endswith("�") else None]
+            end = token in eos or len(side["ids"]) >= new_tokens
+            piece = (text if end else whole)[len(side["text"]) :]
+            side["text"] += piece
+            if end:
+                racing.remove(side)
+            yield {"side": sides.index(side), "token": token, "piece": piece, "ms": round(side["ms"], 2), "end": end}
+
+    def _eos(self) -> set[int]:
+        generation = getattr(self.model, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        return set(eos) if isinstance(eos, (list, tuple)) else {eos}
+
+
+# -------------------------------------------------------------------------------------- accuracy, where it was measured
+
+
+def accuracy_curve(model: nn.Module, which: str | Path | dict | None = "auto") -> dict | None:
+    """The measured accuracy along alpha: {"points": [[alpha, accuracy in percent, low, high]], "n", "task", "tau",
+    "score", "source"}; None where there is none for this very model.
+
+    which: a result file of kind "curve" (its content, its path, or its name in results/); None for no curve; "auto"
+    looks for a committed adapter whose trained head is, bit for bit, this model's head.
+    """
+    if which == "auto":
+        which = _committed_head(model)
+    if which is None:
+        return None
+    if not isinstance(which, dict):
+        path = Path(which) if Path(which).suffix == ".json" else RESULTS / f"{which}.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"no result file {path}. Give the path of one, or accuracy=None to show none.")
+        which = json.loads(path.read_text())
+    if which.get("kind") != "curve":
+        raise ValueError(f"accuracy must be a result of kind 'curve', got {which.get('kind')!r}.")
+    rows = sorted((row for row in which["rows"] if row["control"] == "alpha"), key=lambda row: row["alpha"])
+    return {
+        "points": [[row["alpha"], row["accuracy"], *row["ci95"]] for row in rows],
+        "n": rows[0]["n"],
+        "task": which["task"]["name"],
+        "tau": which["recipe"]["tau"],
+        "score": which["recipe"]["score"],
+        "source": which["name"],
+    }
+
+
+def _committed_head(model: nn.Module) -> str | None:
+    from safetensors import safe_open
+
+    heads = [p for name, p in model.named_parameters() if "score." in name and "original_module" not in name]
+    for file in sorted(RESULTS.glob("adapters/*/adapter_model.safetensors")) if heads else ():
+        with safe_open(file, framework="pt") as weights:
+            names = [name for name in weights.keys() if name.endswith("score.weight")]  # noqa: SIM118
+            saved = [weights.get_tensor(name) for name in names]
+        same = (s.shape == h.shape and torch.equal(s.to(h.dtype), h.detach().cpu()) for s in saved for h in heads)
+        if any(same) and (RESULTS / f"{file.parent.name}.json").is_file():
+            return file.parent.name
+    return None
+
+
+def dial_of(model: nn.Module) -> dict:
+    """The settings of `model`'s dial; the defaults where it is off."""
+    decoder, _ = find_decoder(model)
+    if getattr(decoder, "_zsaa", None) is None:
+        return {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
+    return settings(model)

