@@ -9,6 +9,7 @@ original positions. Plain PyTorch versions of both are in naive.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import torch
@@ -178,22 +179,8 @@ def _attention_kernel(
 # (BLOCK_K, BLOCK_Q, warps, stages) of column_sums, and (BLOCK_Q, BLOCK_K, warps, stages) of attention, by head size
 # up to. Fixed rather than tuned at run time, so that repeats and CUDA graphs run the same code.
 SCORE_BLOCKS = {64: (128, 64, 4, 3), 128: (128, 64, 4, 3), 256: (64, 64, 4, 2)}
-ATTENTION_BLOCKS = {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)}
-SMALL_SCORE_BLOCKS = {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}  # 99 KB of shared memory
-
-
-def supported(q: Tensor, k: Tensor, v: Tensor | None = None) -> bool:
-    """Whether the kernels take these tensors: half precision, head sizes 16 to 256, on a GPU with tensor cores that
-    Triton drives (Ampere or newer)."""
-    dtypes = (torch.float16, torch.bfloat16)
-    return (
-        q.is_cuda
-        and q.dtype in dtypes
-        and q.dtype == k.dtype
-        and 16 <= q.shape[-1] <= 256
-        and (v is None or v.shape == k.shape)
-        and _capability(q.device) >= (8, 0)
-    )
+ATTENTION_BLOCKS = {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
+SMALL_BLOCKS = {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}  # both, in 99 KB of shared memory
 
 
 @functools.cache
@@ -201,11 +188,16 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def _on(q: Tensor):
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext()
+
+
 def _blocks(table: dict, q: Tensor, blocks: tuple | None) -> tuple:
     if blocks is not None:
         return blocks
     if q.is_cuda and _capability(q.device) in ((8, 6), (8, 9), (12, 0)):
-        table = SMALL_SCORE_BLOCKS
+        table = SMALL_BLOCKS
     return next(chosen for size, chosen in table.items() if q.shape[-1] <= size)
 
 
@@ -260,11 +252,12 @@ def column_sums(
     block_k, block_q, warps, stages = _blocks(SCORE_BLOCKS, q, blocks)
     numbers, flags = _common(q, k, scale, softcap, lengths, positions, window)
     partial = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
-    _column_sums_kernel[(batch * heads, triton.cdiv(rows, block_k))](
-        q, k, lse.contiguous(), partial, q if lengths is None else lengths, q if positions is None else positions,
-        *q.stride()[:3], *k.stride()[:3], *numbers, **flags,
-        BLOCK_K=block_k, BLOCK_Q=block_q, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    with _on(q):
+        _column_sums_kernel[(batch * heads, triton.cdiv(rows, block_k))](
+            q, k, lse.contiguous(), partial, q if lengths is None else lengths, q if positions is None else positions,
+            *q.stride()[:3], *k.stride()[:3], *numbers, **flags,
+            BLOCK_K=block_k, BLOCK_Q=block_q, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
     return partial.sum(dim=1)
 
 
@@ -289,9 +282,10 @@ def attention(
     numbers, flags = _common(q, k, scale, softcap, lengths, positions, window)
     out = q.new_empty(batch, rows, heads, dim).transpose(1, 2)
     lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
-    _attention_kernel[(batch * heads, triton.cdiv(rows, block_q))](
-        q, k, v, out, lse, q if lengths is None else lengths, q if positions is None else positions,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers, **flags,
-        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    with _on(q):
+        _attention_kernel[(batch * heads, triton.cdiv(rows, block_q))](
+            q, k, v, out, lse, q if lengths is None else lengths, q if positions is None else positions,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers, **flags,
+            BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
     return out, lse

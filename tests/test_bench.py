@@ -1,0 +1,101 @@
+"""The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
+
+import json
+
+import pytest
+import torch
+
+from zsaa import backend, bench
+
+
+@pytest.fixture(autouse=True)
+def restore(monkeypatch):
+    monkeypatch.setattr(backend, "_chosen", None)
+
+
+def run(tmp_path, *arguments):
+    path = tmp_path / "result.json"
+    code = bench.main([*arguments, "--device", "cpu", "--dtype", "float32", "--repeats", "3", "--output", str(path)])
+    return code, json.loads(path.read_text()) if path.exists() else None
+
+
+def test_attention_is_checked_then_timed(tmp_path):
+    code, record = run(tmp_path, "attention", "--tokens", "33")
+    assert code == 0
+    assert {check["tokens"] for check in record["checks"]} == {33, 12}
+    assert {row["variant"] for row in record["rows"]} == {"sdpa", "attend_and_score"}
+    assert all(row["latency_ms"] > 0 for row in record["rows"])
+
+
+def test_wrong_scores_are_not_timed(tmp_path, monkeypatch, capsys):
+    right = bench.attend_and_score
+
+    def wrong(*args, **kwargs):
+        output, sums = right(*args, **kwargs)
+        return output, sums * 1.001
+
+    monkeypatch.setattr(bench, "attend_and_score", wrong)
+    code, record = run(tmp_path, "attention", "--tokens", "33")
+    assert (code, record) == (1, None)
+    assert "scores of" in capsys.readouterr().err
+
+
+def test_prefill_reports_against_stock_and_the_roofline(tmp_path):
+    code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
+    assert code == 0
+    stock, pruned = record["rows"]
+    assert (stock["alpha"], stock["speedup"], stock["mac_reduction"], stock["realised"]) == (1.0, 1.0, 1.0, 1.0)
+    assert pruned["mac_reduction"] > 1.5
+    assert pruned["roofline_ms"] < stock["roofline_ms"]
+    # keys and values, 2 heads of 16, float32: 40 tokens enter every layer of the stock model, 40, 20, 10 of the other
+    assert stock["kv_bytes"] == 2 * 2 * 16 * 4 * 3 * 40
+    assert pruned["kv_bytes"] == 2 * 2 * 16 * 4 * (40 + 20 + 10)
+
+
+def test_decode_leaves_the_caches_as_they_were(tmp_path):
+    code, record = run(tmp_path, "decode", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--new", "3")
+    assert code == 0
+    assert [row["kv_bytes"] for row in record["rows"]] == [2 * 2 * 16 * 4 * 120, 2 * 2 * 16 * 4 * 70]
+
+
+def test_roofline_by_hand():
+    """Slow arithmetic makes FLOPs decide, slow memory bytes."""
+    config = bench.build("tiny", 10, torch.device("cpu"), torch.float32).config
+    weights = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128
+    head = 4 * 64 * 256
+    flops = 3 * (2 * 10 * weights + 2 * 10 * 10 * 64)
+    moved = 3 * 4 * (weights + 20 * 64 + 2 * 10 * 32) + head
+    by_flops = bench.roofline_ms(config, 1, 10, 1.0, 5, 4, {"flops_per_s": 1e3, "bytes_per_s": 1e12})
+    by_bytes = bench.roofline_ms(config, 1, 10, 1.0, 5, 4, {"flops_per_s": 1e12, "bytes_per_s": 1e3})
+    assert by_flops == pytest.approx(flops, rel=1e-6)
+    assert by_bytes == pytest.approx(moved, rel=1e-6)
+
+
+def test_backends_on_a_cpu():
+    assert backend.backends("cpu")["used"] == "torch" or backend.backends("cpu")["triton"] == "available"
+    with pytest.raises(ValueError, match=r"'cuda'.*auto, torch, triton"):
+        backend.use_backend("cuda")
+    backend.use_backend("torch")
+    assert backend.backends()["used"] == "torch"
+    assert backend.kernels(torch.zeros(1, 1, 4, 64, dtype=torch.float16)) is None
+
+
+def test_a_forced_backend_is_an_error_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(backend, "_without_triton", lambda device: "they need an NVIDIA GPU")
+    with pytest.raises(RuntimeError, match="does not run here: they need an NVIDIA GPU"):
+        backend.use_backend("triton")
+    monkeypatch.setattr(backend, "_without_triton", lambda device: None)
+    backend.use_backend("triton")
+    with pytest.raises(ValueError, match=r"float32 and 64.*use_backend"):
+        backend.kernels(torch.zeros(1, 1, 4, 64))
+    backend.use_backend("auto")
+    assert backend.kernels(torch.zeros(1, 1, 4, 64)) is None
+
+
+def test_the_environment_chooses(monkeypatch):
+    monkeypatch.setenv("ZSAA_BACKEND", "torch")
+    assert backend.backends()["chosen"] == "torch"
+    monkeypatch.setattr(backend, "_chosen", None)
+    monkeypatch.setenv("ZSAA_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="'gpu'"):
+        backend.backends()

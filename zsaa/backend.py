@@ -1,0 +1,84 @@
+"""What computes attention and its scores: PyTorch alone, or with this package's Triton kernels on NVIDIA GPUs.
+
+"auto" takes the kernels where they run: in float16 or bfloat16 on an NVIDIA GPU, Ampere or newer (on a T4 Triton leaves
+the tensor cores idle), with Triton installed. `use_backend` forces one or the other, and so does the environment
+variable ZSAA_BACKEND.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+NAMES = ("auto", "torch", "triton")
+_chosen: str | None = None  # None: not asked for yet, the environment decides
+
+
+@functools.cache
+def _without_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels do not run on `device`; None if they do."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install zsaa[gpu])"
+    if importlib.util.find_spec("zsaa.kernels") is None:
+        return "zsaa.kernels is not installed (pip install -e . in a checkout)"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None  # slow, on any device; for tests
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "they need an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere (compute capability 8.0)"
+    return None
+
+
+def _choice() -> str:
+    global _chosen
+    if _chosen is None:
+        use_backend(os.environ.get("ZSAA_BACKEND", "auto"))
+    return _chosen
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_backend(name: str) -> None:
+    """Choose what computes attention and scores, for all models of this process: "auto" (the default), "torch", or
+    "triton", which is an error where the kernels cannot run, instead of a quiet detour."""
+    global _chosen
+    if name not in NAMES:
+        raise ValueError(f"unknown backend {name!r}. Available: {', '.join(NAMES)}.")
+    reason = _without_triton(_default_device()) if name == "triton" else None
+    if reason:
+        raise RuntimeError(f'the backend "triton" does not run here: {reason}. Use "auto" or "torch".')
+    _chosen = name
+
+
+def backends(device: str | torch.device | None = None) -> dict[str, str]:
+    """What is available on `device` (default: the GPU if there is one) for half precision, and what is used:
+    {"chosen": "auto", "used": "torch", "torch": "available", "triton": "not available: ..."}."""
+    reason = _without_triton(torch.device(device) if device is not None else _default_device())
+    used = "torch" if reason or _choice() == "torch" else "triton"
+    triton = f"not available: {reason}" if reason else "available"
+    return {"chosen": _choice(), "used": used, "torch": "available", "triton": triton}
+
+
+def kernels(q: Tensor) -> ModuleType | None:
+    """The attention kernels if they are to be used for tensors like q [batch, heads, rows, dim], else None."""
+    if _choice() == "torch" or _without_triton(q.device):
+        return None
+    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and 16 <= q.shape[-1] <= 256
+    if not fits:
+        if _choice() == "triton":
+            raise ValueError(
+                "the Triton kernels take float16 or bfloat16 and head sizes from 16 to 256 in steps of 8, got "
+                f'{q.dtype} and {q.shape[-1]}. Call zsaa.use_backend("auto").'
+            )
+        return None
+    from zsaa.kernels import attention
+
+    return attention

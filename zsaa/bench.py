@@ -1,0 +1,440 @@
+"""Benchmarks: what attention with scores, a prefill, and decoding cost, stock and at each alpha.
+
+    python -m zsaa.bench attention --tokens 2048 8192
+    python -m zsaa.bench prefill --model llama3-8b --tokens 2048 8192 --alphas 0.99 0.97 0.9
+    python -m zsaa.bench decode --model smollm2-135m --tokens 2048 --alphas 0.97 0.9
+    python -m zsaa.bench sweep --tokens 2048 8192        (block sizes of the kernels)
+
+Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
+failed check ends the run. Variants are timed in turn, round after round; medians and quartiles go to one JSON file.
+Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsaa import backend, dial
+from zsaa.attention import attend_and_score
+from zsaa.keep import kept_counts, kv_bytes, mac_reduction
+from zsaa.kernels import naive
+from zsaa.measure import alternate, provenance, write_json
+
+MODELS = {
+    "tiny": dict(family="llama", hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                 intermediate_size=128, vocab_size=256),
+    "smollm2-135m": dict(family="llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+                         num_key_value_heads=3, intermediate_size=1536, vocab_size=49152, rope_theta=100000.0),
+    "gpt2-124m": dict(family="gpt2", n_embd=768, n_layer=12, n_head=12, vocab_size=50257),
+    "llama3-8b": dict(family="llama", hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
+                      num_key_value_heads=8, intermediate_size=14336, vocab_size=128256, rope_theta=500000.0),
+}  # fmt: skip
+# (head size, heads, key/value heads): LLaMA 3 8B, one with heads of 64, and small ones for the CPU
+ATTENTION_SHAPES = {"cuda": [(128, 32, 8), (128, 32, 32), (64, 32, 8)], "cpu": [(16, 4, 2)]}
+
+
+class WrongNumbersError(RuntimeError):
+    """A check of the numerics failed: nothing is timed."""
+
+
+# What the machine can do
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> dict:
+    """Measured rates of a large matrix product (FLOP/s) and a large copy (bytes/s, read and written)."""
+    size, elements = (8192, 1 << 29) if device.type == "cuda" else (1024, 1 << 24)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    source = torch.empty(elements, dtype=torch.float16, device=device).normal_()
+    target = torch.empty_like(source)
+    times = alternate({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, repeats=20, warmup=3)
+    flops = 2 * size**3 / (times["product"]["latency_ms"] / 1000)
+    return {"flops_per_s": flops, "bytes_per_s": 2 * source.nbytes / (times["copy"]["latency_ms"] / 1000)}
+
+
+def roofline_ms(config, batch: int, tokens: int, alpha: float, tau: int, itemsize: int, rates: dict) -> float:
+    """The least time of a prefill: per layer, the larger of its FLOPs over the measured matrix rate and its bytes over
+    the measured bandwidth.
+
+    FLOPs: two per multiply-accumulate, causal attention counted as half a square; scoring is left out, as attention
+    has the soft-score at hand. Bytes: a layer's weights once, the rows that enter and leave it, keys and values.
+    """
+    from zsaa.families import FAMILIES
+
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    q_dim, kv_dim = heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    entering = hidden * (q_dim + 2 * kv_dim)  # weights, and multiply-accumulates per row that enters
+    kept = q_dim * hidden + FAMILIES[config.model_type].mlp_matrices * hidden * inner
+    seconds, n = 0.0, tokens
+    for after in kept_counts(tokens, alpha, config.num_hidden_layers, tau):
+        flops = 2 * batch * (n * entering + n * n * q_dim + after * kept)
+        moved = itemsize * (entering + kept + batch * ((n + after) * hidden + 2 * n * kv_dim))
+        seconds += max(flops / rates["flops_per_s"], moved / rates["bytes_per_s"])
+        n = after
+    head = itemsize * hidden * config.vocab_size / rates["bytes_per_s"]  # the last token's logits read the head once
+    return 1000 * (seconds + head)
+
+
+# Timing on the device alone
+
+
+def captured(run: Callable[[int], object], calls: int) -> Callable[[], object]:
+    """`calls` calls, run(0) to run(calls - 1), as one: on a GPU replayed from a CUDA graph, without launch gaps."""
+    if not torch.cuda.is_available():
+        return lambda: [run(i) for i in range(calls)]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(calls):
+            run(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(calls):
+            run(i)
+    return graph.replay
+
+
+def device_times(runs: dict[str, Callable[[int], object]], calls: int, repeats: int) -> dict[str, dict]:
+    """Milliseconds per call of each variant, timed in turn: median, quartiles, speed-up over the first."""
+    times = alternate({name: captured(run, calls) for name, run in runs.items()}, repeats=repeats, warmup=2)
+    for row in times.values():
+        row["latency_ms"] = round(row["latency_ms"] / calls, 5)
+        row["latency_ms_quartiles"] = [round(q / calls, 5) for q in row["latency_ms_quartiles"]]
+    return times
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """Memory that `run` takes at its peak, on top of what was there; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+# Attention
+
+
+def qkv(shape, batch: int, tokens: int, device, dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    dim, heads, kv_heads = shape
+    generator = torch.Generator(device).manual_seed(seed)
+    sizes = ((batch, h, tokens, dim) for h in (heads, kv_heads, kv_heads))
+    q, k, v = (torch.randn(size, generator=generator, device=device, dtype=dtype) for size in sizes)
+    return q, k, v
+
+
+def _by_group(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, scale: float) -> tuple[Tensor, Tensor]:
+    """The reference in `dtype`, one key/value head at a time, for the memory's sake: output and column sums."""
+    groups, outputs, sums = q.shape[1] // k.shape[1], [], 0.0
+    for head in range(k.shape[1]):
+        part = (q[:, head * groups : (head + 1) * groups], k[:, head : head + 1], v[:, head : head + 1])
+        output, _, received = naive.attention_and_column_sums(*(x.to(dtype) for x in part), scale=scale)
+        outputs.append(output)
+        sums = sums + received.to(torch.float64)
+    return torch.cat(outputs, dim=1), sums
+
+
+def _error(x: Tensor, exact: Tensor) -> float:
+    return ((x.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def check_attention(shape, tokens: int, device, dtype) -> dict:
+    """Relative errors of attention and scores against float64, ours and plain PyTorch's in `dtype`; raises
+    WrongNumbersError if ours exceeds twice PyTorch's, or if a repeat differs in a bit."""
+    q, k, v = qkv(shape, 1, tokens, device, dtype, seed=1)
+    scale = shape[0] ** -0.5
+    exact = _by_group(q, k, v, torch.float64, scale)
+    plain = _by_group(q, k, v, dtype, scale)
+    ours = attend_and_score(q, k, v, scale=scale)
+    again = attend_and_score(q, k, v, scale=scale)
+    errors = {}
+    for name, x, y, z in zip(("output", "scores"), ours, plain, exact):
+        errors[name], errors[f"{name}_torch"] = _error(x, z), _error(y, z)
+        if not errors[name] <= 2 * errors[f"{name}_torch"] + 1e-6:  # catches NaN too
+            raise WrongNumbersError(f"{name} of {shape} at {tokens} tokens: {errors}")
+    if not all(torch.equal(a, b) for a, b in zip(ours, again)):
+        raise WrongNumbersError(f"a repeat of {shape} at {tokens} tokens differs")
+    return errors
+
+
+def attention_variants(shape, batch: int, tokens: int, device, dtype) -> dict[str, Callable[[int], object]]:
+    """What is compared, by name; each call takes the number of an input set."""
+    scale, gqa = shape[0] ** -0.5, shape[1] != shape[2]
+    # Several input sets, more than a GPU's cache holds, unless one alone fills it.
+    one = batch * tokens * shape[0] * (shape[1] + 2 * shape[2]) * dtype.itemsize
+    sets = [qkv(shape, batch, tokens, device, dtype, seed) for seed in range(max(1, min(8, (200 << 20) // one)))]
+
+    def over_sets(run):
+        return lambda i: run(*sets[i % len(sets)])
+
+    def forced(name, q, k, v):
+        before = backend.backends()["chosen"]
+        backend.use_backend(name)
+        try:
+            return attend_and_score(q, k, v, scale=scale)
+        finally:
+            backend.use_backend(before)
+
+    variants = {
+        "sdpa": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+    }
+    variants["attend_and_score"] = functools.partial(attend_and_score, scale=scale)
+    if backend.backends(device)["used"] == "triton" and device.type == "cuda":
+        from zsaa.kernels import attention as kernels
+
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+
+        def with_sums(out, lse, q, k):
+            return out, kernels.column_sums(q, k, lse.reshape(q.shape[:3]), scale=scale)
+
+        variants["flash"] = lambda q, k, v: flash(q, k, v, 0.0, True, False, scale=scale)
+        variants["flash + sums"] = lambda q, k, v: with_sums(*variants["flash"](q, k, v)[:2], q, k)
+        variants["cudnn"] = lambda q, k, v: cudnn(q, k, v, None, True, 0.0, True, False, scale=scale)
+        variants["cudnn + sums"] = lambda q, k, v: with_sums(*variants["cudnn"](q, k, v)[:2], q, k)
+        variants["triton attention"] = lambda q, k, v: kernels.attention(q, k, v, scale=scale)
+        if tokens <= 4096:
+            variants["torch backend"] = functools.partial(forced, "torch")
+        expected = attend_and_score(*sets[0], scale=scale)
+        for name in [name for name in variants if name.startswith("cudnn")]:  # not on all GPUs, nor for all shapes
+            try:
+                result = variants[name](*sets[0])
+                agrees = name == "cudnn" or _error(result[1], expected[1]) < 1e-3
+            except RuntimeError as error:
+                agrees = print(f"  {name}: {str(error).splitlines()[0]}")
+            if not agrees:
+                del variants[name]
+    return {name: over_sets(run) for name, run in variants.items()}
+
+
+def bench_attention(args, device, dtype) -> dict:
+    rows, checks = [], []
+    shapes = ATTENTION_SHAPES[device.type]
+    # Sizes that are no multiple of any block are checked too.
+    for shape, tokens in itertools.product(shapes, {*args.tokens, max(args.tokens) // 3 + 1}):
+        checks.append({"shape": shape, "tokens": tokens, **check_attention(shape, tokens, device, dtype)})
+    print(f"numerics: {len(checks)} checks passed")
+    for shape, tokens, batch in itertools.product(shapes, args.tokens, args.batches):
+        runs = attention_variants(shape, batch, tokens, device, dtype)
+        calls = 10 if device.type == "cuda" else 1
+        times = device_times(runs, calls, args.repeats)
+        eager = alternate({name: functools.partial(run, 0) for name, run in runs.items()}, args.repeats, warmup=2)
+        flops = 2 * batch * shape[1] * tokens**2 * shape[0]  # the forward pass, causal counted as half a square
+        for name, row in times.items():
+            peak = peak_bytes(functools.partial(runs[name], 0), device)
+            over = row["latency_ms"] / times["sdpa"]["latency_ms"]
+            facts = {"dim": shape[0], "heads": shape[1], "kv_heads": shape[2], "tokens": tokens, "batch": batch}
+            rows.append({**facts, "variant": name, **row, "over_sdpa": round(over, 3), "peak_bytes": peak,
+                         "eager_ms": eager[name]["latency_ms"],
+                         "forward_tflops": round(flops / row["latency_ms"] / 1e9, 1)})  # fmt: skip
+        del runs
+    kernel = {1: "flash", 2: "efficient", 3: "cudnn", 0: "math"}
+    q, k, v = qkv(shapes[0], 1, args.tokens[0], device, dtype)
+    chosen = torch._fused_sdp_choice(q, k, v, is_causal=True, enable_gqa=True)
+    print_rows(rows, "dim heads kv_heads tokens batch variant latency_ms eager_ms over_sdpa forward_tflops peak_bytes")
+    return {"sdpa_uses": kernel.get(int(chosen), int(chosen)), "checks": checks, "rows": rows}
+
+
+def bench_sweep(args, device, dtype) -> dict:
+    """Times of the two kernels at every block size that compiles, to choose the tables of kernels/attention.py."""
+    from zsaa.kernels import attention as kernels
+
+    rows = []
+    for shape, tokens, kernel in itertools.product(ATTENTION_SHAPES[device.type], args.tokens, args.kernels):
+        q, k, v = qkv(shape, 1, tokens, device, dtype)
+        scale = shape[0] ** -0.5
+        out, lse = kernels.attention(q, k, v, scale=scale)
+        if kernel == "attention":
+            run, expected = functools.partial(kernels.attention, q, k, v, scale=scale), out
+        else:
+            run = functools.partial(kernels.column_sums, q, k, lse, scale=scale)
+            expected = run()
+        for blocks in itertools.product(args.block_sizes, args.block_sizes, (4, 8), (2, 3, 4)):
+            try:
+                result = run(blocks=blocks)
+                times = device_times({kernel: lambda i, run=run, b=blocks: run(blocks=b)}, 10, args.repeats)
+            except Exception as error:  # of several kinds: out of shared memory, out of registers, ...
+                print(f"  {kernel} {shape} {blocks}: {str(error).splitlines()[0][:90]}")
+                continue
+            error = _error(result[0] if kernel == "attention" else result, expected)
+            if not error < 2e-3:
+                raise WrongNumbersError(f"{kernel} {shape} {blocks}: relative error {error}")
+            row = {"kernel": kernel, "dim": shape[0], "heads": shape[1], "kv_heads": shape[2], "tokens": tokens}
+            rows.append({**row, "blocks": blocks, "latency_ms": times[kernel]["latency_ms"]})
+    rows.sort(key=lambda row: (row["kernel"], row["dim"], row["kv_heads"], row["tokens"], row["latency_ms"]))
+    best = [next(g) for _, g in itertools.groupby(rows, lambda r: tuple(r.values())[:5])]
+    print_rows(best, "kernel dim heads kv_heads tokens blocks latency_ms")
+    return {"rows": rows}
+
+
+# Models
+
+
+def build(name: str, tokens: int, device, dtype) -> nn.Module:
+    """A model of that shape with random weights, made on the device, in eval mode."""
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    settings = dict(MODELS[name])
+    kind = {"llama": LlamaConfig, "gpt2": GPT2Config}[settings.pop("family")]
+    settings["n_positions" if kind is GPT2Config else "max_position_embeddings"] = max(tokens, 1024)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(kind(**settings), attn_implementation="sdpa", dtype=dtype)
+    return dial.enable(model.eval())
+
+
+def cache_bytes(cache) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def prefill(model: nn.Module, ids: Tensor, alpha: float):
+    with torch.inference_mode(), dial.at(model, alpha):
+        return model(ids, use_cache=True, logits_to_keep=1)
+
+
+def check_model(model: nn.Module, ids: Tensor, alpha: float) -> None:
+    """Finite logits, the promised number of rows in every layer, and a repeat that is equal bit for bit."""
+    first, again = prefill(model, ids, alpha), prefill(model, ids, alpha)
+    layers, n = model.config.num_hidden_layers, ids.shape[1]
+    expected = [n, *kept_counts(n, alpha, layers, dial.settings(model)["tau"])[:-1]]
+    rows = [layer.keys.shape[-2] for layer in first.past_key_values.layers]
+    if rows != expected:
+        raise WrongNumbersError(f"layers cache {rows} rows at alpha {alpha}, expected {expected}")
+    if not torch.isfinite(first.logits).all() or not torch.equal(first.logits, again.logits):
+        raise WrongNumbersError(f"logits at alpha {alpha} are not finite, or a repeat differs")
+
+
+def _checked_models(args, device, dtype):
+    """For every model, batch and length: the model, its input and the settings of alpha, numerics checked."""
+    for name in args.models:
+        model = build(name, max(args.tokens) + getattr(args, "new", 0), device, dtype)
+        config = model.config
+        heads = config.num_attention_heads
+        shape = (config.hidden_size // heads, heads, getattr(config, "num_key_value_heads", None) or heads)
+        check_attention(shape, min(2048, max(args.tokens)), device, dtype)
+        for tokens, batch in itertools.product(args.tokens, args.batches):
+            ids = torch.randint(0, config.vocab_size, (batch, tokens), device=device)
+            for alpha in args.alphas:
+                check_model(model, ids, alpha)
+            yield name, model, ids, {f"{alpha:g}": alpha for alpha in (1.0, *args.alphas)}
+
+
+def bench_prefill(args, device, dtype) -> dict:
+    """Time to the first token's logits, by the clock."""
+    rates, rows = ceilings(device, dtype), []
+    for name, model, ids, alphas in _checked_models(args, device, dtype):
+        (batch, tokens), config, tau = ids.shape, model.config, dial.settings(model)["tau"]
+        runs = {key: functools.partial(prefill, model, ids, alpha) for key, alpha in alphas.items()}
+        times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds)
+        ideals = {k: roofline_ms(config, batch, tokens, a, tau, dtype.itemsize, rates) for k, a in alphas.items()}
+        for key, alpha in alphas.items():
+            predicted = kv_bytes(config, tokens, alpha, tau, batch, dtype.itemsize)
+            measured = cache_bytes(runs[key]().past_key_values)
+            if measured != predicted:
+                raise WrongNumbersError(f"the cache holds {measured} bytes at alpha {alpha}, expected {predicted}")
+            ideal = ideals["1"] / ideals[key]
+            rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha,
+                         "mac_reduction": round(mac_reduction(config, tokens, alpha, tau), 3),
+                         **times[key], "roofline_ms": round(ideals[key], 3), "roofline_speedup": round(ideal, 3),
+                         "realised": round(times[key]["speedup"] / ideal, 3),
+                         "of_roofline": round(ideals[key] / times[key]["latency_ms"], 3),
+                         "kv_bytes": measured, "peak_bytes": peak_bytes(runs[key], device)})  # fmt: skip
+        del runs, model
+    print_rows(rows, "model batch tokens alpha mac_reduction latency_ms speedup roofline_speedup realised of_roofline")
+    return {"ceilings": rates, "rows": rows}
+
+
+def bench_decode(args, device, dtype) -> dict:
+    """Milliseconds per new token, and the cache, after a prefill at each alpha. A new token passes all layers."""
+    rows = []
+    for name, model, ids, alphas in _checked_models(args, device, dtype):
+        batch, tokens = ids.shape
+        caches = {key: prefill(model, ids, alpha).past_key_values for key, alpha in alphas.items()}
+        held = {key: cache_bytes(cache) for key, cache in caches.items()}
+        new = torch.randint(0, model.config.vocab_size, (args.new, batch, 1), device=device)
+
+        def decode(key, alpha, model=model, caches=caches, new=new):
+            with torch.inference_mode(), dial.at(model, alpha):
+                for token in new:
+                    model(token, past_key_values=caches[key], use_cache=True)
+                caches[key].crop(-len(new))
+
+        runs = {key: functools.partial(decode, key, alpha) for key, alpha in alphas.items()}
+        times = alternate(runs, repeats=args.repeats, warmup=1, seconds=args.seconds)
+        for key, alpha in alphas.items():
+            per_token = times[key]["latency_ms"] / args.new
+            rows.append({"model": name, "batch": batch, "tokens": tokens, "new": args.new, "alpha": alpha, **times[key],
+                         "ms_per_token": round(per_token, 4), "kv_bytes": held[key]})  # fmt: skip
+        del caches, runs, model
+    print_rows(rows, "model batch tokens alpha ms_per_token speedup kv_bytes")
+    return {"rows": rows}
+
+
+# The command line
+
+
+def print_rows(rows: list[dict], columns: str) -> None:
+    table = [columns.split(), *([str(row[column]) for column in columns.split()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
+
+
+BENCHES = {"attention": bench_attention, "prefill": bench_prefill, "decode": bench_decode, "sweep": bench_sweep}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        prog="python -m zsaa.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bench", choices=BENCHES)
+    parser.add_argument("--output", type=Path, help="result file (default: outputs/bench/<bench>.json)")
+    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16" if gpu else "float32")
+    parser.add_argument("--models", "--model", nargs="+", choices=MODELS, default=["smollm2-135m"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 8192] if gpu else [64], help="prompt lengths")
+    parser.add_argument("--batches", "--batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--alphas", nargs="+", type=float, default=[0.99, 0.97, 0.9, 0.7])
+    parser.add_argument("--new", type=int, default=32, help="decode: tokens to generate")
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
+    parser.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")
+    parser.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
+    parser.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
+    parser.add_argument("--backend", choices=backend.NAMES, default="auto")
+    args = parser.parse_args(arguments)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    backend.use_backend(args.backend)
+    command = "python -m zsaa.bench " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+    started = time.perf_counter()
+    try:
+        result = BENCHES[args.bench](args, device, dtype)
+    except WrongNumbersError as error:
+        print(f"the numbers are wrong, nothing was written: {error}", file=sys.stderr)
+        return 1
+    facts = {"seed": 0, "repeats": args.repeats, "seconds": round(time.perf_counter() - started, 1)}
+    record = {"kind": f"bench-{args.bench}", "command": command, "dtype": args.dtype,
+              "backends": backend.backends(device), "provenance": provenance(**facts), **result}  # fmt: skip
+    path = write_json(args.output or Path("outputs/bench") / f"{args.bench}.json", record)
+    print(f"{path} ({facts['seconds']} s, {record['backends']})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
