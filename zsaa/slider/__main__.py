@@ -16,9 +16,9 @@ PAGE = ROOT / "docs" / "slider.html"
 ADAPTER = RESULTS / "adapters" / "imdb-lora-alpha-sampled"
 TITLE = "One dial between a language model's speed and its accuracy"
 ABOUT = (
-    "Drag α. At each layer only the share α of the tokens that receive the most attention goes on; the rest are dropped "
-    "for good. SmolLM2-135M, fine-tuned once with α drawn anew at every step, reads held-out film reviews; every number "
-    "was computed or measured with the real model (times: 2 CPU cores), none is made up for the page."
+    "Drag α. At each layer only the share α of the tokens, those that receive the most attention, goes on; the others "
+    "are dropped for good. The model, SmolLM2-135M, was fine-tuned once, with α drawn anew at every step; it reads "
+    "held-out film reviews. Every number was computed or measured with the real model (times: 2 CPU cores)."
 )
 
 

@@ -26,6 +26,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
 from zsaa.results import RESULTS
 
+STOCK = "stock"  # the key of every setting that drops nothing
 TAUS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
 TOP = 5  # next words that are listed, of this setting and of alpha = 1 each
 
@@ -86,6 +87,7 @@ class Engine:
         max_tokens: int | None = None,
         repeats: int = 1,
     ):
+        self.dial = dial_of(model)
         self.model, self.tokenizer, self.repeats = twin(model), tokenizer, repeats
         zsaa.enable(self.model)
         self.decoder, family = find_decoder(self.model)
@@ -134,12 +136,12 @@ class Engine:
 
         Settings that keep the same number of tokens in every layer are one and the same: they share a slot (slot 0
         keeps everything). "slot": tau -> slot per alpha. Per slot: "top" (tokens the last layer passes on), "share" (of
-        token-layers), "macs", "kv" (bytes). "predicted": tau -> milliseconds per alpha from a calibration
-        (zsaa.calibrate) that was saved for this length, else None.
+        token-layers), "macs", "kv" (bytes). "predicted": milliseconds per alpha, where zsaa.calibrate has timed this
+        very length, tau and score on this machine; else None.
         """
         slots = {(n,) * self.num_layers: 0}
         per_slot: dict[str, list] = {"top": [], "share": [], "macs": [], "kv": []}
-        of_tau, predicted = {}, {}
+        of_tau: dict[str, list[int]] = {}
         itemsize = self.decoder.dtype.itemsize
         for tau in taus:
             of_tau[str(tau)] = row = [0] * len(alphas)
@@ -151,13 +153,14 @@ class Engine:
                     per_slot["share"].append(sum(counts) / (n * self.num_layers))
                     per_slot["macs"].append(macs(self.config, n, alphas[i], tau))
                     per_slot["kv"].append(kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize))
-            predicted[str(tau)] = self._calibrated(n, alphas, tau)
-        return {"slot": of_tau, **per_slot, "predicted": predicted}
+        return {"slot": of_tau, **per_slot, "predicted": self._calibrated(n, alphas)}
 
-    def _calibrated(self, n: int, alphas: list[float], tau: int) -> list[float] | None:
-        zsaa.enable(self.model, tau=tau)
-        table = zsaa.report(self.model, n, alphas)
-        return None if table["predicted ms"].isna().any() else table["predicted ms"].tolist()
+    def _calibrated(self, n: int, alphas: list[float]) -> dict | None:
+        zsaa.enable(self.model, tau=self.dial["tau"], score=self.dial["score"])
+        if zsaa.report(self.model, n, [1.0])["predicted ms"].isna().any():
+            return None
+        predicted = zsaa.report(self.model, n, alphas)["predicted ms"].tolist()
+        return {"tau": self.dial["tau"], "score": self.dial["score"], "ms": predicted}
 
     @contextmanager
     def _set(self, alpha: float, tau: int, score: str, stop: Callable[[], bool] | None = None) -> Iterator[None]:

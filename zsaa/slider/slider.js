@@ -620,8 +620,9 @@ export function mount(root, source) {
     showWork(slot ? `${times(less)} less` : "all", 1 / less, `${showMacs(costs.macs[slot])} of ${showMacs(costs.macs[0])} MACs`);
     showCache(showBytes(costs.kv[slot]), costs.kv[slot] / costs.kv[0], `of ${showBytes(costs.kv[0])}`);
     const stock = t.points.get("stock");
-    const predicted = costs.predicted[at.tau]?.[alphaAt()] ?? (stock ? stock.ms / less : null);
-    const how = costs.predicted[at.tau] ? "calibrated" : "by MACs";
+    const timed = costs.predicted?.tau === at.tau && costs.predicted.score === at.score ? costs.predicted.ms : null;
+    const predicted = timed ? timed[alphaAt()] : stock ? stock.ms / less : null;
+    const how = timed ? "by calibration" : "by MACs";
     const said = predicted === null ? "" : `, ${showMs(predicted)} ${how}`;
     if (!stock || !found) showTime("…", 0, "");
     else if (!found.exact) showTime("…", 0, `was ${showMs(stock.ms)} at α = 1${said}`, predicted / stock.ms);

@@ -32,11 +32,10 @@ from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.keep import check_alpha, check_tau
 from zsaa.score import SCORES, check_score
 from zsaa.slider import page
-from zsaa.slider.engine import TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas, dial_of
+from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
 from zsaa.slider.worker import Worker
 
 ASSETS = files("zsaa.slider")
-STOCK = "stock"  # the key of every setting that drops nothing
 REVIEWS = (("imdb", 4), ("rotten_tomatoes", 2))
 RECENT = 8  # typed texts that stay in the cache
 SHORT = (600, 1600)  # characters: reviews that fit the view
@@ -120,8 +119,8 @@ class Slider(anywidget.AnyWidget):
         repeats: int = 1,
         prefetch: bool = True,
     ):
-        dial = dial_of(model)
         self._engine = engine = Engine(model, tokenizer, labels, max_tokens, repeats)
+        dial = engine.dial
         trained = dial["alpha_range"]
         low = ALPHA_RANGE.get(engine.config.model_type, DEEP_ALPHA_RANGE)[0]
         low = trained[0] if trained and trained[0] < 1 else low
@@ -166,7 +165,7 @@ class Slider(anywidget.AnyWidget):
         elif isinstance(text, Mapping):
             given = list(text.items())
         else:
-            given = [(f"{' '.join(t.split()[:5])} …", t) for t in text or ()]
+            given = [(f"{' '.join(str(t).split()[:5])} …", t) for t in text or ()]
         if any(not isinstance(t, str) or not t.strip() for _, t in given):
             raise ValueError("text must be a text with at least one word, several of them, or {name: text}.")
         found = [{"name": str(name), "text": t, "label": None} for name, t in given]
@@ -398,8 +397,8 @@ class Slider(anywidget.AnyWidget):
         it is not known yet.
 
         texts: ids of the texts to include (see `meta["texts"]`), by default the one shown. taus, scores: the settings
-        to include; by default the tau shown and all scores. title, about: a heading and a line below it. ValueError for another suffix than .html: the buttons in
-        the view save pictures (PNG, SVG).
+        to include; by default the tau shown and all scores. title, about: a heading and a line below it.
+        ValueError for another suffix than .html: the buttons in the view save pictures (PNG, SVG).
         """
         path = Path(path)
         if path.suffix not in (".html", ".htm"):
