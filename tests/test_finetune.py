@@ -16,24 +16,6 @@ from zsaa.dial import settings
 from zsaa.finetune import Recipe, alpha_range, draw_alpha, fine_tune
 
 
-class Padder:
-    """The two things that a run needs of a tokenizer: padding a batch, and saving itself."""
-
-    padding_side, model_input_names = "right", ["input_ids", "attention_mask"]
-
-    def pad(self, samples, return_tensors=None, **kwargs):
-        width = max(len(s["input_ids"]) for s in samples)
-        batch = {
-            "input_ids": [list(s["input_ids"]) + [0] * (width - len(s["input_ids"])) for s in samples],
-            "attention_mask": [[1] * len(s["input_ids"]) + [0] * (width - len(s["input_ids"])) for s in samples],
-            "labels": [s["labels"] for s in samples],
-        }
-        return transformers.BatchEncoding({k: torch.tensor(v) for k, v in batch.items()})
-
-    def save_pretrained(self, folder):
-        return ()
-
-
 def samples(count=48, seed=0):
     """Label 1 when token 7 occurs: learnable, and only by attending."""
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +66,7 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
     base = tmp_path / "base"
     net.save_pretrained(base)
     net = transformers.AutoModelForSequenceClassification.from_pretrained(base)
-    trained, log = fine_tune(net, Padder(), samples(), recipe, tmp_path, log_steps=4, progress=False)
+    trained, log = fine_tune(net, tiny.Padder(), samples(), recipe, tmp_path, log_steps=4, progress=False)
     assert log["steps"] == 36 and log["alpha_range"] == [0.6, 1.0]
     losses = [loss for _, loss in log["loss"]]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
@@ -110,7 +92,7 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
 def test_the_dial_is_turned_every_step(tmp_path, monkeypatch):
     turned = []
     monkeypatch.setattr(finetune.zsaa, "set_alpha", lambda net, alpha: turned.append(alpha))
-    fine_tune(model(), Padder(), samples(), Recipe(max_steps=5), tmp_path, progress=False)
+    fine_tune(model(), tiny.Padder(), samples(), Recipe(max_steps=5), tmp_path, progress=False)
     assert turned == [*(draw_alpha(0.5, 1.0, 0, step) for step in range(5)), 1.0]
 
 
@@ -119,7 +101,7 @@ def test_resuming_gives_the_same_weights(tuning, tmp_path):
     recipe = Recipe(tuning=tuning, learning_rate=1e-3, max_steps=8, dropout=0.1)
 
     def run(folder, **kwargs):
-        return fine_tune(model(), Padder(), samples(), recipe, folder, save_steps=4, progress=False, **kwargs)[0]
+        return fine_tune(model(), tiny.Padder(), samples(), recipe, folder, save_steps=4, progress=False, **kwargs)[0]
 
     whole = run(tmp_path / "whole").state_dict()
 
@@ -144,7 +126,7 @@ def test_resuming_gives_the_same_weights(tuning, tmp_path):
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     def run(seed, name):
         recipe = Recipe(learning_rate=1e-3, max_steps=3, seed=seed)
-        return fine_tune(model(), Padder(), samples(), recipe, tmp_path / name, progress=False)[0].score.weight
+        return fine_tune(model(), tiny.Padder(), samples(), recipe, tmp_path / name, progress=False)[0].score.weight
 
     assert torch.equal(run(0, "a"), run(0, "b"))
     assert not torch.equal(run(0, "c"), run(1, "d"))
@@ -152,7 +134,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
 
 def test_a_full_disk_leaves_the_old_model_in_place(tmp_path, monkeypatch):
     net = zsaa.enable(model())
-    finetune.save(net, Padder(), tmp_path / "model")
+    finetune.save(net, tiny.Padder(), tmp_path / "model")
     before = sorted(p.name for p in (tmp_path / "model").iterdir())
 
     def full(self, folder, *args, **kwargs):
@@ -165,7 +147,7 @@ def test_a_full_disk_leaves_the_old_model_in_place(tmp_path, monkeypatch):
 
     monkeypatch.setattr(net, "save_pretrained", makes_folder)
     with pytest.raises(OSError, match="No space left on device. Free some space"):
-        finetune.save(net, Padder(), tmp_path / "model")
+        finetune.save(net, tiny.Padder(), tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 

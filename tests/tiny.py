@@ -67,3 +67,22 @@ def tokenizer(vocab=97):
     backend.decoder = tokenizers.decoders.ByteLevel()
     special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     return tf.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+class Padder:
+    """The two things that a run needs of a tokenizer: padding a batch, and saving itself."""
+
+    padding_side, model_input_names = "right", ["input_ids", "attention_mask"]
+
+    def pad(self, samples, return_tensors=None, **kwargs):
+        width = max(len(s["input_ids"]) for s in samples)
+        batch = {
+            "input_ids": [list(s["input_ids"]) + [0] * (width - len(s["input_ids"])) for s in samples],
+            "attention_mask": [[1] * len(s["input_ids"]) + [0] * (width - len(s["input_ids"])) for s in samples],
+        }
+        if "labels" in samples[0]:  # of classifiers: the collator of language models pads theirs itself
+            batch["labels"] = [s["labels"] for s in samples]
+        return tf.BatchEncoding({k: torch.tensor(v) for k, v in batch.items()})
+
+    def save_pretrained(self, folder):
+        return ()
