@@ -243,6 +243,8 @@ def fine_tune(
     whole = None
     if trainer.is_fsdp_enabled:
         model, whole = trainer.model_wrapped, trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        for tied in getattr(model, "all_tied_weights_keys", None) or ():  # gathered twice, saved once
+            whole.pop(tied, None)
     model.eval()
     trained_for(model, (low, high))
 
