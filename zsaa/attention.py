@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsaa import backend
+
 # Query rows per block: bounds the memory of the soft-score (batch x heads x block x rows), and lets a causal block
 # skip the keys that come after it.
 BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
@@ -69,6 +71,26 @@ def attend(
     return torch.matmul(p.to(v.dtype).flatten(2, 3), v).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
 
 
+def _with_kernels(
+    q: Tensor, k: Tensor, v: Tensor, *, scale, softcap, dropout, real, positions, window
+) -> tuple[Tensor, Tensor] | None:
+    """`attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more pass for the
+    sums, in memory linear in the rows. None where PyTorch must do it."""
+    kernels = backend.kernels(q)
+    if kernels is None:
+        return None
+    lengths = None if real is None else real.sum(dim=1)
+    settings = {"scale": scale, "softcap": softcap, "lengths": lengths, "positions": positions, "window": window}
+    if q.is_cuda and softcap is None and window is None:
+        # PyTorch's own, because it has a backward pass. Rows are causal and padding comes last: no mask is needed.
+        output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True, False, scale=scale)
+    elif dropout or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        return None  # our own has none
+    else:
+        output, lse = kernels.attention(q, k, v, **settings)
+    return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings)
+
+
 def attend_and_score(
     q: Tensor,
     k: Tensor,
@@ -91,6 +113,11 @@ def attend_and_score(
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
     """
+    done = _with_kernels(
+        q, k, v, scale=scale, softcap=softcap, dropout=dropout, real=real, positions=positions, window=window
+    )
+    if done is not None:
+        return done
     batch, heads, rows, _ = q.shape
     # PyTorch's fused attention pays off where it has flash kernels or must keep the backward pass small; elsewhere the
     # soft-score is there anyway and gives the output at the price of one product.
