@@ -1,6 +1,7 @@
 """One fine-tuning experiment from the command line: train, evaluate along the dial and its controls, time, record.
 
     python -m zsaa.experiment --task imdb --method alpha-sampled --output-dir outputs/experiments
+    torchrun --nproc-per-node 2 -m zsaa.experiment ...     (the same on two GPUs)
 
 Every committed file in results/ that holds an accuracy curve was written by this module; its "command" says how.
 """
@@ -13,12 +14,14 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import zsaa
 from zsaa.dial import settings
+from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.finetune import Recipe, describe, fine_tune, resolve_precision
 from zsaa.measure import provenance
@@ -72,6 +75,8 @@ def latency(
     from zsaa.models import load_model
     from zsaa.tasks import load_task, tokenize
 
+    if place()[1] > 1:
+        raise RuntimeError(f"{place()[1]} processes would disturb each other's clocks: time without torchrun.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = resolve_precision()
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -127,10 +132,12 @@ def run(
     command: str | None = None,
 ) -> dict:
     """Run one experiment and write output_dir/results/<name>.json; returns its content. The trained model (or adapter)
-    stays in output_dir/<name>/model."""
+    stays in output_dir/<name>/model. Several processes share the work, the first one writes, and latency is left out.
+    """
     from zsaa.models import load_model
     from zsaa.tasks import load_task, tokenize
 
+    start()
     output_dir = Path(output_dir)
     name = name or f"{task}-{recipe.method}-{recipe.tuning}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -159,12 +166,12 @@ def run(
     rows = []
     for control in controls:  # written after each, so that a run cut short keeps what it has
         rows += curve(net, tokenizer, test_set, targets, (control,), batch, precision, progress)
-        if latency_repeats and control == controls[-1]:
+        if latency_repeats and control == controls[-1] and place()[1] == 1:
             add_latency(net, rows, tokenizer, longest(test_set["input_ids"], 8), latency_repeats, precision)
         seconds = round(time.perf_counter() - started, 1)
         facts = {"train_samples": len(train_set), "eval_samples": len(test_set), "seconds": seconds}
         result |= {"provenance": provenance(seed=recipe.seed, **facts), "rows": rows}
-        write_json(output_dir / "results" / f"{name}.json", result)
+        on_first(partial(write_json, output_dir / "results" / f"{name}.json", result))
     return result
 
 
@@ -182,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--latency-only", action="store_true", help="no training: only time the dial")
     parser.add_argument("--latency-batches", type=int, nargs="+", default=[1, 8, 32], help="for --latency-only")
-    parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out")
+    parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out, as torchrun does")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints; 0 leaves them out")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     for field in dataclasses.fields(Recipe):
@@ -198,9 +205,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen["save_steps"] = chosen["save_steps"] or None
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--output-dir" in given:  # a path of one machine, and no part of how
-        place = given.index("--output-dir")
-        del given[place : place + 2]
-    command = " ".join(["python -m zsaa.experiment", *given])
+        found = given.index("--output-dir")
+        del given[found : found + 2]
+    start()
+    launcher = "python" if place()[1] == 1 else f"torchrun --nproc-per-node {place()[1]}"
+    command = " ".join([launcher, "-m zsaa.experiment", *given])
     only, batches = chosen.pop("latency_only"), chosen.pop("latency_batches")
     if only:
         shared = {k: chosen[k] for k in ("model", "task", "source", "test", "output_dir", "name")}
@@ -208,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = latency(**shared, tau=recipe.tau, max_length=recipe.max_length)
     else:
         result = run(recipe, **chosen, command=command)
-    for row in result["rows"]:
+    for row in result["rows"] if place()[0] == 0 else ():
         shape = f"batch {row['latency_batch']} x {row['latency_tokens']}" if "latency_batch" in row else ""
         print(
             f"{row['control']:>6} {row['mac_reduction']:6.2f}x  accuracy {row.get('accuracy', '-')}"
