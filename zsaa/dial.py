@@ -297,6 +297,8 @@ def enable(
             "devices). Enable zsaa before dispatching the model."
         )
     dial = getattr(decoder, "_zsaa", None)
+    if dial is None:
+        _refuse_wrapped(layers, "Call zsaa.enable before they are.")
     saved = dial.settings() if dial else {**DEFAULTS, **(getattr(decoder.config, "zsaa", None) or {})}
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
@@ -316,6 +318,13 @@ def enable(
     return model
 
 
+def _refuse_wrapped(layers: nn.ModuleList, remedy: str) -> None:
+    """FSDP and activation checkpointing put classes of their own in place of the layers'."""
+    wrapped = next((type(layer).__name__ for layer in layers if type(layer).__module__.startswith("torch.")), None)
+    if wrapped:
+        raise RuntimeError(f"the decoder's layers are wrapped or sharded ({wrapped}). {remedy}")
+
+
 def _head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
     """The language model in `model` whose body is `decoder`, if there is one."""
     for module in model.modules():
@@ -330,6 +339,7 @@ def disable(model: nn.Module) -> nn.Module:
     decoder, family = find_decoder(model)
     dial = getattr(decoder, "_zsaa", None)
     if dial is not None:
+        _refuse_wrapped(getattr(decoder, family.layers), "zsaa.set_alpha(model, 1.0) runs the stock code meanwhile.")
         for hook in dial.hooks:
             hook.remove()
         del decoder._zsaa, decoder.config.zsaa
