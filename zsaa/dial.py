@@ -100,10 +100,16 @@ class Dial:
         cache = call.get("past_key_values")
         pruned = is_pruned(cache) and not is_empty(cache)
         prefill = is_empty(cache) and (self.least < 1 or self.tracer is not None)
+        name = "inputs_embeds" if call.get("input_ids") is None else "input_ids"
         if not (pruned or prefill):
+            if self.least < 1 and call[name].shape[1] > 1:
+                warnings.warn(
+                    "alpha has no effect on this call: it continues a key/value cache that was not pruned, such as one "
+                    "filled at alpha = 1, or the virtual tokens of prefix tuning. Start from an empty cache.",
+                    stacklevel=2,
+                )
             return None
 
-        name = "inputs_embeds" if call.get("input_ids") is None else "input_ids"
         shape, device = tuple(call[name].shape[:2]), call[name].device
         mask = call.get("attention_mask")
         _check_call(decoder, call, extra, mask, shape, seen=cache.get_seq_length() if pruned else 0)
@@ -115,6 +121,11 @@ class Dial:
             again = {k: call[k][:, -candidates - 1 :] for k in (name, "position_ids") if call.get(k) is not None}
             call, shape, pruned = {**call, **again}, (shape[0], candidates + 1), True
         mask = None if mask is None else mask != 0
+        if not self.carry and name == "inputs_embeds" and mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "a classifier that is given inputs_embeds reads the last row of each sample, which is padding here, "
+                "since transformers finds padding by token ids. Pad on the left, or set alpha to 1 for this call."
+            )
         if pruned:
             step = Decode(cache, shape, mask, device)
         else:

@@ -92,6 +92,18 @@ FAMILIES: dict[str, Family] = {
 SUPPORTED = tuple(FAMILIES)
 
 
+# PEFT methods whose result for one token depends on which other tokens are there, or on where they stand. All others
+# that live in the linear layers and norms (LoRA and its kin, IA3, ...), and virtual tokens at the input, work.
+_ROW_MIXING = {
+    "PREFIX_TUNING": "puts keys and values for every layer into the cache before the prompt",
+    "CARTRIDGE": "puts keys and values for every layer into the cache before the prompt",
+    "ADAPTION_PROMPT": "replaces attention with its own",
+    "LILY": "averages over the tokens of the batch",
+    "SHADOW": "runs a second network beside the decoder",
+    "XLORA": "mixes its adapters by the scores of a full pass",
+}
+
+
 class UnsupportedModelError(TypeError):
     """The model holds no decoder that the dial knows how to prune."""
 
@@ -99,8 +111,20 @@ class UnsupportedModelError(TypeError):
 def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
     """The base decoder (`LlamaModel`, `GPT2Model`, ...) inside `model`, however deep PEFT or a task head wraps it.
 
-    Raises UnsupportedModelError, listing the supported families, if there is none.
+    Raises UnsupportedModelError, listing the supported families, if there is none, or if `model` carries a PEFT
+    adapter that cannot be pruned exactly.
     """
+    adapters = getattr(model, "peft_config", None)
+    for name, config in adapters.items() if isinstance(adapters, dict) else ():
+        method = getattr(config.peft_type, "value", config.peft_type)
+        why = _ROW_MIXING.get(method)
+        if getattr(config, "alora_invocation_tokens", None):
+            method, why = "aLoRA", "counts tokens from the end of the whole prompt"
+        if why:
+            raise UnsupportedModelError(
+                f"the PEFT adapter {name!r} is {method}, which {why}: zsaa cannot prune it exactly. Use LoRA, or "
+                "prompt tuning for virtual tokens, or work on model.get_base_model() without the adapter."
+            )
     for module in model.modules():
         family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
         # Its own layers: wrappers such as PeftModel hand on the attributes of what they wrap.
