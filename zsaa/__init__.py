@@ -1,8 +1,10 @@
 """zsaa: one dial, alpha, between a language model's speed and its accuracy, turned at inference without retraining."""
 
+from zsaa import slider
+from zsaa.budget import alpha_for, calibrate, report
 from zsaa.dial import at, disable, enable, set_alpha, trace
 from zsaa.families import SUPPORTED, UnsupportedModelError
-from zsaa.keep import alpha_for, kept_counts, mac_reduction, macs, truncation_for
+from zsaa.keep import kept_counts, mac_reduction, macs, truncation_for
 
 __version__ = "0.1.0"
 __all__ = [
@@ -10,12 +12,15 @@ __all__ = [
     "UnsupportedModelError",
     "alpha_for",
     "at",
+    "calibrate",
     "disable",
     "enable",
     "kept_counts",
     "mac_reduction",
     "macs",
+    "report",
     "set_alpha",
+    "slider",
     "trace",
     "truncation_for",
 ]

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 import sys
 import time
 from functools import partial
@@ -24,19 +22,7 @@ from zsaa.dial import settings
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.finetune import Recipe, describe, fine_tune, resolve_precision
-from zsaa.measure import provenance
-
-
-def write_json(path: Path, content: dict) -> Path:
-    """Write `content` to `path` in one piece: readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+from zsaa.measure import provenance, write_json
 
 
 def longest(samples, count: int) -> list:

@@ -1,4 +1,4 @@
-"""How many tokens each layer keeps (Eq. 2 of the paper), and what that costs in multiply-accumulate operations."""
+"""How many tokens each layer keeps (Eq. 2 of the paper), and what that costs: multiply-accumulates and memory."""
 
 from __future__ import annotations
 
@@ -75,46 +75,39 @@ def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5) -> int:
     return total
 
 
-def _histogram(lengths: int | Iterable[int]) -> Counter:
+def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int = 1, itemsize: int = 2) -> int:
+    """Bytes of the keys and values that a prefill of `batch` texts of `n` tokens leaves in the cache.
+
+    itemsize: bytes per number (2 for float16 and bfloat16). A layer caches what entered it, N_{l-1} rows. The stock
+    model's sliding layers cache the last window - 1 rows only; a pruned cache evicts nothing (see zsaa/cache.py).
+    """
+    from transformers import DynamicCache
+
+    heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau)[:-1]]
+    if alpha == 1:
+        windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
+        entering = [n if window is None else min(n, window - 1) for window in windows]
+    return 2 * batch * kv_heads * (head_dim or config.hidden_size // heads) * sum(entering) * itemsize
+
+
+def histogram(lengths: int | Iterable[int]) -> Counter:
+    """How often each length occurs."""
     counted = Counter([lengths] if isinstance(lengths, Integral) else lengths)
     if not counted:
         raise ValueError("lengths is empty: give one length, or the token count of each sample.")
     return counted
 
 
-def _total_macs(config: Any, histogram: Counter, alpha: float, tau: int) -> int:
-    return sum(times * macs(config, n, alpha, tau) for n, times in histogram.items())
+def total_macs(config: Any, counted: Counter, alpha: float, tau: int) -> int:
+    return sum(times * macs(config, n, alpha, tau) for n, times in counted.items())
 
 
 def mac_reduction(config: Any, lengths: int | Iterable[int], alpha: float, tau: int = 5) -> float:
     """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
-    histogram = _histogram(lengths)
-    return _total_macs(config, histogram, 1.0, tau) / _total_macs(config, histogram, alpha, tau)
-
-
-def alpha_for(config: Any, lengths: int | Iterable[int], mac_reduction: float, tau: int = 5) -> float:
-    """The largest alpha (to 1e-5) whose MAC reduction over samples of these `lengths` is at least `mac_reduction`.
-
-    ValueError names the reachable range when tau keeps the reduction from being reached.
-    """
-    histogram = _histogram(lengths)
-    if mac_reduction == 1:
-        return 1.0
-    stock = _total_macs(config, histogram, 1.0, tau)
-    low, high = 1e-5, 1.0
-    most = stock / _total_macs(config, histogram, low, tau)
-    if not 1 <= mac_reduction <= most:
-        raise ValueError(
-            f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={tau} it ranges from 1 to "
-            f"{most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
-        )
-    while high - low > 1e-5:
-        middle = (low + high) / 2
-        if stock / _total_macs(config, histogram, middle, tau) >= mac_reduction:
-            low = middle
-        else:
-            high = middle
-    return low
+    counted = histogram(lengths)
+    return total_macs(config, counted, 1.0, tau) / total_macs(config, counted, alpha, tau)
 
 
 def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: float) -> int:
@@ -122,11 +115,11 @@ def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: flo
 
     The control that a dial must beat: the same compute, spent on fewer input tokens in all layers.
     """
-    histogram = _histogram(lengths)
-    stock = _total_macs(config, histogram, 1.0, 5)
-    low, high = 1, max(histogram)  # k = low always reduces at least as much as k = high
+    counted = histogram(lengths)
+    stock = total_macs(config, counted, 1.0, 5)
+    low, high = 1, max(counted)  # k = low always reduces at least as much as k = high
     while low < high:
         middle = (low + high + 1) // 2
-        cut = sum(times * macs(config, min(n, middle)) for n, times in histogram.items())
+        cut = sum(times * macs(config, min(n, middle)) for n, times in counted.items())
         low, high = (middle, high) if stock / cut >= mac_reduction else (low, middle - 1)
     return low

@@ -1,8 +1,10 @@
-"""Wall-clock time of a forward pass, and the provenance that every result file carries."""
+"""Wall-clock time of a forward pass, the provenance that every result file carries, and writing such a file."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import math
 import os
 import platform
 import statistics
@@ -13,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "zsaa")
 
@@ -39,16 +42,17 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def hardware() -> dict:
-    """The device that computed, the CPU, its usable cores, and memory in GiB (None where the system does not say)."""
+def hardware(device: torch.device | None = None) -> dict:
+    """The device that computed (`device`, or by default the GPU if there is one), the CPU, its usable cores, and memory
+    in GiB (None where the system does not say)."""
     try:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):
         memory = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    kind = device.type if device else "cuda" if torch.cuda.is_available() else "cpu"
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
         "cpu": _cpu_name(),
         "cores": cores,
         "threads": torch.get_num_threads(),
@@ -73,22 +77,48 @@ def provenance(**facts) -> dict:
     }
 
 
-def alternate(runs: dict[str, Callable[[], object]], repeats: int = 5, warmup: int = 1) -> dict[str, dict]:
+def write_json(path: Path, content: dict) -> Path:
+    """Write `content` to `path` in one piece: readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def alternate(
+    runs: dict[str, Callable[[], object]],
+    repeats: int = 5,
+    warmup: int = 1,
+    seconds: float = math.inf,
+    progress: str | None = None,
+) -> dict[str, dict]:
     """Time several variants in turn, round after round, so that a slow spell of the machine hits all of them.
+
+    repeats: timed rounds; fewer, but at least 3, if all rounds together would take longer than `seconds`.
+    progress: the text of a progress bar; None shows none.
 
     Returns per variant {"latency_ms": median, "latency_ms_quartiles": [q1, q3], "speedup": median of the first variant
     over this median}. Wall-clock milliseconds; on a GPU each run is synchronized.
     """
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(warmup + repeats):
-        for name, run in runs.items():
-            wait()
-            started = time.perf_counter()
-            run()
-            wait()
-            if round_ >= warmup:
-                times[name].append(1000 * (time.perf_counter() - started))
+    begun = time.perf_counter()
+    with tqdm(total=(warmup + repeats) * len(runs), desc=progress, disable=progress is None, leave=False) as bar:
+        for round_ in range(warmup + repeats):
+            if round_ >= warmup + 3 and time.perf_counter() - begun > seconds:
+                break
+            for name, run in runs.items():
+                wait()
+                started = time.perf_counter()
+                run()
+                wait()
+                if round_ >= warmup:
+                    times[name].append(1000 * (time.perf_counter() - started))
+                bar.update()
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = medians[next(iter(runs))]
     return {

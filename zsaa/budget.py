@@ -1,0 +1,399 @@
+"""From a budget to alpha: in multiply-accumulates, or in milliseconds on this machine; and what each alpha costs.
+
+Milliseconds come from a calibration: one prefill of random tokens (time does not depend on what the text says), timed
+at a handful of settings in turn. Between these the time is interpolated over multiply-accumulates, of which it is
+nearly a straight line; over alpha, whose effect compounds from layer to layer, it is far from one. A calibration is
+saved, and used again only where nothing that bears on the time has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import math
+import statistics
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zsaa.backend import backends
+from zsaa.dial import disable, enable, settings
+from zsaa.families import find_decoder
+from zsaa.keep import check_alpha, check_tau, histogram, kept_counts, kv_bytes, mac_reduction, macs, total_macs
+from zsaa.measure import alternate, hardware, provenance, write_json
+
+FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes
+NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
+POINTS = 8  # pruned settings that are timed
+REPEATS = 15  # timed rounds, where there is time for them
+
+
+def _largest(fits: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest alpha in [low, high], to 1e-5, that `fits`; `low` must."""
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def alpha_for(
+    model_or_config: Any,
+    n: int | Iterable[int],
+    mac_reduction: float | None = None,
+    tau: int | None = None,
+    *,
+    latency_ms: float | None = None,
+    batch: int = 1,
+) -> float:
+    """The largest alpha (to 1e-5) that keeps to one budget, for inputs of `n` tokens.
+
+    model_or_config: a supported model, with the dial on or not, or its config.
+    n: one length in tokens, or the length of each sample.
+    mac_reduction: times by which the multiply-accumulates, summed over the samples, must fall at least.
+    tau: least number of tokens that a layer keeps; by default that of the model's dial, and 5 for a config.
+    latency_ms: milliseconds that one prefill of `batch` texts of the longest length may take on this machine, by
+        prediction from `calibrate`, which runs first if need be (under a minute for a small model). Needs a model.
+
+    TypeError: not exactly one budget, or a config and latency_ms. ValueError names the reachable range of a budget.
+    """
+    if (mac_reduction is None) == (latency_ms is None):
+        raise TypeError(
+            f"give one budget, mac_reduction or latency_ms; got mac_reduction={mac_reduction}, latency_ms={latency_ms}."
+        )
+    counted = histogram(n)
+    if latency_ms is not None:
+        if not isinstance(model_or_config, nn.Module):
+            raise TypeError(
+                f"latency_ms needs a model to time, not a {type(model_or_config).__name__}. Pass the model itself, or "
+                "give mac_reduction, for which a config will do."
+            )
+        _check_latency(latency_ms)
+        return calibrate(model_or_config, max(counted), batch, tau=tau).alpha_for(latency_ms)
+    config = model_or_config
+    if isinstance(model_or_config, nn.Module):
+        config, tau = find_decoder(model_or_config)[0].config, _settings(model_or_config, tau)["tau"]
+    return _alpha_for_macs(config, counted, mac_reduction, 5 if tau is None else tau)
+
+
+def _alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, tau: int) -> float:
+    if mac_reduction == 1:
+        return 1.0
+    stock, low = total_macs(config, counted, 1.0, tau), 1e-5
+    most = stock / total_macs(config, counted, low, tau)
+    if not 1 <= mac_reduction <= most:
+        raise ValueError(
+            f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={tau} it ranges from 1 to "
+            f"{most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
+        )
+    return _largest(lambda alpha: stock / total_macs(config, counted, alpha, tau) >= mac_reduction, low, 1.0)
+
+
+def _check_latency(latency_ms: Any) -> None:
+    if isinstance(latency_ms, bool) or not isinstance(latency_ms, Real):
+        raise TypeError(f"latency_ms must be a number of milliseconds > 0, got {latency_ms!r}.")
+    if not latency_ms > 0:
+        raise ValueError(f"latency_ms must be > 0 milliseconds, got {latency_ms}.")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How long one prefill takes on one machine at several settings; made by `calibrate`.
+
+    key: what was timed and on what: n, batch, tau, score, model, device, versions, ...
+    rows: per setting {"alpha", "latency_ms": median, "latency_ms_quartiles": [q1, q3], "speedup": over stock}; the
+        stock model (alpha = 1) first, then falling alpha.
+    provenance: commit, date, versions, hardware of the measurement.
+    """
+
+    config: Any = field(repr=False)
+    key: dict = field(repr=False)
+    rows: list[dict]
+    provenance: dict = field(repr=False)
+
+    @property
+    def stock_ms(self) -> float:
+        """Milliseconds of the stock model, alpha = 1."""
+        return self.rows[0]["latency_ms"]
+
+    def predict(self, alpha: float) -> float:
+        """Milliseconds at `alpha`, rising with it below 1. At 1 the stock code runs, which may be faster or slower."""
+        if check_alpha(alpha) == 1:
+            return self.stock_ms
+        n, tau = self.key["n"], self.key["tau"]
+        rows = self.rows[:0:-1]
+        cost = [macs(self.config, n, row["alpha"], tau) for row in rows]
+        # More work cannot truly take less time; where noise says so, the slower reading counts.
+        times = np.maximum.accumulate([row["latency_ms"] for row in rows])
+        return float(np.interp(macs(self.config, n, alpha, tau), cost, times))
+
+    def alpha_for(self, latency_ms: float) -> float:
+        """The largest alpha, to 1e-5, with a predicted time of at most `latency_ms`; ValueError names what is
+        reachable. Half of all runs take longer than predicted: the times are medians."""
+        _check_latency(latency_ms)
+        if latency_ms >= self.stock_ms:
+            return 1.0
+        low = self.rows[-1]["alpha"]
+        if self.predict(low) > latency_ms:
+            least = min(self.stock_ms, self.predict(low))
+            raise ValueError(
+                f"{latency_ms} ms is out of reach for a prefill of {self.key['batch']} x {self.key['n']} tokens: here "
+                f"it takes {self.stock_ms:.4g} ms in the stock model (alpha = 1) and {self.predict(low):.4g} ms at the "
+                f"smallest alpha of effect, {low:.4g}. Allow {least:.4g} ms or more, or use fewer tokens."
+            )
+        if self.predict(NEAR) <= latency_ms:
+            return NEAR
+        return _largest(lambda alpha: self.predict(alpha) <= latency_ms, low, NEAR)
+
+
+def calibrate(
+    model: nn.Module,
+    n: int,
+    batch: int = 1,
+    *,
+    tau: int | None = None,
+    seconds: float = 30.0,
+    refresh: bool = False,
+    progress: bool = True,
+) -> Calibration:
+    """Time one prefill of `batch` texts of `n` tokens on `model`'s device: stock, and at a handful of alphas in turn.
+
+    A prefill is what `generate` does with a prompt: fill the key/value cache, logits of the last token only; in eval
+    mode, without gradients, in the autocast that is on. The model comes out as it went in; if the dial was off, it is
+    on for the measurement only.
+
+    tau: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is saved in
+    the cache folder (ZSAA_CACHE, see zsaa/models.py) and read from there next time, unless `refresh`, if hardware,
+    threads, versions, zsaa's code, the model's shape, dtype, device and the arguments are the same.
+
+    ValueError: n or batch is no whole number of at least 1, or n is longer than the model's positions.
+    """
+    decoder, _ = find_decoder(model)
+    config, key = decoder.config, _key(model, n, batch, tau)
+    limit = getattr(config, "max_position_embeddings", n)
+    if n > limit:
+        raise ValueError(f"n must be at most {limit}, this model's number of positions, got {n}.")
+    path = _path(key)
+    record = None if refresh else _saved(path, key)
+    if record is None:
+        alphas = _alphas(config, n, key["tau"])
+        with _measuring(model, key["tau"]) as dial:
+            prefill = _prefill(model, n, batch)
+
+            def at(alpha: float) -> Callable[[], None]:
+                def run() -> None:
+                    dial.alpha = alpha  # not by set_alpha, which would warn of untrained alphas
+                    prefill()
+
+                return run
+
+            text = f"timing {n} tokens" if progress else None
+            timed = alternate({str(a): at(a) for a in alphas}, REPEATS, warmup=2, seconds=seconds, progress=text)
+        rows = [{"alpha": alpha, **timed[str(alpha)]} for alpha in alphas]
+        facts = provenance(hardware=key["hardware"])
+        record = {"key": key, "rows": rows, "provenance": facts}
+        try:
+            write_json(path, {**record, "sha256": _sha256(record)})
+        except OSError as error:
+            warnings.warn(f"the calibration could not be saved in {path.parent} ({error}).", stacklevel=2)
+    return Calibration(config, **record)
+
+
+def _alphas(config: Any, n: int, tau: int) -> list[float]:
+    """The settings to time, from 1 downwards: evenly spread over the factors by which MACs can fall, down to the alpha
+    at which each layer is left with tau tokens."""
+    low = min(tau / n, NEAR)
+    targets = np.geomspace(1, mac_reduction(config, n, low, tau), POINTS)[1:-1]
+    solved = {round(_alpha_for_macs(config, Counter([n]), target, tau), 3) for target in targets.tolist()}
+    return [1.0, *sorted({NEAR, low, *(a for a in solved if low < a < NEAR)}, reverse=True)]
+
+
+def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
+    decoder, _ = find_decoder(model)
+    device = next(decoder.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(decoder.config.vocab_size, (batch, n), generator=generator).to(device)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT passes all arguments on
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+
+    def run() -> None:
+        model(input_ids=ids, use_cache=True, **last)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    return run
+
+
+def _settings(model: nn.Module, tau: int | None = None) -> dict:
+    """The dial's settings that bear on the time: as they are, or as `enable` would choose them; `tau` overrides."""
+    decoder, _ = find_decoder(model)
+    if getattr(decoder, "_zsaa", None) is None:
+        chosen = {"tau": 5, "score": "column_sum", **(getattr(decoder.config, "zsaa", None) or {})}
+    else:
+        chosen = settings(model)
+    chosen = {name: value for name, value in chosen.items() if name not in ("alpha", "alpha_range")}
+    return {**chosen, "tau": check_tau(chosen["tau"] if tau is None else tau)}
+
+
+@contextmanager
+def _measuring(model: nn.Module, tau: int) -> Iterator[Any]:
+    """The model's dial, on and untraced; eval mode, no gradients. Everything is put back, after exceptions too."""
+    decoder, _ = find_decoder(model)
+    was_on, saved = getattr(decoder, "_zsaa", None) is not None, getattr(decoder.config, "zsaa", None)
+    modes = [(module, module.training) for module in model.modules()]
+    if not was_on:
+        enable(model, alpha=1.0)
+    dial = decoder._zsaa
+    before = dial.alpha, dial.tau, dial.tracer
+    try:
+        dial.tau, dial.tracer = tau, None
+        model.eval()
+        with torch.no_grad():  # not inference_mode: tensors that a model keeps from it could never be trained with
+            yield dial
+    finally:
+        dial.alpha, dial.tau, dial.tracer = before
+        for module, training in modes:
+            module.training = training
+        if not was_on:
+            disable(model)
+            if saved is not None:
+                decoder.config.zsaa = saved
+
+
+# ------------------------------------------------------------------------------------------ saved calibrations
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of zsaa's source: in a checkout, the version does not tell what is timed."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return _sha256([file.read_text(encoding="utf-8") for file in files])
+
+
+def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
+    """All that bears on the time of a prefill, as JSON: two calls with the same key take the same time."""
+    for name, value in (("n", n), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
+    decoder, family = find_decoder(model)
+    device = next(decoder.parameters()).device
+    config = {k: v for k, v in decoder.config.to_dict().items() if k not in ("_name_or_path", "zsaa")}
+    layers = set(getattr(decoder, family.layers))  # their class says whether the dial is on
+    modules = Counter(type(module).__name__ for module in model.modules() if module not in layers)
+    sizes: Counter = Counter()
+    for parameter in model.parameters():
+        sizes[str(parameter.dtype)] += parameter.numel()
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return {
+        "format": FORMAT,
+        "n": n,
+        "batch": batch,
+        **_settings(model, tau),
+        "model": type(model).__name__,
+        "config": _sha256([config, decoder.config._attn_implementation]),
+        "modules": _sha256(modules),
+        "parameters": dict(sizes),
+        "dtype": str(decoder.dtype),
+        "autocast": str(autocast),
+        "matmul": torch.get_float32_matmul_precision(),
+        "backend": backends(device)["used"],
+        "compiled": any(module._compiled_call_impl is not None for module in model.modules()),
+        "device": str(device),
+        "hardware": hardware(device),
+        "versions": {package: version(package) for package in ("torch", "transformers")} | {"zsaa": _version()},
+        "code": _code(),
+    }
+
+
+def _version() -> str:
+    from zsaa import __version__
+
+    return __version__
+
+
+def _path(key: dict) -> Path:
+    from zsaa.models import cache_dir
+
+    return cache_dir() / "latency" / f"{_sha256(key)[:32]}.json"
+
+
+def _saved(path: Path, key: dict) -> dict | None:
+    """What is saved at `path`, if it is whole and was measured under this very key."""
+    try:
+        record = json.loads(path.read_text())
+        whole = record.pop("sha256") == _sha256(record)
+        return record if whole and record["key"] == key else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------ report
+
+
+def report(model: nn.Module, n: int, alphas: Iterable[float] | None = None, batch: int = 1):
+    """What a prefill of `batch` texts of `n` tokens costs at each alpha, as a pandas DataFrame indexed by alpha.
+
+    alphas: the settings to list; None lists those that `calibrate` times.
+
+    Columns: "first layer", "median layer", "last layer" (tokens that such a layer passes on, per text); "kept" (share
+    of token-layers); "GMACs" and "MAC reduction" (see `macs`); "KV bytes" (keys and values in the cache, in the model's
+    dtype); "predicted ms" and "measured ms" of the prefill; "speed-up" (stock over measured, else over predicted).
+    Times come from a saved calibration. Without one, or where an alpha was not timed, they are NaN: nothing is measured
+    here, `zsaa.calibrate(model, n, batch)` does. `table.attrs` says what the table is of, and on what machine and when
+    the times were measured; its "tokens_per_layer" maps alpha to the full lists.
+    """
+    import pandas as pd
+
+    decoder, _ = find_decoder(model)
+    config, key = decoder.config, _key(model, n, batch, None)
+    tau = key["tau"]
+    record = _saved(_path(key), key)
+    calibration = record and Calibration(config, **record)
+    measured = {row["alpha"]: row["latency_ms"] for row in record["rows"]} if record else {}
+    chosen = _alphas(config, n, tau) if alphas is None else [check_alpha(alpha) for alpha in alphas]
+    tokens = {alpha: kept_counts(n, alpha, config.num_hidden_layers, tau) for alpha in chosen}
+    rows = []
+    for alpha, counts in tokens.items():
+        predicted = calibration.predict(alpha) if calibration else math.nan
+        taken = measured.get(alpha, math.nan)
+        clock = predicted if math.isnan(taken) else taken
+        rows.append(
+            {
+                "first layer": counts[0],
+                "median layer": statistics.median_low(counts),
+                "last layer": counts[-1],
+                "kept": round(sum(counts) / (n * len(counts)), 3),
+                "GMACs": round(batch * macs(config, n, alpha, tau) / 1e9, 3),
+                "MAC reduction": round(mac_reduction(config, n, alpha, tau), 2),
+                "KV bytes": kv_bytes(config, n, alpha, tau, batch, decoder.dtype.itemsize),
+                "predicted ms": round(predicted, 2),
+                "measured ms": round(taken, 2),
+                "speed-up": round(calibration.stock_ms / clock, 2) if calibration else math.nan,
+            }
+        )
+    table = pd.DataFrame(rows, index=pd.Index(tokens, name="alpha"))
+    about = ("model", "n", "batch", "tau", "score", "dtype", "device")
+    how = f"zsaa.calibrate(model, {n}, {batch}) measures them"
+    timing = f"measured {record['provenance']['date']}, medians" if record else f"not measured; {how}"
+    table.attrs = {
+        **{name: key[name] for name in about},
+        "timing": timing,
+        "provenance": record and record["provenance"],
+        "tokens_per_layer": tokens,
+    }
+    return table
