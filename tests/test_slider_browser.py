@@ -19,10 +19,9 @@ import tiny
 import torch
 
 pytest.importorskip("anywidget", reason="the slider needs anywidget: pip install 'zsaa[lab]'")
-playwright_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-)
+pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
 
+from playwright import sync_api
 from test_slider import Recorder, expected, kept, word_tokenizer
 
 from zsaa.keep import macs
@@ -605,6 +604,7 @@ def test_in_jupyterlab(browser, lab, tmp_path):
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     with contextlib.suppress(sync_api.TimeoutError):
         page.get_by_role("button", name="Select Kernel").click(timeout=5000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")  # a cell run earlier is not run at all
     page.click(".jp-CodeCell .cm-content >> nth=0")
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".zsaa[data-exact=true]")

@@ -20,6 +20,10 @@ function h(tag, props = {}, ...children) {
     else if (name in node && name !== "list") node[name] = value;
     else node.setAttribute(name, value);
   }
+  // JupyterLab would take the arrow keys of a focused control for walking between cells; it asks the control itself.
+  if (["input", "select", "button", "textarea"].includes(tag) || "tabIndex" in props) {
+    node.setAttribute("data-lm-suppress-shortcuts", "true");
+  }
   node.append(...children.filter((child) => child !== null));
   return node;
 }
@@ -261,7 +265,7 @@ export function mount(root, source) {
     h("button", { type: "button", onclick: () => savePicture("png") }, "Picture (PNG)"),
     h("button", { type: "button", onclick: () => savePicture("svg") }, "Drawing (SVG)"), saveState);
 
-  const view = h("div", { className: "zsaa", "data-lm-suppress-shortcuts": "true" },
+  const view = h("div", { className: "zsaa" },
     meta.title ? h("header", {}, h("h1", {}, meta.title), h("p", {}, meta.about)) : null,
     h("section", { className: "z-dial" },
       h("div", { className: "z-head" },
