@@ -5,8 +5,11 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lm_eval
 import pytest
@@ -373,6 +376,33 @@ def test_pruning_shows_and_other_kinds_of_models_stay_usable(words, saved, mmlu,
     _, pruned = evaluate(monkeypatch, tmp_path / "pruned", "tiny_mmlu_letters", mmlu, f"{args},alpha=0.5", 8)
     assert one == hf
     assert all(abs(a - b) > 1e-3 for four, stock in zip(pruned, one) for a, b in zip(four, stock))
+
+
+def test_example_task_asks_for_the_sentence_that_comes_next(words, saved, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("endings", ROOT / "examples" / "endings.py")
+    endings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(endings)
+    reviews = [
+        f"review {i} begins like this. <br />review {i} goes on here! review {i} comes third now. End."
+        for i in range(70)
+    ]
+    monkeypatch.setattr(endings, "load_task", lambda name: SimpleNamespace(test={"text": ["Short. One.", *reviews]}))
+    endings.main(tmp_path)
+    dev, test = (
+        [*map(json.loads, (tmp_path / f"{split}.jsonl").read_text().splitlines())] for split in ("dev", "test")
+    )
+    assert (len(dev), len(test)) == (5, 40)
+    for row in dev + test:
+        number = row["question"].split()[1]
+        assert row["question"] == f"review {number} begins like this. review {number} goes on here!"
+        assert row["choices"][row["answer"]] == f"review {number} comes third now."
+        assert len({*row["choices"]}) == 4 and all("comes third now" in choice for choice in row["choices"])
+    args = f"pretrained={saved},alpha=0.9"
+    for task in ("endings_letters", "endings_text"):
+        results, _ = evaluate(monkeypatch, tmp_path / task, task, tmp_path, args, 8, extra=("--limit", "2"))
+        assert results["n-samples"][task]["effective"] == 2
+    assert os.access(ROOT / "examples" / "evaluate.sh", os.X_OK)
+    assert subprocess.run(["bash", "-n", ROOT / "examples" / "evaluate.sh"]).returncode == 0
 
 
 # --------------------------------------------------------------------------------------- models and settings

@@ -5,7 +5,8 @@
 Scores at alpha < 1 are causal. A request's context is pruned at prefill, and its last token, always kept, predicts the
 first of the continuation, whose tokens then pass all layers over the pruned caches. So what is kept never depends on
 the continuation: pruning both at once would let a score read the answer. Requests with the same context, like the four
-answers of an MMLU question, share one prefill. At alpha = 1 the scores are lm-eval's, by its own code.
+answers of an MMLU question, share one prefill. Generation prunes the prompt in the same way. At alpha = 1 everything is
+lm-eval's, by its own code.
 
 lm-eval (0.4.10 to 0.4.13) looks for no plug-ins, so its own command does not know `--model zsaa`. Importing this module
 makes it known, to `lm_eval.simple_evaluate` too.
