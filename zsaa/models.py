@@ -135,7 +135,8 @@ def load_model(
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
-    if "device_map" not in kwargs:
+    # Where FSDP is to load the weights once, processes after the first get theirs from it, later.
+    if "device_map" not in kwargs and not any(p.is_meta for p in model.parameters()):
         model.to(device)
     return model.eval(), tokenizer
 
