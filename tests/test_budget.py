@@ -24,6 +24,7 @@ N = 60
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(budget, "REPEATS", 1)  # this clock has no noise
+    monkeypatch.setattr(budget, "POINTS", 4)
     return tmp_path / "cache" / "latency"
 
 
@@ -77,6 +78,7 @@ def test_kv_bytes_are_those_of_a_real_cache(family, dtype):
 def test_the_report_counts_what_a_trace_sees(family):
     model = zsaa.enable(tiny.make(family), tau=3)
     table = zsaa.report(model, N, [1.0, 0.8, 0.3], batch=2)
+    assert list(zsaa.report(model, N, 0.8).index) == [0.8]
     assert list(table.index) == [1.0, 0.8, 0.3] and table.index.name == "alpha"
     for alpha, row in table.iterrows():
         with zsaa.at(model, alpha), zsaa.trace(model) as trace, torch.no_grad():
@@ -123,6 +125,7 @@ def test_times_in_the_report_are_those_of_the_calibration(llama, clock):
 
 def test_a_calibration_times_stock_and_pruned_settings_in_turn(llama, clock, monkeypatch):
     monkeypatch.setattr(budget, "REPEATS", 15)
+    monkeypatch.setattr(budget, "POINTS", 8)
     calibration = zsaa.calibrate(llama, N, batch=2, seconds=math.inf)
     alphas = [row["alpha"] for row in calibration.rows]
     assert alphas[:2] == [1.0, 0.999] and alphas == sorted(set(alphas), reverse=True) and 5 <= len(alphas) <= 9
@@ -182,6 +185,17 @@ def test_time_that_rises_with_macs_is_predicted_exactly(alpha):
 times = st.lists(st.floats(0.01, 100), min_size=9, max_size=9)
 
 
+def test_a_busy_machine_is_pointed_out(llama, monkeypatch, recwarn):
+    monkeypatch.setattr(budget, "REPEATS", 5)
+    waves = iter(np.tile([10, 10, 10, 20, 20, 40, 40.0], 99))
+    Clock(monkeypatch, llama, lambda *_: 1000)
+    assert zsaa.calibrate(llama, N).scatter == 0 and not [w for w in recwarn if "scatter" in str(w.message)]
+    assert zsaa.report(llama, N).attrs["timing"].endswith("medians, scatter 0%")
+    Clock(monkeypatch, llama, lambda *_: next(waves))
+    with pytest.warns(UserWarning, match=r"the readings scatter by \d+%.*refresh=True"):
+        assert zsaa.calibrate(llama, N, refresh=True).scatter > 0.25
+
+
 def noisy(values):
     config = tiny.CONFIGS["llama"]()
     alphas = [1.0, 0.999, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 5 / N]
@@ -230,7 +244,7 @@ def test_a_latency_budget(llama, clock):
     zsaa.enable(llama)
     assert affine(llama, alpha, 1, N) <= middle + 1e-3
     assert affine(llama, alpha + 0.02, 1, N) > middle
-    assert zsaa.alpha_for(llama, [N, 3, 8], latency_ms=middle) == alpha, "the longest text must keep to it"
+    assert zsaa.alpha_for(llama, np.array([N, 3, 8]), latency_ms=middle) == alpha, "the longest text must keep to it"
     assert zsaa.alpha_for(llama, N, latency_ms=fastest) >= 5 / N
     with pytest.raises(
         ValueError, match=rf"1 x {N} tokens.* {calibration.stock_ms:.4g} ms in the.*{fastest:.4g} ms at"

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ FORMAT = 1  # of a saved calibration; raise it when its content or what is timed
 NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
 POINTS = 8  # pruned settings that are timed
 REPEATS = 15  # timed rounds, where there is time for them
+NOISY = 0.25  # scatter of the readings above which a calibration warns
 
 
 def _largest(fits: Callable[[float], bool], low: float, high: float) -> float:
@@ -127,6 +128,13 @@ class Calibration:
         """Milliseconds of the stock model, alpha = 1."""
         return self.rows[0]["latency_ms"]
 
+    @property
+    def scatter(self) -> float:
+        """How far the readings lie apart: the widest interquartile range, as a share of its median."""
+        return max(
+            (row["latency_ms_quartiles"][1] - row["latency_ms_quartiles"][0]) / row["latency_ms"] for row in self.rows
+        )
+
     def predict(self, alpha: float) -> float:
         """Milliseconds at `alpha`, rising with it below 1. At 1 the stock code runs, which may be faster or slower."""
         if check_alpha(alpha) == 1:
@@ -171,7 +179,7 @@ def calibrate(
 
     A prefill is what `generate` does with a prompt: fill the key/value cache, logits of the last token only; in eval
     mode, without gradients, in the autocast that is on. The model comes out as it went in; if the dial was off, it is
-    on for the measurement only.
+    on for the measurement only. Readings that scatter widely bring a warning.
 
     tau: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is saved in
     the cache folder (ZSAA_CACHE, see zsaa/models.py) and read from there next time, unless `refresh`, if hardware,
@@ -181,8 +189,9 @@ def calibrate(
     """
     decoder, _ = find_decoder(model)
     config, key = decoder.config, _key(model, n, batch, tau)
-    limit = getattr(config, "max_position_embeddings", n)
-    if n > limit:
+    n, batch = key["n"], key["batch"]
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and n > limit:
         raise ValueError(f"n must be at most {limit}, this model's number of positions, got {n}.")
     path = _path(key)
     record = None if refresh else _saved(path, key)
@@ -207,6 +216,12 @@ def calibrate(
             write_json(path, {**record, "sha256": _sha256(record)})
         except OSError as error:
             warnings.warn(f"the calibration could not be saved in {path.parent} ({error}).", stacklevel=2)
+        if (scatter := Calibration(config, **record).scatter) > NOISY:
+            warnings.warn(
+                f"the readings scatter by {scatter:.0%} (interquartile range over median), and predictions will be off by "
+                "as much: is the machine busy? zsaa.calibrate(..., refresh=True) measures again.",
+                stacklevel=2,
+            )
     return Calibration(config, **record)
 
 
@@ -288,7 +303,7 @@ def _code() -> str:
 def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
     """All that bears on the time of a prefill, as JSON: two calls with the same key take the same time."""
     for name, value in (("n", n), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
     decoder, family = find_decoder(model)
     device = next(decoder.parameters()).device
@@ -301,8 +316,8 @@ def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return {
         "format": FORMAT,
-        "n": n,
-        "batch": batch,
+        "n": int(n),
+        "batch": int(batch),
         **_settings(model, tau),
         "model": type(model).__name__,
         "config": _sha256([config, decoder.config._attn_implementation]),
@@ -345,28 +360,28 @@ def _saved(path: Path, key: dict) -> dict | None:
 # ------------------------------------------------------------------------------------------------------ report
 
 
-def report(model: nn.Module, n: int, alphas: Iterable[float] | None = None, batch: int = 1):
+def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = None, batch: int = 1):
     """What a prefill of `batch` texts of `n` tokens costs at each alpha, as a pandas DataFrame indexed by alpha.
 
-    alphas: the settings to list; None lists those that `calibrate` times.
+    alphas: one setting or several; None lists those that `calibrate` times.
 
     Columns: "first layer", "median layer", "last layer" (tokens that such a layer passes on, per text); "kept" (share
     of token-layers); "GMACs" and "MAC reduction" (see `macs`); "KV bytes" (keys and values in the cache, in the model's
     dtype); "predicted ms" and "measured ms" of the prefill; "speed-up" (stock over measured, else over predicted).
     Times come from a saved calibration. Without one, or where an alpha was not timed, they are NaN: nothing is measured
-    here, `zsaa.calibrate(model, n, batch)` does. `table.attrs` says what the table is of, and on what machine and when
-    the times were measured; its "tokens_per_layer" maps alpha to the full lists.
+    here, `zsaa.calibrate(model, n, batch)` does. `table.attrs` says what the table is of, and on what machine, when and
+    how steadily the times were measured; its "tokens_per_layer" maps alpha to the full lists.
     """
     import pandas as pd
 
     decoder, _ = find_decoder(model)
     config, key = decoder.config, _key(model, n, batch, None)
-    tau = key["tau"]
+    n, batch, tau = key["n"], key["batch"], key["tau"]
     record = _saved(_path(key), key)
     calibration = record and Calibration(config, **record)
     measured = {row["alpha"]: row["latency_ms"] for row in record["rows"]} if record else {}
-    chosen = _alphas(config, n, tau) if alphas is None else [check_alpha(alpha) for alpha in alphas]
-    tokens = {alpha: kept_counts(n, alpha, config.num_hidden_layers, tau) for alpha in chosen}
+    alphas = _alphas(config, n, tau) if alphas is None else [alphas] if isinstance(alphas, Real) else alphas
+    tokens = {alpha: kept_counts(n, alpha, config.num_hidden_layers, tau) for alpha in map(check_alpha, alphas)}
     rows = []
     for alpha, counts in tokens.items():
         predicted = calibration.predict(alpha) if calibration else math.nan
@@ -388,8 +403,10 @@ def report(model: nn.Module, n: int, alphas: Iterable[float] | None = None, batc
         )
     table = pd.DataFrame(rows, index=pd.Index(tokens, name="alpha"))
     about = ("model", "n", "batch", "tau", "score", "dtype", "device")
-    how = f"zsaa.calibrate(model, {n}, {batch}) measures them"
-    timing = f"measured {record['provenance']['date']}, medians" if record else f"not measured; {how}"
+    if calibration:
+        timing = f"measured {record['provenance']['date']}, medians, scatter {calibration.scatter:.0%}"
+    else:
+        timing = f"not measured; zsaa.calibrate(model, {n}, {batch}) measures them"
     table.attrs = {
         **{name: key[name] for name in about},
         "timing": timing,
