@@ -188,7 +188,7 @@ def fine_tune(
     Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
     interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. The result is
     saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
-    "steps", "alpha_range", "precision", "processes"}.
+    "steps", "alpha_range", "precision", "processes", "sharded"}.
 
     Of several processes each calls it alike, with a folder that all can see; the first one writes, all return. Under
     FSDP the model returned stays sharded: call it in all processes together, or `load` it from the folder.
@@ -261,6 +261,7 @@ def fine_tune(
         "alpha_range": [low, high],
         "precision": precision,
         "processes": place()[1],
+        "sharded": trainer.is_fsdp_enabled,
     }
     return model, log
 
