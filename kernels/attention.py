@@ -71,7 +71,7 @@ def _received(
 @triton.jit(do_not_specialize=["heads", "groups", "window"])
 def _column_sums_kernel(
     q, k, lse, out, lengths, positions,
-    q_sample, q_head, q_row, k_sample, k_head, k_row, heads, groups, rows, scale, softcap, window,
+    q_sample, q_head, q_row, k_sample, k_head, k_row, l_sample, l_head, heads, groups, rows, scale, softcap, window,
     LENGTHS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -81,7 +81,7 @@ def _column_sums_kernel(
     sample, head = pair // heads, pair % heads
     q += sample * q_sample + head * q_head
     k += sample * k_sample + head // groups * k_head
-    lse += pair * rows
+    lse += sample * l_sample + head * l_head
     positions += sample * rows
     length = rows
     if LENGTHS:
@@ -178,7 +178,7 @@ def _attention_kernel(
 
 # (BLOCK_K, BLOCK_Q, warps, stages) of column_sums, and (BLOCK_Q, BLOCK_K, warps, stages) of attention, by head size
 # up to. Fixed rather than tuned at run time, so that repeats and CUDA graphs run the same code.
-SCORE_BLOCKS = {64: (128, 64, 4, 3), 128: (128, 64, 4, 3), 256: (64, 64, 4, 2)}
+SCORE_BLOCKS = {64: (64, 128, 4, 2), 128: (128, 128, 4, 2), 256: (64, 64, 4, 2)}  # best on an H100 at 8192 rows
 ATTENTION_BLOCKS = {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
 SMALL_BLOCKS = {64: (64, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}  # both, in 99 KB of shared memory
 
@@ -243,19 +243,21 @@ def column_sums(
     """Sums over the columns of the causal soft-score, over all heads and real queries: float32 [batch, rows].
 
     q [batch, heads, rows, dim], k [batch, kv_heads, rows, dim]: any strides, but the head size contiguous. lse: the
-    natural log-sum-exp of each query's logits, float32 [batch, heads, rows], contiguous. lengths: int [batch], the real
-    rows of each sample (they come first), or None for all; padding neither votes nor receives, whatever it holds.
+    natural log-sum-exp of each query's logits, float32 [batch, heads, rows], rows contiguous. lengths: int [batch], the
+    real rows of each sample (they come first), or None for all; padding neither votes nor receives, whatever it holds.
     positions: int [batch, rows], ascending within each sample's real rows, needed with a sliding `window`.
     """
     _check(q, k, positions, window)
+    if lse.stride(-1) != 1:
+        raise ValueError("the last dimension of lse must be contiguous; call .contiguous() on it.")
     batch, heads, rows, _ = q.shape
     block_k, block_q, warps, stages = _blocks(SCORE_BLOCKS, q, blocks)
     numbers, flags = _common(q, k, scale, softcap, lengths, positions, window)
     partial = torch.empty(batch, heads, rows, dtype=torch.float32, device=q.device)
     with _on(q):
         _column_sums_kernel[(batch * heads, triton.cdiv(rows, block_k))](
-            q, k, lse.contiguous(), partial, q if lengths is None else lengths, q if positions is None else positions,
-            *q.stride()[:3], *k.stride()[:3], *numbers, **flags,
+            q, k, lse, partial, q if lengths is None else lengths, q if positions is None else positions,
+            *q.stride()[:3], *k.stride()[:3], *lse.stride()[:2], *numbers, **flags,
             BLOCK_K=block_k, BLOCK_Q=block_q, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return partial.sum(dim=1)

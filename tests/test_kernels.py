@@ -144,6 +144,10 @@ def test_strided_inputs_and_an_uneven_choice_of_blocks():
         assert worst(out, exact) < 2e-3
         assert worst(lse, exact_lse) < 1e-5
         assert worst(sums, exact_sums) < 1e-4
+        wide = torch.full((1, 2, 64), NAN, device=DEVICE)  # rows cut off a wider one
+        wide[:, :, :45] = lse
+        cut = wide[:, :, :45]
+        assert torch.equal(attention.column_sums(q, k, cut, **settings, blocks=blocks), sums)
 
 
 def test_repeats_are_equal_bit_for_bit():
@@ -203,3 +207,33 @@ def test_sums_from_the_log_sum_exp_of_pytorch(shape):
     _, _, half = reference((q, k, v), settings, q.dtype)
     _, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=settings["scale"])
     assert_as_good_as_torch(attention.column_sums(q, k, lse, **settings), half, exact, floor=1e-5)
+
+
+@pytest.mark.skipif(not GPU, reason="cuDNN's attention runs on GPUs only")
+@pytest.mark.parametrize("rows", [512, 700, 1024, 1500])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch):
+    """The same as flash, though cuDNN only sees rows in steps of 128; a shorter sample's padding is harmless."""
+    from zsaa import attention as path
+
+    (q, k, v), settings = inputs((2, 4, 2, rows, dim))
+    real = torch.arange(rows, device=DEVICE) < torch.tensor([[rows], [rows // 2]], device=DEVICE)
+    done = path._cudnn(q, k, v, settings["scale"])
+    if done is None:
+        pytest.skip("cuDNN is not the faster one here, or refuses")
+    for mask in (None, real):
+        with_cudnn = path.attend_and_score(q, k, v, scale=settings["scale"], real=mask)
+        with monkeypatch.context() as patch:
+            patch.setattr(path, "_cudnn", lambda *args: None)
+            with_flash = path.attend_and_score(q, k, v, scale=settings["scale"], real=mask)
+        seen = (real if mask is not None else torch.ones_like(real))[:, None, :, None]
+        assert with_cudnn[0].shape == with_flash[0].shape
+        assert worst(with_cudnn[0] * seen, with_flash[0] * seen) < 4e-3
+        torch.testing.assert_close(with_cudnn[1], with_flash[1], rtol=1e-3, atol=1e-3)
+
+
+def test_buckets_are_few():
+    from zsaa.attention import _bucket
+
+    assert [_bucket(rows) for rows in (512, 513, 4097, 8192, 8193)] == [512, 640, 4224, 8192, 8448]
+    assert len({_bucket(rows) for rows in range(512, 8193)}) == 61

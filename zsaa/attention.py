@@ -71,6 +71,45 @@ def attend(
     return torch.matmul(p.to(v.dtype).flatten(2, 3), v).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
 
 
+def _flash(q, k, v, scale, dropout=0.0):
+    """Causal attention and its log-sum-exp. Pinned to one implementation: left to choose, PyTorch would take cuDNN on
+    Hopper, which plans anew for every number of rows, and a sampled alpha brings new ones at every training step."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True, False, scale=scale)[:2]
+
+
+# cuDNN's attention: about half of flash's time on Hopper, but tens of milliseconds of planning for every new shape.
+CUDNN_LEAST_ROWS = 512
+_without_cudnn: set[tuple] = set()  # what it refused
+
+
+def _bucket(rows: int) -> int:
+    """`rows` rounded up to a multiple of 128, or to the next of 32 steps per octave: few shapes, so few plans."""
+    step = max(128, 1 << (rows - 1).bit_length() - 6)
+    return -(-rows // step) * step
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    """As `_flash`, without gradient; None where cuDNN is not the faster one, or refuses.
+
+    Rows are causal, so zeros appended to them decide nothing: they are cut off again.
+    """
+    rows, dim = q.shape[2:]
+    kind = (q.device, q.dtype, dim, q.shape[1] // k.shape[1])
+    fast = rows >= CUDNN_LEAST_ROWS and dim <= 128 and torch.cuda.get_device_capability(q.device) >= (9, 0)
+    if not fast or kind in _without_cudnn or not torch.backends.cuda.cudnn_sdp_enabled():
+        return None
+    # Heads lie beside each other in a row, as projections leave them: the output takes the layout of q.
+    pad = (0, 0, 0, 0, 0, _bucket(rows) - rows)
+    q, k, v = (F.pad(x.transpose(1, 2), pad).transpose(1, 2) if pad[-1] else x for x in (q, k, v))
+    try:
+        cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+        output, lse, *_ = cudnn(q, k, v, None, True, 0.0, True, False, scale=scale)
+    except RuntimeError:
+        _without_cudnn.add(kind)
+        return None
+    return output[:, :, :rows], lse.reshape(q.shape[:3])[:, :, :rows]
+
+
 def _with_kernels(
     q: Tensor, k: Tensor, v: Tensor, *, scale, softcap, dropout, real, positions, window
 ) -> tuple[Tensor, Tensor] | None:
@@ -81,11 +120,13 @@ def _with_kernels(
         return None
     lengths = None if real is None else real.sum(dim=1)
     settings = {"scale": scale, "softcap": softcap, "lengths": lengths, "positions": positions, "window": window}
+    training = dropout or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
     if q.is_cuda and softcap is None and window is None:
-        # PyTorch's own, because it has a backward pass. Rows are causal and padding comes last: no mask is needed.
-        output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True, False, scale=scale)
-    elif dropout or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        return None  # our own has none
+        # PyTorch's own, because they have a backward pass or are faster. Padding comes last: no mask is needed.
+        done = None if training else _cudnn(q, k, v, scale)
+        output, lse = done or _flash(q, k, v, scale, dropout)
+    elif training:
+        return None  # our own has no backward pass
     else:
         output, lse = kernels.attention(q, k, v, **settings)
     return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings)
