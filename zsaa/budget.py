@@ -218,8 +218,8 @@ def calibrate(
             warnings.warn(f"the calibration could not be saved in {path.parent} ({error}).", stacklevel=2)
         if (scatter := Calibration(config, **record).scatter) > NOISY:
             warnings.warn(
-                f"the readings scatter by {scatter:.0%} (interquartile range over median), and predictions will be off by "
-                "as much: is the machine busy? zsaa.calibrate(..., refresh=True) measures again.",
+                f"the readings scatter by {scatter:.0%} (interquartile range over median), and predictions may be as "
+                "far off: is the machine busy? zsaa.calibrate(..., refresh=True) measures again.",
                 stacklevel=2,
             )
     return Calibration(config, **record)

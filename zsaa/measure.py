@@ -107,7 +107,8 @@ def alternate(
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     times: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
-    with tqdm(total=(warmup + repeats) * len(runs), desc=progress, disable=progress is None, leave=False) as bar:
+    options = {"desc": progress, "disable": progress is None, "leave": False, "mininterval": 1.0}
+    with tqdm(total=(warmup + repeats) * len(runs), **options) as bar:
         for round_ in range(warmup + repeats):
             if round_ >= warmup + 3 and time.perf_counter() - begun > seconds:
                 break
