@@ -45,6 +45,7 @@ class PrunedLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Give back the newest -tokens_to_remove tokens. The last token of the prompt may be among them, since every
         layer kept it: it can then be decoded again."""
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.15 hands over a tensor
         if tokens_to_remove == 0:
             return
         if tokens_to_remove > 0 or -tokens_to_remove > self.removable:
