@@ -281,6 +281,9 @@ def test_exactly_one_budget(llama, budgets):
         ({"latency_ms": math.nan}, ValueError, "got nan"),
         ({"latency_ms": "120"}, TypeError, "got '120'"),
         ({"latency_ms": True}, TypeError, "got True"),
+        ({"mac_reduction": "3"}, TypeError, "mac_reduction must be a number > 0, got '3'"),
+        ({"mac_reduction": 0}, ValueError, "mac_reduction must be > 0, got 0"),
+        ({"mac_reduction": 0.5}, ValueError, "0.5 is out of reach"),
         ({"latency_ms": 5, "batch": 0}, ValueError, "batch must be a whole number >= 1, got 0"),
         ({"latency_ms": 5, "n": 257}, ValueError, "n must be at most 256"),
         ({"latency_ms": 5, "n": 0}, ValueError, "n must be a whole number >= 1, got 0"),
@@ -297,6 +300,8 @@ def test_budgets_out_of_range(llama, clock, arguments, error, text):
 def test_a_config_cannot_be_timed(llama):
     with pytest.raises(TypeError, match="latency_ms needs a model to time, not a LlamaConfig"):
         zsaa.alpha_for(llama.config, N, latency_ms=5)
+    with pytest.raises(ValueError, match="no MAC count for a str of model_type None. Supported: gpt2"):
+        zsaa.alpha_for("gpt2", N, 3)
 
 
 # ---------------------------------------------------------------------------------------------- the model survives

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,13 @@ def alpha_for(
             f"give one budget, mac_reduction or latency_ms; got mac_reduction={mac_reduction}, latency_ms={latency_ms}."
         )
     counted = histogram(n)
+    _check_budget(*(("latency_ms", latency_ms) if mac_reduction is None else ("mac_reduction", mac_reduction)))
     if latency_ms is not None:
         if not isinstance(model_or_config, nn.Module):
             raise TypeError(
                 f"latency_ms needs a model to time, not a {type(model_or_config).__name__}. Pass the model itself, or "
                 "give mac_reduction, for which a config will do."
             )
-        _check_latency(latency_ms)
         return calibrate(model_or_config, max(counted), batch, tau=tau).alpha_for(latency_ms)
     config = model_or_config
     if isinstance(model_or_config, nn.Module):
@@ -101,11 +102,11 @@ def _alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, tau: in
     return _largest(lambda alpha: stock / total_macs(config, counted, alpha, tau) >= mac_reduction, low, 1.0)
 
 
-def _check_latency(latency_ms: Any) -> None:
-    if isinstance(latency_ms, bool) or not isinstance(latency_ms, Real):
-        raise TypeError(f"latency_ms must be a number of milliseconds > 0, got {latency_ms!r}.")
-    if not latency_ms > 0:
-        raise ValueError(f"latency_ms must be > 0 milliseconds, got {latency_ms}.")
+def _check_budget(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number > 0, got {value!r} ({type(value).__name__}).")
+    if not value > 0:
+        raise ValueError(f"{name} must be > 0, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Calibration:
     def alpha_for(self, latency_ms: float) -> float:
         """The largest alpha, to 1e-5, with a predicted time of at most `latency_ms`; ValueError names what is
         reachable. Half of all runs take longer than predicted: the times are medians."""
-        _check_latency(latency_ms)
+        _check_budget("latency_ms", latency_ms)
         if latency_ms >= self.stock_ms:
             return 1.0
         low = self.rows[-1]["alpha"]
@@ -296,7 +297,9 @@ def _sha256(content: Any) -> str:
 @functools.cache
 def _code() -> str:
     """A digest of zsaa's source: in a checkout, the version does not tell what is timed."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    kernels = find_spec("zsaa.kernels")  # lies elsewhere in a checkout
+    folders = [str(Path(__file__).parent), *(kernels.submodule_search_locations if kernels else ())]
+    files = (file for folder in folders for file in sorted(Path(folder).rglob("*.py")))
     return _sha256([file.read_text(encoding="utf-8") for file in files])
 
 

@@ -59,15 +59,18 @@ def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5) -> int:
     the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out.
     """
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"no MAC count for model_type {config.model_type!r}. Supported: {', '.join(SUPPORTED)}.")
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"no MAC count for a {type(config).__name__} of model_type {kind!r}. Supported: {', '.join(SUPPORTED)}."
+        )
     hidden, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or hidden // heads
     q_dim = heads * head_dim
     kv_dim = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     per_entering_row = hidden * (q_dim + 2 * kv_dim)
-    per_kept_row = q_dim * hidden + FAMILIES[config.model_type].mlp_matrices * hidden * inner
+    per_kept_row = q_dim * hidden + FAMILIES[kind].mlp_matrices * hidden * inner
     total = 0
     for kept in kept_counts(n, alpha, config.num_hidden_layers, tau):
         total += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
