@@ -55,7 +55,7 @@ def _precision(model: nn.Module, precision: str):
     return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a model that FSDP first ran under it could not be trained afterwards
 def predict(
     model: nn.Module,
     samples: Sequence[Sequence[int]],
