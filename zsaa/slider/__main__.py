@@ -14,6 +14,7 @@ from zsaa.slider import page
 ROOT = RESULTS.parent
 PAGE = ROOT / "docs" / "slider.html"
 ADAPTER = RESULTS / "adapters" / "imdb-lora-alpha-sampled"
+TEXTS = ("2", "0", "3", "1", "4")  # a right answer that fades, one that flips, two that stay, and a short text
 TITLE = "One dial between a language model's speed and its accuracy"
 ABOUT = (
     "Drag α. At each layer only the share α of the tokens, those that receive the most attention, goes on; the others "
@@ -52,8 +53,8 @@ def main() -> None:
         chosen.output.write_text(page.html(read(chosen.output), Slider._esm, Slider._css), encoding="utf-8")
     else:
         slider = demo(repeats=3, prefetch=False)
-        texts = [text["id"] for text in slider.meta["texts"]]
-        slider.export(chosen.output, texts, taus=(1, 5, 20), title=TITLE, about=ABOUT)
+        slider.text = TEXTS[0]
+        slider.export(chosen.output, TEXTS, taus=(1, 5, 20), title=TITLE, about=ABOUT)
         slider.close()
     print(f"{chosen.output}: {chosen.output.stat().st_size / 1e6:.2f} MB")
 

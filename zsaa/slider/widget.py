@@ -434,7 +434,8 @@ class Slider(anywidget.AnyWidget):
             data.append({**self._text_message(text), "points": points, "streams": self._streams[text]})
         meta = {**self.meta, "live": False, "taus": sorted(taus), "title": title, "about": about}
         meta["scores"] = {name: self.meta["scores"][name] for name in scores}
-        meta["texts"] = [{k: s[k] for k in ("id", "name", "label")} for s in self._samples if s["id"] in texts]
+        samples = {sample["id"]: sample for sample in self._samples}
+        meta["texts"] = [{k: samples[t][k] for k in ("id", "name", "label")} for t in texts]
         start = {
             "alpha": self.alpha,
             "tau": self.tau if self.tau in taus else taus[0],
