@@ -6,6 +6,8 @@ mask, and padding can never be seen by a real query.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,13 +145,13 @@ def attend_and_score(
     real: Tensor | None = None,
     positions: Tensor | None = None,
     window: int | None = None,
-    future: Tensor | None = None,
+    future: Callable[[int], Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal self-attention and the attention that each row receives.
 
     q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]. real: bool [batch, rows], or None if all rows are;
     padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
-    future: bool [rows, rows], True above the diagonal, if the caller has one to share between layers.
+    future: from a number of rows to bool [rows, rows], True above the diagonal, if the caller shares one between layers.
 
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
@@ -173,8 +175,9 @@ def attend_and_score(
         q, k = q.detach(), k.detach()
 
     grouped = q.unflatten(1, (k.shape[1], -1))
+    future = future(rows) if future is not None and window is None else None
     block = max(16, BLOCK_ELEMENTS.get(q.device.type, 1 << 26) // (batch * heads * rows))
-    index = torch.arange(rows, device=q.device) if future is None or window is not None else None
+    index = torch.arange(rows, device=q.device) if future is None else None
     sums, blocks = None, []
     for start in range(0, rows, block):
         end = min(start + block, rows)

@@ -21,7 +21,7 @@ from zsaa.attention import attend, attend_and_score
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family, find_decoder
 from zsaa.keep import check_alpha, check_tau
-from zsaa.passes import Decode, Prefill
+from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.score import check_score
 
 DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
@@ -129,7 +129,21 @@ class Dial:
         if pruned:
             step = Decode(cache, shape, mask, device)
         else:
-            step = Prefill(self, shape, mask, device)
+            lengths = [shape[1]] * shape[0] if mask is None else mask.sum(dim=1).tolist()
+            if min(lengths) == 0:
+                empty = lengths.index(0)
+                raise ValueError(f"sample {empty} of the batch has no real token: its attention_mask is all 0.")
+            request = Request(
+                lengths=tuple(lengths),
+                width=shape[1],
+                alphas=tuple(self.alphas(shape[0])),
+                tau=self.tau,
+                num_layers=self.num_layers,
+                score=self.score,
+                carry=self.carry,
+                device=device,
+            )
+            step = Prefill(request, plan(request), mask)
             if self.tracer is not None:
                 self.tracer.step = step
             if _wants_cache(decoder, call):
@@ -203,7 +217,7 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         prefill = isinstance(zsaa, Prefill)
         if prefill and layer == 0:
             hidden_states = zsaa.enter(hidden_states)
-        if prefill and zsaa.carry:
+        if prefill and zsaa.request.carry:
             zsaa.entered.setdefault(layer, hidden_states)
 
         q, k, v = family.qkv(attention, getattr(self, family.attention_norm)(hidden_states))
@@ -220,13 +234,12 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         window = _window(attention)
         if prefill:
             real = zsaa.real[layer]
-            window = window if window is not None and max(zsaa.lengths) > window else None
+            window = window if window is not None and max(zsaa.request.lengths) > window else None
             positions = zsaa.positions(layer) if cache is not None or window is not None else None
             if cache is not None:
-                cache.layers[layer].extend(k, v, positions, real is None, zsaa.width)
-            future = None if zsaa.future is None else zsaa.future[: k.shape[2], : k.shape[2]]
+                cache.layers[layer].extend(k, v, positions, real is None, zsaa.request.width)
             output, sums = attend_and_score(
-                q, k, v, real=real, positions=positions, window=window, future=future, **settings
+                q, k, v, real=real, positions=positions, window=window, future=zsaa.future, **settings
             )
             kept = zsaa.keep(layer, sums)
             output = output.transpose(1, 2).flatten(2)
@@ -245,7 +258,7 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         if family.after_mlp_norm:
             output = getattr(self, family.after_mlp_norm)(output)
         hidden_states = hidden_states + output
-        return zsaa.scatter(hidden_states) if prefill and layer == len(zsaa.counts) - 1 else hidden_states
+        return zsaa.scatter(hidden_states) if prefill and layer == zsaa.request.num_layers - 1 else hidden_states
 
     pruned = type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
     return pruned
@@ -408,11 +421,11 @@ class Trace:
 
     @property
     def counts(self) -> list[list[int]]:
-        return self._seen().counts
+        return self._seen().plan.counts
 
     @property
     def lengths(self) -> list[int]:
-        return self._seen().lengths
+        return list(self._seen().request.lengths)
 
     @property
     def kept(self) -> list[list[Tensor]]:

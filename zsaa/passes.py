@@ -5,6 +5,9 @@ The dial's hook makes one such object per pass and hands it to the layers; nothi
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,61 +17,119 @@ from zsaa.keep import kept_counts
 from zsaa.score import SCORES, select
 
 
+@dataclass(frozen=True)
+class Request:
+    """All that the shapes of a pruned pass depend on: the lengths and the dial's settings, none of the data.
+
+    lengths: real tokens of each sample; width: columns of the input; alphas: one per sample.
+    """
+
+    lengths: tuple[int, ...]
+    width: int
+    alphas: tuple[float, ...]
+    tau: int
+    num_layers: int
+    score: str
+    carry: bool  # do dropped tokens leave with the state that they had?
+    device: torch.device
+
+    @property
+    def compact(self) -> bool:
+        """Are the rows of stage 0 a selection of the input's?"""
+        return min(self.lengths) < self.width
+
+
+class Plan:
+    """The shapes of a pass, and the tensors that follow from them. Stage l is what enters layer l (0: the input).
+
+    counts: per layer and sample, N_l. widths: rows per stage, the most of any sample. sizes: int64 [stages, batch],
+    real rows. real: per stage bool [batch, rows], or None where no row is padding.
+    """
+
+    def __init__(self, request: Request):
+        lengths, device = request.lengths, request.device
+        counts = (kept_counts(n, a, request.num_layers, request.tau) for n, a in zip(lengths, request.alphas))
+        self.counts = [list(layer) for layer in zip(*counts)]
+        stages = [list(lengths), *self.counts]
+        self.widths = [max(stage) for stage in stages]
+        self.sizes = torch.tensor(stages, device=device)
+        self.samples = torch.arange(len(lengths), device=device)[:, None]
+        self.index = torch.arange(request.width, device=device)
+        ragged = [min(stage) < max(stage) for stage in stages]
+        self.real = [
+            self.index[:width] < size[:, None] if padded else None
+            for width, size, padded in zip(self.widths, self.sizes, ragged)
+        ]
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(request: Request, stream: int | None) -> Plan:
+    with torch.inference_mode(False):  # or a later pass could not save these tensors for its backward pass
+        return Plan(request)
+
+
+def plan(request: Request) -> Plan:
+    """The plan of a request, kept for the next pass of the same shapes on the same stream."""
+    cuda = request.device.type == "cuda"
+    return _plan(request, torch.cuda.current_stream(request.device).cuda_stream if cuda else None)
+
+
+@dataclass
 class Prefill:
     """One pruned pass over whole inputs: which rows are alive, layer after layer.
 
     Inputs are compacted before the first layer (real tokens first), so padding costs nothing and decides nothing. The
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
-    Stage l is what enters layer l (stage 0: the input). Per stage: `rows` int64 [batch, n], the input rows that are
-    alive, in order, and `real` bool [batch, n], or None where no row is padding.
+    mask: bool [batch, width], the real columns of the input; read only if some are not. rows: per stage int64 [batch,
+    rows], the input rows that are alive, in order.
     """
 
-    def __init__(self, dial, shape: tuple[int, int], mask: Tensor | None, device: torch.device):
-        self.batch, self.width = shape
-        self.score, self.carry = SCORES[dial.score], dial.carry
-        self.lengths = [self.width] * self.batch if mask is None else mask.sum(dim=1).tolist()
-        if min(self.lengths) == 0:
-            empty = self.lengths.index(0)
-            raise ValueError(f"sample {empty} of the batch has no real token: its attention_mask is all 0.")
-        alphas = dial.alphas(self.batch)
-        counts = (kept_counts(n, a, dial.num_layers, dial.tau) for n, a in zip(self.lengths, alphas))
-        self.counts = [list(layer) for layer in zip(*counts)]
-        self.sizes = torch.tensor([self.lengths, *self.counts], device=device)  # [stages, batch]
-        self.samples = torch.arange(self.batch, device=device)[:, None]
-        longest = max(self.lengths)
-        self.compact = min(self.lengths) < self.width  # are the rows of stage 0 a selection of the input's?
-        if self.compact:
-            rows = (~mask).int().argsort(dim=1, stable=True)[:, :longest]
-        else:
-            rows = torch.arange(self.width, device=device).expand(self.batch, -1)
-        ragged = min(self.lengths) < longest
-        self.rows = [rows]
-        self.real = [torch.arange(longest, device=device) < self.sizes[0, :, None] if ragged else None]
-        # One causal mask for all layers, unless it would be large: then attention builds it block by block.
-        short = longest <= 4096
-        self.future = torch.ones(longest, longest, dtype=torch.bool, device=device).triu_(1) if short else None
-        self.choice: dict[int, Tensor | None] = {}
-        self.entered: dict[int, Tensor] = {}
+    request: Request
+    plan: Plan
+    mask: Tensor | None
+    rows: list[Tensor] = field(default_factory=list)
+    choice: dict[int, Tensor | None] = field(default_factory=dict)
+    entered: dict[int, Tensor] = field(default_factory=dict)
+    _future: Tensor | None = None
+
+    @property
+    def real(self) -> list[Tensor | None]:
+        return self.plan.real
+
+    def future(self, rows: int) -> Tensor | None:
+        """Bool [rows, rows], True above the diagonal: cut from one for all layers, unless that would be large. Attention
+        builds it block by block then."""
+        longest = self.plan.widths[0]
+        if longest > 4096:
+            return None
+        if self._future is None:
+            self._future = torch.ones(longest, longest, dtype=torch.bool, device=self.request.device).triu_(1)
+        return self._future[:rows, :rows]
 
     def positions(self, stage: int) -> Tensor:
-        """Original positions [batch, n], counted from each sample's first real token; -1 for padding."""
-        positions = self.rows[stage] - self.rows[0][:, :1]
-        real = self.real[stage]
+        """Original positions [batch, rows], counted from each sample's first real token; -1 for padding."""
+        positions, real = self.rows[stage], self.real[stage]
+        positions = positions - self.rows[0][:, :1] if self.request.compact else positions
         return positions if real is None else positions.masked_fill(~real, -1)
 
     def enter(self, hidden: Tensor) -> Tensor:
         """Stage 0 of hidden states [batch, width, hidden_size]."""
-        return self.take(hidden, self.rows[0]) if self.compact else hidden
+        if not self.rows:
+            if self.request.compact:
+                self.rows.append((~self.mask).int().argsort(dim=1, stable=True)[:, : self.plan.widths[0]])
+            else:
+                self.rows.append(self.plan.index.expand(hidden.shape[0], -1))
+        return self.take(hidden, self.rows[0]) if self.request.compact else hidden
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
-        flat = (rows + self.samples * x.shape[1]).flatten()
+        flat = (rows + self.plan.samples * x.shape[1]).flatten()
         return x.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
 
     def embeddings(self, layer: int, table: Tensor) -> Tensor:
         """Rows of a position-embedding table [1 or batch, width, dim] for what enters `layer`."""
-        if layer == 0 and not self.compact:
+        if layer == 0 and not self.request.compact:
             return table
         if table.shape[0] == 1:
             return F.embedding(self.rows[layer], table[0])
@@ -78,32 +139,29 @@ class Prefill:
         """Choose what `layer` passes on: indices [batch, k] into the rows that entered it, or None for all of them."""
         if layer in self.choice:
             return self.choice[layer]
-        counts, before = self.counts[layer], self.counts[layer - 1] if layer else self.lengths
-        rows, real, kept = self.rows[layer], self.real[layer], None
-        if counts != before:
-            ragged = min(counts) != max(counts) or real is not None
-            scores = self.score(sums, self.sizes[layer])
-            kept, real = select(scores, self.sizes[layer], self.sizes[layer + 1], max(counts), ragged)
+        counts, before = self.plan.counts[layer], self.plan.sizes[layer]
+        rows, kept = self.rows[layer], None
+        if counts != (self.plan.counts[layer - 1] if layer else list(self.request.lengths)):
+            ragged = self.real[layer] is not None or self.real[layer + 1] is not None
+            scores = SCORES[self.request.score](sums, before)
+            kept, _ = select(scores, before, self.plan.sizes[layer + 1], self.plan.widths[layer + 1], ragged)
             rows = rows.gather(1, kept)
-            real = real if min(counts) != max(counts) else None
         self.choice[layer] = kept
         self.rows.append(rows)
-        self.real.append(real)
         return kept
 
     def scatter(self, hidden: Tensor) -> Tensor:
         """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
         entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
         """
-        stages = [*self.entered.items(), (len(self.rows) - 1, hidden)] if self.carry else [(-1, hidden)]
-        size = self.batch * self.width
-        final = hidden.new_zeros(size + 1, hidden.shape[2])  # the extra row takes the padding
+        batch, width = hidden.shape[0], self.request.width
+        stages = [*self.entered.items(), (len(self.rows) - 1, hidden)] if self.request.carry else [(-1, hidden)]
+        final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
         for stage, states in stages:
-            flat, real = self.rows[stage] + self.samples * self.width, self.real[stage]
-            flat = flat if real is None else flat.masked_fill(~real, size)
-            final = final.index_copy(0, flat.flatten(), states.flatten(0, 1))
-        final = final[:size]
-        return final.unflatten(0, (self.batch, self.width))
+            flat, real = self.rows[stage] + self.plan.samples * width, self.real[stage]
+            flat = flat if real is None else flat.masked_fill(~real, batch * width)
+            final.index_copy_(0, flat.flatten(), states.flatten(0, 1))
+        return final[:-1].unflatten(0, (batch, width))
 
 
 class Decode:
