@@ -147,6 +147,7 @@ def test_costs_are_the_closed_forms_and_equal_settings_share_a_slot():
     assert costs["predicted"] is None  # nothing was calibrated
 
 
+@pytest.mark.filterwarnings("ignore:the readings scatter")  # nothing is timed here but the way of a number
 def test_the_predicted_time_is_the_calibration_of_this_very_length(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAA_CACHE", str(tmp_path))
     model = zsaa.enable(tiny.make("llama", "causal-lm"), tau=3)
@@ -197,6 +198,7 @@ def state(model):
         [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
         [p._version for p in model.parameters()],
         dial and (settings(model), dial.tracer, dial.warned),
+        dict(decoder.config.to_dict()),
     )
 
 
@@ -217,6 +219,14 @@ def test_the_model_is_as_it_was_throughout(opened, enabled):
     assert state(model) == before
     slider.close()
     assert state(model) == before
+
+
+def test_a_dial_with_one_alpha_per_request_is_no_obstacle(opened):
+    model = zsaa.enable(tiny.make("llama", "sequence-classification"), alpha=[0.5, 0.6], tau=2)
+    slider = opened(model)
+    assert (slider.alpha, slider.tau) == (0.9, 2)
+    assert not slider.of("error")
+    assert settings(model)["alpha"] == (0.5, 0.6)
 
 
 def test_the_model_can_be_used_meanwhile(opened):

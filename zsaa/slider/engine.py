@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import zsaa
-from zsaa.dial import settings
+from zsaa.dial import settings, trained_for
 from zsaa.families import find_decoder
 from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
 from zsaa.results import RESULTS
@@ -87,9 +87,10 @@ class Engine:
         max_tokens: int | None = None,
         repeats: int = 1,
     ):
-        self.dial = dial_of(model)
         self.model, self.tokenizer, self.repeats = twin(model), tokenizer, repeats
         zsaa.enable(self.model)
+        self.dial = settings(self.model)  # where the dial of `model` is, or was saved
+        trained_for(self.model, None)  # below the range it was trained for the view says so, and no warning is needed
         self.decoder, family = find_decoder(self.model)
         self.config = self.decoder.config
         self.num_layers = self.config.num_hidden_layers
@@ -156,7 +157,7 @@ class Engine:
         return {"slot": of_tau, **per_slot, "predicted": self._calibrated(n, alphas)}
 
     def _calibrated(self, n: int, alphas: list[float]) -> dict | None:
-        zsaa.enable(self.model, tau=self.dial["tau"], score=self.dial["score"])
+        zsaa.enable(self.model, alpha=1.0, tau=self.dial["tau"], score=self.dial["score"])
         if zsaa.report(self.model, n, [1.0])["predicted ms"].isna().any():
             return None
         predicted = zsaa.report(self.model, n, alphas)["predicted ms"].tolist()
@@ -329,11 +330,3 @@ def _committed_head(model: nn.Module) -> str | None:
         if any(same) and (RESULTS / f"{file.parent.name}.json").is_file():
             return file.parent.name
     return None
-
-
-def dial_of(model: nn.Module) -> dict:
-    """The settings of `model`'s dial; the defaults where it is off."""
-    decoder, _ = find_decoder(model)
-    if getattr(decoder, "_zsaa", None) is None:
-        return {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
-    return settings(model)

@@ -125,7 +125,9 @@ class Slider(anywidget.AnyWidget):
         low = ALPHA_RANGE.get(engine.config.model_type, DEEP_ALPHA_RANGE)[0]
         low = trained[0] if trained and trained[0] < 1 else low
         self.alphas = sorted({*map(check_alpha, alphas), 1.0}) if alphas else default_alphas(low, engine.num_layers)
-        alpha = check_alpha((dial["alpha"] if dial["alpha"] < 1 else 0.9) if alpha is None else alpha)
+        if alpha is None:  # a dial may hold one alpha for each request of a batch
+            alpha = dial["alpha"] if isinstance(dial["alpha"], float) and dial["alpha"] < 1 else 0.9
+        alpha = check_alpha(alpha)
         tau, score = check_tau(dial["tau"] if tau is None else tau), check_score(score or dial["score"])
         self.taus = sorted({*TAUS, tau})
         self._samples = self._named(text, samples)
