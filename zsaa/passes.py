@@ -6,7 +6,7 @@ The dial's hook makes one such object per pass and hands it to the layers; nothi
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,6 @@ def plan(request: Request) -> Plan:
     return _plan(request, torch.cuda.current_stream(request.device).cuda_stream if cuda else None)
 
 
-@dataclass
 class Prefill:
     """One pruned pass over whole inputs: which rows are alive, layer after layer.
 
@@ -83,23 +82,24 @@ class Prefill:
 
     mask: bool [batch, width], the real columns of the input; read only if some are not. rows: per stage int64 [batch,
     rows], the input rows that are alive, in order.
+
+    Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
 
-    request: Request
-    plan: Plan
-    mask: Tensor | None
-    rows: list[Tensor] = field(default_factory=list)
-    choice: dict[int, Tensor | None] = field(default_factory=dict)
-    entered: dict[int, Tensor] = field(default_factory=dict)
-    _future: Tensor | None = None
+    def __init__(self, request: Request, plan: Plan, mask: Tensor | None):
+        self.request, self.plan, self.mask = request, plan, mask
+        self.rows: list[Tensor] = []
+        self.choice: dict[int, Tensor | None] = {}
+        self.entered: dict[int, Tensor] = {}
+        self._future: Tensor | None = None
 
     @property
     def real(self) -> list[Tensor | None]:
         return self.plan.real
 
     def future(self, rows: int) -> Tensor | None:
-        """Bool [rows, rows], True above the diagonal: cut from one for all layers, unless that would be large. Attention
-        builds it block by block then."""
+        """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
+        attention builds it block by block."""
         longest = self.plan.widths[0]
         if longest > 4096:
             return None
