@@ -32,6 +32,8 @@ from pathlib import Path
 
 import torch
 
+from zsaa.compat import check_transformers
+
 KINDS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
 FORMAT = 1  # of a converted folder; raise it when the conversion changes, and old folders are left alone
 MANIFEST = "zsaa.json"  # written last: a converted folder's source, and the sha256 of each of its files
@@ -113,6 +115,7 @@ def load_model(
     generation.
     Raises AssetError (missing, out of reach, damaged), ValueError or TypeError (bad arguments).
     """
+    check_transformers()
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
     if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
