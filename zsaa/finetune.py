@@ -47,7 +47,8 @@ class Recipe:
     """Hyperparameters; the defaults are the paper's (section 4.2). What the paper leaves open is marked.
 
     method: "alpha-sampled" (Eq. 3) or "conventional" (alpha = 1 throughout).
-    tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full).
+    tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full; a quantized model needs
+        "lora", which is then QLoRA, as in section 4.3).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
     batch_size: samples a process and pass; a step sees batch_size x gradient_accumulation x processes of them.
     dropout: attention dropout and, for LoRA, adapter dropout.
@@ -132,6 +133,31 @@ def add_lora(model: nn.Module, recipe: Recipe) -> nn.Module:
     return get_peft_model(model, config)
 
 
+def prepare_quantized(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """`model` (bitsandbytes, see `zsaa.models.load_model`) ready for adapters: frozen, and all that is not quantized in
+    float32, so that norms are exact and gradients can be scaled. Adapters that it has already stay trainable."""
+    from peft import prepare_model_for_kbit_training
+
+    from zsaa.models import never_repack
+
+    adapted = hasattr(model, "peft_config")
+    if recipe.tuning == "full" and not adapted:
+        raise ValueError(
+            "tuning='full' cannot train a quantized model, whose weights take no gradient. Use tuning='lora' (QLoRA), "
+            "or load the model without quantization=."
+        )
+    if never_repack(model):
+        raise ValueError(
+            "bitsandbytes has repacked this model's weights for evaluation on this CPU, and they pass no gradient any "
+            "more. Load it anew, with zsaa.models.load_model."
+        )
+    trainable = [p for p in model.parameters() if p.requires_grad] if adapted else []
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for parameter in trainable:
+        parameter.requires_grad = True
+    return model
+
+
 def _set_dropout(model: nn.Module, p: float) -> None:
     """LLaMA-like models have attention dropout only; GPT-2 has its own dropout modules."""
     for module in model.modules():
@@ -182,8 +208,9 @@ def fine_tune(
     log_steps: int = 50,
     progress: bool = True,
 ) -> tuple[nn.Module, dict]:
-    """Fine-tune `model` (float32 weights) on `train_dataset` (columns input_ids, attention_mask, labels: the class, or
-    for a language model the token ids again; a dropped token is then scored on the state in which it left).
+    """Fine-tune `model` (float32 weights, or quantized ones under LoRA: QLoRA) on `train_dataset` (columns input_ids,
+    attention_mask, labels: the class, or for a language model the token ids again; a dropped token is then scored on
+    the state in which it left).
 
     Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
     interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. The result is
@@ -197,6 +224,8 @@ def fine_tune(
     output_dir = Path(output_dir)
     low, high = alpha_range(recipe, model)
     classifies = hasattr(model, "score")
+    if getattr(model, "is_quantized", False):
+        model = prepare_quantized(model, recipe)
     if recipe.tuning == "lora" and not hasattr(model, "peft_config"):
         model = add_lora(model, recipe)
     _set_dropout(model, recipe.dropout)

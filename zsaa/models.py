@@ -38,6 +38,8 @@ KINDS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoMo
 FORMAT = 1  # of a converted folder; raise it when the conversion changes, and old folders are left alone
 MANIFEST = "zsaa.json"  # written last: a converted folder's source, and the sha256 of each of its files
 HEADS = ("score", "classifier")  # what transformers calls the head of a decoder's *ForSequenceClassification
+QUANTIZATIONS = ("nf4", "int8")
+BITSANDBYTES = "0.48"  # the oldest that does, as in pyproject.toml
 HUB_TIMEOUT = 5.0  # seconds for the question whether the hub is there, before anything that retries for a minute
 
 
@@ -95,9 +97,10 @@ def load_model(
     name="smollm2-135m",
     kind="causal-lm",
     num_labels=None,
-    dtype=torch.float32,
+    dtype=None,
     device="cpu",
     seed=0,
+    quantization=None,
     **kwargs,
 ):
     """Load a model and its tokenizer, ready for the dial.
@@ -108,6 +111,12 @@ def load_model(
         normal draw (std: the config's initializer_range) from `seed`: the same bits in each run, whatever the
         state of torch's global generator, which is left as it was. A checkpoint that has a head keeps it.
     num_labels: None means what the checkpoint says, else 2.
+    dtype: of the weights; None means float32, and for a quantized model on a GPU that has it bfloat16. float16 is
+        never chosen: Gemma 3's hidden states exceed it, and LLaMA's come near.
+    quantization: "nf4" (4 bits, as in the paper's section 4.3) or "int8" stores the decoder's linear layers so, by
+        bitsandbytes; embeddings, norms and head keep `dtype`. 4-bit layers compute in `dtype` if that has 16 bits,
+        else in the GPU's best 16 bits (float16 where it has no bfloat16), on a CPU in float32. A packaged model's
+        weights were rounded to about 4 bits before, and are rounded once more.
     kwargs: go to from_pretrained (revision, token, cache_dir, attn_implementation, device_map, ...).
 
     Returns (model, tokenizer): the model in eval mode, a PeftModel for an adapter; the pad token is set on
@@ -120,6 +129,9 @@ def load_model(
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
     if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
         raise ValueError(f"num_labels is {num_labels!r}; it must be a whole number, 1 or more, or None")
+    if quantization is not None:
+        dtype, kwargs = _quantized(quantization, dtype, device, kwargs)
+    dtype = torch.float32 if dtype is None else dtype
     where, name = _where(name)
     if where == "local" and (Path(name) / "adapter_config.json").is_file():
         model, tokenizer = _load_adapter(name, kind, num_labels, dtype, device, seed, kwargs)
@@ -138,10 +150,75 @@ def load_model(
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
+    stored = _stored_as(model)
+    if quantization not in (None, stored):
+        raise ValueError(f"{name} is stored as {stored}, and cannot become {quantization}: load it as it is")
+    if stored is not None:  # bitsandbytes has placed its weights itself
+        never_repack(model)
     # Where FSDP is to load the weights once, processes after the first get theirs from it, later.
-    if "device_map" not in kwargs and not any(p.is_meta for p in model.parameters()):
+    elif "device_map" not in kwargs and not any(p.is_meta for p in model.parameters()):
         model.to(device)
     return model.eval(), tokenizer
+
+
+def _quantized(quantization, dtype, device, kwargs):
+    """(dtype, from_pretrained's arguments) to load a model quantized; an error that says why it cannot be."""
+    from logging import getLogger
+
+    from transformers import BitsAndBytesConfig
+
+    if quantization not in QUANTIZATIONS:
+        known = ", ".join(map(repr, QUANTIZATIONS))
+        raise ValueError(f"quantization is {quantization!r}; it must be one of {known}, or None")
+    for other in ("quantization_config", "gguf_file"):
+        if kwargs.get(other) is not None:
+            raise ValueError(f"quantization={quantization!r} and {other}= cannot both say how weights are stored")
+    need = f"quantization={quantization!r} needs bitsandbytes {BITSANDBYTES} or newer"
+    try:
+        found = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        raise AssetError(f"{need}, which is not installed. Get it with: pip install 'zsaa[quant]'") from None
+    if [int(n) for n in found.split(".")[:2]] < [int(n) for n in BITSANDBYTES.split(".")]:
+        raise AssetError(f"{need}; {found} is installed. Get it with: pip install -U 'zsaa[quant]'")
+
+    on_gpu = torch.cuda.is_available() and ("device_map" in kwargs or torch.device(device).type == "cuda")
+    fast = torch.float32
+    if on_gpu:
+        fast = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if dtype is None:
+        dtype = torch.bfloat16 if fast == torch.bfloat16 else torch.float32
+    if quantization == "nf4":
+        compute = dtype if dtype in (torch.float16, torch.bfloat16) else fast
+        how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    else:
+        how = {"load_in_8bit": True}
+        # int8 layers compute in float16 whatever they are given, and would say so at every call.
+        getLogger("bitsandbytes.autograd._functions").addFilter(_tells_news)
+    config = BitsAndBytesConfig(**how, llm_int8_skip_modules=["lm_head", *HEADS])
+    return dtype, {"device_map": {"": device}, **kwargs, "quantization_config": config}
+
+
+def _tells_news(record):
+    return "will be cast" not in record.getMessage()
+
+
+def _stored_as(model):
+    """What bitsandbytes stores the model's linear layers as: one of QUANTIZATIONS, another name, or None."""
+    if getattr(model, "quantization_method", None) != "bitsandbytes":
+        return None
+    config = model.config.quantization_config
+    return "int8" if config.load_in_8bit else config.bnb_4bit_quant_type
+
+
+def never_repack(model):
+    """Keep bitsandbytes from repacking 4-bit weights at their first evaluation on a CPU with bfloat16 units: repacked
+    ones pass no gradient, without a word, and are wrong once a state dict was made of them (0.50.2). This costs the
+    fast kernel for single tokens there. True if it is too late for some of them."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    return any(getattr(state, "packing_format_for_cpu", False) for state in states)
 
 
 def load_adapter(folder, kind="causal-lm", **kwargs):
