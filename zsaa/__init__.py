@@ -2,7 +2,7 @@
 
 from zsaa import slider
 from zsaa.budget import alpha_for, calibrate, report
-from zsaa.dial import at, disable, enable, set_alpha, trace
+from zsaa.dial import at, captured, disable, enable, set_alpha, trace
 from zsaa.families import SUPPORTED, UnsupportedModelError
 from zsaa.keep import kept_counts, mac_reduction, macs, truncation_for
 
@@ -13,6 +13,7 @@ __all__ = [
     "alpha_for",
     "at",
     "calibrate",
+    "captured",
     "disable",
     "enable",
     "kept_counts",

@@ -151,7 +151,8 @@ def attend_and_score(
 
     q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]. real: bool [batch, rows], or None if all rows are;
     padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
-    future: from a number of rows to bool [rows, rows], True above the diagonal, if the caller shares one between layers.
+    future: gives bool [rows, rows], True above the diagonal, for a number of rows, if the caller shares one between
+    layers.
 
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zsaa.attention import attend, attend_and_score
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family, find_decoder
+from zsaa.graphs import Graphs, check_mode, replaying
 from zsaa.keep import check_alpha, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.score import check_score
@@ -48,6 +49,7 @@ class Dial:
         self.num_layers = decoder.config.num_hidden_layers
         self.family, self.carry = family, carry
         self.tracer: Trace | None = None
+        self.graphs = Graphs()
         self.signature = inspect.signature(type(decoder).forward)
         self.hooks = [decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)]
 
@@ -298,6 +300,7 @@ def enable(
     alpha: float | Sequence[float] | Tensor | None = None,
     tau: int | None = None,
     score: str | None = None,
+    graphs: bool | str | None = None,
 ) -> nn.Module:
     """Put the dial on `model`, in place, and return it.
 
@@ -307,11 +310,13 @@ def enable(
         or list [batch] sets one for each request.
     tau: least number of tokens that a layer keeps (the paper uses 5).
     score: "column_sum" (the paper's contribution) or "column_mean" (per query that can see the token).
+    graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
+        Replays equal the pass they replace bit for bit; `captured` tells what is held.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first alpha = 1, tau = 5, score = "column_sum". Calling it again changes
-    the settings. Raises UnsupportedModelError (a TypeError) for other models, TypeError or ValueError for settings out
-    of range.
+    the settings. graphs is never saved, and "auto" at first. Raises UnsupportedModelError (a TypeError) for other
+    models, TypeError or ValueError for settings out of range.
     """
     decoder, family = find_decoder(model)
     layers = getattr(decoder, family.layers)
@@ -326,6 +331,7 @@ def enable(
     saved = dial.settings() if dial else {**DEFAULTS, **(getattr(decoder.config, "zsaa", None) or {})}
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
+    graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
     if dial is None:
         # A classifier reads the last token only, so dropped tokens need no final state there.
@@ -333,6 +339,9 @@ def enable(
         object.__setattr__(decoder, "_zsaa", dial)
         for layer in layers:
             layer.__class__ = _pruned_class(type(layer), family)
+        decoder.__class__ = replaying(type(decoder))
+    if graphs is not None and graphs != dial.graphs.mode:
+        dial.graphs = Graphs(graphs)
     head = _head(model, decoder)
     if head is not None and len(dial.hooks) == 1:
         dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
@@ -369,6 +378,7 @@ def disable(model: nn.Module) -> nn.Module:
         del decoder._zsaa, decoder.config.zsaa
         for layer in getattr(decoder, family.layers):
             layer.__class__ = type(layer).__bases__[0]
+        decoder.__class__ = type(decoder).__bases__[0]
     return model
 
 
@@ -383,6 +393,13 @@ def set_alpha(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> None
 def settings(model: nn.Module) -> dict:
     """The dial's settings: {"alpha", "tau", "score", "alpha_range"} (the last: trained for, or None)."""
     return _dial(model)[1].settings()
+
+
+def captured(model: nn.Module) -> dict:
+    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, score, cache, bytes,
+    capture_ms, replays), "bytes": together, "off": why no more are made, or None}. `enable(model, graphs=False)` frees
+    them."""
+    return _dial(model)[1].graphs.report()
 
 
 def trained_for(model: nn.Module, alpha_range: tuple[float, float] | None) -> None:

@@ -1,0 +1,399 @@
+"""Recorded prefills: what is replayed, what is not, and that nothing handed out is written again.
+
+Without a GPU a stand-in for CUDA graphs runs the recorded function again and writes over the memory of the recording,
+as a replay does: keys, copies, limits and fallbacks are those of the real thing. With a GPU the real one is tested too.
+"""
+
+import copy
+import threading
+import warnings
+
+import peft
+import pytest
+import tiny
+import torch
+
+import zsaa
+from zsaa import graphs
+
+GPU = torch.cuda.is_available()
+on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
+
+class StandIn:
+    """Runs again into the same memory. Inputs that it was given elsewhere than in the recording's buffers go unseen."""
+
+    def __init__(self, device, pool):
+        pool[:] = ["pool"]
+
+    def record(self, run):
+        self.run, result = run, run()
+        self.memory = result[1]
+        return result, 1000
+
+    def replay(self):
+        for memory, tensor in zip(self.memory, self.run()[1], strict=True):
+            if memory.stride(0):  # not what is one row for the whole batch, and always the same
+                memory.copy_(tensor)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setattr(graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu", "cuda"))
+
+
+def model_of(family="llama", head="causal-lm", alpha=0.7, **kwargs):
+    return zsaa.enable(tiny.make(family, head), alpha=alpha, tau=3, **kwargs)
+
+
+def everything(output):
+    """Logits or states, and all that the cache holds."""
+    tensors = [output.logits if "logits" in output else output.last_hidden_state]
+    for layer in output.past_key_values.layers if output.past_key_values is not None else ():
+        tensors += [layer.keys, layer.values, layer.positions]
+    return tensors
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def held(model):
+    return [(g["lengths"], g["alphas"][0], g["replays"]) for g in zsaa.captured(model)["graphs"]]
+
+
+BATCHES = [([23, 23], "right"), ([23, 9, 30], "left")]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
+@torch.no_grad()
+def test_a_replay_equals_the_pass_that_it_replaces(stand_in, family, lengths, padding):
+    model, plain = model_of(family, graphs=True), model_of(family, graphs=False)
+    for seed in range(2):
+        ids, mask, positions = tiny.tokens(lengths, seed, padding)
+        given = dict(attention_mask=mask, position_ids=positions)
+        for options in (given, {**given, "use_cache": False, "logits_to_keep": 1}):
+            same(everything(model(ids, **options)), everything(plain(ids, **options)))
+    assert held(model) == [(lengths, 0.7, 2)] * 2
+    assert held(plain) == []
+
+
+@pytest.mark.parametrize("head", ["base", "sequence-classification"])
+@torch.inference_mode()
+def test_other_heads_and_inputs(stand_in, head):
+    model, plain = model_of("gpt2", head, graphs=True), model_of("gpt2", head, graphs=False)
+    for seed in range(2):
+        ids, _, _ = tiny.tokens([20, 20], seed)
+        same(everything(model(ids)), everything(plain(ids)))
+        states = torch.randn(2, 20, 32, dtype=torch.float64)
+        if head == "base":
+            same(everything(model(inputs_embeds=states)), everything(plain(inputs_embeds=states)))
+    assert len(held(model)) == (2 if head == "base" else 1)
+
+
+@torch.no_grad()
+def test_what_was_handed_out_is_never_written_again(stand_in):
+    model = model_of(graphs=True)
+    first = everything(model(tiny.tokens([23], seed=0)[0]))
+    before = [x.clone() for x in first]
+    second = everything(model(tiny.tokens([23], seed=1)[0]))
+    same(first, before)
+    assert not torch.equal(first[0], second[0])
+    memory = {x.data_ptr() for g in model.model._zsaa.graphs.recordings.values() for x in g.outputs}
+    assert not memory & {x.data_ptr() for x in (*first, *second)}
+
+
+@torch.no_grad()
+def test_a_replayed_cache_is_continued_like_any_other(stand_in):
+    model, plain = model_of(graphs=True), model_of(graphs=False)
+    for seed in range(2):
+        ids, mask, _ = tiny.tokens([23, 9], seed, "left")
+        for options in ({}, {"num_beams": 2}):
+            settings = dict(attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
+            assert torch.equal(model.generate(ids, **settings), plain.generate(ids, **settings))
+    assert sum(replays for *_, replays in held(model)) == 4
+
+
+@torch.no_grad()
+def test_auto_waits_for_the_second_time(stand_in):
+    model = model_of()
+    ids = tiny.tokens([23])[0]
+    for calls, replays in ((1, []), (2, [1]), (3, [2])):
+        model(ids)
+        assert [r for *_, r in held(model)] == replays, calls
+    info = zsaa.captured(model)
+    assert (info["mode"], info["off"], info["bytes"]) == ("auto", None, 1000 + ids.nbytes)
+    assert info["graphs"][0]["capture_ms"] > 0
+
+
+@torch.no_grad()
+def test_every_setting_has_a_recording_of_its_own(stand_in):
+    model, plain = model_of(graphs=True), model_of(graphs=False)
+    ids = tiny.tokens([23])[0]
+    for settings in (dict(alpha=0.5), dict(tau=9), dict(score="column_mean"), dict(alpha=[0.5])):
+        zsaa.enable(model, **settings), zsaa.enable(plain, **settings)
+        same(everything(model(ids)), everything(plain(ids)))
+        same(everything(model(ids)), everything(plain(ids)))
+    assert [replays for *_, replays in held(model)] == [2, 2, 4], "one alpha, or the same one for each request"
+    zsaa.set_alpha(model, 1.0)
+    zsaa.set_alpha(plain, 1.0)
+    count = len(held(model))
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    assert len(held(model)) == count, "alpha = 1 is the stock path"
+
+
+@torch.no_grad()
+def test_new_values_in_the_same_weights_are_seen(stand_in):
+    model = model_of(graphs=True)
+    ids = tiny.tokens([23])[0]
+    before = model(ids).logits
+    model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    after = model(ids).logits
+    zsaa.enable(model, graphs=False)
+    assert torch.equal(after, model(ids).logits)
+    assert not torch.equal(before, after)
+
+
+def replace_weight(model):
+    model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(torch.randn(48, 32, dtype=torch.float64))
+
+
+def assign_state(model):
+    model.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()}, assign=True)
+
+
+def replace_module(model):
+    model.model.layers[2].mlp = copy.deepcopy(model.model.layers[0].mlp)
+
+
+def change_data(model):
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.weight.data = layer.weight.data * 1.5
+
+
+@pytest.mark.parametrize("change", [replace_weight, assign_state, replace_module, change_data])
+@torch.no_grad()
+def test_other_weights_end_a_recording(stand_in, change):
+    model = model_of(graphs=True)
+    ids = tiny.tokens([23])[0]
+    model(ids)
+    recording = next(iter(model.model._zsaa.graphs.recordings.values()))
+    change(model)
+    after = model(ids).logits
+    assert next(iter(model.model._zsaa.graphs.recordings.values())) is not recording
+    zsaa.enable(model, graphs=False)
+    assert torch.equal(after, model(ids).logits)
+
+
+@torch.no_grad()
+def test_adapters_are_switched_and_merged(stand_in):
+    base = tiny.make("llama")
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config)
+    model.add_adapter("other", config)
+    zsaa.enable(model.eval(), alpha=0.7, tau=3, graphs=True)
+    ids = tiny.tokens([23])[0]
+
+    def check():
+        logits = model(ids).logits
+        mode = zsaa.enable(model, graphs=False)
+        assert torch.equal(logits, mode(ids).logits)
+        zsaa.enable(model, graphs=True)
+        return logits
+
+    results = [check()]
+    recordings = model.base_model.model.model._zsaa.graphs
+    for change in (lambda: model.set_adapter("other"), model.merge_adapter, model.unmerge_adapter):
+        model(ids)
+        change()
+        results.append(model(ids).logits)
+        assert torch.equal(results[-1], check())
+    with model.disable_adapter():
+        results.append(check())
+    assert not torch.equal(results[0], results[1])
+    assert not torch.equal(results[-1], results[-2])
+    assert recordings is not model.base_model.model.model._zsaa.graphs
+
+
+def test_what_must_run_as_it_is(stand_in):
+    model = model_of(graphs=True)
+    ids = tiny.tokens([23])[0]
+    model(ids).logits.sum().backward()  # gradients
+    assert model.model.layers[0].mlp.up_proj.weight.grad is not None
+    with torch.no_grad():
+        with zsaa.trace(model) as t:
+            model(ids)
+        assert len(t.kept) == 4
+        assert len(model(ids, output_hidden_states=True).hidden_states) == 5
+        assert isinstance(model(ids, return_dict=False), tuple)
+        model.train()
+        model(ids)
+        model.eval()
+        calls = []
+        hook = model.model.layers[2].register_forward_hook(lambda *args: calls.append(1))
+        model(ids), model(ids)
+        assert len(calls) == 2
+        hook.remove()
+        layer = model.model.layers[2]
+        layer.forward = lambda *args, **kwargs: calls.append(2) or type(layer).forward(layer, *args, **kwargs)
+        model(ids)
+        assert calls[-1] == 2
+        del layer.forward
+    assert held(model) == []
+    with torch.no_grad():
+        model(ids)
+    assert len(held(model)) == 1, "transformers' own hooks, left behind by output_hidden_states, do no harm"
+
+
+@torch.no_grad()
+def test_a_hook_that_comes_later_ends_the_replays(stand_in):
+    model = model_of(graphs=True)
+    ids, calls = tiny.tokens([23])[0], []
+    model(ids)
+    model.model.layers[2].register_forward_hook(lambda *args: calls.append(1))
+    model(ids)
+    assert calls == [1]
+    assert held(model) == []
+
+
+@torch.no_grad()
+def test_what_cannot_be_recorded_runs_as_before_and_says_so_once(stand_in, monkeypatch):
+    def record(self, run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(StandIn, "record", record)
+    model, plain = model_of(graphs=True), model_of(graphs=False)
+    ids = tiny.tokens([23])[0]
+    with pytest.warns(UserWarning, match="not permitted when stream is capturing"):
+        same(everything(model(ids)), everything(plain(ids)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same(everything(model(ids)), everything(plain(ids)))
+    assert "not permitted" in zsaa.captured(model)["off"]
+
+
+@torch.no_grad()
+def test_memory_is_bounded(stand_in, monkeypatch):
+    monkeypatch.setattr(graphs, "LIMIT", 3)
+    model = model_of(graphs=True)
+    batches = {n: tiny.tokens([n])[0] for n in range(10, 30)}
+    for n in (10, 11, 12, 13, 14):  # more than fit: the first three stay
+        model(batches[n])
+    assert [lengths for lengths, *_ in held(model)] == [[10], [11], [12]]
+    for _ in range(4 * 3):
+        model(batches[11])
+    model(batches[13])  # 10 and 12 have not been used for long: the older one goes
+    assert [lengths for lengths, *_ in held(model)] == [[11], [12], [13]]
+    monkeypatch.setattr(graphs, "_budget", lambda device: 2500)
+    zsaa.enable(model, graphs="auto")
+    zsaa.enable(model, graphs=True)
+    for n in (20, 21, 22, 20):
+        model(batches[n])
+    assert held(model) == [([20], 0.7, 2), ([21], 0.7, 1)]
+    assert zsaa.captured(model)["off"] is None
+
+
+@torch.no_grad()
+def test_copies_share_no_recordings_and_disable_frees_them(stand_in):
+    model = model_of(graphs=True)
+    ids = tiny.tokens([23])[0]
+    want = model(ids).logits
+    twin = copy.deepcopy(model)
+    assert held(twin) == []
+    assert zsaa.captured(twin)["mode"] is True
+    assert torch.equal(twin(ids).logits, want)
+    assert len(held(model)) == len(held(twin)) == 1
+    zsaa.disable(model)
+    assert type(model.model) is type(tiny.make("llama").model)
+    with pytest.raises(RuntimeError, match="not enabled"):
+        zsaa.captured(model)
+    model(ids)
+    assert len(held(twin)) == 1
+
+
+@torch.no_grad()
+def test_threads_do_not_share_a_replay(stand_in):
+    model, plain = model_of(graphs=True), model_of(graphs=False)
+    batches = [tiny.tokens([23], seed)[0] for seed in range(4)]
+    want, wrong = [plain(ids).logits for ids in batches], []
+
+    @torch.no_grad()
+    def work(i):
+        wrong.extend(i for _ in range(5) if not torch.equal(model(batches[i]).logits, want[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads], [t.join() for t in threads]
+    assert not wrong
+
+
+def test_a_wrong_mode_is_named():
+    with pytest.raises(ValueError, match=r"'always'"):
+        zsaa.enable(tiny.make("llama"), graphs="always")
+
+
+def half_precision(family, alpha=0.7, mode=True):
+    torch.manual_seed(0)
+    return zsaa.enable(tiny.make(family, dtype=torch.float16).cuda(), alpha=alpha, tau=3, graphs=mode)
+
+
+@on_gpu
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("lengths", "padding"), [*BATCHES, ([200, 200], "right")], ids=str)
+@torch.inference_mode()
+def test_real_graphs_replay_bit_for_bit(family, lengths, padding):
+    model, plain = half_precision(family), half_precision(family, mode=False)
+    for seed in range(3):
+        ids, mask, positions = (x.cuda() for x in tiny.tokens(lengths, seed, padding))
+        given = dict(attention_mask=mask, position_ids=positions)
+        same(everything(model(ids, **given)), everything(plain(ids, **given)))
+        settings = dict(attention_mask=mask, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        assert torch.equal(model.generate(ids, **settings), plain.generate(ids, **settings))
+    assert zsaa.captured(model)["off"] is None
+    assert sum(replays for *_, replays in held(model)) == 6
+    assert zsaa.captured(model)["bytes"] > 0
+
+
+@on_gpu
+@torch.no_grad()
+def test_real_graphs_on_several_streams_and_settings():
+    model, plain = half_precision("llama"), half_precision("llama", mode=False)
+    batches = [tiny.tokens([150, 150], seed)[0].cuda() for seed in range(4)]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    for alpha in (0.9, 0.5) * 3:
+        for i, ids in enumerate(batches):
+            with torch.cuda.stream(streams[i % 2]), zsaa.at(model, alpha):
+                streams[i % 2].wait_stream(torch.cuda.default_stream())
+                results.append((alpha, i, everything(model(ids))))
+    torch.cuda.synchronize()
+    for alpha, i, tensors in results:
+        with zsaa.at(plain, alpha):
+            same(tensors, everything(plain(batches[i])))
+
+
+@on_gpu
+@torch.no_grad()
+def test_a_real_failure_leaves_the_gpu_usable(monkeypatch):
+    model, plain = half_precision("llama"), half_precision("llama", mode=False)
+    ids = tiny.tokens([150])[0].cuda()
+    norm = type(model.model.norm)
+    stock = norm.forward
+
+    def with_sync(self, x):
+        x.sum().item()
+        return stock(self, x)
+
+    monkeypatch.setattr(norm, "forward", with_sync)
+    with pytest.warns(UserWarning, match="records no CUDA graphs"):
+        same(everything(model(ids)), everything(plain(ids)))
+    same(everything(model(ids)), everything(plain(ids)))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.isfinite(torch.randn(100, device="cuda")).all()
+    monkeypatch.undo()
+    zsaa.enable(model, graphs=False)
+    zsaa.enable(model, graphs=True)
+    same(everything(model(ids)), everything(plain(ids)))
+    assert len(held(model)) == 1

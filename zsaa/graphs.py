@@ -1,0 +1,305 @@
+"""CUDA graphs: a pruned prefill is recorded once and then replayed, without Python launching every kernel again.
+
+How many tokens a layer keeps follows from the lengths, alpha and tau alone, so two passes of the same shapes run the
+same kernels in the same memory. Such a pass is recorded when its shapes come a second time, from the embedding to the
+last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out: the same
+numbers bit for bit, and nothing that is handed out is written again. Whatever cannot be replayed runs as before:
+gradients, training, traces, hooks inside the decoder, weights that are not plain tensors of one GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zsaa import backend
+from zsaa.cache import pruned_cache
+from zsaa.passes import Prefill, Request
+
+LIMIT = 16  # recordings per model
+MEMORY = 0.1  # share of the GPU's memory that they may hold together; what is over it runs without
+DEVICES = ("cuda",)
+
+
+class CudaGraph:
+    """One recorded run. The recordings of a model share a memory pool: they never run at the same time, and what they
+    leave is copied out at once."""
+
+    def __init__(self, device: torch.device, pool: list):
+        self.device, self.pool, self.graph = device, pool, torch.cuda.CUDAGraph()
+        if not pool:
+            pool += [torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)]
+
+    def record(self, run: Callable[[], Any]) -> tuple[Any, int]:
+        """What `run` returns, in the memory that `replay` will write again; bytes by which the memory grew."""
+        pool, stream = self.pool
+        with torch.cuda.device(self.device):
+            before = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    held = torch.cuda.memory_reserved()
+                    result = run()
+                    grown = torch.cuda.memory_reserved() - held
+            finally:
+                torch.cuda.set_stream(before)  # a capture that failed leaves its own
+        return result, grown
+
+    def replay(self) -> None:
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+
+
+@dataclass
+class Recording:
+    request: Request
+    state: tuple  # see _state
+    inputs: dict[str, Tensor]
+    outputs: list[Tensor]  # the last hidden states; then keys, values and positions of every layer
+    cached: bool
+    output_class: type
+    names: tuple[str, ...]  # of the fields that the output fills
+    graph: CudaGraph
+    nbytes: int
+    capture_ms: float
+    used: int
+    replays: int = 0
+
+
+def _state(decoder: nn.Module) -> tuple | None:
+    """What a recording depends on beside its inputs: modules, where their weights lie, which adapters are on. None if
+    something inside must run on every call: a hook, a forward of an instance's own, dropout, weights of a special kind.
+    """
+    marks: list = []
+    stack = [decoder]
+    while stack:
+        module = stack.pop()
+        own = module.__dict__
+        hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+        # The decoder's own hooks run around a replay too; those of transformers do nothing unless states are asked for.
+        foreign = [h for h in hooks if getattr(h, "__module__", None) != "transformers.utils.output_capturing"]
+        if own["training"] or (module is not decoder and (foreign or "forward" in own)):
+            return None
+        if module is not decoder:  # it would never be freed, as it owns the recordings
+            marks.append(module)
+        for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
+            if tensor is not None:
+                if type(tensor) not in (nn.Parameter, Tensor):
+                    return None
+                marks.append(tensor.data_ptr())
+        if "_active_adapter" in own:  # a layer of PEFT
+            marks.append(str([own.get(name) for name in ("_active_adapter", "_disable_adapters", "merged_adapters")]))
+            marks.append(str(own.get("scaling")))
+        stack.extend(child for child in own["_modules"].values() if child is not None)
+    return tuple(marks)
+
+
+def _budget(device: torch.device) -> float:
+    """Bytes that all recordings of a model may hold."""
+    return MEMORY * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
+
+
+class Graphs:
+    """The recordings of one decoder. mode: "auto" records shapes that come a second time, True at once, False never."""
+
+    def __init__(self, mode: bool | str = "auto"):
+        self.mode = mode
+        self.lock = threading.Lock()
+        self.off: str | None = None  # why no more are made
+        self.clear()
+
+    def clear(self) -> None:
+        """Free all recordings."""
+        self.recordings: dict[tuple, Recording] = {}
+        self.seen: Counter[tuple] = Counter()
+        self.pool: list = []
+        self.calls = 0
+        self.stream: torch.cuda.Stream | None = None
+
+    def __deepcopy__(self, memo) -> Graphs:
+        return Graphs(self.mode)  # of another model's memory
+
+    def __reduce__(self):
+        return Graphs, (self.mode,)
+
+    def run(self, decoder: nn.Module, forward: Callable, call: dict):
+        """forward(**call), by a replay where that is the same. call holds a fresh Prefill as "zsaa"."""
+        key = self._key(decoder, call)
+        if key is None or not self.lock.acquire(blocking=False):  # another thread is at it
+            return forward(**call)
+        try:
+            recording = self._find(key, decoder, forward, call)
+            if recording is not None:
+                return self._replay(recording, call)
+        finally:
+            self.lock.release()
+        return forward(**call)
+
+    def _key(self, decoder: nn.Module, call: dict) -> tuple | None:
+        """All that decides which kernels run; None for calls that must run as they are."""
+        step = call["zsaa"]
+        device = step.request.device
+        if self.mode is False or device.type not in DEVICES or torch.is_grad_enabled() or decoder.training:
+            return None
+        if decoder._zsaa.tracer is not None or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return None
+        rest = {k: v for k, v in call.items() if k not in ("zsaa", "attention_mask", "past_key_values")}
+        shapes = tuple((k, tuple(v.shape), v.dtype, v.device) for k, v in rest.items() if isinstance(v, Tensor))
+        plain = tuple((k, v) for k, v in rest.items() if not isinstance(v, Tensor) and v is not None)
+        if not all(isinstance(v, (bool, int, float, str)) for _, v in plain):
+            return None
+        wanted = [k for k, v in plain if v and k.startswith("output_")]
+        config = decoder.config
+        if wanted or config.output_hidden_states or ("return_dict", False) in plain or not config.return_dict:
+            return None
+        kind = device.type
+        autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        precision = torch.get_float32_matmul_precision()
+        cached = call["past_key_values"] is not None if "past_key_values" in call else False
+        return step.request, shapes, plain, cached, autocast, precision, backend.backends(device)["used"]
+
+    def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
+        self.calls += 1
+        recording = self.recordings.get(key)
+        if recording is not None:
+            if recording.state == _state(decoder):
+                return recording
+            del self.recordings[key], recording  # other weights, or other adapters: not what was recorded
+            self.seen[key] = 0
+        if len(self.seen) > 4096:
+            self.seen.clear()
+        self.seen[key] += 1
+        wanted = 2 if self.mode == "auto" else 1
+        if self.off or self.seen[key] < wanted or not self._room():
+            return None
+        state = _state(decoder)
+        if state is None:
+            return None
+        try:
+            return self._record(key, state, decoder, forward, call)
+        except Exception as error:  # of many kinds: whatever a model does that a graph cannot hold
+            self.off = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            warnings.warn(
+                f"zsaa records no CUDA graphs of this {type(decoder).__name__}, prefills run kernel by kernel: "
+                f"{self.off}. zsaa.enable(model, graphs=False) says so from the start.",
+                stacklevel=2,
+            )
+            return None
+
+    def _room(self) -> bool:
+        """Make room for one more: only a recording that has not been used for long gives way, so that more settings
+        than fit do not chase each other out."""
+        if len(self.recordings) < LIMIT:
+            return True
+        key, oldest = min(self.recordings.items(), key=lambda item: item[1].used)
+        if self.calls - oldest.used <= 4 * LIMIT:
+            return False
+        del self.recordings[key]
+        return True
+
+    def _record(self, key: tuple, state: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
+        step, cached = call["zsaa"], key[3]
+        request, plan, layers = step.request, step.plan, step.request.num_layers
+        # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.
+        with torch.inference_mode(False), torch.no_grad():
+            names = [name for name, *_ in key[1]]
+            inputs = {name: call[name].clone() for name in names}
+            fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
+            mask = step.mask.clone() if request.compact else None
+
+            def run():
+                cache = pruned_cache(None, layers) if cached else None
+                output = forward(**{**fixed, "past_key_values": cache, "zsaa": Prefill(request, plan, mask)})
+                tensors = [output.last_hidden_state]
+                for layer in cache.layers if cached else ():
+                    tensors += [layer.keys, layer.values, layer.positions]
+                return output, tensors
+
+            if self.seen[key] < 2:
+                run()  # what is compiled, planned or allocated at the first use is so before recording
+            started = time.perf_counter()
+            graph = CudaGraph(request.device, self.pool)
+            (output, tensors), nbytes = graph.record(run)
+        if set(output.keys()) - {"last_hidden_state", "past_key_values"}:
+            raise NotImplementedError(f"the decoder's output has fields of its own: {sorted(output.keys())}")
+        inputs = {**inputs, "zsaa": mask} if mask is not None else inputs
+        nbytes += sum(x.nbytes for x in inputs.values())
+        if nbytes + sum(r.nbytes for r in self.recordings.values()) > _budget(request.device):
+            self.seen[key] = -(1 << 30)  # too large: no second try
+            return None
+        elapsed = 1000 * (time.perf_counter() - started)
+        facts = (cached, type(output), tuple(output.keys()), graph, nbytes, elapsed, self.calls)
+        self.recordings[key] = Recording(request, state, inputs, tensors, *facts)
+        return self.recordings[key]
+
+    def _replay(self, recording: Recording, call: dict):
+        cuda = recording.request.device.type == "cuda"
+        if cuda:
+            stream = torch.cuda.current_stream(recording.request.device)
+            if self.stream is not None and self.stream != stream:
+                stream.wait_stream(self.stream)
+            self.stream = stream
+        for name, tensor in recording.inputs.items():
+            tensor.copy_(call["zsaa"].mask if name == "zsaa" else call[name])
+        recording.graph.replay()
+        # Copies: the next replay overwrites what this one left.
+        outputs = [torch.empty_like(x) for x in recording.outputs]
+        torch._foreach_copy_(outputs, recording.outputs)
+        recording.used, recording.replays = self.calls, recording.replays + 1
+        hidden, *rest = outputs
+        cache = call.get("past_key_values")
+        if recording.cached:
+            real = call["zsaa"].real
+            for layer, padding, k, v, positions in zip(cache.layers, real, rest[::3], rest[1::3], rest[2::3]):
+                layer.extend(k, v, positions, padding is None, recording.request.width)
+        values = {"last_hidden_state": hidden, "past_key_values": cache}
+        return recording.output_class(**{name: values[name] for name in recording.names})
+
+    def report(self) -> dict:
+        rows = []
+        for recording in self.recordings.values():
+            request = recording.request
+            rows.append(
+                {
+                    "lengths": list(request.lengths),
+                    "alphas": list(request.alphas),
+                    "tau": request.tau,
+                    "score": request.score,
+                    "cache": recording.cached,
+                    "bytes": recording.nbytes,
+                    "capture_ms": round(recording.capture_ms, 3),
+                    "replays": recording.replays,
+                }
+            )
+        return {"mode": self.mode, "graphs": rows, "bytes": sum(row["bytes"] for row in rows), "off": self.off}
+
+
+@functools.cache
+def replaying(decoder_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a decoder that replays what it has recorded. A subclass for the reasons of `dial._pruned_class`."""
+
+    @functools.wraps(decoder_class.forward)
+    def forward(self, *args, **kwargs):
+        stock = super(subclass, self).forward
+        if not torch.compiler.is_compiling() and isinstance(kwargs.get("zsaa"), Prefill):
+            return self._zsaa.graphs.run(self, stock, kwargs)
+        return stock(*args, **kwargs)
+
+    subclass = type(
+        decoder_class.__name__, (decoder_class,), {"forward": forward, "__module__": decoder_class.__module__}
+    )
+    return subclass
+
+
+def check_mode(mode: Any) -> bool | str:
+    if mode not in (True, False, "auto"):
+        raise ValueError(f'graphs must be "auto", True or False, got {mode!r}.')
+    return mode
