@@ -636,6 +636,19 @@ def test_an_error_while_exporting_is_raised(opened, tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.parametrize("give_up", [lambda s: s._worker.submit("save", iter(())), Slider.close])
+def test_an_export_that_is_overtaken_or_closed_ends_with_an_error(opened, tmp_path, give_up):
+    slider = opened(alphas=[a / 1000 for a in range(500, 1000, 5)])
+    release, reached, _ = gate(slider)
+    slider.alpha = 0.6
+    assert reached.wait(20)
+    timer = threading.Timer(0.2, lambda: (release.set(), give_up(slider)))
+    timer.start()
+    with pytest.raises(RuntimeError, match="Export again"):
+        slider.export(tmp_path / "x.html")
+    timer.join()
+
+
 def test_the_package_ships_what_the_view_needs():
     package = (ROOT / "pyproject.toml").read_text()
     (patterns,) = [line for line in package.splitlines() if line.startswith("package-data")]

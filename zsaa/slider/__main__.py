@@ -1,11 +1,13 @@
 """`python -m zsaa.slider` makes the demo page, docs/slider.html, anew: SmolLM2-135M with the committed adapter, on
-held-out reviews. With --refresh it only puts the current script and style around the numbers that are in the page."""
+held-out reviews. --refresh only puts the current script and style around the numbers that are in the page; --picture
+photographs it with Playwright and an installed Chromium."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 
 from zsaa.results import RESULTS
@@ -42,10 +44,23 @@ def demo(**options):
     return Slider(model.merge_and_unload(), tokenizer, labels=("negative", "positive"), **options)
 
 
+def photograph(path: Path, picture: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1060, "height": 800}, device_scale_factor=1.5)
+        view.goto(path.resolve().as_uri())
+        view.wait_for_selector(".zsaa[data-exact=true]")
+        view.screenshot(path=picture, full_page=True)
+        browser.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zsaa.slider", description=__doc__)
     parser.add_argument("--output", type=Path, default=PAGE)
     parser.add_argument("--refresh", action="store_true")
+    parser.add_argument("--picture", type=Path, help="PNG to write, for example figures/slider.png")
     chosen = parser.parse_args()
     if chosen.refresh:
         from zsaa.slider.widget import Slider
@@ -56,6 +71,8 @@ def main() -> None:
         slider.text = TEXTS[0]
         slider.export(chosen.output, TEXTS, taus=(1, 5, 20), title=TITLE, about=ABOUT)
         slider.close()
+    if chosen.picture:
+        photograph(chosen.output, chosen.picture)
     print(f"{chosen.output}: {chosen.output.stat().st_size / 1e6:.2f} MB")
 
 

@@ -506,6 +506,7 @@ export function mount(root, source) {
         span.textContent = piece === "" ? "·" : piece.replace(/\n/g, "↵\n");
         spans.append(span);
       });
+      t.spans = [...spans.children];
       tokens.replaceChildren(spans);
       tokens.scrollTop = 0;
       at.token = at.token !== null && at.token < t.pieces.length ? at.token : null;
@@ -516,12 +517,12 @@ export function mount(root, source) {
       const code = shade(depth[i], layers) + (depth[i] < at.layer ? 16 : 0);
       if (code !== t.drawn[i]) {
         t.drawn[i] = code;
-        tokens.children[i].className = `t d${code & 15}${code & 16 ? " gone" : ""}`;
+        t.spans[i].className = `t d${code & 15}${code & 16 ? " gone" : ""}`;
       }
     }
     if (t.pointed !== at.token) {
-      tokens.children[t.pointed]?.removeAttribute("data-here");
-      tokens.children[at.token]?.setAttribute("data-here", "");
+      t.spans[t.pointed]?.removeAttribute("data-here");
+      t.spans[at.token]?.setAttribute("data-here", "");
       t.pointed = at.token;
     }
   }
@@ -752,14 +753,18 @@ export function mount(root, source) {
 
   /** One pixel per layer and token: coloured as far down as the token goes. */
   function icicles(depth, shades) {
-    const rgb = shades.map((colour) => colour.match(/[\d.]+/g).slice(0, 3).map(Number));
+    const pixels = shades.map((colour) => {
+      const [red, green, blue] = colour.match(/[\d.]+/g).map(Number);
+      return new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0];
+    });
     grid.width = depth.length;
     grid.height = layers;
     const context = grid.getContext("2d");
     const image = context.createImageData(depth.length, layers);
+    const cells = new Uint32Array(image.data.buffer);
     depth.forEach((d, i) => {
-      const colour = rgb[shade(d, layers)];
-      for (let l = 0; l < d; l++) image.data.set([...colour, 255], 4 * (l * depth.length + i));
+      const pixel = pixels[shade(d, layers)];
+      for (let l = 0; l < d; l++) cells[l * depth.length + i] = pixel;
     });
     context.putImageData(image, 0, 0);
     return grid;
@@ -837,7 +842,7 @@ export function mount(root, source) {
       const [name, , p, was] = row.children;
       write(pad, y + 12, name.textContent, 13);
       const [bar, mark] = row.querySelector(".z-bar").children;
-      out.push(`<rect x="${pad + 140}" y="${y + 2}" width="${(parseFloat(bar.style.width) / 100) * 420}" height="12" fill="${c.bar}"/>`);
+      out.push(`<rect x="${pad + 140}" y="${y + 2}" width="${(parseFloat(bar.style.width) / 100) * 420}" height="12" fill="${getComputedStyle(bar).backgroundColor}"/>`);
       if (mark) out.push(`<rect x="${pad + 139 + (parseFloat(mark.style.left) / 100) * 420}" y="${y - 1}" width="2" height="18" fill="${c.ink}"/>`);
       write(pad + 575, y + 12, `${p.textContent}  ${was.textContent}`, 13);
       y += 22;

@@ -17,7 +17,7 @@ State is in traits that both sides may change (`alpha`, `tau`, `score`, `text`);
 
 from __future__ import annotations
 
-import threading
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -41,7 +41,8 @@ RECENT = 8  # typed texts that stay in the cache
 SHORT = (600, 1600)  # characters: reviews that fit the view
 
 
-def reviews(seed: int = 0) -> list[dict]:
+@functools.cache
+def reviews() -> tuple[dict, ...]:
     """Held-out film reviews, {"name", "text", "label"}; only from data sets that are installed as a package."""
     from zsaa.models import AssetError
     from zsaa.tasks import TASKS, load_task
@@ -49,7 +50,7 @@ def reviews(seed: int = 0) -> list[dict]:
     found = []
     for name, count in REVIEWS:
         try:
-            task = load_task(name, source="packaged", train=1, test=200, seed=seed)
+            task = load_task(name, source="packaged", train=1, test=200)
         except AssetError:
             continue
         low, high = SHORT if name == "imdb" else (0, SHORT[1])
@@ -59,7 +60,7 @@ def reviews(seed: int = 0) -> list[dict]:
             opening = " ".join(row["text"].split()[:5])
             title = "IMDB" if name == "imdb" else "Rotten Tomatoes"
             found.append({"name": f"{title}: “{opening} …”", "text": row["text"], "label": label})
-    return found
+    return tuple(found)
 
 
 def remedy(error: BaseException) -> str:
@@ -224,7 +225,7 @@ class Slider(anywidget.AnyWidget):
         elif kind == "stop":
             self._worker.drop("stream")
         elif kind == "save":
-            self._worker.submit("save", self._saving())
+            self._worker.submit("save", self._saving(self.text, self.tau))
         elif kind == "retry":
             self._show()
 
@@ -315,16 +316,15 @@ class Slider(anywidget.AnyWidget):
         key, events = self._key(text, alpha, tau, score), []
         self.send({"type": "stream", "text": text, "key": key, "alpha": alpha, "event": None})
         ids = self._texts[text][0].ids
-        for event in self._engine.race(ids, alpha, tau, score, self._new_tokens):
+        for event in self._engine.race(ids, alpha, tau, score, self._new_tokens, self._worker.overtaken):
             events.append(event)
             self.send({"type": "stream", "text": text, "key": key, "event": event})
             yield
         self._streams[text][key] = {"alpha": alpha, "events": events}
 
-    def _saving(self) -> Iterator[None]:
-        yield from self._completing(self.text, [self.tau], list(SCORES))
-        html = self._page([self.text], [self.tau], list(SCORES))
-        self.send({"type": "page", "html": html})
+    def _saving(self, text: str, tau: int) -> Iterator[None]:
+        yield from self._completing(text, [tau], list(SCORES))
+        self.send({"type": "page", "html": self._page([text], [tau], list(SCORES))})
 
     def _completing(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> Iterator[None]:
         """Every point of a text that the page needs."""
@@ -409,21 +409,24 @@ class Slider(anywidget.AnyWidget):
         if unknown := [t for t in taus if t not in self.taus]:
             raise ValueError(f"tau {unknown[0]} is none of the slider's stops: {self.taus}.")
         scores = [check_score(s) for s in scores or SCORES]
-        done, errors = threading.Event(), []
+        complete, errors = [], []
 
         def job() -> Iterator[None]:
             try:
                 for text in texts:
                     yield from self._completing(text, taus, scores)
+                complete.append(True)
             except Exception as error:
                 errors.append(error)
-            finally:
-                done.set()
 
         self._worker.submit("save", job())
-        done.wait()
+        self._worker.wait("save")
         if errors:
             raise errors[0]
+        if not complete:
+            raise RuntimeError(
+                "the page was given up, as another was asked for or the slider was closed. Export again."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self._page(texts, taus, scores, title, about), encoding="utf-8")
         return path
