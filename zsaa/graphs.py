@@ -88,6 +88,8 @@ def _state(decoder: nn.Module) -> tuple | None:
         foreign = [h for h in hooks if getattr(h, "__module__", None) != "transformers.utils.output_capturing"]
         if own["training"] or (module is not decoder and (foreign or "forward" in own)):
             return None
+        if type(module).__module__.startswith("torch.distributed."):  # FSDP: its weights come and go
+            return None
         if module is not decoder:  # it would never be freed, as it owns the recordings
             marks.append(module)
         for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
