@@ -206,7 +206,7 @@ export function mount(root, source) {
   const showTop = fact("Tokens at the last layer", "How many tokens the last layer passes on (Eq. 2 of the paper)");
   const showWork = fact("Work", "Multiply-accumulates (MACs) of one pass over the text");
   const showCache = fact("Key/value cache", "Memory of the keys and values that the pass leaves behind");
-  const showTime = fact("Time", `One pass over the text, on ${meta.device}. The mark is the prediction.`);
+  const showTime = fact("Time", `One pass over the text on ${meta.device}${meta.repeats > 1 ? `, the fastest of ${meta.repeats}` : ""}. The mark is the prediction.`);
   const showAccuracy = meta.accuracy
     ? fact("Accuracy", `Measured on ${meta.accuracy.n} held-out samples (results/${meta.accuracy.source}.json)`)
     : null;
@@ -294,6 +294,7 @@ export function mount(root, source) {
         h("label", { htmlFor: named("tau") }, "at least ", h("span", { title: "τ in Eq. 2: no layer keeps fewer tokens" }, "τ"), " = ", tauShown, " tokens"), tau,
         h("label", { htmlFor: named("score") }, "ranked by"), score, scoreSays),
       saves),
+    meta.provenance ? h("p", { className: "z-faint" }, meta.provenance) : null,
     spoken);
   layer.setAttribute("aria-label", "Layer");
   root.replaceChildren(view);

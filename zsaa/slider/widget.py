@@ -30,6 +30,7 @@ import traitlets
 
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.keep import check_alpha, check_tau
+from zsaa.measure import hardware, provenance
 from zsaa.score import SCORES, check_score
 from zsaa.slider import page
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
@@ -439,6 +440,12 @@ class Slider(anywidget.AnyWidget):
             data.append({**self._text_message(text), "points": points, "streams": self._streams[text]})
         meta = {**self.meta, "live": False, "taus": sorted(taus), "title": title, "about": about}
         meta["scores"] = {name: self.meta["scores"][name] for name in scores}
+        facts = provenance(hardware=hardware(self._engine.device))
+        machine = facts["hardware"]["cpu"] if facts["hardware"]["device"] == "cpu" else facts["hardware"]["device"]
+        meta["provenance"] = (
+            f"{meta['model']}; zsaa {facts['versions']['zsaa']}, commit {(facts['commit'] or 'unknown')[:7]}, "
+            f"{facts['date'][:10]}; times: the fastest of {meta['repeats']} on {machine}, {facts['hardware']['threads']} threads"
+        )
         samples = {sample["id"]: sample for sample in self._samples}
         meta["texts"] = [{k: samples[t][k] for k in ("id", "name", "label")} for t in texts]
         start = {
