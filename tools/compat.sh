@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Runs the tests with the oldest versions that pyproject.toml allows: tools/compat.sh [PYTEST OPTIONS]
+# The throwaway environment has packages of its own, chosen by uv, except for torch, the packaged models and the data:
+# those are links into the usual environment (tools/setup.sh). KEEP=/path/to/folder makes the environment there and
+# leaves it; a second call with the same folder skips the installation.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+base="$(tools/setup.sh)"
+work="${KEEP:-$(mktemp -d)}"
+[ -n "${KEEP:-}" ] || trap 'rm -rf "$work"' EXIT
+python="$work/venv/bin/python"
+export SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" UV_NO_PROGRESS=1
+[ -n "$SSL_CERT_FILE" ] || unset SSL_CERT_FILE
+
+if [ ! -e "$work/ready" ]; then
+    echo "compat: installing the oldest versions that pyproject.toml allows"
+    "$base" -m venv --clear "$work/venv"
+    "$python" -m pip install --quiet --disable-pip-version-check uv
+    "$base" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' \
+        >"$work/constraints.txt"
+    "$work/venv/bin/uv" pip compile pyproject.toml --extra dev --resolution lowest-direct --python "$python" \
+        --constraint "$work/constraints.txt" --no-header --no-annotate --quiet --output-file "$work/lowest.txt"
+    grep -vE '^(torch|triton|nvidia-|cuda-)' "$work/lowest.txt" >"$work/packages.txt"
+    "$work/venv/bin/uv" pip install --quiet --no-deps --python "$python" --requirement "$work/packages.txt"
+    "$base" - "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" assets.lock <<'PY'
+import re, sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+target, assets = Path(sys.argv[1]), re.findall(r"(?m)^([\w-]+)==", Path(sys.argv[2]).read_text())
+for found in distributions():
+    if re.match(r"(torch|triton|nvidia-.*|cuda-.*)$", found.name) or found.name in assets:
+        for name in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__", "bin")}:
+            link = target / name
+            if not link.exists():
+                link.symlink_to(Path(found.locate_file(name)))
+PY
+    "$work/venv/bin/uv" pip install --quiet --no-deps --python "$python" --editable .
+    touch "$work/ready"
+fi
+"$python" -c 'import accelerate, datasets, peft, torch, transformers as t
+others = (f"{m.__name__} {m.__version__}" for m in (datasets, peft, accelerate, torch))
+print("compat: transformers", t.__version__, *others, sep=", ")'
+OMP_NUM_THREADS=1 "$python" -m pytest -q -n "${JOBS:-2}" "$@"
