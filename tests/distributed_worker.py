@@ -436,7 +436,7 @@ def main() -> None:
     parser.add_argument("--die", action="store_true", help="at the end fail in one process, on purpose")
     options = parser.parse_args()
     device, folder = options.device, options.out.with_suffix(".runs")
-    # FSDP 1 needs an accelerator to save; SmolLM2's shape in float64 would take a CPU minutes. Whole checkpoints need
+    # SmolLM2's shape in float64 would take a CPU minutes. Whole checkpoints need
     # gloo beside NCCL: on GPUs they run when they are asked for, and all else with NCCL alone.
     cases = options.cases or [
         name
