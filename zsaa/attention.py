@@ -28,6 +28,16 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
     return mask
 
 
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding (half-split layout) of q and k [batch, heads, rows, dim]; cos, sin [batch, rows, dim].
+    Both at once: on short rows the number of operations is what costs."""
+    both = torch.cat([q, k], dim=1)
+    first, second = both.chunk(2, dim=-1)
+    both = both * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
+    q, k = both.split([q.shape[1], k.shape[1]], dim=1)
+    return q, k
+
+
 def _sdpa(q, k, v, mask, scale, dropout, causal=False):
     groups = q.shape[1] // k.shape[1]
     # SDPA has kernels for grouped heads in half precision without a mask, from Ampere on; otherwise it would answer
@@ -90,30 +100,40 @@ def _bucket(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """As `_flash`, without gradient; None where cuDNN is not the faster one, or refuses.
+def _kind(q: Tensor, k: Tensor) -> tuple:
+    return q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1]
 
-    Rows are causal, so zeros appended to them decide nothing: they are cut off again.
-    """
-    rows, dim = q.shape[2:]
-    kind = (q.device, q.dtype, dim, q.shape[1] // k.shape[1])
-    fast = rows >= CUDNN_LEAST_ROWS and dim <= 128 and torch.cuda.get_device_capability(q.device) >= (9, 0)
-    if not fast or kind in _without_cudnn or not torch.backends.cuda.cudnn_sdp_enabled():
-        return None
+
+def _takes_cudnn(q: Tensor, k: Tensor) -> bool:
+    if not q.is_cuda or q.shape[2] < CUDNN_LEAST_ROWS or q.shape[3] > 128 or torch.is_grad_enabled():
+        return False
+    hopper = torch.cuda.get_device_capability(q.device) >= (9, 0)
+    return hopper and torch.backends.cuda.cudnn_sdp_enabled() and _kind(q, k) not in _without_cudnn
+
+
+def padded_rows(q: Tensor, k: Tensor) -> int:
+    """How many rows attention would like of q [batch, heads, rows, dim], zeros after the real ones: more than there are
+    where cuDNN is to be used."""
+    return _bucket(q.shape[2]) if backend.kernels(q) is not None and _takes_cudnn(q, k) else q.shape[2]
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> tuple[Tensor, Tensor] | None:
+    """As `_flash`, without gradient; None if cuDNN refuses. Rows are causal, so zeros after the first `rows` decide
+    nothing: they are cut off again."""
     # Heads lie beside each other in a row, as projections leave them: the output takes the layout of q.
-    pad = (0, 0, 0, 0, 0, _bucket(rows) - rows)
+    pad = (0, 0, 0, 0, 0, _bucket(rows) - q.shape[2])
     q, k, v = (F.pad(x.transpose(1, 2), pad).transpose(1, 2) if pad[-1] else x for x in (q, k, v))
     try:
         cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
         output, lse, *_ = cudnn(q, k, v, None, True, 0.0, True, False, scale=scale)
     except RuntimeError:
-        _without_cudnn.add(kind)
+        _without_cudnn.add(_kind(q, k))
         return None
     return output[:, :, :rows], lse.reshape(q.shape[:3])[:, :, :rows]
 
 
 def _with_kernels(
-    q: Tensor, k: Tensor, v: Tensor, *, scale, softcap, dropout, real, positions, window
+    q: Tensor, k: Tensor, v: Tensor, *, rows, scale, softcap, dropout, real, positions, window
 ) -> tuple[Tensor, Tensor] | None:
     """`attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more pass for the
     sums, in memory linear in the rows. None where PyTorch must do it."""
@@ -123,10 +143,12 @@ def _with_kernels(
     lengths = None if real is None else real.sum(dim=1)
     settings = {"scale": scale, "softcap": softcap, "lengths": lengths, "positions": positions, "window": window}
     training = dropout or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+    full = q, k, v
+    q, k, v = (x[:, :, :rows] for x in full)
     if q.is_cuda and softcap is None and window is None:
         # PyTorch's own, because they have a backward pass or are faster. Padding comes last: no mask is needed.
-        done = None if training else _cudnn(q, k, v, scale)
-        output, lse = done or _flash(q, k, v, scale, dropout)
+        cudnn = _cudnn(*full, rows, scale) if not dropout and _takes_cudnn(q, k) else None
+        output, lse = cudnn or _flash(q, k, v, scale, dropout)
     elif training:
         return None  # our own has no backward pass
     else:
@@ -142,6 +164,7 @@ def attend_and_score(
     scale: float,
     softcap: float | None = None,
     dropout: float = 0.0,
+    rows: int | None = None,
     real: Tensor | None = None,
     positions: Tensor | None = None,
     window: int | None = None,
@@ -149,7 +172,8 @@ def attend_and_score(
 ) -> tuple[Tensor, Tensor]:
     """Causal self-attention and the attention that each row receives.
 
-    q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]. real: bool [batch, rows], or None if all rows are;
+    q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]; all three may have more rows, zeros that are not
+    there (see `padded_rows`), if `rows` is given. real: bool [batch, rows], or None if all rows are;
     padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
     future: gives bool [rows, rows], True above the diagonal, for a number of rows, if the caller shares one between
     layers.
@@ -157,12 +181,13 @@ def attend_and_score(
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
     """
-    done = _with_kernels(
-        q, k, v, scale=scale, softcap=softcap, dropout=dropout, real=real, positions=positions, window=window
-    )
+    rows = q.shape[2] if rows is None else rows
+    settings = {"softcap": softcap, "dropout": dropout, "real": real, "positions": positions, "window": window}
+    done = _with_kernels(q, k, v, rows=rows, scale=scale, **settings)
     if done is not None:
         return done
-    batch, heads, rows, _ = q.shape
+    q, k, v = (x[:, :, :rows] for x in (q, k, v))
+    batch, heads = q.shape[:2]
     # PyTorch's fused attention pays off where it has flash kernels or must keep the backward pass small; elsewhere the
     # soft-score is there anyway and gives the output at the price of one product.
     fused = softcap is None and (q.is_cuda or (torch.is_grad_enabled() and q.requires_grad))

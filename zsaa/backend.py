@@ -67,6 +67,16 @@ def backends(device: str | torch.device | None = None) -> dict[str, str]:
     return {"chosen": _choice(), "used": used, "torch": "available", "triton": triton}
 
 
+def row_kernels(x: Tensor) -> ModuleType | None:
+    """The kernels that choose and move rows of x, if they are to be used, else None. torch.compile fuses its own."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if not half or _choice() == "torch" or torch.compiler.is_compiling() or _without_triton(x.device):
+        return None
+    from zsaa.kernels import rows
+
+    return rows
+
+
 def kernels(q: Tensor) -> ModuleType | None:
     """The attention kernels if they are to be used for tensors like q [batch, heads, rows, dim], else None."""
     if _choice() == "torch" or _without_triton(q.device):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from zsaa.attention import attend, attend_and_score
+from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family, find_decoder
 from zsaa.graphs import Graphs, check_mode, replaying
@@ -27,15 +27,6 @@ from zsaa.score import check_score
 
 DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
 PER_TOKEN = ("attention_mask", "position_ids")  # arguments of a decoder that have one column per token
-
-
-def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary position embedding (half-split layout) of q and k [batch, heads, rows, dim]; cos, sin [batch, rows, dim].
-    Both at once: on short rows the number of operations is what costs."""
-    both = torch.cat([q, k], dim=1)
-    first, second = both.chunk(2, dim=-1)
-    both = both * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
-    return both.split([q.shape[1], k.shape[1]], dim=1)
 
 
 class Dial:
@@ -219,35 +210,31 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         prefill = isinstance(zsaa, Prefill)
         if prefill and layer == 0:
             hidden_states = zsaa.enter(hidden_states)
-        if prefill and zsaa.request.carry:
-            zsaa.entered.setdefault(layer, hidden_states)
 
         q, k, v = family.qkv(attention, getattr(self, family.attention_norm)(hidden_states))
-        tables = kwargs.get("position_embeddings")
-        if tables is not None:
-            cos, sin = (zsaa.embeddings(layer, table) for table in tables) if prefill else tables
-            q, k = _rotate(q, k, cos, sin)
-
+        tables, window = kwargs.get("position_embeddings"), _window(attention)
         settings = {
             "scale": attention.scaling,
             "softcap": getattr(attention, "attn_logit_softcapping", None),
             "dropout": family.dropout(attention) if self.training else 0.0,
         }
-        window = _window(attention)
         if prefill:
-            real = zsaa.real[layer]
+            real, n = zsaa.real[layer], q.shape[2]
             window = window if window is not None and max(zsaa.request.lengths) > window else None
+            if tables is not None:
+                padded = n if window or settings["softcap"] else padded_rows(q, k)
+                q, k, v = zsaa.rotate(layer, q, k, v, tables, padded)
             positions = zsaa.positions(layer) if cache is not None or window is not None else None
             if cache is not None:
-                cache.layers[layer].extend(k, v, positions, real is None, zsaa.request.width)
+                cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], positions, real is None, zsaa.request.width)
             output, sums = attend_and_score(
-                q, k, v, real=real, positions=positions, window=window, future=zsaa.future, **settings
+                q, k, v, rows=n, real=real, positions=positions, window=window, future=zsaa.future, **settings
             )
-            kept = zsaa.keep(layer, sums)
             output = output.transpose(1, 2).flatten(2)
-            if kept is not None:
-                hidden_states, output = zsaa.take(hidden_states, kept), zsaa.take(output, kept)
+            hidden_states, output = zsaa.pass_on(layer, sums, hidden_states, output)
         else:
+            if tables is not None:
+                q, k = rotate(q, k, *tables)
             cached = cache.layers[layer]
             k, v = cached.extend(k, v, zsaa.positions, zsaa.all_real, zsaa.width)
             output = attend(q, k, v, zsaa.mask(cached, window), **settings).transpose(1, 2).flatten(2)

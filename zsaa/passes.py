@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsaa.attention import visible
+from zsaa import backend
+from zsaa.attention import rotate, visible
 from zsaa.keep import kept_counts
 from zsaa.score import SCORES, select
 
@@ -89,8 +90,9 @@ class Prefill:
     def __init__(self, request: Request, plan: Plan, mask: Tensor | None):
         self.request, self.plan, self.mask = request, plan, mask
         self.rows: list[Tensor] = []
-        self.choice: dict[int, Tensor | None] = {}
-        self.entered: dict[int, Tensor] = {}
+        self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
+        self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
+        self.final: Tensor | None = None  # or, without gradient: [batch x width + 1, hidden_size], written at once
         self._future: Tensor | None = None
 
     @property
@@ -135,29 +137,59 @@ class Prefill:
             return F.embedding(self.rows[layer], table[0])
         return self.take(table, self.rows[layer])
 
-    def keep(self, layer: int, sums: Tensor) -> Tensor | None:
-        """Choose what `layer` passes on: indices [batch, k] into the rows that entered it, or None for all of them."""
-        if layer in self.choice:
-            return self.choice[layer]
-        counts, before = self.plan.counts[layer], self.plan.sizes[layer]
-        rows, kept = self.rows[layer], None
+    def rotate(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], padded: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of what enters `layer`, with their rotary position embedding; with `padded` rows if that is free."""
+        kernels = None if torch.is_grad_enabled() else backend.row_kernels(q)
+        if kernels is not None and q.dtype in (torch.float16, torch.bfloat16):
+            return kernels.rotate(q, k, v, *tables, self.rows[layer], padded)
+        cos, sin = (self.embeddings(layer, table) for table in tables)
+        return *rotate(q, k, cos, sin), v
+
+    def pass_on(self, layer: int, sums: Tensor, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose by `sums` [batch, rows] what `layer` passes on, of its hidden states and its attention's output
+        [batch, rows, size]."""
+        kernels = backend.row_kernels(hidden)
+        if layer not in self.choice:
+            self._choose(layer, sums, kernels)
+        if self.choice[layer] is None:
+            return hidden, output
+        (kept, places), carry = self.choice[layer], self.request.carry
+        if carry and (kernels is None or places is None or self.entered or torch.is_grad_enabled()):
+            self.entered.setdefault(layer, hidden)
+        elif carry and self.final is None:
+            self.final = hidden.new_zeros(hidden.shape[0] * self.request.width + 1, hidden.shape[2])
+        if kernels is None or places is None:
+            return self.take(hidden, kept), self.take(output, kept)
+        final = None if self.final is None else self.final[:-1].unflatten(0, (hidden.shape[0], -1))
+        return kernels.pass_on(hidden, output, kept, places, self.plan.sizes[layer], self.rows[layer], final)
+
+    def _choose(self, layer: int, sums: Tensor, kernels) -> None:
+        """Fill in `choice` of a layer, (indices into the rows that entered it, their places or None) or None where all
+        go on, and the rows that the next one gets."""
+        counts, before, after = self.plan.counts[layer], self.plan.sizes[layer], self.plan.sizes[layer + 1]
+        rows, choice, width = self.rows[layer], None, self.plan.widths[layer + 1]
         if counts != (self.plan.counts[layer - 1] if layer else list(self.request.lengths)):
-            ragged = self.real[layer] is not None or self.real[layer + 1] is not None
             scores = SCORES[self.request.score](sums, before)
-            kept, _ = select(scores, before, self.plan.sizes[layer + 1], self.plan.widths[layer + 1], ragged)
-            rows = rows.gather(1, kept)
-        self.choice[layer] = kept
+            if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
+                *choice, rows = kernels.choose(scores, before, after, width, rows)
+            else:
+                ragged = self.real[layer] is not None or self.real[layer + 1] is not None
+                kept, _ = select(scores, before, after, width, ragged)
+                choice, rows = (kept, None), rows.gather(1, kept)
+        self.choice[layer] = choice
         self.rows.append(rows)
-        return kept
 
     def scatter(self, hidden: Tensor) -> Tensor:
         """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
         entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
         """
         batch, width = hidden.shape[0], self.request.width
-        stages = [*self.entered.items(), (len(self.rows) - 1, hidden)] if self.request.carry else [(-1, hidden)]
-        final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
-        for stage, states in stages:
+        final = self.final  # the extra row takes the padding
+        if final is None:
+            final = hidden.new_zeros(batch * width + 1, hidden.shape[2])
+        for stage, states in (*self.entered.items(), (len(self.rows) - 1, hidden)):
             flat, real = self.rows[stage] + self.plan.samples * width, self.real[stage]
             flat = flat if real is None else flat.masked_fill(~real, batch * width)
             final.index_copy_(0, flat.flatten(), states.flatten(0, 1))

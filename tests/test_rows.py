@@ -1,0 +1,186 @@
+"""The Triton kernels that choose and move rows, against plain PyTorch: bit for bit where nothing is computed.
+
+Without a GPU they run in Triton's interpreter, in small sizes.
+"""
+
+import pytest
+import test_kernels as base  # sets Triton's interpreter up
+import tiny
+import torch
+from zsaa.kernels import rows as kernels
+
+import zsaa
+from zsaa import backend
+from zsaa.attention import rotate
+from zsaa.score import select
+
+DEVICE, GPU = base.DEVICE, base.GPU
+SIZES = [(1, 37), (3, 128), (2, 200)] + ([(32, 512), (1, 8192), (4, 20000)] if GPU else [])
+poison = base.poison
+
+
+def scores_of(kind, batch, n, generator):
+    x = torch.rand(batch, n, generator=generator)
+    if kind == "ties":
+        x = (x * 4).floor()
+    elif kind == "signs":
+        x = (x - 0.5) * 1e-3
+        x[:, ::3] = -0.0
+        x[:, 1::3] = 0.0
+    elif kind == "not finite":
+        x[:, ::5], x[:, 1::7], x[:, 2::11] = float("nan"), float("inf"), -float("nan")
+    elif kind == "equal":
+        x[:] = 1.0
+    return x.to(DEVICE)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "signs", "not finite", "equal"])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("batch", "n"), SIZES)
+def test_choose_is_select(kind, ragged, batch, n):
+    generator = torch.Generator().manual_seed(n)
+    scores = scores_of(kind, batch, n, generator)
+    lengths = torch.full((batch,), n)
+    if ragged:
+        lengths = torch.randint(1, n + 1, (batch,), generator=generator)
+        lengths[0] = n // 2
+    for share in (0.0, 0.3, 0.9, 1.0):
+        counts = (lengths * share).long().clamp(min=1).to(DEVICE)
+        sizes, width = lengths.to(DEVICE), int(counts.max())
+        rows = torch.randint(0, 10**6, (batch, n), generator=generator).to(DEVICE)
+        kept, places, passed = kernels.choose(scores, sizes, counts, width, rows)
+        want, _ = select(scores.clone(), sizes, counts, width, ragged)
+        assert torch.equal(kept, want)
+        assert torch.equal(passed, rows.gather(1, want))
+        for b, count in enumerate(counts.tolist()):
+            expected = torch.full((n,), -1, dtype=torch.int32, device=DEVICE)
+            expected[want[b, :count]] = torch.arange(count, dtype=torch.int32, device=DEVICE)
+            assert torch.equal(places[b], expected)
+
+
+def test_choose_refuses_more_than_it_holds():
+    with pytest.raises(ValueError, match="40000 rows"):
+        kernels.choose(torch.zeros(1, 40000, device=DEVICE), None, None, 1, None)
+
+
+def chosen(batch, n, ragged, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, n + 1, (batch,), generator=generator) if ragged else torch.full((batch,), n)
+    counts = (lengths // 2).to(DEVICE)
+    lengths, rows = lengths.to(DEVICE), torch.arange(n, device=DEVICE).expand(batch, -1)
+    scores = torch.rand(batch, n, generator=generator).to(DEVICE)
+    return lengths, counts, rows, *kernels.choose(scores, lengths, counts, int(counts.max()), rows)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [(2, 20, 24, 40), (1, 33, 100, 64)] + ([(4, 700, 4096, 5000)] if GPU else []), ids=str
+)
+def test_pass_on_moves_rows(sizes, ragged):
+    batch, n, size, out_size = sizes
+    lengths, counts, rows, kept, places, passed = chosen(batch, n, ragged)
+    hidden = torch.randn(batch, n, size, device=DEVICE, dtype=torch.float16)
+    output = torch.randn(batch, n + 5, out_size, device=DEVICE, dtype=torch.float16)[:, :n]  # cut off a longer one
+    final = torch.zeros(batch, n + 3, size, device=DEVICE, dtype=torch.float16)
+    results = kernels.pass_on(hidden, output, kept, places, lengths, rows, final)
+    for x, y in zip((hidden, output), results):
+        assert torch.equal(y, x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])))
+    for b in range(batch):
+        gone = [i for i in range(int(lengths[b])) if places[b, i] < 0]
+        assert len(gone) == int(lengths[b] - counts[b])
+        expected = torch.zeros_like(final[b])
+        expected[gone] = hidden[b, gone]
+        assert torch.equal(final[b], expected)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_pass_on_has_the_gradient_of_indexing(ragged):
+    lengths, counts, rows, kept, places, passed = chosen(2, 20, ragged)
+    hidden = torch.randn(2, 20, 24, device=DEVICE, requires_grad=True)
+    output = torch.randn(2, 20, 40, device=DEVICE, requires_grad=True)
+    real = (torch.arange(kept.shape[1], device=DEVICE) < counts[:, None])[..., None]
+    weights = [torch.randn(2, kept.shape[1], x.shape[2], device=DEVICE) * real for x in (hidden, output)]
+    want = [x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (hidden, output)]
+    ours = kernels.pass_on(hidden, output, kept, places, lengths, rows)
+    grads = []
+    for pair in (want, ours):
+        loss = sum((x * w).sum() for x, w in zip(pair, weights))
+        grads.append(torch.autograd.grad(loss, (hidden, output)))
+    for a, b in zip(*grads):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (9, 3, 24)] + ([(32, 8, 128)] if GPU else []))
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_rotate_is_closer_to_the_exact_rotation(heads, kv_heads, dim, per_sample):
+    generator = torch.Generator().manual_seed(dim)
+    batch, n, width = 2, 30, 50
+    q, k, v = (
+        torch.randn(batch, n, h, dim, generator=generator).to(DEVICE, torch.float16).transpose(1, 2)
+        for h in (heads, kv_heads, kv_heads)
+    )
+    angles = torch.rand(batch if per_sample else 1, width, dim, generator=generator).to(DEVICE) * 6
+    cos, sin = angles.cos().half(), angles.sin().half()
+    rows = torch.stack([torch.randperm(width, generator=generator)[:n].sort().values for _ in range(batch)]).to(DEVICE)
+    got = kernels.rotate(q, k, v, cos, sin, rows, 40)
+    at = [table.expand(batch, -1, -1).gather(1, rows[..., None].expand(-1, -1, dim)) for table in (cos, sin)]
+    exact = rotate(q.double(), k.double(), *(table.double() for table in at))
+    plain = rotate(q, k, *at)
+    for ours, theirs, true in zip(got, plain, exact):
+        assert ours.shape == (batch, true.shape[1], 40, dim)
+        assert base.worst(ours[:, :, :n], true) <= base.worst(theirs, true) + 1e-6
+    assert torch.equal(got[2][:, :, :n], v)
+    assert all(bool((x[:, :, n:] == 0).all()) for x in got)
+
+
+MODELS = [
+    ("llama", [18, 9], "causal-lm"),
+    ("gpt2", [18, 18], "sequence-classification"),
+    ("qwen3", [9, 14], "causal-lm"),
+]
+if GPU:
+    MODELS += [(f, [200, 90, 250], "causal-lm") for f in tiny.FAMILIES]
+
+
+@pytest.mark.parametrize(("family", "lengths", "head"), MODELS, ids=str)
+def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeypatch):
+    """The same choices and states as through plain PyTorch, with and without gradient, to the precision of float16."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    backend._without_triton.cache_clear()
+    model = zsaa.enable(tiny.make(family, head, dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
+    model = model.to(DEVICE, torch.float16)
+    ids, mask, positions = (x.to(DEVICE) for x in tiny.tokens(lengths, padding="left"))
+    given = dict(attention_mask=mask, position_ids=positions)
+    calls = []
+    for name in ("choose", "pass_on", "rotate"):
+        stock = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, _f=stock, _n=name, **k: calls.append(_n) or _f(*a, **k))
+
+    def run(grad):
+        with torch.set_grad_enabled(grad), zsaa.trace(model) as t:
+            logits = model(**given, input_ids=ids, use_cache=not grad).logits
+        grads = []
+        if grad:
+            model.zero_grad()
+            logits.float().square().mean().backward()
+            grads = [p.grad.float() for p in model.parameters() if p.grad is not None]
+        return logits.float(), [k.tolist() for layer in t.kept for k in layer], grads
+
+    try:
+        for grad in (False, True):
+            calls.clear()
+            monkeypatch.setattr(backend, "_chosen", "auto")
+            logits, kept, grads = run(grad)
+            assert set(calls) == {"choose", "pass_on", *(["rotate"] if family != "gpt2" and not grad else [])}
+            monkeypatch.setattr(backend, "_chosen", "torch")
+            want, want_kept, want_grads = run(grad)
+            if kept == want_kept:  # a near tie may fall either way in half precision
+                torch.testing.assert_close(logits, want, rtol=3e-2, atol=3e-2 * want.abs().max().item())
+                for a, b in zip(grads, want_grads):
+                    assert (a - b).norm() <= 0.05 * b.norm() + 1e-3
+            for a, b in zip(kept, want_kept):
+                assert len(a) == len(b)
+                assert len({*a} & {*b}) >= 0.8 * len(a) - 1, (a, b)
+    finally:
+        backend._without_triton.cache_clear()
