@@ -603,7 +603,7 @@ def test_the_page_holds_every_setting_and_nothing_from_elsewhere(opened, tmp_pat
     assert data["start"] == {"alpha": 0.8, "tau": 5, "score": "column_sum", "text": "0"}
     assert data["meta"]["taus"] == [2, 5]
     for text in data["texts"]:
-        assert "".join(text["pieces"]) == {"0": WORDS, "1": nasty}[text["id"]]
+        assert "".join(text["pieces"]) == text["text"] == {"0": WORDS, "1": nasty}[text["id"]]
         for tau in ("2", "5"):
             for slot in text["costs"]["slot"][tau]:
                 for score in data["meta"]["scores"]:

@@ -475,6 +475,13 @@ def test_typed_text_is_read_as_it_is_typed(live):
     _, probabilities = expected(oracle, ids, view.slider.alpha, 5, "column_sum")
     assert [p for _, p in shown(view.page)["options"]] == pytest.approx(probabilities.tolist(), abs=1e-6)
     assert len(view.slider.of("text")) <= 4  # not a message per letter
+    view.page.evaluate("() => { stop(); start(model.state) }")  # a second view of the same slider
+    view.slider.sent.clear()
+    view.told = 0
+    view.slider.say(type="hello")
+    view.pump("() => document.querySelector('.zsaa').dataset.exact === 'true'")
+    assert view.page.input_value("textarea") == "w3 w1 w4 w1 w5 w9 w2 w6"
+    assert view.page.is_visible("textarea")
 
 
 def test_while_the_model_runs_the_nearest_setting_is_shown_and_said_so(live):

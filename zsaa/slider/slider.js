@@ -317,7 +317,7 @@ export function mount(root, source) {
     const free = id === "own";
     own.hidden = !free;
     if (!free) return move({ text: id, token: null });
-    if (!own.value && text()) own.value = text().pieces.join("");
+    if (!own.value && text()) own.value = text().text;
     own.focus();
     own.select();
   }
@@ -511,6 +511,10 @@ export function mount(root, source) {
       tokens.replaceChildren(spans);
       tokens.scrollTop = 0;
       at.token = at.token !== null && at.token < t.pieces.length ? at.token : null;
+      if (live && !meta.texts.some((m) => m.id === t.id)) {
+        own.hidden = false; // also in a view that is opened later
+        own.value ||= t.text;
+      }
       label.textContent = t.label ? `labelled ${t.label}` : "";
     }
     // Only what has changed is touched: a drag over a long text must not rebuild it.

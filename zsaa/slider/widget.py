@@ -7,7 +7,7 @@ State is in traits that both sides may change (`alpha`, `tau`, `score`, `text`);
                         {"type": "stream"}, {"type": "stop"}
                         {"type": "save"}                  make the page
                         {"type": "retry"}
-    kernel -> browser   {"type": "text", "id", "pieces", "cut", "costs", "label"}
+    kernel -> browser   {"type": "text", "id", "text", "pieces", "cut", "costs", "label"}
                         {"type": "points", "text", "points": {key: point}}          a key: see `Slider._key`
                         {"type": "stream", "text", "key", "event": None | {...}}    None: it begins, or is void
                         {"type": "status", "busy": bool, "done", "of"}              of the page being made
@@ -363,14 +363,15 @@ class Slider(anywidget.AnyWidget):
 
     def _text_message(self, text: str) -> dict:
         encoded, costs = self._texts[text]
-        label = next(s["label"] for s in self._samples if s["id"] == text)
+        sample = next(s for s in self._samples if s["id"] == text)
         return {
             "type": "text",
             "id": text,
+            "text": sample["text"],
             "pieces": encoded.pieces,
             "cut": encoded.cut,
             "costs": costs,
-            "label": label if label in self._engine.labels else None,
+            "label": sample["label"] if sample["label"] in self._engine.labels else None,
         }
 
     def _tell_all(self) -> None:
@@ -444,7 +445,8 @@ class Slider(anywidget.AnyWidget):
         machine = facts["hardware"]["cpu"] if facts["hardware"]["device"] == "cpu" else facts["hardware"]["device"]
         meta["provenance"] = (
             f"{meta['model']}; zsaa {facts['versions']['zsaa']}, commit {(facts['commit'] or 'unknown')[:7]}, "
-            f"{facts['date'][:10]}; times: the fastest of {meta['repeats']} on {machine}, {facts['hardware']['threads']} threads"
+            f"{facts['date'][:10]}; times: the fastest of {meta['repeats']} on {machine}, "
+            f"{facts['hardware']['threads']} threads"
         )
         samples = {sample["id"]: sample for sample in self._samples}
         meta["texts"] = [{k: samples[t][k] for k in ("id", "name", "label")} for t in texts]
