@@ -92,10 +92,15 @@ def instances(pairs, kind="loglikelihood"):
     return [Instance(kind, {}, arguments, i) for i, arguments in enumerate(pairs)]
 
 
+@functools.cache
+def eager(family):
+    return tiny.make(family, attn_implementation="eager")
+
+
 def by_reference(family, context, continuation, alpha=ALPHA, tau=TAU):
     """Log-probability of each token of `continuation`: the context pruned by masks, the rest attending to what is left.
     Without a line of zsaa."""
-    model = tiny.make(family, attn_implementation="eager")
+    model = eager(family)
     with torch.no_grad():
         hidden, _ = reference.run(model, torch.tensor(context + continuation[:-1]), alpha, tau, prompt=len(context))
         logits = model.lm_head(hidden[len(context) - 1 :])
@@ -270,7 +275,7 @@ def question(number):
     }
 
 
-DEV, TEST = [question(i) for i in range(5)], [question(i) for i in range(5, 21)]
+DEV, TEST = [question(i) for i in range(5)], [question(i) for i in range(5, 15)]
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +443,8 @@ def test_folders_and_adapters_with_the_dials_settings(words, saved, tmp_path):
     model = ZsaaLM(str(tmp_path / "lora"), ALPHA, dtype="float64")
     assert model.get_model_info()["tau"] == 4
     assert model._loglikelihood_tokens([(None, context, [5])])[0][0] == pytest.approx(want, rel=1e-10)
+    with pytest.raises(ValueError, match="a second one"):
+        ZsaaLM(str(tmp_path / "lora"), peft=str(tmp_path / "lora"))
     by_peft = {"pretrained": str(saved), "peft": str(tmp_path / "lora"), "dtype": "float64"}
     model, hf = ZsaaLM(alpha=ALPHA, **by_peft), HFLM(device="cpu", **by_peft)
     assert model.get_model_info()["tau"] == 4

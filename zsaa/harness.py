@@ -79,6 +79,10 @@ class ZsaaLM(HFLM):
                 )
         self.source = pretrained if isinstance(pretrained, str) else None
         pretrained, adapter = _locate(pretrained) if self.source else (pretrained, None)
+        if adapter and kwargs.get("peft"):
+            raise ValueError(
+                f"pretrained={self.source} is an adapter itself; peft={kwargs['peft']} would be a second one."
+            )
         super().__init__(pretrained, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **kwargs)
         if adapter:  # as it was trained: lm-eval's peft= would first cut the embeddings to the tokenizer's size
             from peft import PeftModel
