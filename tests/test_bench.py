@@ -58,6 +58,42 @@ def test_decode_leaves_the_caches_as_they_were(tmp_path):
     assert [row["kv_bytes"] for row in record["rows"]] == [2 * 2 * 16 * 4 * 120, 2 * 2 * 16 * 4 * 70]
 
 
+def test_training_steps_are_paired(tmp_path):
+    code, record = run(
+        tmp_path, "train", "--model", "tiny", "--tokens", "20", "--batch", "2", "--alpha-range", "0.4", "0.6"
+    )
+    (row,) = record["rows"]
+    assert (code, row["steps"], row["batch"]) == (0, 3, 2)
+    ratio = row["sampled_ms"] / row["conventional_ms"]
+    assert row["sampled_over_conventional"] == pytest.approx(ratio, abs=1e-3)
+    assert row["slowest_sampled_ms"] >= row["sampled_ms"] > 0
+
+
+def test_profile_accounts_for_the_whole(tmp_path):
+    code, record = run(tmp_path, "profile", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--top", "1000")
+    assert code == 0
+    for alpha in (1.0, 0.5):
+        total, *parts = [row for row in record["rows"] if row["alpha"] == alpha]
+        assert total["kernel"] == "all"
+        assert sum(row["ms"] for row in parts) == pytest.approx(total["ms"], abs=0.0006 * len(parts))
+
+
+def test_recorded_prefills_are_timed_beside_plain_ones(tmp_path, monkeypatch):
+    from test_graphs import StandIn
+
+    from zsaa import graphs
+
+    monkeypatch.setattr(graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
+    code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
+    stock, pruned = record["rows"]
+    assert (code, stock["capture_ms"], stock["graph_bytes"]) == (0, None, None)
+    assert pruned["graph_bytes"] == 1000 + 40 * 8
+    assert pruned["capture_ms"] > 0
+    assert stock["by_kernel_ms"] == stock["latency_ms"]
+    assert pruned["by_kernel_ms"] != pruned["latency_ms"]
+
+
 def test_roofline_by_hand():
     """Slow arithmetic makes FLOPs decide, slow memory bytes."""
     config = bench.build("tiny", 10, torch.device("cpu"), torch.float32).config

@@ -137,6 +137,8 @@ def _with_kernels(
 ) -> tuple[Tensor, Tensor] | None:
     """`attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more pass for the
     sums, in memory linear in the rows. None where PyTorch must do it."""
+    if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as PyTorch's own attention does under autocast
+        q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
     kernels = backend.kernels(q)
     if kernels is None:
         return None

@@ -3,6 +3,8 @@
     python -m zsaa.bench attention --tokens 2048 8192
     python -m zsaa.bench prefill --model llama3-8b --tokens 2048 8192 --alphas 0.99 0.97 0.9
     python -m zsaa.bench decode --model smollm2-135m --tokens 2048 --alphas 0.97 0.9
+    python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
+    python -m zsaa.bench profile --model llama3-8b --tokens 8192 --alphas 0.97    (where the time goes)
     python -m zsaa.bench sweep --tokens 2048 8192        (block sizes of the kernels)
 
 Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
@@ -16,6 +18,7 @@ import argparse
 import functools
 import itertools
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +30,8 @@ from torch import Tensor, nn
 
 from zsaa import backend, dial
 from zsaa.attention import attend_and_score
+from zsaa.families import FAMILIES, find_decoder
+from zsaa.graphs import Graphs
 from zsaa.keep import kept_counts, kv_bytes, mac_reduction
 from zsaa.kernels import naive
 from zsaa.measure import alternate, provenance, write_json
@@ -69,8 +74,6 @@ def roofline_ms(config, batch: int, tokens: int, alpha: float, tau: int, itemsiz
     FLOPs: two per multiply-accumulate, causal attention counted as half a square; scoring is left out, as attention
     has the soft-score at hand. Bytes: a layer's weights once, the rows that enter and leave it, keys and values.
     """
-    from zsaa.families import FAMILIES
-
     hidden, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or hidden // heads
     q_dim, kv_dim = heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
@@ -287,7 +290,7 @@ def bench_sweep(args, device, dtype) -> dict:
 
 
 def build(name: str, tokens: int, device, dtype) -> nn.Module:
-    """A model of that shape with random weights, made on the device, in eval mode."""
+    """A model of that shape with random weights, made on the device, in eval mode, with the dial on."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
     settings = dict(MODELS[name])
@@ -310,7 +313,7 @@ def prefill(model: nn.Module, ids: Tensor, alpha: float):
 
 def check_model(model: nn.Module, ids: Tensor, alpha: float) -> None:
     """Finite logits, the promised number of rows in every layer, and a repeat that is equal bit for bit."""
-    first, again = prefill(model, ids, alpha), prefill(model, ids, alpha)
+    first, again = prefill(model, ids, alpha), prefill(model, ids, alpha)  # with CUDA graphs, the second is a replay
     layers, n = model.config.num_hidden_layers, ids.shape[1]
     expected = [n, *kept_counts(n, alpha, layers, dial.settings(model)["tau"])[:-1]]
     rows = [layer.keys.shape[-2] for layer in first.past_key_values.layers]
@@ -335,12 +338,29 @@ def _checked_models(args, device, dtype):
             yield name, model, ids, {f"{alpha:g}": alpha for alpha in (1.0, *args.alphas)}
 
 
+def _graphs(model: nn.Module) -> Graphs:
+    return find_decoder(model)[0]._zsaa.graphs
+
+
+def _by_kernel(model: nn.Module, ids: Tensor, alpha: float):
+    """A prefill without CUDA graphs, whatever is recorded."""
+    graphs = _graphs(model)
+    before, graphs.mode = graphs.mode, False
+    try:
+        return prefill(model, ids, alpha)
+    finally:
+        graphs.mode = before
+
+
 def bench_prefill(args, device, dtype) -> dict:
-    """Time to the first token's logits, by the clock."""
+    """Time to the first token's logits, by the clock; where CUDA graphs are recorded, without them too."""
     rates, rows = ceilings(device, dtype), []
     for name, model, ids, alphas in _checked_models(args, device, dtype):
         (batch, tokens), config, tau = ids.shape, model.config, dial.settings(model)["tau"]
         runs = {key: functools.partial(prefill, model, ids, alpha) for key, alpha in alphas.items()}
+        recorded = {g["alphas"][0]: g for g in dial.captured(model)["graphs"] if g["lengths"] == [tokens] * batch}
+        plain = {f"{key} by kernel": functools.partial(_by_kernel, model, ids, a) for key, a in alphas.items()}
+        runs |= {key: run for key, run in plain.items() if float(key.split()[0]) in recorded}
         times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds)
         ideals = {k: roofline_ms(config, batch, tokens, a, tau, dtype.itemsize, rates) for k, a in alphas.items()}
         for key, alpha in alphas.items():
@@ -348,15 +368,24 @@ def bench_prefill(args, device, dtype) -> dict:
             measured = cache_bytes(runs[key]().past_key_values)
             if measured != predicted:
                 raise WrongNumbersError(f"the cache holds {measured} bytes at alpha {alpha}, expected {predicted}")
-            ideal = ideals["1"] / ideals[key]
+            ideal, graph = ideals["1"] / ideals[key], recorded.get(alpha, {})
             rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha,
                          "mac_reduction": round(mac_reduction(config, tokens, alpha, tau), 3),
                          **times[key], "roofline_ms": round(ideals[key], 3), "roofline_speedup": round(ideal, 3),
                          "realised": round(times[key]["speedup"] / ideal, 3),
                          "of_roofline": round(ideals[key] / times[key]["latency_ms"], 3),
+                         "by_kernel_ms": times.get(f"{key} by kernel", times[key])["latency_ms"],
+                         "graph_bytes": graph.get("bytes"), "capture_ms": graph.get("capture_ms"),
                          "kv_bytes": measured, "peak_bytes": peak_bytes(runs[key], device)})  # fmt: skip
-        del runs, model
-    print_rows(rows, "model batch tokens alpha mac_reduction latency_ms speedup roofline_speedup realised of_roofline")
+        if off := dial.captured(model)["off"]:
+            print(f"  no CUDA graphs: {off}")
+        _graphs(model).clear()
+        del runs, plain, model
+    print_rows(
+        rows,
+        "model batch tokens alpha mac_reduction latency_ms by_kernel_ms speedup roofline_speedup realised of_roofline "
+        "capture_ms graph_bytes",
+    )
     return {"ceilings": rates, "rows": rows}
 
 
@@ -386,6 +415,78 @@ def bench_decode(args, device, dtype) -> dict:
     return {"rows": rows}
 
 
+def bench_train(args, device, dtype) -> dict:
+    """A training step with alpha drawn anew each time, every draw a new shape, over a conventional step (alpha = 1).
+
+    As the Trainer does it: weights in float32, autocast to `dtype`, AdamW. Steps are timed in turn, one after another.
+    """
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    rows = []
+    for name in args.models:
+        model = build(name, max(args.tokens), device, torch.float32).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        low, high = args.alpha_range
+        for tokens, batch in itertools.product(args.tokens, args.batches):
+            draws = torch.Generator().manual_seed(0)
+
+            def step(alpha, model=model, optimizer=optimizer, scaler=scaler, shape=(batch, tokens)):
+                ids = torch.randint(0, model.config.vocab_size, shape, device=device)
+                wait()
+                started = time.perf_counter()
+                with dial.at(model, alpha), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = model(ids, labels=ids, use_cache=False).loss
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                wait()
+                if not torch.isfinite(loss):
+                    raise WrongNumbersError(f"the loss at alpha {alpha} is {loss.item()}")
+                return 1000 * (time.perf_counter() - started)
+
+            times: dict[str, list[float]] = {"conventional": [], "sampled": []}
+            for round_ in range(3 + args.repeats):
+                alpha = low + (high - low) * torch.rand((), generator=draws).item()
+                pair = step(1.0), step(alpha)
+                if round_ >= 3:
+                    times["conventional"].append(pair[0])
+                    times["sampled"].append(pair[1])
+            means = {f"{key}_ms": round(statistics.mean(values), 3) for key, values in times.items()}
+            facts = {"model": name, "batch": batch, "tokens": tokens, "low": low, "high": high, "steps": args.repeats}
+            ratio = round(means["sampled_ms"] / means["conventional_ms"], 3)
+            rows.append({**facts, **means, "sampled_over_conventional": ratio,
+                         "slowest_sampled_ms": round(max(times["sampled"]), 3)})  # fmt: skip
+        del model, optimizer
+    print_rows(rows, " ".join(rows[0]))
+    return {"rows": rows}
+
+
+def bench_profile(args, device, dtype) -> dict:
+    """Milliseconds on the device by kernel, in one prefill without CUDA graphs; on a CPU by operation."""
+    from torch.profiler import ProfilerActivity, profile
+
+    rows, passes = [], 3
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    for name, model, ids, alphas in _checked_models(args, device, dtype):
+        for alpha in alphas.values():
+            _by_kernel(model, ids, alpha)
+            with profile(activities=[activity]) as profiler:
+                for _ in range(passes):
+                    _by_kernel(model, ids, alpha)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+            which = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+            totals = [(e.key, getattr(e, which) / 1000 / passes, e.count // passes) for e in profiler.key_averages()]
+            total = sum(ms for _, ms, _ in totals)
+            facts = {"model": name, "batch": ids.shape[0], "tokens": ids.shape[1], "alpha": alpha}
+            rows.append({**facts, "kernel": "all", "calls": sum(calls for *_, calls in totals), "ms": round(total, 3)})
+            for kernel, ms, calls in sorted(totals, key=lambda row: -row[1])[: args.top]:
+                rows.append({**facts, "kernel": kernel[:90], "calls": calls, "ms": round(ms, 3)})
+    print_rows(rows, "model batch tokens alpha ms calls kernel")
+    return {"rows": rows}
+
+
 # The command line
 
 
@@ -396,7 +497,14 @@ def print_rows(rows: list[dict], columns: str) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
 
 
-BENCHES = {"attention": bench_attention, "prefill": bench_prefill, "decode": bench_decode, "sweep": bench_sweep}
+BENCHES = {
+    "attention": bench_attention,
+    "prefill": bench_prefill,
+    "decode": bench_decode,
+    "train": bench_train,
+    "profile": bench_profile,
+    "sweep": bench_sweep,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -415,6 +523,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--new", type=int, default=32, help="decode: tokens to generate")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
     parser.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")
+    parser.add_argument("--alpha-range", nargs=2, type=float, default=[0.5, 1.0], help="train: alpha is drawn from it")
+    parser.add_argument("--top", type=int, default=15, help="profile: kernels to show")
     parser.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     parser.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto")
