@@ -176,18 +176,18 @@ def pass_on(
 
 
 @triton.jit
-def _turned(
-    x, out, cosine, sine, x_head, dims, heads_block, head_mask, HALF: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """One row of all heads, turned: x [heads, DIM] with heads x_head apart, out the same, packed."""
-    mask = head_mask[:, None] & (dims < HALF)[None, :]
-    first = tl.load(x + heads_block[:, None] * x_head + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(x + heads_block[:, None] * x_head + HALF + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-    c1 = tl.load(cosine + dims, mask=dims < HALF, other=0.0).to(tl.float32)[None, :]
-    c2 = tl.load(cosine + HALF + dims, mask=dims < HALF, other=0.0).to(tl.float32)[None, :]
-    s1 = tl.load(sine + dims, mask=dims < HALF, other=0.0).to(tl.float32)[None, :]
-    s2 = tl.load(sine + HALF + dims, mask=dims < HALF, other=0.0).to(tl.float32)[None, :]
-    place = out + heads_block[:, None] * DIM + dims[None, :]
+def _turned(x, out, cosine, sine, x_head, heads, mask, dims, HALF: tl.constexpr, DIM: tl.constexpr, BACK: tl.constexpr):
+    """One row of all heads, turned (or turned back): x [heads, DIM] with heads x_head apart, out the same, packed."""
+    at, seen = x + heads[:, None] * x_head + dims[None, :], dims < HALF
+    first = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
+    c1 = tl.load(cosine + dims, mask=seen, other=0.0).to(tl.float32)[None, :]
+    c2 = tl.load(cosine + HALF + dims, mask=seen, other=0.0).to(tl.float32)[None, :]
+    s1 = tl.load(sine + dims, mask=seen, other=0.0).to(tl.float32)[None, :]
+    s2 = tl.load(sine + HALF + dims, mask=seen, other=0.0).to(tl.float32)[None, :]
+    if BACK:  # the transpose of what follows
+        s1, s2 = -s2, -s1
+    place = out + heads[:, None] * DIM + dims[None, :]
     tl.store(place, (first * c1 - second * s1).to(out.dtype.element_ty), mask=mask)
     tl.store(place + HALF, (second * c2 + first * s2).to(out.dtype.element_ty), mask=mask)
 
@@ -197,7 +197,7 @@ def _rotate_kernel(
     q, k, v, cosine, sine, rows, q_out, k_out, v_out,
     q_sample, q_head, q_row, k_sample, k_head, k_row, v_sample, v_head, v_row, t_sample, t_row, r_sample, n, padded,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_D: tl.constexpr, BACK: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     row, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     HALF: tl.constexpr = DIM // 2
@@ -205,6 +205,7 @@ def _rotate_kernel(
     q_out += (sample * padded + row) * HEADS * DIM
     k_out += (sample * padded + row) * KV_HEADS * DIM
     v_out += (sample * padded + row) * KV_HEADS * DIM
+    mask = (heads < HEADS)[:, None] & (dims < HALF)[None, :]
     kv_mask = (kv_heads < KV_HEADS)[:, None] & (dims < HALF)[None, :]
     kv_place = kv_heads[:, None] * DIM + dims[None, :]
     if row < n:
@@ -213,14 +214,13 @@ def _rotate_kernel(
         sine += sample * t_sample + original * t_row
         q += sample * q_sample + row * q_row
         k += sample * k_sample + row * k_row
-        v += sample * v_sample + row * v_row
-        _turned(q, q_out, cosine, sine, q_head, dims, heads, heads < HEADS, HALF, DIM)
-        _turned(k, k_out, cosine, sine, k_head, dims, kv_heads, kv_heads < KV_HEADS, HALF, DIM)
-        values = v + kv_heads[:, None] * v_head + dims[None, :]
-        tl.store(v_out + kv_place, tl.load(values, mask=kv_mask), mask=kv_mask)
-        tl.store(v_out + kv_place + HALF, tl.load(values + HALF, mask=kv_mask), mask=kv_mask)
+        _turned(q, q_out, cosine, sine, q_head, heads, mask, dims, HALF, DIM, BACK)
+        _turned(k, k_out, cosine, sine, k_head, kv_heads, kv_mask, dims, HALF, DIM, BACK)
+        if VALUES:
+            values = v + sample * v_sample + row * v_row + kv_heads[:, None] * v_head + dims[None, :]
+            tl.store(v_out + kv_place, tl.load(values, mask=kv_mask), mask=kv_mask)
+            tl.store(v_out + kv_place + HALF, tl.load(values + HALF, mask=kv_mask), mask=kv_mask)
     else:  # zeros, as NaN would spread from the values even where nothing looks
-        mask = (heads < HEADS)[:, None] & (dims < HALF)[None, :]
         place = heads[:, None] * DIM + dims[None, :]
         nothing = tl.zeros([BLOCK_H, BLOCK_D], q_out.dtype.element_ty)
         tl.store(q_out + place, nothing, mask=mask)
@@ -232,30 +232,54 @@ def _rotate_kernel(
         tl.store(v_out + kv_place + HALF, nothing, mask=kv_mask)
 
 
+def _rotate(q, k, v, cosine, sine, rows, padded, back=False):
+    batch, heads, n, dim = q.shape
+    kv_heads, values = k.shape[1], v is not None
+    outputs = [q.new_empty(batch, padded, h, dim) for h in (heads, kv_heads, *([kv_heads] * values))]
+    block_h, block_d = triton.next_power_of_2(heads), triton.next_power_of_2(dim // 2)
+    strides = (*q.stride()[:3], *k.stride()[:3], *(v if values else k).stride()[:3])
+    with _on(q):
+        _rotate_kernel[(padded, batch)](
+            q, k, v if values else k, cosine, sine, rows, *outputs[:2], outputs[-1], *strides,
+            cosine.stride(0) if cosine.shape[0] > 1 else 0, cosine.stride(1), rows.stride(0), n, padded,
+            HEADS=heads, KV_HEADS=kv_heads, DIM=dim,
+            BLOCK_H=block_h, BLOCK_KV=triton.next_power_of_2(kv_heads), BLOCK_D=block_d, BACK=back, VALUES=values,
+            num_warps=max(1, min(8, block_h * block_d // 256)),
+        )  # fmt: skip
+    return tuple(x.transpose(1, 2) for x in outputs)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, cosine, sine, rows):
+        ctx.save_for_backward(cosine, sine, rows)
+        return _rotate(q, k, None, cosine, sine, rows, q.shape[2])
+
+    @staticmethod
+    def backward(ctx, q, k):
+        q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+        return *_rotate(q, k, None, *ctx.saved_tensors, q.shape[2], back=True), None, None, None
+
+
 def rotate(
     q: Tensor, k: Tensor, v: Tensor, cosine: Tensor, sine: Tensor, rows: Tensor, padded: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotary position embedding of q and k, without gradient, in float32 and rounded once; v is copied.
+    """Rotary position embedding of q and k, in float32 and rounded once.
 
     q [batch, heads, n, dim]; k, v [batch, kv_heads, n, dim]; cosine, sine [1 or batch, N, dim], halves side by side;
-    rows: int64 [batch, n], where each row stands in them. Returns the three with `padded` >= n rows, zeros after the
-    first n, stored rows first ([batch, rows, heads, dim] is contiguous).
+    rows: int64 [batch, n], where each row stands in them. Returns q, k, v with `padded` >= n rows, zeros after the
+    first n, stored rows first ([batch, rows, heads, dim] is contiguous); v itself if there is nothing to pad.
+    Differentiable with respect to q and k where padded is n.
     """
     batch, heads, n, dim = q.shape
-    kv_heads = k.shape[1]
     if any(x.stride(-1) != 1 for x in (q, k, v, cosine, sine)) or cosine.stride() != sine.stride():
         raise ValueError("the last dimension of all inputs must be contiguous, and the two tables alike.")
     if cosine.shape[-1] != dim:
         raise ValueError(f"the tables have {cosine.shape[-1]} columns, the heads {dim}: they must be equal.")
-    outputs = [q.new_empty(batch, padded, h, dim) for h in (heads, kv_heads, kv_heads)]
-    block_h, block_d = triton.next_power_of_2(heads), triton.next_power_of_2(dim // 2)
-    with _on(q):
-        _rotate_kernel[(padded, batch)](
-            q, k, v, cosine, sine, rows, *outputs, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            cosine.stride(0) if cosine.shape[0] > 1 else 0, cosine.stride(1), rows.stride(0), n, padded,
-            HEADS=heads, KV_HEADS=kv_heads, DIM=dim,
-            BLOCK_H=block_h, BLOCK_KV=triton.next_power_of_2(kv_heads), BLOCK_D=block_d,
-            num_warps=max(1, min(8, block_h * block_d // 256)),
-        )  # fmt: skip
-    q, k, v = (x.transpose(1, 2) for x in outputs)
-    return q, k, v
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        if padded != n:
+            raise ValueError(f"rows are padded (to {padded}, from {n}) without gradient only.")
+        return *_Rotate.apply(q, k, cosine, sine, rows), v
+    if padded == n:
+        return *_rotate(q, k, None, cosine, sine, rows, padded), v
+    return _rotate(q, k, v, cosine, sine, rows, padded)

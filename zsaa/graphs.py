@@ -9,6 +9,7 @@ gradients, training, traces, hooks inside the decoder, weights that are not plai
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from zsaa import backend
 from zsaa.cache import pruned_cache
-from zsaa.passes import Prefill, Request
+from zsaa.passes import Plan, Prefill, Request
 
 LIMIT = 16  # recordings per model
 MEMORY = 0.1  # share of the GPU's memory that they may hold together; what is over it runs without
@@ -49,8 +50,10 @@ class CudaGraph:
                     held = torch.cuda.memory_reserved()
                     result = run()
                     grown = torch.cuda.memory_reserved() - held
-            finally:
-                torch.cuda.set_stream(before)  # a capture that failed leaves its own
+            except BaseException:
+                torch.cuda.set_stream(before)
+                _recover(pool)
+                raise
         return result, grown
 
     def replay(self) -> None:
@@ -58,9 +61,20 @@ class CudaGraph:
             self.graph.replay()
 
 
+def _recover(pool) -> None:
+    """After a capture that failed on the current device, PyTorch's allocator and random numbers still wait for its end
+    (torch 2.11): tell them."""
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    with contextlib.suppress(RuntimeError, AttributeError):
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+
+
 @dataclass
 class Recording:
     request: Request
+    plan: Plan  # its tensors are read at every replay
     state: tuple  # see _state
     inputs: dict[str, Tensor]
     outputs: list[Tensor]  # the last hidden states; then keys, values and positions of every layer
@@ -239,7 +253,7 @@ class Graphs:
             return None
         elapsed = 1000 * (time.perf_counter() - started)
         facts = (cached, type(output), tuple(output.keys()), graph, nbytes, elapsed, self.calls)
-        self.recordings[key] = Recording(request, state, inputs, tensors, *facts)
+        self.recordings[key] = Recording(request, plan, state, inputs, tensors, *facts)
         return self.recordings[key]
 
     def _replay(self, recording: Recording, call: dict):

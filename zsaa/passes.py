@@ -141,8 +141,8 @@ class Prefill:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], padded: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v of what enters `layer`, with their rotary position embedding; with `padded` rows if that is free."""
-        kernels = None if torch.is_grad_enabled() else backend.row_kernels(q)
-        if kernels is not None and q.dtype in (torch.float16, torch.bfloat16):
+        kernels = backend.row_kernels(q)
+        if kernels is not None:
             return kernels.rotate(q, k, v, *tables, self.rows[layer], padded)
         cos, sin = (self.embeddings(layer, table) for table in tables)
         return *rotate(q, k, cos, sin), v
