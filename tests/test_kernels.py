@@ -212,20 +212,26 @@ def test_sums_from_the_log_sum_exp_of_pytorch(shape):
 @pytest.mark.skipif(not GPU, reason="cuDNN's attention runs on GPUs only")
 @pytest.mark.parametrize("rows", [512, 700, 1024, 1500])
 @pytest.mark.parametrize("dim", [64, 128])
+@torch.no_grad()
 def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch):
     """The same as flash, though cuDNN only sees rows in steps of 128; a shorter sample's padding is harmless."""
     from zsaa import attention as path
 
     (q, k, v), settings = inputs((2, 4, 2, rows, dim))
     real = torch.arange(rows, device=DEVICE) < torch.tensor([[rows], [rows // 2]], device=DEVICE)
-    done = path._cudnn(q, k, v, settings["scale"])
-    if done is None:
-        pytest.skip("cuDNN is not the faster one here, or refuses")
+    if not path._takes_cudnn(q, k):
+        pytest.skip("cuDNN is not the faster one here")
+    assert path._cudnn(q, k, v, rows, settings["scale"]) is not None
     for mask in (None, real):
         with_cudnn = path.attend_and_score(q, k, v, scale=settings["scale"], real=mask)
         with monkeypatch.context() as patch:
-            patch.setattr(path, "_cudnn", lambda *args: None)
+            patch.setattr(path, "_takes_cudnn", lambda *args: False)
             with_flash = path.attend_and_score(q, k, v, scale=settings["scale"], real=mask)
+        zeros = (0, 0, 0, path.padded_rows(q, k) - rows)
+        padded = (torch.nn.functional.pad(x, zeros) for x in (q, k, v))
+        given = path.attend_and_score(*padded, scale=settings["scale"], rows=rows, real=mask)
+        for a, b in zip(given, with_cudnn):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
         seen = (real if mask is not None else torch.ones_like(real))[:, None, :, None]
         assert with_cudnn[0].shape == with_flash[0].shape
         assert worst(with_cudnn[0] * seen, with_flash[0] * seen) < 4e-3

@@ -69,7 +69,7 @@ def backends(device: str | torch.device | None = None) -> dict[str, str]:
 
 def row_kernels(x: Tensor) -> ModuleType | None:
     """The kernels that choose and move rows of x, if they are to be used, else None. torch.compile fuses its own."""
-    fits = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    fits = x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
     if not fits or _choice() == "torch" or torch.compiler.is_compiling() or _without_triton(x.device):
         return None
     from zsaa.kernels import rows

@@ -157,6 +157,7 @@ def _error(x: Tensor, exact: Tensor) -> float:
     return ((x.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
+@torch.no_grad()
 def check_attention(shape, tokens: int, device, dtype) -> dict:
     """Relative errors of attention and scores against float64, ours and plain PyTorch's in `dtype`; raises
     WrongNumbersError if ours exceeds twice PyTorch's, or if a repeat differs in a bit."""
@@ -226,6 +227,7 @@ def attention_variants(shape, batch: int, tokens: int, device, dtype) -> dict[st
     return {name: over_sets(run) for name, run in variants.items()}
 
 
+@torch.no_grad()
 def bench_attention(args, device, dtype) -> dict:
     rows, checks = [], []
     shapes = ATTENTION_SHAPES[device.type]
@@ -254,6 +256,7 @@ def bench_attention(args, device, dtype) -> dict:
     return {"sdpa_uses": kernel.get(int(chosen), int(chosen)), "checks": checks, "rows": rows}
 
 
+@torch.no_grad()
 def bench_sweep(args, device, dtype) -> dict:
     """Times of the two kernels at every block size that compiles, to choose the tables of kernels/attention.py."""
     from zsaa.kernels import attention as kernels
