@@ -123,6 +123,16 @@ def test_resuming_gives_the_same_weights(tuning, tmp_path):
         assert torch.equal(whole[name], resumed[name]), name
 
 
+def test_accumulated_batches_report_the_loss_of_one_large_batch(tmp_path):
+    """transformers alone reports it twice as large for a classifier, and doubles the gradients."""
+    losses = []
+    for size, times in ((4, 1), (2, 2)):
+        recipe = Recipe(batch_size=size, gradient_accumulation=times, max_steps=3, dropout=0.0, alpha_range=(0.6, 1.0))
+        _, log = fine_tune(model(), tiny.Padder(), samples(), recipe, tmp_path / str(size), log_steps=1, progress=False)
+        losses.append([loss for _, loss in log["loss"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     def run(seed, name):
         recipe = Recipe(learning_rate=1e-3, max_steps=3, seed=seed)

@@ -262,6 +262,9 @@ def fine_tune(
         data_collator=(DataCollatorWithPadding if classifies else DataCollatorForSeq2Seq)(tokenizer),
         callbacks=[AlphaSampler(model, low, high, recipe.seed)],
     )
+    # Trainer takes a classifier that accepts keyword arguments for a model that divides its loss by the samples of the
+    # whole step, and would multiply loss and gradients by processes and accumulated batches.
+    trainer.model_accepts_loss_kwargs &= not classifies
     if trainer.is_deepspeed_enabled:
         raise NotImplementedError("zsaa does not train under DeepSpeed. Shard the model with FSDP instead.")
     started = time.perf_counter()
