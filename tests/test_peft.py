@@ -189,6 +189,7 @@ def test_generation_with_an_adapter(family):
 
 
 def test_adapters_put_on_by_transformers_itself():
+    pytest.importorskip("peft", minversion="0.19.1")  # which transformers asks for
     model = dialed(tiny.make("llama"))
     model.add_adapter(config("llama"), "mine")
     fill(model)

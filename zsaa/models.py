@@ -39,7 +39,7 @@ FORMAT = 1  # of a converted folder; raise it when the conversion changes, and o
 MANIFEST = "zsaa.json"  # written last: a converted folder's source, and the sha256 of each of its files
 HEADS = ("score", "classifier")  # what transformers calls the head of a decoder's *ForSequenceClassification
 QUANTIZATIONS = ("nf4", "int8")
-BITSANDBYTES = "0.48"  # the oldest that does, as in pyproject.toml
+BITSANDBYTES = "0.48.2"  # the oldest that does, as in pyproject.toml: 0.48.0 reads saved int8 models wrongly
 HUB_TIMEOUT = 5.0  # seconds for the question whether the hub is there, before anything that retries for a minute
 
 
@@ -178,7 +178,7 @@ def _quantized(quantization, dtype, device, kwargs):
         found = importlib.metadata.version("bitsandbytes")
     except importlib.metadata.PackageNotFoundError:
         raise AssetError(f"{need}, which is not installed. Get it with: pip install 'zsaa[quant]'") from None
-    if [int(n) for n in found.split(".")[:2]] < [int(n) for n in BITSANDBYTES.split(".")]:
+    if [int(n) for n in re.findall(r"\d+", found)[:3]] < [int(n) for n in BITSANDBYTES.split(".")]:
         raise AssetError(f"{need}; {found} is installed. Get it with: pip install -U 'zsaa[quant]'")
 
     on_gpu = torch.cuda.is_available() and ("device_map" in kwargs or torch.device(device).type == "cuda")
