@@ -4,14 +4,10 @@ Without a GPU they run in Triton's interpreter, in small sizes; with one, compil
 twice PyTorch's own in the same precision, plus a few units in the last place of float32.
 """
 
-import os
-
 import pytest
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, so set before they are imported
 pytest.importorskip("triton")
 
 from zsaa.kernels import attention, naive  # noqa: E402
