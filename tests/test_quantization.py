@@ -315,10 +315,10 @@ def samples(count=48):
     return rows
 
 
-def lora_gradients(model, device="cpu"):
+def lora_gradients(model, device="cpu", alpha=ALPHA):
     ids, mask, _ = tiny.tokens([23, 9])
     model.train().zero_grad()
-    zsaa.enable(model, ALPHA, TAU)
+    zsaa.enable(model, alpha, TAU)
     out = model(input_ids=ids.to(device), attention_mask=mask.to(device), labels=torch.tensor([0, 1]).to(device))
     out.loss.backward()
     return {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.requires_grad}
@@ -361,8 +361,11 @@ def test_gradients_of_qlora(family, quantization, device, checkpoints):
     assert {p.dtype for p in model.parameters() if p.is_floating_point()} == {torch.float32}
     first = lora_gradients(model, device)
     assert any("score" in name for name in first) and all(g.abs().max() > 0 for g in first.values())
-    exact = quantization == "nf4" or device == "cpu"  # int8 rounds activations on a GPU, when training too
-    assert_same_gradients(lora_gradients(with_lora(plain, recipe)), first, 1e-3 if exact else 0.3)
+    plain = with_lora(plain, recipe)
+    if quantization == "nf4" or device == "cpu":
+        assert_same_gradients(lora_gradients(plain), first, 1e-3)
+    else:  # on a GPU int8 rounds the activations too, which can tip the choice of tokens: compare where there is none
+        assert_same_gradients(lora_gradients(plain, alpha=1.0), lora_gradients(model, device, alpha=1.0), 0.3)
 
     with torch.no_grad():
         model.eval()(tiny.tokens([23])[0].to(device))
