@@ -162,7 +162,7 @@ def test_every_head_can_be_calibrated(monkeypatch, head):
 
 
 def test_a_peft_model_is_timed_like_its_base(monkeypatch, llama):
-    import peft
+    peft = pytest.importorskip("peft", minversion="0.21")  # older ones pass over the hook that keeps this clock
 
     calls = Clock(monkeypatch, llama).calls
     plain = zsaa.calibrate(llama, N)

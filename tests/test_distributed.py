@@ -48,6 +48,7 @@ def launch(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """What the worker wrote, its exit code, output and folder. The processes of pytest-xdist share one launch."""
+    pytest.importorskip("transformers", minversion="5.18", reason="older Trainers cannot resume on several CPUs")
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distributed"
     folder.mkdir(exist_ok=True)

@@ -67,6 +67,8 @@ def test_generate_at_alpha_one_is_stocks(family, way):
 
 
 def test_assisted_generation_at_alpha_one_is_stocks(family):
+    if family in tiny.MIXED_CACHES:
+        pytest.importorskip("transformers", minversion="5.18", reason="older ones cannot crop a mixed stock cache")
     ids = tiny.tokens([11])[0].repeat(1, 2)
     models = tiny.make(family), zsaa.enable(tiny.make(family), alpha=1.0)
     drafts = tiny.make(family, seed=1), zsaa.enable(tiny.make(family, seed=1), alpha=1.0)

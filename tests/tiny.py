@@ -20,6 +20,7 @@ CONFIGS = {
     ),
 }
 FAMILIES = list(CONFIGS)
+MIXED_CACHES = ("qwen2", "gemma2", "gemma3_text")  # of full and sliding layers
 HEADS = {
     "base": tf.AutoModel,
     "causal-lm": tf.AutoModelForCausalLM,
