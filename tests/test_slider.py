@@ -592,7 +592,7 @@ def test_accuracy_is_shown_for_the_committed_model_alone():
 def test_the_page_holds_every_setting_and_nothing_from_elsewhere(opened, tmp_path):
     nasty = WORDS + " </script><script>alert(1)</script> <!-- &amp;"
     slider = opened(text={"Plain": WORDS, "Nasty": nasty}, alpha=0.8)
-    path = slider.export(tmp_path / "deep" / "view.html", texts=["0", "1"], taus=[2, 5], title="A <title>")
+    path = slider.export(tmp_path / "deep" / "view.html", texts=["0", "1"], taus=[2, 5], title="A <title>", rounds=2)
     page = path.read_text()
     assert page.count("</script>") == 2
     assert "<title>A &lt;title&gt;</title>" in page
@@ -602,6 +602,7 @@ def test_the_page_holds_every_setting_and_nothing_from_elsewhere(opened, tmp_pat
     data = demo.read(path)
     assert data["start"] == {"alpha": 0.8, "tau": 5, "score": "column_sum", "text": "0"}
     assert data["meta"]["taus"] == [2, 5]
+    assert "fastest of 2 passes" in data["meta"]["provenance"]
     for text in data["texts"]:
         assert "".join(text["pieces"]) == text["text"] == {"0": WORDS, "1": nasty}[text["id"]]
         for tau in ("2", "5"):

@@ -67,9 +67,9 @@ def main() -> None:
 
         chosen.output.write_text(page.html(read(chosen.output), Slider._esm, Slider._css), encoding="utf-8")
     else:
-        slider = demo(repeats=2, prefetch=False)
+        slider = demo(prefetch=False)
         slider.text = TEXTS[0]
-        slider.export(chosen.output, TEXTS, taus=(1, 5, 20), title=TITLE, about=ABOUT)
+        slider.export(chosen.output, TEXTS, taus=(1, 5, 20), title=TITLE, about=ABOUT, rounds=4)
         slider.close()
     if chosen.picture:
         photograph(chosen.output, chosen.picture)

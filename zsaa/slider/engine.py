@@ -85,9 +85,8 @@ class Engine:
         tokenizer: Any,
         labels: list[str] | None = None,
         max_tokens: int | None = None,
-        repeats: int = 1,
     ):
-        self.model, self.tokenizer, self.repeats = twin(model), tokenizer, repeats
+        self.model, self.tokenizer = twin(model), tokenizer
         zsaa.enable(self.model)
         self.dial = settings(self.model)  # where the dial of `model` is, or was saved
         trained_for(self.model, None)  # below the range it was trained for the view says so, and no warning is needed
@@ -199,7 +198,7 @@ class Engine:
 
         "depth": base64 of one byte per token, the number of layers that passed it on (removal is for good, so this says
         what every layer keeps). "p": probability per class, or "words": [word, probability, probability at alpha = 1],
-        for which `stock`, the probabilities at alpha = 1, is needed. "ms": wall-clock milliseconds of the fastest pass.
+        for which `stock`, the probabilities at alpha = 1, is needed. "ms": wall-clock milliseconds of the pass.
         `stop` is asked before every layer; where it says True the pass ends with Interrupted.
         """
         n = len(ids)
@@ -212,8 +211,6 @@ class Engine:
                 self._warm = True
             with zsaa.trace(self.model) if pruned else nullcontext() as trace:
                 output, ms = self._timed(**inputs, **self.last)
-                for _ in range(self.repeats - 1):
-                    ms = min(ms, self._timed(**inputs, **self.last)[1])
             if pruned:
                 depth = bytearray(n)
                 for layer, kept in enumerate(trace.kept, start=1):

@@ -206,7 +206,7 @@ export function mount(root, source) {
   const showTop = fact("Tokens at the last layer", "How many tokens the last layer passes on (Eq. 2 of the paper)");
   const showWork = fact("Work", "Multiply-accumulates (MACs) of one pass over the text");
   const showCache = fact("Key/value cache", "Memory of the keys and values that the pass leaves behind");
-  const showTime = fact("Time", `One pass over the text on ${meta.device}${meta.repeats > 1 ? `, the fastest of ${meta.repeats}` : ""}. The mark is the prediction.`);
+  const showTime = fact("Time", `One pass over the text on ${meta.device}${meta.rounds > 1 ? `, the fastest of ${meta.rounds}` : ""}. The mark is the prediction.`);
   const showAccuracy = meta.accuracy
     ? fact("Accuracy", `Measured on ${meta.accuracy.n} held-out samples (results/${meta.accuracy.source}.json)`)
     : null;
@@ -397,6 +397,7 @@ export function mount(root, source) {
       asked = 0;
       if (stream) stream.running = false;
       saveState.textContent = "";
+      savePage.disabled = false;
       alert.replaceChildren(h("strong", {}, message.title), h("p", {}, message.message), h("p", {}, message.remedy),
         h("button", { type: "button", onclick: () => { alert.hidden = true; asked = performance.now(); source.say({ type: "retry" }); } }, "Retry"),
         h("button", { type: "button", onclick: () => (alert.hidden = true) }, "Close"));
@@ -404,7 +405,8 @@ export function mount(root, source) {
     } else if (message.type === "status") {
       saveState.textContent = message.busy ? `computing ${message.done} of ${message.of} settings …` : "";
       savePage.disabled = message.busy;
-      if (!message.busy) alert.hidden = true;
+    } else if (message.type === "ready") {
+      alert.hidden = true;
     } else if (message.type === "page") {
       saveState.textContent = "";
       download("alpha-slider.html", new Blob([message.html], { type: "text/html" }));
