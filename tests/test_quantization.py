@@ -493,8 +493,8 @@ def test_on_a_gpu_in_16_bits(quantization, bfloat16, middle, monkeypatch):
     print(f"{quantization}: pruned to masked {distance(got, want):.4f}, masked to 32 bits {distance(want, exact):.4f}")
     assert torch.isfinite(got).all() and min(shared) > 0.9, shared
     assert distance(got[-1], want[-1]) < 4 * distance(want[-1], exact[-1]) + 1e-3
-    with torch.no_grad():
-        model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    text = zsaa.enable(model, ALPHA, TAU).generate(ids, max_new_tokens=8, min_new_tokens=8, pad_token_id=0)
+    assert text.shape == (1, 308)
 
 
 @pytest.mark.cuda
@@ -519,7 +519,6 @@ def test_qlora_on_a_gpu(precision, middle, tmp_path, monkeypatch):
     with torch.no_grad(), zsaa.at(trained, 0.7):
         want = trained(input_ids=ids, attention_mask=mask).logits
         again, _ = load(tmp_path / "model", kind="sequence-classification", device="cuda", quantization="nf4")
+        prepare_quantized(again, recipe)  # float32 around the 4-bit layers, as the trained one has
         got = zsaa.enable(again, 0.7)(input_ids=ids, attention_mask=mask).logits
-    torch.testing.assert_close(
-        got.float(), want.float(), rtol=0.05, atol=0.05
-    )  # trained runs in float32 around 16 bits
+    torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)

@@ -117,6 +117,8 @@ def load_model(
         bitsandbytes; embeddings, norms and head keep `dtype`. 4-bit layers compute in `dtype` if that has 16 bits,
         else in the GPU's best 16 bits (float16 where it has no bfloat16), on a CPU in float32. A packaged model's
         weights were rounded to about 4 bits before, and are rounded once more.
+        int8 layers compute columns that hold an outlier in 16 bits, for all tokens of a pass: which other tokens are
+        alive shifts a token by up to half a rounding step per such column, as batch-mates do in the stock model.
     kwargs: go to from_pretrained (revision, token, cache_dir, attn_implementation, device_map, ...).
 
     Returns (model, tokenizer): the model in eval mode, a PeftModel for an adapter; the pad token is set on
