@@ -67,6 +67,17 @@ def held(model):
 BATCHES = [([23, 23], "right"), ([23, 9, 30], "left")]
 
 
+@torch.no_grad()
+def test_a_recording_that_does_not_follow_its_input_is_never_used(stand_in, monkeypatch):
+    monkeypatch.setattr(StandIn, "replay", lambda self: None)
+    model, plain = model_of(graphs=True), model_of(graphs=False)
+    ids = tiny.tokens([23, 23])[0]
+    with pytest.warns(UserWarning, match="records no CUDA graphs .* differs from the prefill itself"):
+        got = model(ids)
+    same(everything(got), everything(plain(ids)))
+    assert not held(model)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
 @torch.no_grad()

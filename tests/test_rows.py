@@ -202,3 +202,23 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
                 assert len({*a} & {*b}) >= 0.8 * len(a) - 1, (a, b)
     finally:
         backend._without_triton.cache_clear()
+
+
+@pytest.mark.parametrize("broken", [None, "choose", "pass_on", "rotate"])
+def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
+    device = torch.device(DEVICE)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    if broken:
+        real = getattr(kernels, broken)
+
+        def wrong(*args):
+            first, *rest = real(*args)
+            return first.flip(1), *rest
+
+        monkeypatch.setattr(kernels, broken, wrong)
+    ask = backend._rows_agree.__wrapped__
+    if broken is None:
+        assert ask(device)
+    else:
+        with pytest.warns(UserWarning, match=f"do not agree with PyTorch on a GPU .({broken}|IndexError)"):
+            assert not ask(device)

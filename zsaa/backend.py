@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import warnings
 from types import ModuleType
 
 import torch
@@ -72,9 +73,50 @@ def row_kernels(x: Tensor) -> ModuleType | None:
     fits = x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
     if not fits or _choice() == "torch" or torch.compiler.is_compiling() or _without_triton(x.device):
         return None
+    if x.is_cuda and not _rows_agree(x.device):
+        return None
     from zsaa.kernels import rows
 
     return rows
+
+
+@functools.cache
+def _rows_agree(device: torch.device) -> bool:
+    """Do the row kernels do on this GPU what PyTorch does? Asked once, of a ragged batch; a warning if not."""
+    from zsaa.kernels import rows
+    from zsaa.score import select
+
+    failed = []
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            scores = torch.rand(3, 777, generator=generator).mul(300).floor().to(device)  # with ties
+            lengths, counts = torch.tensor([777, 91, 400], device=device), torch.tensor([700, 90, 123], device=device)
+            index = torch.arange(777, device=device).expand(3, -1)
+            kept, places, passed = rows.choose(scores, lengths, counts, 700, index)
+            want, _ = select(scores.clone(), lengths, counts, 700, True)
+            failed += ["choose"] * (not (torch.equal(kept, want) and torch.equal(passed, want)))
+            hidden, output = (torch.randn(3, 777, size, generator=generator).half().to(device) for size in (96, 64))
+            moved = rows.pass_on(hidden, output, kept, places, lengths, index)
+            expected = (x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (hidden, output))
+            failed += ["pass_on"] * (not all(torch.equal(a, b) for a, b in zip(moved, expected)))
+            q, k, v = (torch.randn(3, 777, h, 64, generator=generator).half().to(device) for h in (6, 2, 2))
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            angles = torch.rand(1, 777, 64, generator=generator).to(device) * 6
+            cos, sin = angles.cos().half(), angles.sin().half()
+            for x, turned in zip((q, k), rows.rotate(q, k, v, cos, sin, index, 777)):
+                first, second = x.float().chunk(2, dim=-1)
+                exact = x.float() * cos[:, None].float() + torch.cat([-second, first], dim=-1) * sin[:, None].float()
+                failed += ["rotate"] * bool((turned.float() - exact).abs().max() > 1e-2)
+    except Exception as error:  # a compiler's, most likely
+        failed.append(f"{type(error).__name__}: {error}")
+    if failed:
+        warnings.warn(
+            f"zsaa's row kernels do not agree with PyTorch on {torch.cuda.get_device_name(device)} ({failed[0]}): "
+            "PyTorch does their work, more slowly. Please report it with the versions of torch and triton.",
+            stacklevel=2,
+        )
+    return not failed
 
 
 def kernels(q: Tensor) -> ModuleType | None:

@@ -244,6 +244,13 @@ class Graphs:
             started = time.perf_counter()
             graph = CudaGraph(request.device, self.pool)
             (output, tensors), nbytes = graph.record(run)
+            # A recording is only as good as its replay: it must give what the pass itself gives for another input.
+            for name in ("input_ids", "inputs_embeds"):
+                if name in inputs:
+                    inputs[name].copy_(inputs[name].roll(1, dims=1))
+            graph.replay()
+            if not all(torch.equal(a, b) for a, b in zip(tensors, run()[1], strict=True)):
+                raise RuntimeError("the replay of a recorded prefill differs from the prefill itself")
         if set(output.keys()) - {"last_hidden_state", "past_key_values"}:
             raise NotImplementedError(f"the decoder's output has fields of its own: {sorted(output.keys())}")
         inputs = {**inputs, "zsaa": mask} if mask is not None else inputs
