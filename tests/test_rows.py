@@ -218,7 +218,7 @@ def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypa
         monkeypatch.setattr(kernels, broken, wrong)
     ask = backend._rows_agree.__wrapped__
     if broken is None:
-        assert ask(device)
+        assert ask(device, 40)
     else:
         with pytest.warns(UserWarning, match=f"do not agree with PyTorch on a GPU .({broken}|IndexError)"):
-            assert not ask(device)
+            assert not ask(device, 40)

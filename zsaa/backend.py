@@ -81,8 +81,8 @@ def row_kernels(x: Tensor) -> ModuleType | None:
 
 
 @functools.cache
-def _rows_agree(device: torch.device) -> bool:
-    """Do the row kernels do on this GPU what PyTorch does? Asked once, of a ragged batch; a warning if not."""
+def _rows_agree(device: torch.device, n: int = 777) -> bool:
+    """Do the row kernels do on this GPU what PyTorch does? Asked once, of a ragged batch of n rows; warns if not."""
     from zsaa.kernels import rows
     from zsaa.score import select
 
@@ -90,21 +90,22 @@ def _rows_agree(device: torch.device) -> bool:
     try:
         with torch.inference_mode(False), torch.no_grad():
             generator = torch.Generator().manual_seed(0)
-            scores = torch.rand(3, 777, generator=generator).mul(300).floor().to(device)  # with ties
-            lengths, counts = torch.tensor([777, 91, 400], device=device), torch.tensor([700, 90, 123], device=device)
-            index = torch.arange(777, device=device).expand(3, -1)
-            kept, places, passed = rows.choose(scores, lengths, counts, 700, index)
-            want, _ = select(scores.clone(), lengths, counts, 700, True)
+            scores = torch.rand(3, n, generator=generator).mul(n // 3).floor().to(device)  # with ties
+            lengths = torch.tensor([n, n // 8, n // 2], device=device)
+            counts = torch.tensor([n - 5, n // 8 - 1, n // 6], device=device)
+            index = torch.arange(n, device=device).expand(3, -1)
+            kept, places, passed = rows.choose(scores, lengths, counts, n - 5, index)
+            want, _ = select(scores.clone(), lengths, counts, n - 5, True)
             failed += ["choose"] * (not (torch.equal(kept, want) and torch.equal(passed, want)))
-            hidden, output = (torch.randn(3, 777, size, generator=generator).half().to(device) for size in (96, 64))
+            hidden, output = (torch.randn(3, n, size, generator=generator).half().to(device) for size in (96, 64))
             moved = rows.pass_on(hidden, output, kept, places, lengths, index)
             expected = (x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (hidden, output))
             failed += ["pass_on"] * (not all(torch.equal(a, b) for a, b in zip(moved, expected)))
-            q, k, v = (torch.randn(3, 777, h, 64, generator=generator).half().to(device) for h in (6, 2, 2))
+            q, k, v = (torch.randn(3, n, h, 64, generator=generator).half().to(device) for h in (6, 2, 2))
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            angles = torch.rand(1, 777, 64, generator=generator).to(device) * 6
+            angles = torch.rand(1, n, 64, generator=generator).to(device) * 6
             cos, sin = angles.cos().half(), angles.sin().half()
-            for x, turned in zip((q, k), rows.rotate(q, k, v, cos, sin, index, 777)):
+            for x, turned in zip((q, k), rows.rotate(q, k, v, cos, sin, index, n)):
                 first, second = x.float().chunk(2, dim=-1)
                 exact = x.float() * cos[:, None].float() + torch.cat([-second, first], dim=-1) * sin[:, None].float()
                 failed += ["rotate"] * bool((turned.float() - exact).abs().max() > 1e-2)
