@@ -7,7 +7,7 @@ PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 STRIP = "$$python" -m nbstripout --keep-id
 
-.PHONY: help setup lint format test figures lock clean distclean
+.PHONY: help setup lint format test compat figures lock clean distclean
 
 help:       ## this list
 	@grep -E '^[a-z]+: +.*##' Makefile | sed -E 's/:[^#]*## /\t/'
@@ -27,6 +27,9 @@ format:     ## mend what lint complains of, where a tool can
 # One thread per test process: torch's own threads would fight over the cores.
 test: lint  ## lint, then all tests
 	@$(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) $(ARGS)
+
+compat:     ## all tests with the oldest versions that pyproject.toml allows, in a throwaway environment
+	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
 figures:    ## draw figures/ from the committed results
 	@$(PYTHON) && "$$python" -m zsaa.results

@@ -150,7 +150,7 @@ def test_wheel_builds_and_imports(tmp_path):
     assert str(wheel) in done.stdout, done.stderr
 
 
-SCRIPTS = ["run_all.sh", "tools/setup.sh", "tools/lock.sh", ".ci/run"]
+SCRIPTS = ["run_all.sh", "tools/setup.sh", "tools/lock.sh", "tools/compat.sh", ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -11,6 +11,7 @@ work="${KEEP:-$(mktemp -d)}"
 python="$work/venv/bin/python"
 export SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" UV_NO_PROGRESS=1
 [ -n "$SSL_CERT_FILE" ] || unset SSL_CERT_FILE
+[ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="$PIP_INDEX_URL"
 
 if [ ! -e "$work/ready" ]; then
     echo "compat: installing the oldest versions that pyproject.toml allows"
