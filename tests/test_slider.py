@@ -482,6 +482,11 @@ def test_continuations_are_those_of_generate(opened, family):
     begin, *events = slider.of("stream")
     assert begin["event"] is None
     events = [message["event"] for message in events]
+    clocks, ended = [0.0, 0.0], [False, False]
+    for event in events:  # whoever is behind goes next
+        side = event["side"]
+        assert clocks[side] <= clocks[1 - side] or ended[1 - side]
+        clocks[side], ended[side] = event["ms"], event["end"]
     oracle = zsaa.enable(tiny.make(family, "causal-lm"))
     ids = torch.tensor([word_tokenizer()(WORDS).input_ids])
     for side, alpha in enumerate((1.0, 0.7)):
