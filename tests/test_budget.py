@@ -439,7 +439,7 @@ CHANGES = {
     "zsaa": lambda model, patch: patch.setattr(zsaa, "__version__", "99"),
     "code": lambda model, patch: patch.setattr(budget, "_code", lambda: "edited"),
     "matmul": lambda model, patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
-    "backend": lambda model, patch: patch.setattr(budget, "backends", lambda device: {"used": "triton"}),
+    "backend": lambda model, patch: patch.setattr(budget, "backends", lambda device: {"used": "another"}),
     "compiled": lambda model, patch: model.lm_head.compile(backend="eager"),
     "modules": lambda model, patch: setattr(model.model, "norm", torch.nn.Identity()),
 }

@@ -59,7 +59,7 @@ def open_page(browser):
             context = browser.new_context(viewport={"width": width, "height": height}, **options)
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(15000)
+            page.set_default_timeout(90000)
             page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
             page.on("pageerror", lambda error: complaints.append(str(error)))
             if address:
