@@ -1,6 +1,6 @@
-"""Text generation under the dial: one answer, streamed; a second turn on the pruned cache; assisted decoding; a pipeline.
+"""Text generation under the dial: an answer, streamed; a second turn; assisted decoding; a pipeline.
 
-    python examples/generate.py [--model smollm2-135m] [--alpha 0.95]
+    python examples/generate.py [--model smollm2-135m] [--alpha 0.97]
 
 What shortens is the prefill and the cache. The work for each new token stays what it was.
 """
@@ -14,9 +14,9 @@ import zsaa
 from zsaa.models import load_model
 
 STORY = (
-    "The ferry left the harbour at nine, an hour late. Mara had counted the crates twice and found one missing, the one "
-    "with the lamps for the lighthouse. The captain said that nobody had come aboard at night, but the cook remembered a "
-    "small boat without lights, rowing towards the northern cliffs. "
+    "The ferry left the harbour at nine, an hour late. Mara had counted the crates twice and found one missing, the "
+    "one with the lamps for the lighthouse. The captain said that nobody had come aboard at night, but the cook "
+    "remembered a small boat without lights, rowing towards the northern cliffs. "
 )
 
 
@@ -42,10 +42,11 @@ def main():
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, **options, streamer=TextStreamer(tokenizer, skip_prompt=True))
     rows = cache_rows(answer.past_key_values)
-    print(f"   {prompt.input_ids.shape[1]} tokens of prompt; the cache holds {rows[0]} rows in layer 1, {rows[-1]} in the last")
+    print(f"   {prompt.input_ids.shape[1]} tokens of prompt; cached rows: {rows[0]} in layer 1, {rows[-1]} in the last")
 
     print("\n2. A second turn, appended to the pruned cache (it is not pruned itself)")
-    turn = tokenizer("<|im_end|>\n<|im_start|>user\nWho saw it?<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")
+    text = "<|im_end|>\n<|im_start|>user\nWho saw it?<|im_end|>\n<|im_start|>assistant\n"
+    turn = tokenizer(text, return_tensors="pt")
     history = torch.cat([answer.sequences, turn.input_ids], dim=1)
     mask = torch.ones_like(history)
     model.generate(

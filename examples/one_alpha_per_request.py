@@ -1,6 +1,6 @@
 """One alpha for each request of a batch: a hurried one, a patient one and one at full accuracy, served together.
 
-    python examples/one_alpha_per_request.py [--model smollm2-135m]
+python examples/one_alpha_per_request.py [--model smollm2-135m]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The dial's settings travel in config.json: save, load with stock transformers, put the dial back on.
 
-    python examples/save_and_load.py [--model smollm2-135m]
+python examples/save_and_load.py [--model smollm2-135m]
 """
 
 import argparse
