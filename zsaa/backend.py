@@ -121,8 +121,8 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
 
 
 def kernels(q: Tensor) -> ModuleType | None:
-    """The attention kernels if they are to be used for tensors like q [batch, heads, rows, dim], else None. torch.compile
-    takes PyTorch's: it passes numbers to other people's kernels in float64, which these do not expect."""
+    """The attention kernels if they are to be used for tensors like q [batch, heads, rows, dim], else None. Compiled
+    models take PyTorch's: Inductor passes numbers in float64, which the kernels do not expect."""
     if torch.compiler.is_compiling() or _choice() == "torch" or _without_triton(q.device):
         return None
     fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and 16 <= q.shape[-1] <= 256
