@@ -10,7 +10,8 @@ trap 'rm -rf "$work"' EXIT
 
 "$python" -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
-echo "torch==$TORCH" >"$work/constraints.txt"
+# Of lm-eval's own needs, typepy refuses python-dateutil 3 and later in all but its oldest releases.
+printf '%s\n' "torch==$TORCH" "python-dateutil<3" >"$work/constraints.txt"
 SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" "$work/venv/bin/uv" pip compile pyproject.toml --extra dev \
     --universal --python-version 3.10 --constraint "$work/constraints.txt" --upgrade \
     --no-annotate --no-header --no-emit-index-url --quiet --output-file "$work/lock.txt"
