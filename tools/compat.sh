@@ -19,8 +19,11 @@ if [ ! -e "$work/ready" ]; then
     "$python" -m pip install --quiet --disable-pip-version-check uv
     "$base" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' \
         >"$work/constraints.txt"
+    # Oldest means oldest with a wheel for this Python: nothing of these is compiled.
+    wheels=(--only-binary numpy --only-binary pandas --only-binary matplotlib --only-binary pyyaml)
     "$work/venv/bin/uv" pip compile pyproject.toml --extra dev --resolution lowest-direct --python "$python" \
-        --constraint "$work/constraints.txt" --no-header --no-annotate --quiet --output-file "$work/lowest.txt"
+        "${wheels[@]}" --constraint "$work/constraints.txt" --no-header --no-annotate --quiet \
+        --output-file "$work/lowest.txt"
     grep -vE '^(torch|triton|nvidia-|cuda-)' "$work/lowest.txt" >"$work/packages.txt"
     "$work/venv/bin/uv" pip install --quiet --no-deps --python "$python" --requirement "$work/packages.txt"
     "$base" - "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" assets.lock <<'PY'
