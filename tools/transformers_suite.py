@@ -150,12 +150,12 @@ def page(results: list[dict]) -> str:
             for difference in modes[mode]["differences"]:
                 groups[reason(mode, difference) or f"NOT EXPLAINED: {difference['message']}"][difference["test"]] += 1
             if mode != "stock":
-                parts += [f"Outcomes in **{mode}** that differ from stock's: {'' if groups else 'none.'}"]
+                parts += [f"Outcomes in **{mode}** that differ from stock's:{'' if groups else ' none.'}"]
             for why, tests in groups.items():
                 names = ", ".join(f"`{test}` ({times})" for test, times in sorted(tests.items()))
                 parts += [f"- {why}: {names}"]
             parts += [""] if mode != "stock" else []
-    return "\n".join(parts).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 
 
 def measure(modes: list[str], jobs: int) -> dict:
@@ -190,7 +190,8 @@ def main() -> int:
         result = measure([mode for mode in MODES if mode in wanted], arguments.jobs)
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{transformers.__version__}.json").write_text(json.dumps(result, indent=1) + "\n")
-    files = sorted(RESULTS.glob("*.json"), key=lambda path: [int(part) for part in path.stem.split(".")])
+    newest_first = {"key": lambda path: [int(part) for part in path.stem.split(".")], "reverse": True}
+    files = sorted(RESULTS.glob("*.json"), **newest_first)
     results = [json.loads(path.read_text()) for path in files]
     PAGE.write_text(page(results))
     open_ones = 0
