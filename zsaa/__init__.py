@@ -1,6 +1,7 @@
 """zsaa: one dial, alpha, between a language model's speed and its accuracy, turned at inference without retraining."""
 
 from zsaa import slider
+from zsaa.backend import backends, use_backend
 from zsaa.budget import alpha_for, calibrate, report
 from zsaa.dial import at, captured, disable, enable, set_alpha, trace
 from zsaa.families import SUPPORTED, UnsupportedModelError
@@ -12,6 +13,7 @@ __all__ = [
     "UnsupportedModelError",
     "alpha_for",
     "at",
+    "backends",
     "calibrate",
     "captured",
     "disable",
@@ -24,4 +26,5 @@ __all__ = [
     "slider",
     "trace",
     "truncation_for",
+    "use_backend",
 ]
