@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import zsaa
 from zsaa import compat, models
 
 try:
@@ -38,10 +40,13 @@ def test_the_check_agrees_with_the_declared_range(version, monkeypatch):
         assert "pip install 'transformers>=5.15,<6'" in str(caught.value)
 
 
-def test_loading_a_model_checks(monkeypatch, tmp_path):
+@pytest.mark.parametrize("start", ["enable", "load_model"])
+def test_both_doors_check(start, monkeypatch, tmp_path):
+    model = tiny.make("llama")
     monkeypatch.setattr("transformers.__version__", "6.0.0")
     with pytest.raises(ImportError, match=r"zsaa works with transformers>=5\.15,<6, but transformers 6\.0\.0"):
-        models.load_model(str(tmp_path))
+        zsaa.enable(model) if start == "enable" else models.load_model(str(tmp_path))
+    assert not model.model._forward_pre_hooks
 
 
 def test_an_ancient_transformers_is_named_on_import(tmp_path):

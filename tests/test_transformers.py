@@ -3,6 +3,8 @@ and below 1 nothing that leaves the weights alone changes a result. tools/transf
 transformers publishes; those of generation are not among them, so their properties are tested here."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import tiny
@@ -103,6 +105,13 @@ def test_inputs_embeds_and_input_ids_prune_alike(family):
     same(alone, model.generate(ids[:1], **options)[:, 23:])
 
 
+def through_torch_save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 def through_state_dict(model):
     other = zsaa.enable(tiny.make(model.config.model_type, seed=1), **{k: settings(model)[k] for k in ("alpha", "tau")})
     other.load_state_dict(model.state_dict())
@@ -116,6 +125,8 @@ def with_more_tokens(model):
 
 HARMLESS = {
     "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": through_torch_save,
     "state dict": through_state_dict,
     "more tokens": with_more_tokens,
     "train and eval": lambda model: model.train().eval(),
@@ -142,7 +153,7 @@ def test_what_leaves_the_weights_alone_leaves_a_pruned_pass_alone(family, what):
         assert changed.get_output_embeddings().weight is changed.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy], ids=["deepcopy"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_a_copy_lives_on_its_own(family, copied):
     """Turning or disabling one does nothing to the other, and a disabled copy is the stock model, class by class."""
     model = zsaa.enable(tiny.make(family), alpha=0.6, tau=3)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.cache import is_empty, is_pruned, pruned_cache
+from zsaa.compat import check_transformers
 from zsaa.families import Family, find_decoder
-from zsaa.graphs import Graphs, check_mode, replaying
+from zsaa.graphs import Graphs, check_mode, empty, replaying
 from zsaa.keep import check_alpha, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.score import check_score
@@ -249,7 +250,11 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         hidden_states = hidden_states + output
         return zsaa.scatter(hidden_states) if prefill and layer == zsaa.request.num_layers - 1 else hidden_states
 
-    pruned = type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
+    def __reduce_ex__(self, protocol):
+        return empty, (_pruned_class, layer_class, family), *super(pruned, self).__reduce_ex__(protocol)[2:]
+
+    members = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": layer_class.__module__}
+    pruned = type(layer_class.__name__, (layer_class,), members)
     return pruned
 
 
@@ -305,6 +310,7 @@ def enable(
     the settings. graphs is never saved, and "auto" at first. Raises UnsupportedModelError (a TypeError) for other
     models, TypeError or ValueError for settings out of range.
     """
+    check_transformers()
     decoder, family = find_decoder(model)
     layers = getattr(decoder, family.layers)
     if any("forward" in layer.__dict__ for layer in layers):

@@ -32,9 +32,26 @@ def _fused_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Te
     return q, k, v
 
 
+def _output(attention: nn.Module, x: Tensor) -> Tensor:
+    return attention.o_proj(x)
+
+
+def _gpt2_output(attention: nn.Module, x: Tensor) -> Tensor:
+    return attention.resid_dropout(attention.c_proj(x))
+
+
+def _dropout(attention: nn.Module) -> float:
+    return attention.attention_dropout
+
+
+def _gpt2_dropout(attention: nn.Module) -> float:
+    return attention.attn_dropout.p
+
+
 @dataclass(frozen=True)
 class Family:
-    """Names of the parts of one decoder layer; `None` where a family has no such norm."""
+    """Names of the parts of one decoder layer; `None` where a family has no such norm. Its functions have names, so
+    that a model with the dial on can be pickled."""
 
     layers: str
     attention: str
@@ -58,8 +75,8 @@ LLAMA = Family(
     mlp="mlp",
     after_mlp_norm=None,
     qkv=_separate_qkv,
-    output=lambda attention, x: attention.o_proj(x),
-    dropout=lambda attention: attention.attention_dropout,
+    output=_output,
+    dropout=_dropout,
     mlp_matrices=3,
 )
 GEMMA = replace(
@@ -75,8 +92,8 @@ GPT2 = replace(
     attention_norm="ln_1",
     mlp_norm="ln_2",
     qkv=_fused_qkv,
-    output=lambda attention, x: attention.resid_dropout(attention.c_proj(x)),
-    dropout=lambda attention: attention.attn_dropout.p,
+    output=_gpt2_output,
+    dropout=_gpt2_dropout,
     mlp_matrices=2,
 )
 

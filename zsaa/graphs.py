@@ -316,10 +316,19 @@ def replaying(decoder_class: type[nn.Module]) -> type[nn.Module]:
             return self._zsaa.graphs.run(self, stock, kwargs)
         return stock(*args, **kwargs)
 
-    subclass = type(
-        decoder_class.__name__, (decoder_class,), {"forward": forward, "__module__": decoder_class.__module__}
-    )
+    def __reduce_ex__(self, protocol):
+        return empty, (replaying, decoder_class), *super(subclass, self).__reduce_ex__(protocol)[2:]
+
+    members = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": decoder_class.__module__}
+    subclass = type(decoder_class.__name__, (decoder_class,), members)
     return subclass
+
+
+def empty(make: Callable[..., type], *arguments) -> Any:
+    """An instance of the class make(*arguments), before it gets its state. Classes made at run time are in no module,
+    so pickle and deepcopy are told how to make them."""
+    subclass = make(*arguments)
+    return subclass.__new__(subclass)
 
 
 def check_mode(mode: Any) -> bool | str:
