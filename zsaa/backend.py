@@ -83,6 +83,7 @@ def row_kernels(x: Tensor) -> ModuleType | None:
 @functools.cache
 def _rows_agree(device: torch.device, n: int = 777) -> bool:
     """Do the row kernels do on this GPU what PyTorch does? Asked once, of a ragged batch of n rows; warns if not."""
+    from zsaa.attention import rotate
     from zsaa.kernels import rows
     from zsaa.score import select
 
@@ -105,10 +106,9 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             angles = torch.rand(1, n, 64, generator=generator).to(device) * 6
             cos, sin = angles.cos().half(), angles.sin().half()
-            for x, turned in zip((q, k), rows.rotate(q, k, v, cos, sin, index, n)):
-                first, second = x.float().chunk(2, dim=-1)
-                exact = x.float() * cos[:, None].float() + torch.cat([-second, first], dim=-1) * sin[:, None].float()
-                failed += ["rotate"] * bool((turned.float() - exact).abs().max() > 1e-2)
+            exact = rotate(*(x.float() for x in (q, k, cos, sin)))
+            for turned, wanted in zip(rows.rotate(q, k, v, cos, sin, index, n), exact):
+                failed += ["rotate"] * bool((turned.float() - wanted).abs().max() > 1e-2)
     except Exception as error:  # a compiler's, most likely
         failed.append(f"{type(error).__name__}: {error}")
     if failed:

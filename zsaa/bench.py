@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from zsaa import backend, dial
 from zsaa.attention import attend_and_score
-from zsaa.families import FAMILIES, find_decoder
+from zsaa.families import find_decoder
 from zsaa.graphs import Graphs
-from zsaa.keep import kept_counts, kv_bytes, mac_reduction
+from zsaa.keep import attention_widths, kept_counts, kv_bytes, layer_weights, mac_reduction
 from zsaa.kernels import naive
 from zsaa.measure import alternate, provenance, write_json
 
@@ -74,12 +74,7 @@ def roofline_ms(config, batch: int, tokens: int, alpha: float, tau: int, itemsiz
     FLOPs: two per multiply-accumulate, causal attention counted as half a square; scoring is left out, as attention
     has the soft-score at hand. Bytes: a layer's weights once, the rows that enter and leave it, keys and values.
     """
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    q_dim, kv_dim = heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    entering = hidden * (q_dim + 2 * kv_dim)  # weights, and multiply-accumulates per row that enters
-    kept = q_dim * hidden + FAMILIES[config.model_type].mlp_matrices * hidden * inner
+    hidden, (q_dim, kv_dim), (entering, kept) = config.hidden_size, attention_widths(config), layer_weights(config)
     seconds, n = 0.0, tokens
     for after in kept_counts(tokens, alpha, config.num_hidden_layers, tau):
         flops = 2 * batch * (n * entering + n * n * q_dim + after * kept)

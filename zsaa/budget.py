@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import math
 import statistics
@@ -30,8 +29,8 @@ import torch
 from torch import nn
 
 from zsaa.backend import backends
-from zsaa.dial import disable, enable, settings
-from zsaa.families import find_decoder
+from zsaa.dial import current_settings, disable, enable
+from zsaa.families import find_decoder, only_last_logits
 from zsaa.keep import check_alpha, check_tau, histogram, kept_counts, kv_bytes, mac_reduction, macs, total_macs
 from zsaa.measure import alternate, hardware, provenance, write_json
 
@@ -240,8 +239,7 @@ def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
     device = next(decoder.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(decoder.config.vocab_size, (batch, n), generator=generator).to(device)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT passes all arguments on
-    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+    last = only_last_logits(model)
 
     def run() -> None:
         model(input_ids=ids, use_cache=True, **last)
@@ -253,13 +251,8 @@ def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
 
 def _settings(model: nn.Module, tau: int | None = None) -> dict:
     """The dial's settings that bear on the time: as they are, or as `enable` would choose them; `tau` overrides."""
-    decoder, _ = find_decoder(model)
-    if getattr(decoder, "_zsaa", None) is None:
-        chosen = {"tau": 5, "score": "column_sum", **(getattr(decoder.config, "zsaa", None) or {})}
-    else:
-        chosen = settings(model)
-    chosen = {name: value for name, value in chosen.items() if name not in ("alpha", "alpha_range")}
-    return {**chosen, "tau": check_tau(chosen["tau"] if tau is None else tau)}
+    chosen = current_settings(find_decoder(model)[0])
+    return {"score": chosen["score"], "tau": check_tau(chosen["tau"] if tau is None else tau)}
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 How it works. `enable` gives each decoder layer a subclass of its own class whose forward prunes when it is handed a
 `Prefill` (or continues a pruned cache when handed a `Decode`), and hooks the decoder so that every forward pass gets
 such an object of its own through the keyword arguments that all families pass down. A pass without one (alpha = 1)
-runs the stock code, bit for bit. No state outlives a pass but the cache, so calls cannot influence one another.
+runs the stock code, bit for bit. No result of a pass outlives it but the cache, so calls cannot influence one another;
+what is kept beside it (plans, recordings of CUDA graphs) follows from the shapes alone.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Dial:
     """Settings of one enabled decoder, and the hook that gives each forward pass its Prefill or Decode."""
 
     def __init__(self, decoder: nn.Module, family: Family, carry: bool):
-        self.alpha: float | tuple[float, ...] = 1.0  # a tuple: one per request of the batch
-        self.tau, self.score = 5, "column_sum"
+        self.alpha: float | tuple[float, ...]  # a tuple: one per request of the batch
+        self.alpha, self.tau, self.score = (DEFAULTS[name] for name in ("alpha", "tau", "score"))
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = False
         self.num_layers = decoder.config.num_hidden_layers
@@ -125,8 +126,8 @@ class Dial:
         else:
             lengths = [shape[1]] * shape[0] if mask is None else mask.sum(dim=1).tolist()
             if min(lengths) == 0:
-                empty = lengths.index(0)
-                raise ValueError(f"sample {empty} of the batch has no real token: its attention_mask is all 0.")
+                blank = lengths.index(0)
+                raise ValueError(f"sample {blank} of the batch has no real token: its attention_mask is all 0.")
             request = Request(
                 lengths=tuple(lengths),
                 width=shape[1],
@@ -321,7 +322,7 @@ def enable(
     dial = getattr(decoder, "_zsaa", None)
     if dial is None:
         _refuse_wrapped(layers, "Call zsaa.enable before they are.")
-    saved = dial.settings() if dial else {**DEFAULTS, **(getattr(decoder.config, "zsaa", None) or {})}
+    saved = current_settings(decoder)
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
     graphs = None if graphs is None else check_mode(graphs)
@@ -381,6 +382,12 @@ def set_alpha(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> None
     decoder, dial = _dial(model)
     dial.turn(_check_alpha(alpha))
     decoder.config.zsaa = dial.settings()
+
+
+def current_settings(decoder: nn.Module) -> dict:
+    """The settings of a decoder's dial; where it is off, those that `enable` would take: saved, else the defaults."""
+    dial = getattr(decoder, "_zsaa", None)
+    return dial.settings() if dial else {**DEFAULTS, **(getattr(decoder.config, "zsaa", None) or {})}
 
 
 def settings(model: nn.Module) -> dict:

@@ -40,11 +40,18 @@ def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) ->
     return ids[len(ids) - k :]
 
 
-def pad(samples: Sequence[Sequence[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask [batch, longest], int64, padded on the right."""
+def pad(
+    samples: Sequence[Sequence[int]], pad_id: int, device, side: str = "right"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and attention_mask [batch, longest], int64, padded on the "right" or "left"."""
     width = max(map(len, samples))
-    ids = torch.tensor([[*s, *[pad_id] * (width - len(s))] for s in samples], device=device)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in samples], device=device)
+
+    def filled(row: Sequence[int], padding: int) -> list[int]:
+        rest = [padding] * (width - len(row))
+        return [*row, *rest] if side == "right" else [*rest, *row]
+
+    ids = torch.tensor([filled(s, pad_id) for s in samples], dtype=torch.int64, device=device)
+    mask = torch.tensor([filled([1] * len(s), 0) for s in samples], dtype=torch.int64, device=device)
     return ids, mask
 
 

@@ -8,6 +8,7 @@ soon as tests/tiny.py can build it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -123,6 +124,12 @@ _ROW_MIXING = {
 
 class UnsupportedModelError(TypeError):
     """The model holds no decoder that the dial knows how to prune."""
+
+
+def only_last_logits(model: nn.Module) -> dict[str, int]:
+    """The keyword arguments by which a language model gives the logits of the last token only; none for others."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT passes all arguments on
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
 
 
 def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 import zsaa
 from zsaa import models
 from zsaa.dial import settings, trained_for
+from zsaa.evaluate import pad
 from zsaa.finetune import SETTINGS_FILE
 from zsaa.keep import check_alpha, check_tau
 from zsaa.score import check_score
@@ -171,13 +172,13 @@ class ZsaaLM(HFLM):
         self, contexts: list, rows: list[int], continuations: list, batch_size: int
     ) -> Iterator[tuple[float, bool]]:
         """Scores of continuations[i] (token lists) after contexts[rows[i]]: one prefill, then decoding in batches."""
-        ids, mask = _pad(contexts, "left", self.device)
+        ids, mask = pad(contexts, 0, self.device, "left")
         longer = max(map(len, continuations)) > 1
         prefill = self._forward(ids, mask, use_cache=longer, logits_to_keep=1)  # left padding: -1 is the last token
         rows = torch.tensor(rows, device=self.device)
         for row, batch in zip(rows.split(batch_size), _batches(continuations, batch_size), strict=True):
             logits = prefill.logits[row]
-            read, read_mask = _pad([tokens[:-1] for tokens in batch], "right", self.device)
+            read, read_mask = pad([tokens[:-1] for tokens in batch], 0, self.device)
             if read.shape[1]:
                 cache = _select(prefill.past_key_values, row)
                 read_mask = torch.cat([mask[row], read_mask], dim=1)
@@ -257,16 +258,6 @@ def _check_scores_text(model: PreTrainedModel) -> None:
 
 def _batches(items: Sequence, size: int) -> Iterator:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _pad(texts: Sequence, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, int64 [texts, longest], padded with 0 on the "left" or "right"."""
-    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        where = slice(ids.shape[1] - len(text), None) if side == "left" else slice(len(text))
-        ids[row, where], mask[row, where] = torch.tensor(text, dtype=torch.long), 1
-    return ids.to(device), mask.to(device)
 
 
 def _select(cache, rows: Tensor):

@@ -51,6 +51,26 @@ def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5) -> list[int
     return counts
 
 
+def attention_widths(config: Any) -> tuple[int, int]:
+    """Numbers per row in the queries of all heads, and in the keys (or values) of all key/value heads."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+
+
+def layer_weights(config: Any) -> tuple[int, int]:
+    """Weights of a decoder layer's matrices, which are multiply-accumulates per row: those that see every row that
+    enters (Q, K, V), and those that see the rows that go on (output projection, MLP)."""
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"no MAC count for a {type(config).__name__} of model_type {kind!r}. Supported: {', '.join(SUPPORTED)}."
+        )
+    hidden, (q_dim, kv_dim) = config.hidden_size, attention_widths(config)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    return hidden * (q_dim + 2 * kv_dim), hidden * (q_dim + FAMILIES[kind].mlp_matrices * inner)
+
+
 def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5) -> int:
     """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
 
@@ -59,18 +79,8 @@ def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5) -> int:
     the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out.
     """
-    kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        raise ValueError(
-            f"no MAC count for a {type(config).__name__} of model_type {kind!r}. Supported: {', '.join(SUPPORTED)}."
-        )
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    q_dim = heads * head_dim
-    kv_dim = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    per_entering_row = hidden * (q_dim + 2 * kv_dim)
-    per_kept_row = q_dim * hidden + FAMILIES[kind].mlp_matrices * hidden * inner
+    per_entering_row, per_kept_row = layer_weights(config)
+    q_dim, _ = attention_widths(config)
     total = 0
     for kept in kept_counts(n, alpha, config.num_hidden_layers, tau):
         total += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
@@ -86,13 +96,11 @@ def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int =
     """
     from transformers import DynamicCache
 
-    heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau)[:-1]]
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         entering = [n if window is None else min(n, window - 1) for window in windows]
-    return 2 * batch * kv_heads * (head_dim or config.hidden_size // heads) * sum(entering) * itemsize
+    return 2 * batch * attention_widths(config)[1] * sum(entering) * itemsize
 
 
 def histogram(lengths: int | Iterable[int]) -> Counter:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import inspect
 import itertools
 import json
 import time
@@ -22,7 +21,7 @@ from torch import nn
 
 import zsaa
 from zsaa.dial import settings, trained_for
-from zsaa.families import find_decoder
+from zsaa.families import find_decoder, only_last_logits
 from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
 from zsaa.results import RESULTS
 
@@ -101,7 +100,7 @@ class Engine:
             self.kind = "classify"
         else:
             self.kind = "generate" if inner.get_output_embeddings() is not None else "none"
-        self.last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+        self.last = only_last_logits(self.model)
         names = [str(inner.config.id2label.get(i, i)) for i in range(num_labels)] if self.kind == "classify" else []
         if labels is not None and len(labels) != len(names):
             raise ValueError(
