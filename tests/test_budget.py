@@ -316,6 +316,7 @@ def state(model):
         "grads": [(p.requires_grad, None if p.grad is None else p.grad.sum().item()) for p in model.parameters()],
         "config": model.config.to_dict(),
         "dial": dial_settings(model) if hasattr(model.model, "_zsaa") else None,
+        "graphs": id(model.model._zsaa.graphs) if hasattr(model.model, "_zsaa") else None,
     }
 
 
@@ -440,6 +441,7 @@ CHANGES = {
     "code": lambda model, patch: patch.setattr(budget, "_code", lambda: "edited"),
     "matmul": lambda model, patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
     "backend": lambda model, patch: patch.setattr(budget, "backends", lambda device: {"used": "another"}),
+    "graphs": lambda model, patch: zsaa.enable(model, graphs=False) and {},
     "compiled": lambda model, patch: model.lm_head.compile(backend="eager"),
     "modules": lambda model, patch: setattr(model.model, "norm", torch.nn.Identity()),
 }

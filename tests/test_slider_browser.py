@@ -433,8 +433,8 @@ class Live:
         else:
             self.slider._handle_custom_msg(call["message"], [])
 
-    def pump(self, until, seconds=15):
-        """Carry messages to the page until it says so."""
+    def pump(self, until, seconds=60):
+        """Carry messages to the page until it says so, or until one of the type `until` was carried."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             while self.told < len(self.slider.sent):
@@ -442,7 +442,8 @@ class Live:
                 self.told += 1
             self.page.evaluate("(t) => model.set('text', t)", self.slider.text)
             settle(self.page)
-            if self.page.evaluate(until):
+            carried = (message["type"] for message in self.slider.sent[: self.told])
+            if until in carried or ("=>" in until and self.page.evaluate(until)):
                 return
         raise AssertionError(f"not in {seconds} s: {until}; {shown(self.page)}")
 
@@ -527,9 +528,9 @@ def test_continuations_stream_live_and_can_be_stopped(live):
 
 def test_the_page_saved_from_the_view_opens(live, open_page, tmp_path):
     view = live(alphas=[0.5, 0.7, 0.9])
-    view.page.get_by_role("button", name="Page (HTML)").click()
     with view.page.expect_download() as download:
-        view.pump("() => document.querySelector('.z-saves [role=status]').textContent === ''")
+        view.page.get_by_role("button", name="Page (HTML)").click()
+        view.pump("page")
     download.value.save_as(tmp_path / "saved.html")
     page = open_page((tmp_path / "saved.html").as_uri())
     assert shown(page)["options"] == shown(view.page)["options"]

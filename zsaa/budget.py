@@ -31,6 +31,7 @@ from torch import nn
 from zsaa.backend import backends
 from zsaa.dial import current_settings, disable, enable
 from zsaa.families import find_decoder, only_last_logits
+from zsaa.graphs import Graphs
 from zsaa.keep import check_alpha, check_tau, histogram, kept_counts, kv_bytes, mac_reduction, macs, total_macs
 from zsaa.measure import alternate, hardware, provenance, write_json
 
@@ -264,14 +265,15 @@ def _measuring(model: nn.Module, tau: int) -> Iterator[Any]:
     if not was_on:
         enable(model, alpha=1.0)
     dial = decoder._zsaa
-    before = dial.alpha, dial.tau, dial.tracer
+    before = dial.alpha, dial.tau, dial.tracer, dial.graphs
     try:
-        dial.tau, dial.tracer = tau, None
+        # Recordings of the measurement's own: they are freed with it, and the model's stay as they are.
+        dial.tau, dial.tracer, dial.graphs = tau, None, Graphs(dial.graphs.mode)
         model.eval()
         with torch.no_grad():  # not inference_mode: tensors that a model keeps from it could never be trained with
             yield dial
     finally:
-        dial.alpha, dial.tau, dial.tracer = before
+        dial.alpha, dial.tau, dial.tracer, dial.graphs = before
         for module, training in modes:
             module.training = training
         if not was_on:
@@ -323,6 +325,7 @@ def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
         "autocast": str(autocast),
         "matmul": torch.get_float32_matmul_precision(),
         "backend": backends(device)["used"],
+        "graphs": decoder._zsaa.graphs.mode if hasattr(decoder, "_zsaa") else "auto",
         "compiled": any(module._compiled_call_impl is not None for module in model.modules()),
         "device": str(device),
         "hardware": hardware(device),
