@@ -32,7 +32,7 @@ compat:     ## all tests with the oldest versions that pyproject.toml allows, in
 	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
 figures:    ## draw figures/ from the committed results
-	@$(PYTHON) && "$$python" -m zsaa.results
+	@$(PYTHON) && "$$python" -m zsaa.figures
 
 lock:       ## remake requirements.lock from pyproject.toml
 	@tools/lock.sh

@@ -6,7 +6,7 @@ import pytest
 import test_tasks
 from test_models import save_tiny
 
-from zsaa import experiment, finetune, results
+from zsaa import experiment, finetune, tables
 from zsaa.dial import settings
 
 
@@ -38,7 +38,7 @@ def test_from_command_line_to_result_file(places, capsys):
     assert (p["seed"], p["train_samples"], p["eval_samples"]) == (0, 24, 12) and p["seconds"] > 0
     assert {row["control"] for row in result["rows"]} == {"alpha", "first", "last"}
     assert all(row["n"] == 12 and row["latency_ms"] > 0 for row in result["rows"])
-    assert results.table_1([result])["speed-up"][0] == "1x"
+    assert tables.table_1([result])["speed-up"][0] == "1x"
     model, _ = finetune.load(places["out"] / "run/model", kind="sequence-classification")
     assert settings(model)["alpha_range"] == (0.7, 0.9) and settings(model)["tau"] == 1
 

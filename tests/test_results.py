@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from zsaa import paper, results
+from zsaa import figures, paper, reporting, results, tables
 
 
 def row(control, target, accuracy, alpha=None, **more):
@@ -48,25 +48,25 @@ def test_the_papers_tables_against_its_text():
 
 
 def test_table_1_labels_substitutes_and_keeps_the_papers_numbers_apart(result):
-    table = results.table_1([result])
+    table = tables.table_1([result])
     assert list(table["status"]) == ["substitute: model and data"] * 2
     assert list(table[f"paper, {paper.TABLE_1_MODEL}"]) == [92.40, 92.34]
     assert list(table["ours"]) == [90.0, 80.0] and list(table["measured"]) == ["1.00x", "1.60x"]
     result["task"]["paper_column"] = None
-    assert set(results.table_1([result])[f"paper, {paper.TABLE_1_MODEL}"]) == {"no such column"}
+    assert set(tables.table_1([result])[f"paper, {paper.TABLE_1_MODEL}"]) == {"no such column"}
     for r in result["rows"]:
         r.pop("speedup", None)
-    assert set(results.table_1([result])["measured"]) == {"not run"}
+    assert set(tables.table_1([result])["measured"]) == {"not run"}
 
 
 def test_the_wide_table_marks_what_is_out_of_reach(result):
-    wide = results.table_1_wide([result])
+    wide = tables.table_1_wide([result])
     ours = wide[(f"{results.label(result)} (substitute: model and data)", "accuracy [95% interval]")]
     assert ours["2x"] == "80.0 [75.0, 85.0]" and ours["11x"] == "out of reach"
 
 
 def test_the_controls_table_has_a_column_per_curve(result):
-    table = results.controls_table([result])["imdb"]
+    table = tables.controls_table([result])["imdb"]
     assert list(table.columns) == [
         "conventional (full), dial", "conventional (full), first tokens only", "conventional (full), last tokens only"
     ]  # fmt: skip
@@ -75,25 +75,25 @@ def test_the_controls_table_has_a_column_per_curve(result):
 
 
 def test_tables_and_figures_land_in_the_self_contained_index(result, tmp_path):
-    results.save_table(results.table_1([result]), tmp_path / "tables/t", "A <title>")
+    tables.save_table(tables.table_1([result]), tmp_path / "tables/t", "A <title>")
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
-    results.save_figure(results.accuracy_figure([result], "title"), tmp_path / "figures/a")
-    results.save_figure(results.speed_figure([result], "title"), tmp_path / "figures/b")
+    figures.save_figure(figures.accuracy_figure([result], "title"), tmp_path / "figures/a")
+    figures.save_figure(figures.speed_figure([result], "title"), tmp_path / "figures/b")
     kept = {0.9: [[0, 1, 2], [1, 2]], 0.5: [[1, 2], [2]]}
-    results.save_figure(results.preservation_figure(kept, ["a", "b", "c"]), tmp_path / "figures/c")
+    figures.save_figure(figures.preservation_figure(kept, ["a", "b", "c"]), tmp_path / "figures/c")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         f"{n}.{s}" for n in "abc" for s in ("png", "svg")
     ]
     (tmp_path / "results").mkdir()
     (tmp_path / "results/r.json").write_text(json.dumps(result))
     statuses = [{"name": "nb", "status": "failed", "message": "<boom>", "log": None, "executed": None, "seconds": 2.0}]
-    page = results.index(tmp_path, statuses).read_text()
+    page = reporting.index(tmp_path, statuses).read_text()
     assert page.count("data:image/png;base64,") == 3 and 'src="figures' not in page
     assert "&lt;boom&gt;" in page and "A &lt;title&gt;" in page and "c0ffee" in page
 
 
 def test_an_index_without_anything_says_so(tmp_path):
-    assert "No table or figure" in results.index(tmp_path / "new").read_text()
+    assert "No table or figure" in reporting.index(tmp_path / "new").read_text()
 
 
 def test_damaged_results_are_named(tmp_path):
@@ -138,6 +138,6 @@ def test_the_readme_quotes_the_committed_results():
 
 
 def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
-    drawn = {path.name for path in results.draw_committed(tmp_path)}
+    drawn = {path.name for path in figures.draw_committed(tmp_path)}
     committed = {path.name for path in (results.RESULTS.parent / "figures").glob("*.png")}
     assert drawn == committed - {"slider.png"}, "the slider's picture is a screenshot"

@@ -85,8 +85,8 @@ class Tree:
         return (self.out / "logs" / f"{name}.log").read_text()
 
 
-def stub_results():
-    """A stand-in for zsaa.results that keeps what index() was called with in index.json."""
+def stub_reporting():
+    """A stand-in for zsaa.reporting that keeps what index() was called with in index.json."""
 
     def index(output_dir, statuses):
         page = output_dir / "index.json"
@@ -100,9 +100,9 @@ def stub_results():
 def tree(tmp_path, monkeypatch):
     import zsaa
 
-    results = stub_results()
-    monkeypatch.setitem(sys.modules, "zsaa.results", results)
-    monkeypatch.setattr(zsaa, "results", results, raising=False)
+    reporting = stub_reporting()
+    monkeypatch.setitem(sys.modules, "zsaa.reporting", reporting)
+    monkeypatch.setattr(zsaa, "reporting", reporting, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     return Tree(tmp_path / "repo")
@@ -248,7 +248,7 @@ def index(output_dir, statuses):
     (output_dir / "index.json").write_text(json.dumps(statuses))
     return output_dir / "index.json"
 zsaa = types.ModuleType("zsaa")
-zsaa.results = types.SimpleNamespace(index=index)
+zsaa.reporting = types.SimpleNamespace(index=index)
 sys.modules["zsaa"] = zsaa
 spec = importlib.util.spec_from_file_location("runner", {path!r})
 runner = importlib.util.module_from_spec(spec)
@@ -313,7 +313,7 @@ def test_index_page_that_fails(tree, capfd, monkeypatch):
     def broken(output_dir, statuses):
         raise ValueError("no template")
 
-    monkeypatch.setattr(sys.modules["zsaa.results"], "index", broken)
+    monkeypatch.setattr(sys.modules["zsaa.reporting"], "index", broken)
     assert tree.run() == runner.FAILED
     assert "index page could not be written: ValueError: no template" in capfd.readouterr().out
     assert (tree.out / "done" / "first.json").exists()

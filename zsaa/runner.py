@@ -17,7 +17,7 @@ Everything generated goes to one folder, outputs/<profile>/ unless --output-dir 
     done/NAME.json                written last: parameters, seconds, files made, hashes of what made it
     timings.json                  seconds of earlier runs, for --dry-run
     results/ figures/ tables/     written by the notebooks themselves, which get this folder as `output_dir`
-    index.html                    written by zsaa.results.index at the end of each run, after failures too
+    index.html                    written by zsaa.reporting.index at the end of each run, after failures too
 
 A notebook counts as done while its done-file matches the present notebook, zsaa source, parameters, lock
 files and committed results, and all files that it made are still there. papermill's own output is never
@@ -575,7 +575,7 @@ def _own_folder(out: Path) -> Iterator[None]:
 
 
 def _status(out: Path, job: Job, status: str, message: str = "", record: dict | None = None) -> dict:
-    """One entry of the list that zsaa.results.index gets; log and executed are relative to `out`, or None."""
+    """One entry of the list that zsaa.reporting.index gets; log and executed are relative to `out`, or None."""
     log = f"logs/{job.name}.log"
     executed = f"executed/{job.name}.ipynb" if status == "done" else f"executed/{job.name}.partial.ipynb"
     return {
@@ -638,9 +638,9 @@ def run_profile(root: Path, out: Path, jobs: list[Job], selected: list[str], for
         print(again, flush=True)
 
     try:
-        from zsaa import results
+        from zsaa import reporting
 
-        page = results.index(out, list(statuses.values()))
+        page = reporting.index(out, list(statuses.values()))
         print(f"  report: {page}", flush=True)
     except Interrupted as error:
         code = 128 + error.signum

@@ -1,0 +1,203 @@
+"""From result files to figures. Nothing here computes a result: it only draws them.
+
+python -m zsaa.figures      draws figures/ from the committed results (make figures)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zsaa import paper
+from zsaa.results import RESULTS, load_results, rows_of, unpack
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
+COLOURS = {"alpha": "#0072B2", "first": "#E69F00", "last": "#009E73", "conventional": "#D55E00", "paper": "#555555"}
+TASK_NAMES = {"imdb": "IMDB", "rotten_tomatoes": "Rotten Tomatoes"}
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "zsaa",  # the same figure gives the same file
+}
+
+
+def save_figure(figure, path: str | Path) -> None:
+    """`path`.png and `path`.svg, then closed."""
+    import matplotlib.pyplot as plt
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context(STYLE):
+        for suffix in (".png", ".svg"):
+            figure.savefig(path.with_suffix(suffix), metadata={"Date": None} if suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def _line(axis, rows, style, name, interval=True):
+    colour, marker, dashes = style
+    x, y = [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
+    axis.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.5, linestyle=dashes, label=name)
+    if interval:
+        low, high = zip(*(r["ci95"] for r in rows))
+        axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
+    """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
+    conventional one on truncated inputs, and the paper's curve of another model (against its wall-clock speed-up)."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 3.6))
+        for result in results:
+            method = result["recipe"]["method"]
+            tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
+            colour = COLOURS["alpha" if method == "alpha-sampled" else "conventional"]
+            style = (colour, "o", ":" if tuning else "-")
+            _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")
+            if method == "conventional" and not tuning:
+                whole = rows_of(result, "alpha")[:1]
+                for side, marker in (("first", "^"), ("last", "v")):
+                    if rows_of(result, side):
+                        rows = whole + rows_of(result, side)
+                        _line(axis, rows, (COLOURS[side], marker, "--"), f"conventional, {side} tokens only")
+        if published:
+            points = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
+            axis.plot(*zip(*points), color=COLOURS["paper"], marker="x", linewidth=1, linestyle="-.", markersize=5,
+                      label=f"paper, {paper.TABLE_1_MODEL} (its speed-up)")  # fmt: skip
+        axis.axhline(50, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+        axis.set(xlabel="MAC reduction", ylabel="accuracy (%)", title=title)
+        reached = max(row["target"] for result in results for row in result["rows"])
+        ticks = [t for t in paper.TABLE_1 if t <= reached]
+        axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+        axis.legend(fontsize=7.5, loc="lower left")
+    return figure
+
+
+def accuracy_figures(results: Sequence[dict]) -> dict:
+    """One accuracy figure per data set that the results hold, by task name."""
+    figures = {}
+    for name, title in TASK_NAMES.items():
+        if chosen := [r for r in results if r["task"]["name"] == name]:
+            model, n = chosen[0]["model"]["name"], chosen[0]["provenance"]["eval_samples"]
+            title = f"{title}, {model}: {n} held-out samples, 95% intervals"
+            figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
+    return figures
+
+
+def speed_figure(results: Sequence[dict], title: str):
+    """Measured speed-up against the MAC reduction of the timed batch, per device and batch size, for the dial; the
+    grey diagonal is what the MACs promise."""
+    import matplotlib.pyplot as plt
+
+    palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.8, 3.2), layout="constrained")
+        top, drawn = 1.0, 0
+        for result in results:
+            rows = [r for r in rows_of(result, "alpha") if r.get("speedup")]
+            for batch in sorted({r["latency_batch"] for r in rows}):
+                part = [r for r in rows if r["latency_batch"] == batch]
+                device = result["provenance"]["hardware"]["device"]
+                cores = result["provenance"]["hardware"]["threads"]
+                device = f"CPU, {cores} threads" if device == "cpu" else device.split(" 80GB")[0]
+                x, y = [r["latency_mac_reduction"] for r in part], [r["speedup"] for r in part]
+                name = f"{device},\nbatch {batch} of {part[0]['latency_tokens']} tokens"
+                style = dict(color=palette[drawn % len(palette)], marker="os^vDP"[drawn % 6], markersize=4)
+                axis.plot(x, y, label=name, **style)
+                top, drawn = max(top, *x), drawn + 1
+        axis.plot([1, top], [1, top], color="#999999", linewidth=0.8, linestyle="--", label="what the MACs promise")
+        axis.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+        axis.set(xlabel="MAC reduction of the timed batch", ylabel="measured speed-up over stock", title=title)
+        axis.set(xscale="log", yscale="log")
+        ticks = [t for t in (0.5, 1, 2, 3, 5, 7, 10, 15, 20) if t <= top * 1.3]
+        axis.set_xticks([t for t in ticks if t >= 1], [f"{t:g}x" for t in ticks if t >= 1])
+        axis.set_yticks(ticks, [f"{t:g}x" for t in ticks])
+        axis.minorticks_off()
+        figure.legend(fontsize=7.5, loc="outside right center")
+    return figure
+
+
+def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str], columns: int = 2):
+    """Figure 3: which tokens each layer keeps, one panel per alpha.
+
+    kept: alpha -> per layer the kept positions; tokens: the text, one string per position. Blue: kept; white: dropped
+    (here or below). The red line counts the kept tokens of each layer, on the same axis as the positions.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import seaborn as sns
+    from matplotlib.colors import ListedColormap
+
+    n, layers = len(tokens), len(next(iter(kept.values())))
+    rows = -(-len(kept) // columns)
+    labels = n <= 64
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        panel = (0.15 * n + 0.6, 0.11 * layers + 1.3) if labels else (5.2, 2.6)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(panel[0] * columns, panel[1] * rows), squeeze=False, layout="constrained"
+        )
+        for axis, (alpha, per_layer) in zip(axes.flat, kept.items()):
+            grid = np.zeros((layers, n))
+            for layer, positions in enumerate(per_layer):
+                grid[layer, positions] = 1
+            sns.heatmap(
+                grid, ax=axis, cmap=ListedColormap(["white", "#4C8BC0"]), cbar=False, vmin=0, vmax=1,
+                rasterized=True, linewidths=0.3 if labels else 0, linecolor="#E5E5E5",
+                xticklabels=False, yticklabels=False,
+            )  # fmt: skip
+            counts = [len(positions) for positions in per_layer]
+            axis.plot(counts, np.arange(layers) + 0.5, color="#C8102E", linewidth=1.6)
+            share = sum(counts) / (layers * n)
+            axis.set_title(rf"$\alpha$ = {alpha:g}: {share:.0%} of token-layers kept, {counts[-1]} of {n} at the top")
+            axis.set_ylabel("layer")
+            ticks = [0, *range(4, layers, 5)] if layers > 12 else range(layers)
+            axis.set_yticks([t + 0.5 for t in ticks], [t + 1 for t in ticks], rotation=0)
+            if labels:
+                axis.set_xticks(np.arange(n) + 0.5, [t.strip() or repr(t) for t in tokens], rotation=90, fontsize=6.5)
+            else:
+                places = np.linspace(0, n - 1, 6, dtype=int)
+                axis.set_xticks(places + 0.5, places, rotation=0)
+                axis.set_xlabel("token position")
+            for spine in axis.spines.values():
+                spine.set(visible=True, color="#888888", linewidth=0.6)
+        for axis in axes.flat[len(kept) :]:
+            axis.set_visible(False)
+        figure.legend(
+            handles=[
+                plt.Rectangle((0, 0), 1, 1, color="#4C8BC0", label="kept"),
+                plt.Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="#888888", label="dropped"),
+                plt.Line2D([], [], color="#C8102E", label="number of kept tokens"),
+            ],
+            loc="outside lower center", ncols=3,
+        )  # fmt: skip
+    return figure
+
+
+def draw_committed(folder: str | Path) -> list[Path]:
+    """Draw every figure that the committed results hold into `folder` (the repository's figures/); returns the PNGs."""
+    curves, times = load_results(RESULTS, kind="curve"), load_results(RESULTS, kind="latency")
+    figures = {}
+    figures |= {f"accuracy_{name}": figure for name, figure in accuracy_figures(curves).items()}
+    if times:
+        figures["speed"] = speed_figure(times, "Forward pass, SmolLM2-135M: measured speed-up")
+    for result in load_results(RESULTS, kind="preservation"):
+        for row, suffix in zip(result["rows"], ("", "_words")):
+            kept, tokens = unpack(row)
+            figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
+    for name, figure in figures.items():
+        save_figure(figure, Path(folder) / name)
+    return [Path(folder) / f"{name}.png" for name in figures]
+
+
+if __name__ == "__main__":
+    for drawn in draw_committed(RESULTS.parent / "figures"):
+        print(drawn)
