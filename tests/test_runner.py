@@ -424,9 +424,11 @@ def test_parameters_that_fit(tree):
 def test_bad_notebooks_and_profiles(tree, capfd):
     profiles = tree.root / "notebooks" / "profiles.yaml"
     for text, error in [
-        ("smoke: {notebooks: {first: {minute: 3}}}", "takes 'minutes' and 'parameters'"),
+        ("smoke: {notebooks: {first: {minute: 3}}}", "takes 'minutes', 'parameters', 'needs' and 'wants'"),
+        ("smoke: {notebooks: {first: {needs: [tpu]}}}", "first: needs must list gpu, gpu:GIB"),
+        ("smoke: {needs: gpu, notebooks: {first: }}", "first: needs must list gpu, gpu:GIB"),
         ("smoke: {notebooks: {first: {minutes: long}}}", "minutes must be a number"),
-        ("smoke: {notebooks: {}}", "takes 'about' and 'notebooks'"),
+        ("smoke: {notebooks: {}}", "takes 'about', 'needs' and 'notebooks'"),
         ("smoke: {notebooks: {gone: }}", "gone.ipynb is missing"),
         ("- smoke", "must map profile names"),
         ("", "must map profile names"),

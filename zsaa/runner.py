@@ -4,9 +4,12 @@
 
     smoke:
       about: one line for --list
+      needs: [gpu]                    # what zsaa.needs knows; here for all notebooks, or below for one
       notebooks:
         00_quickstart:
           minutes: 3                  # measured; shown until this machine has a measurement of its own
+          needs: ["model:openai-community/gpt2"]  # without it the notebook is not run
+          wants: ["package:bitsandbytes"]         # without it parts of the notebook say "not run"
           parameters: {max_length: 256}
 
 Everything generated goes to one folder, outputs/<profile>/ unless --output-dir names another:
@@ -96,10 +99,13 @@ class Job:
     path: Path
     parameters: dict
     minutes: float | None  # estimate from profiles.yaml
+    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
 
 
 def load_profiles(root: Path) -> dict:
-    """Returns profiles.yaml as {profile: {"about": str, "notebooks": {name: {"minutes", "parameters"}}}}."""
+    """Returns profiles.yaml as {profile: {"about", "needs", "notebooks": {name: {"minutes", "parameters", "needs",
+    "wants"}}}}; all but "notebooks" may be missing."""
     path = root / "notebooks" / "profiles.yaml"
     try:
         import yaml
@@ -114,18 +120,33 @@ def load_profiles(root: Path) -> dict:
     if not isinstance(profiles, dict) or not profiles:
         raise UsageError(f"{path} must map profile names to their notebooks")
     for profile, entry in profiles.items():
-        if not isinstance(entry, dict) or set(entry) - {"about", "notebooks"} or not entry.get("notebooks"):
-            raise UsageError(f"{path}: profile {profile!r} takes 'about' and 'notebooks', nothing else")
+        if not isinstance(entry, dict) or set(entry) - {"about", "needs", "notebooks"} or not entry.get("notebooks"):
+            raise UsageError(f"{path}: profile {profile!r} takes 'about', 'needs' and 'notebooks', nothing else")
         for name, settings in entry["notebooks"].items():
             settings = entry["notebooks"][name] = {} if settings is None else settings
-            if not isinstance(settings, dict) or set(settings) - {"minutes", "parameters"}:
-                raise UsageError(f"{path}: {profile}/{name} takes 'minutes' and 'parameters', nothing else")
+            if not isinstance(settings, dict) or set(settings) - {"minutes", "parameters", "needs", "wants"}:
+                raise UsageError(
+                    f"{path}: {profile}/{name} takes 'minutes', 'parameters', 'needs' and 'wants', nothing else"
+                )
             minutes, parameters = settings.get("minutes"), settings.get("parameters")
             if minutes is not None and not isinstance(minutes, (int, float)):
                 raise UsageError(f"{path}: {profile}/{name}: minutes must be a number, got {minutes!r}")
             if parameters is not None and not isinstance(parameters, dict):
                 raise UsageError(f"{path}: {profile}/{name}: parameters must map names to values")
+            for key, value in (("needs", entry.get("needs")), *settings.items()):
+                if key in ("needs", "wants") and not _are_needs(value):
+                    raise UsageError(f"{path}: {profile}/{name}: {key} must list {NEEDS}, got {value!r}")
     return profiles
+
+
+NEEDS = "gpu, gpu:GIB, package:NAME, model:ID or dataset:ID"
+
+
+def _are_needs(value: object) -> bool:
+    pattern = re.compile(r"gpu(:\d+)?|(package|model|dataset):[\w./-]+")
+    return value is None or (
+        isinstance(value, list) and all(isinstance(item, str) and pattern.fullmatch(item) for item in value)
+    )
 
 
 def read_cells(path: Path) -> list[dict]:
@@ -197,7 +218,8 @@ def plan(root: Path, profile: str, output_dir: Path) -> list[Job]:
         path = root / "notebooks" / f"{name}.ipynb"
         given = {**(settings.get("parameters") or {}), "output_dir": str(output_dir)}
         check_parameters(name, given, declared_parameters(path))
-        jobs.append(Job(name, path, given, settings.get("minutes")))
+        needs = tuple(dict.fromkeys([*(profiles[profile].get("needs") or ()), *(settings.get("needs") or ())]))
+        jobs.append(Job(name, path, given, settings.get("minutes"), needs, tuple(settings.get("wants") or ())))
     return jobs
 
 
