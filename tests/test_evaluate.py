@@ -1,6 +1,7 @@
 """Evaluation, latency and result files, on a tiny model: counts, plans and controls must mean what they say."""
 
 import json
+import zlib
 
 import datasets
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 import zsaa
 from zsaa import evaluate, measure
+from zsaa.dial import settings
 from zsaa.experiment import longest, write_json
+from zsaa.score import SCORES, seeded
 
 
 class Tokens:
@@ -43,9 +46,8 @@ def test_predictions_do_not_depend_on_the_batch(model, data):
 
 def test_curve_counts_and_controls(model, data):
     rows = evaluate.curve(model, Tokens(), data, targets=(1, 2, 4), progress=False)
-    assert [(r["control"], r["target"]) for r in rows] == [
-        ("alpha", 1), ("alpha", 2), ("first", 2), ("last", 2), ("alpha", 4), ("first", 4), ("last", 4)
-    ]  # fmt: skip
+    order = ("alpha", "first", "last", "ends", "random")
+    assert [(r["control"], r["target"]) for r in rows] == [("alpha", 1), *((c, t) for t in (2, 4) for c in order)]
     stock = rows[0]
     assert (stock["correct"], stock["n"], stock["accuracy"], stock["mac_reduction"]) == (30, 40, 75.0, 1.0)
     bits = f"{int(stock['right'], 16):040b}"
@@ -70,6 +72,66 @@ def test_cut_keeps_a_leading_bos():
     assert evaluate.cut([1, 2, 3, 4, 5], 3, "last") == [3, 4, 5]
     assert evaluate.cut([1, 2, 3, 4, 5], 3, "first", bos=1) == [1, 2, 3]
     assert evaluate.cut([1, 2], 3, "last") == evaluate.cut([1, 2], None, "first") == [1, 2]
+
+
+def test_half_of_each_end():
+    ids = list(range(9))
+    assert evaluate.cut(ids, 4, "ends") == [0, 1, 7, 8] and evaluate.cut(ids, 5, "ends") == [0, 1, 2, 7, 8]
+    assert evaluate.cut(ids, 1, "ends") == [0] and evaluate.cut(ids, 2, "ends", bos=0) == [0, 8]
+    assert evaluate.cut(ids, 9, "ends") == ids
+
+
+def kept_at_random(model, samples):
+    """Per sample what each layer keeps, all samples in one batch."""
+    ids, mask = evaluate.pad(samples, 0, "cpu")
+    row = {"control": "random", "alpha": 0.7}
+    with evaluate.applied(model, row), zsaa.trace(model) as t, seeded([zlib.crc32(bytes(s)) for s in samples]):
+        model(input_ids=ids, attention_mask=mask)
+    return [[tuple(layer[i].tolist()) for layer in t.kept] for i in range(len(samples))], t.counts
+
+
+def test_random_keeps_as_many_as_the_dial_but_others(model, data):
+    samples = data["input_ids"][:12]
+    samples = [*samples, samples[0], [9, *samples[0][1:]]]  # the same text again, and another of the same length
+    together, counts = kept_at_random(model, samples)
+    with zsaa.at(model, 0.7), zsaa.trace(model) as t:
+        ids, mask = evaluate.pad(samples, 0, "cpu")
+        model(input_ids=ids, attention_mask=mask)
+    assert counts == t.counts and settings(model)["score"] == "column_sum", "the same schedule, and only in the block"
+    assert all(kept[-1] == len(s) - 1 for s, layers in zip(samples, together) for kept in layers), "the read-out token"
+    alone = [kept_at_random(model, [s])[0][0] for s in samples]
+    assert alone == together == [*reversed(kept_at_random(model, samples[::-1])[0])], "whatever the batch and its order"
+    assert together[12] == together[0] != together[13], "draws are a sample's own"
+    first, second = (kept_at_random(tiny_with(seed), samples)[0] for seed in (1, 2))
+    assert first == second == together, "and nothing of the text or the model enters them"
+
+
+def tiny_with(seed):
+    model = tiny.make("llama", "sequence-classification", seed=seed, dtype=torch.float32)
+    return zsaa.enable(model, tau=3)
+
+
+def test_random_draws_are_even_and_fresh_in_each_layer():
+    """Of 40 rows 20 go on. Over 4,000 samples each row goes on half of the time, whatever its place; and which of the
+    rows that survived go on to the next layer does not follow from the layer before. Bounds: 5 standard deviations."""
+    n, count = 40, 4000
+    with seeded(list(range(count))):
+        before, after = (SCORES["random"](torch.zeros(count, m), torch.full((count,), m)) for m in (n, n // 2))
+    kept = before.argsort(1, descending=True)[:, : n // 2].sort(1).values
+    often = torch.bincount(kept.flatten(), minlength=n) / count
+    assert (often - 0.5).abs().max() < 5 * 0.5 / count**0.5
+    again = torch.zeros(count, n // 2).scatter_(1, after.argsort(1, descending=True)[:, : n // 4], 1.0)
+    assert (again.mean(0) - 0.5).abs().max() < 5 * 0.5 / count**0.5
+    rank = before.gather(1, kept).argsort(1).argsort(1).float() - (n / 2 - 1) / 2
+    assert abs(torch.corrcoef(torch.stack([rank.flatten(), again.flatten()]))[0, 1]) < 5 / (count * n / 2) ** 0.5
+
+
+def test_the_random_rows_of_a_curve_do_not_depend_on_the_batch(model, data):
+    options = dict(targets=(2, 3), controls=("random",), progress=False)
+    one, many = (evaluate.curve(model, Tokens(), data, batch_size=b, **options) for b in (1, 16))
+    assert one == many and [r["control"] for r in one] == ["random"] * 2
+    turned = data.select(reversed(range(len(data))))
+    assert [r["correct"] for r in evaluate.curve(model, Tokens(), turned, **options)] == [r["correct"] for r in one]
 
 
 def test_wilson_interval():

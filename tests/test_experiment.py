@@ -36,8 +36,8 @@ def test_from_command_line_to_result_file(places, capsys):
     assert result["recipe"]["alpha_range"] == [0.7, 0.9] and result["train"]["steps"] == 2
     p = result["provenance"]
     assert (p["seed"], p["train_samples"], p["eval_samples"]) == (0, 24, 12) and p["seconds"] > 0
-    assert {row["control"] for row in result["rows"]} == {"alpha", "first", "last"}
-    assert all(row["n"] == 12 and row["latency_ms"] > 0 for row in result["rows"])
+    assert {row["control"] for row in result["rows"]} == {"alpha", "first", "last", "ends", "random"}
+    assert all(row["n"] == 12 and ("latency_ms" in row) == (row["control"] != "random") for row in result["rows"])
     assert tables.table_1([result])["speed-up"][0] == "1x"
     model, _ = finetune.load(places["out"] / "run/model", kind="sequence-classification")
     assert settings(model)["alpha_range"] == (0.7, 0.9) and settings(model)["tau"] == 1

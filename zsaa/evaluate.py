@@ -1,10 +1,13 @@
-"""Accuracy along the dial, beside its plainest rival: the stock model on inputs cut to the same compute."""
+"""Accuracy along the dial, beside its controls at equal compute: the stock model on inputs cut to fewer tokens, and the
+dial keeping tokens at random."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -15,9 +18,13 @@ from zsaa.dial import settings
 from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
+from zsaa.score import seeded
 
 TARGETS = (1, 2, 3, 5, 7, 9, 11)  # the speed-ups of the paper's Table 1
-CONTROLS = ("alpha", "first", "last")
+# "alpha" is the dial itself; "first", "last" and "ends" (half from each) cut the input; "random" is the dial's schedule
+# with the kept tokens drawn by lot.
+CONTROLS = ("alpha", "first", "last", "ends", "random")
+CUTS = ("first", "last", "ends")
 
 
 def interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -29,15 +36,13 @@ def interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) -> list[int]:
-    """The first or last `k` tokens of `ids` (None: all); a leading `bos` is part of the k and always stays."""
+    """`k` tokens of `ids` (None: all), the "first", the "last", or half from each of the "ends" (the first half is the
+    larger one); a leading `bos` is part of the k and always stays."""
     ids = list(ids)
     if k is None or len(ids) <= k:
         return ids
-    if side == "first":
-        return ids[:k]
-    if bos is not None and ids[0] == bos and k > 1:
-        return [bos, *ids[len(ids) - k + 1 :]]
-    return ids[len(ids) - k :]
+    head = {"first": k, "last": int(bos is not None and ids[0] == bos and k > 1), "ends": (k + 1) // 2}[side]
+    return ids[:head] + ids[len(ids) - (k - head) :]
 
 
 def pad(
@@ -60,6 +65,21 @@ def _precision(model: nn.Module, precision: str):
         return contextlib.nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(next(model.parameters()).device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def applied(model: nn.Module, row: dict) -> Iterator[None]:
+    """`model` with the dial as a row of `plan` has it. For "random" without CUDA graphs, which would repeat draws."""
+    before = {"score": settings(model)["score"], "graphs": zsaa.captured(model)["mode"]}
+    drawn = row["control"] == "random"
+    if drawn:
+        zsaa.enable(model, score="random", graphs=False)
+    try:
+        with zsaa.at(model, row["alpha"] or 1.0):
+            yield
+    finally:
+        if drawn:
+            zsaa.enable(model, **before)
 
 
 @torch.no_grad()  # not inference_mode: a model that FSDP first ran under it could not be trained afterwards
@@ -87,7 +107,9 @@ def predict(
         # With none left in the last turn a process repeats the last batch: under FSDP no pass works without all.
         batch = batches[min(turn + number, len(batches) - 1)]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
-        with _precision(model, precision):
+        # A seed of a sample's own, for the score "random": of its tokens, so that neither order nor batch matters.
+        seeds = [zlib.crc32(array("q", samples[i]).tobytes()) for i in batch]
+        with _precision(model, precision), seeded(seeds):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         predicted.update(zip(batch, logits.float().argmax(-1).tolist()))
         if bar is not None:
@@ -115,19 +137,13 @@ def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CON
             alpha = zsaa.alpha_for(config, lengths, target, tau)
         except ValueError:
             continue
-        if "alpha" in controls:
-            reached = zsaa.mac_reduction(config, lengths, alpha, tau)
-            rows.append(
-                {"control": "alpha", "target": target, "alpha": alpha, "keep_tokens": None, "mac_reduction": reached}
-            )
         k = zsaa.truncation_for(config, lengths, target)
-        kept = [min(n, k) for n in lengths]
-        reached = sum(zsaa.macs(config, n) for n in lengths) / sum(zsaa.macs(config, n) for n in kept)
-        for side in ("first", "last"):
-            if side in controls and target > 1:
-                rows.append(
-                    {"control": side, "target": target, "alpha": None, "keep_tokens": k, "mac_reduction": reached}
-                )
+        whole, short = (sum(zsaa.macs(config, n) for n in ns) for ns in (lengths, [min(n, k) for n in lengths]))
+        dial = {"alpha": alpha, "keep_tokens": None, "mac_reduction": zsaa.mac_reduction(config, lengths, alpha, tau)}
+        cut_off = {"alpha": None, "keep_tokens": k, "mac_reduction": whole / short}
+        for control in CONTROLS:
+            if control in controls and (target > 1 or control == "alpha"):
+                rows.append({"control": control, "target": target, **(cut_off if control in CUTS else dial)})
     return rows
 
 
@@ -155,7 +171,7 @@ def curve(
         side = row["control"]
         bar.set_description(f"{side} at {row['mac_reduction']:.1f}x", refresh=False)
         inputs = [cut(s, row["keep_tokens"], side, tokenizer.bos_token_id) for s in samples]
-        with zsaa.at(model, row["alpha"] or 1.0):
+        with applied(model, row):
             predicted = predict(model, inputs, batch_size, precision, bar)
         right = [int(p == y) for p, y in zip(predicted, labels)]
         correct, n = sum(right), len(right)
@@ -178,6 +194,7 @@ def add_latency(
     model: nn.Module, rows: list[dict], tokenizer, samples: Sequence[Sequence[int]], repeats: int = 5, precision="fp32"
 ) -> list[dict]:
     """Time one forward pass over `samples` as one batch at every row's setting, alternating with the stock model.
+    Rows of the control "random" are not timed: they compute what the dial's rows do.
 
     Adds "latency_ms" (median), "latency_ms_quartiles", "speedup" (over stock, same run), and what was timed:
     "latency_batch", "latency_tokens" (longest sample) and "latency_mac_reduction" on this very batch.
@@ -196,12 +213,13 @@ def add_latency(
         return run
 
     stock = {"keep_tokens": None, "control": "alpha", "alpha": 1.0}
-    timed = alternate({"stock": runner(stock), **{str(i): runner(row) for i, row in enumerate(rows)}}, repeats)
+    chosen = {str(i): row for i, row in enumerate(rows) if row["control"] != "random"}
+    timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats)
     config, tau, lengths = decoder.config, settings(model)["tau"], [len(s) for s in samples]
     whole = sum(zsaa.macs(config, n) for n in lengths)
-    for i, row in enumerate(rows):
+    for i, row in chosen.items():
         kept = [min(n, row["keep_tokens"] or n) for n in lengths]
         cost = sum(zsaa.macs(config, n, row["alpha"] or 1.0, tau) for n in kept)
         shape = {"latency_batch": len(samples), "latency_tokens": max(lengths)}
-        row.update(timed[str(i)], **shape, latency_mac_reduction=round(whole / cost, 4))
+        row.update(timed[i], **shape, latency_mac_reduction=round(whole / cost, 4))
     return rows

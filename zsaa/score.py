@@ -6,6 +6,10 @@ zsaa.attention sums P over all heads and all real queries; the functions here tu
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -22,7 +26,42 @@ def column_mean(sums: Tensor, lengths: Tensor) -> Tensor:
     return sums / voters.clamp(min=1)
 
 
-SCORES = {"column_sum": column_sum, "column_mean": column_mean}
+_SEEDS: ContextVar[Sequence[int] | None] = ContextVar("seeds", default=None)
+
+
+@contextmanager
+def seeded(seeds: Sequence[int]) -> Iterator[None]:
+    """Passes in this block take the draws of `random` from `seeds`, one 32-bit number per sample of the batch. A CUDA
+    graph would repeat the draws that it was recorded with: switch graphs off (`zsaa.enable(model, graphs=False)`)."""
+    token = _SEEDS.set(seeds)
+    try:
+        yield
+    finally:
+        _SEEDS.reset(token)
+
+
+def random(sums: Tensor, lengths: Tensor) -> Tensor:
+    """A draw that knows nothing of the text: the control that shows what choosing is worth at equal compute.
+
+    A hash of the row's place among those that entered the layer, of how many entered, and of the sample's seed (see
+    `seeded`; 0 outside of it). Every layer that drops something gets fewer rows than the last one that did, so each
+    draws anew; and nothing else enters, so a sample's draws do not depend on its batch.
+    """
+    seeds = _SEEDS.get()
+    seeds = torch.zeros_like(lengths) if seeds is None else lengths.new_tensor(seeds, dtype=torch.int64)
+    x = _mix(_mix(seeds) + lengths)[:, None] + torch.arange(sums.shape[1], device=sums.device)
+    return (_mix(x) >> 8).float()  # the 24 bits that a float32 holds exactly
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit integer hash (C. Wellons' lowbias32), in int64."""
+    x = x & 0xFFFFFFFF
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+SCORES = {"column_sum": column_sum, "column_mean": column_mean, "random": random}
 
 
 def check_score(score: str) -> str:
