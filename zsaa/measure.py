@@ -1,16 +1,22 @@
-"""Wall-clock time of a forward pass, the provenance that every result file carries, and writing such a file."""
+"""Wall-clock time and energy, the provenance that every result file carries, and writing such a file once."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import glob
+import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
 import platform
 import statistics
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -78,15 +84,165 @@ def provenance(**facts) -> dict:
 
 
 def write_json(path: Path, content: dict) -> Path:
-    """Write `content` to `path` in one piece: readers never see half a file."""
+    """Write `content` to `path` in one piece: readers never see half a file, not even after a power cut."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by a process that was killed just here
+        left.unlink(missing_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+SHOWS_ONLY = ("figures", "paper", "reporting", "results", "runner", "tables", "verdicts")  # modules without a number
+
+
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 of the sources that can change a number: the package and its kernels, without what only shows numbers.
+
+    Asked once per process, so that it says what was imported, not what was edited meanwhile.
+    """
+    package = Path(__file__).parent
+    kernels = importlib.util.find_spec("zsaa.kernels").submodule_search_locations
+    digest = hashlib.sha256()
+    for folder in (package, *map(Path, kernels)):
+        for path in sorted(folder.glob("*.py")):
+            if folder != package or path.stem not in SHOWS_ONLY:
+                digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def cached(path: str | Path, settings: dict, compute: Callable[[], dict]) -> dict:
+    """The result file at `path`, computed only if it is not there yet: a run that was killed goes on from here.
+
+        result = cached(output_dir / "results/ppl-ptb.json", {"alphas": alphas, "seed": seed}, lambda: measure_ppl(...))
+
+    path: a result file; one file is one unit of work, found again or done again as a whole.
+    settings: all that decides the result besides the code: model, data, seeds, sizes. Must survive JSON.
+    compute: returns the file's content, a dict that survives JSON. Its time and energy are added to the content's
+        "provenance" (made here if there is none) under "seconds" (unless given), "gpu_joules" and "cpu_joules".
+
+    A stored result counts only if settings, code (`code_hash`), the versions of torch and transformers, and the device
+    are the same; they are recorded in it under "unit". What `compute` raises passes through, and the file stays as it
+    was. Returns the content as it is read back, so that a stored and a new result are alike (keys are strings, tuples
+    lists).
+    """
+    path = Path(path)
+    versions = {package: _version(package) for package in ("torch", "transformers")}
+    unit = {"settings": settings, "code": code_hash(), "versions": versions, "device": hardware()["device"]}
+    unit = json.loads(json.dumps(unit, allow_nan=False))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["unit"] == unit:
+            return stored
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, cut off, or of another kind: done again
+    with energy() as spent:
+        content = compute()
+    facts = content.get("provenance") or provenance()
+    write_json(path, {**content, "provenance": {**spent, **facts}, "unit": unit})
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def energy() -> Iterator[dict]:
+    """Time and energy of a block. Yields a dict that is filled at the block's end:
+
+    seconds: wall clock.
+    gpu_joules: all NVIDIA GPUs that this process may use (CUDA_VISIBLE_DEVICES), from NVML's counter, which the driver
+        advances some ten times a second: blocks should last seconds. None without a GPU, NVML, or the package
+        nvidia-ml-py (`pip install zsaa[gpu]`), and on slices of a GPU (MIG).
+    cpu_joules: all processor packages, from RAPL; None where the system does not let one read it, as most do not.
+
+    Both count what the device used, whoever used it: other processes at the same time are in it.
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else (lambda: None)
+    gpu, cpu = _gpu_counter(), _CpuCounter()
+    wait()
+    started, before = time.perf_counter(), gpu()
+    spent: dict = {}
+    try:
+        yield spent
+        wait()
+    finally:
+        after = gpu()
+        spent["seconds"] = round(time.perf_counter() - started, 1)
+        spent["gpu_joules"] = None if before is None or after is None else round(after - before, 1)
+        spent["cpu_joules"] = cpu.stop()
+
+
+def _gpu_counter() -> Callable[[], float | None]:
+    """A function that returns the joules that this process's GPUs have used since the driver was loaded, or None."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = range(pynvml.nvmlDeviceGetCount()) if chosen is None else [n.strip() for n in chosen.split(",") if n]
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(int(n))
+            if str(n).isdigit()
+            else pynvml.nvmlDeviceGetHandleByUUID(n.encode())
+            for n in names
+        ]
+    except Exception:  # no package, no driver, a device that NVML does not know: pynvml has an exception for each
+        return lambda: None
+
+    def read():
+        try:
+            return sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, handles)) / 1000 if handles else None
+        except pynvml.NVMLError:  # older than Volta, or a MIG slice
+            return None
+
+    return read
+
+
+RAPL = Path("/sys/class/powercap")
+
+
+class _CpuCounter:
+    """Joules of all processor packages from its making to `stop`; a thread reads along, as the counters start again
+    at zero after about an hour."""
+
+    def __init__(self, every: float = 20.0):
+        self.total, self.last = 0, {}
+        self.packages = [d for d in sorted(RAPL.glob("intel-rapl:*")) if d.name.count(":") == 1]
+        self.ended, self.thread = threading.Event(), None
+        try:
+            self.packages = [d for d in self.packages if (d / "name").read_text().startswith("package")]
+            self.ranges = {d: int((d / "max_energy_range_uj").read_text()) for d in self.packages}
+            self._read()
+        except (OSError, ValueError):  # readable by root only
+            self.packages = []
+        if self.packages:
+            self.thread = threading.Thread(target=self._follow, args=(every,), daemon=True)
+            self.thread.start()
+
+    def _read(self):
+        for package in self.packages:
+            now = int((package / "energy_uj").read_text())
+            self.total += (now - self.last.get(package, now)) % (self.ranges[package] + 1)
+            self.last[package] = now
+
+    def _follow(self, every):
+        while not self.ended.wait(every):
+            self._read()
+
+    def stop(self) -> float | None:
+        if not self.packages:
+            return None
+        self.ended.set()
+        self.thread.join()
+        self._read()
+        return round(self.total / 1e6, 1)
 
 
 def alternate(
