@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import zsaa
-from zsaa import evaluate, measure
+from zsaa import evaluate, measure, results, stats
 from zsaa.dial import settings
 from zsaa.experiment import longest, write_json
 from zsaa.score import SCORES, seeded
@@ -60,6 +60,24 @@ def test_curve_counts_and_controls(model, data):
     cut = [s[: first["keep_tokens"]] for s in data["input_ids"]]
     right = [int(model(torch.tensor([s])).logits.argmax()) == y for s, y in zip(cut, data["labels"])]
     assert sum(right) == first["correct"]
+
+
+def test_f1_rows_hold_what_paired_tests_need(model, data):
+    rows = evaluate.curve(model, Tokens(), data, targets=(1, 3), controls=("alpha",), progress=False, metric="f1")
+    assert [r["accuracy"] for r in rows] == [
+        r["accuracy"] for r in evaluate.curve(model, Tokens(), data, (1, 3), ("alpha",), progress=False)
+    ]
+    for row in rows:
+        with zsaa.at(model, row["alpha"]):
+            predicted = evaluate.predict(model, data["input_ids"])
+        assert results.per_sample(row) == (list(data["labels"]), predicted)
+        assert row["f1"] == round(stats.f1(data["labels"], predicted), 2) == results.value(row)
+        assert row["ci95"] == list(stats.f1_interval(data["labels"], predicted))
+
+
+def test_bits_keep_leading_zeros():
+    for flags in ([0, 0, 1], [0] * 9, [1, 0, 0, 0, 1, 1], [1] * 8):
+        assert results.from_bits(results.to_bits(flags), len(flags)) == flags
 
 
 def test_targets_that_tau_keeps_out_of_reach_are_left_out(model):

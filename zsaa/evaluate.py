@@ -4,7 +4,6 @@ dial keeping tokens at random."""
 from __future__ import annotations
 
 import contextlib
-import math
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,21 +17,15 @@ from zsaa.dial import settings
 from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
+from zsaa.results import to_bits
 from zsaa.score import seeded
+from zsaa.stats import f1, f1_interval, interval
 
 TARGETS = (1, 2, 3, 5, 7, 9, 11)  # the speed-ups of the paper's Table 1
 # "alpha" is the dial itself; "first", "last" and "ends" (half from each) cut the input; "random" is the dial's schedule
 # with the kept tokens drawn by lot.
 CONTROLS = ("alpha", "first", "last", "ends", "random")
 CUTS = ("first", "last", "ends")
-
-
-def interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion, in percent."""
-    p, denominator = correct / n, 1 + z * z / n
-    middle = (p + z * z / (2 * n)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return round(100 * (middle - half), 2), round(100 * (middle + half), 2)
 
 
 def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) -> list[int]:
@@ -156,11 +149,14 @@ def curve(
     batch_size: int = 8,
     precision: str = "fp32",
     progress: bool = True,
+    metric: str = "accuracy",
 ) -> list[dict]:
     """Accuracy (percent) of `model`, with the dial on, at each target MAC reduction, for the dial and its controls.
 
     dataset: columns input_ids and labels. Each row holds the plan's fields and "correct", "n", "accuracy", "ci95"
     (Wilson) and "right": which samples were right, as a hexadecimal bit string (sample 0 first), for paired tests.
+    metric: "accuracy", or "f1" of label 1: rows then also hold "f1" (percent), "ci95" is its interval (seeded
+    bootstrap), and "predicted" has the predictions, as such a bit string.
     Several processes share the work, as in `predict`.
     """
     samples, labels = list(dataset["input_ids"]), list(dataset["labels"])
@@ -175,16 +171,18 @@ def curve(
             predicted = predict(model, inputs, batch_size, precision, bar)
         right = [int(p == y) for p, y in zip(predicted, labels)]
         correct, n = sum(right), len(right)
-        bits = "".join(map(str, right))
         row.update(
             mac_reduction=round(row["mac_reduction"], 4),
             correct=correct,
             n=n,
             accuracy=round(100 * correct / n, 2),
             ci95=list(interval(correct, n)),
-            right=f"{int(bits, 2):0{(n + 3) // 4}x}",
+            right=to_bits(right),
         )
-        bar.set_postfix_str(f"{row['accuracy']:.1f}%", refresh=False)
+        if metric == "f1":
+            row.update(f1=round(f1(labels, predicted), 2), ci95=list(f1_interval(labels, predicted)))
+            row["predicted"] = to_bits(predicted)
+        bar.set_postfix_str(f"{row[metric]:.1f}%", refresh=False)
     bar.close()
     return rows
 

@@ -41,8 +41,32 @@ def rows_of(result: dict, control: str) -> list[dict]:
     return sorted((r for r in result["rows"] if r["control"] == control), key=lambda r: r["target"])
 
 
+def value(row: dict) -> float:
+    """The task's metric: F1 where the row has it, else accuracy; percent. "ci95" is its interval."""
+    return row.get("f1", row["accuracy"])
+
+
 def with_interval(row: dict) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
+    return "{:.1f} [{:.1f}, {:.1f}]".format(value(row), *row["ci95"])
+
+
+def to_bits(flags: Sequence[int]) -> str:
+    """0s and 1s as a hexadecimal number, the first one its highest bit."""
+    return f"{int(''.join(map(str, flags)), 2):0{(len(flags) + 3) // 4}x}"
+
+
+def from_bits(bits: str, n: int) -> list[int]:
+    """The `n` flags that `to_bits` packed."""
+    return [int(bit) for bit in f"{int(bits, 16):0{n}b}"]
+
+
+def per_sample(row: dict) -> tuple[list[int], list[int]]:
+    """(labels, predictions) of an F1 row; of an accuracy row all 1, and which samples were right."""
+    right = from_bits(row["right"], row["n"])
+    if "predicted" not in row:
+        return [1] * row["n"], right
+    predicted = from_bits(row["predicted"], row["n"])
+    return [p if r else 1 - p for p, r in zip(predicted, right)], predicted
 
 
 def pack(kept: dict[float, list[list[int]]], tokens: Sequence[str]) -> dict:

@@ -1,0 +1,90 @@
+"""Metrics and intervals, against plain references."""
+
+import random
+
+import numpy as np
+import pytest
+
+from zsaa import stats
+
+
+def plain_f1(labels, predicted):
+    hits = sum(y == p == 1 for y, p in zip(labels, predicted))
+    if not hits:
+        return 0.0
+    precision, recall = hits / sum(predicted), hits / sum(labels)
+    return 100 * 2 * precision * recall / (precision + recall)
+
+
+def made_up(n, right, seed=0, share=0.6):
+    rng = random.Random(seed)
+    labels = [int(rng.random() < share) for _ in range(n)]
+    return labels, [y if rng.random() < right else 1 - y for y in labels]
+
+
+@pytest.mark.parametrize("right", [0.0, 0.3, 0.8, 1.0])
+def test_f1_is_the_harmonic_mean_of_precision_and_recall(right):
+    labels, predicted = made_up(200, right)
+    assert stats.f1(labels, predicted) == pytest.approx(plain_f1(labels, predicted))
+    sklearn = pytest.importorskip("sklearn.metrics")
+    assert stats.f1(labels, predicted) == pytest.approx(100 * sklearn.f1_score(labels, predicted))
+
+
+def test_f1_of_nothing_called_1_is_0_and_other_labels_are_refused():
+    assert stats.f1([0, 0], [0, 0]) == stats.f1([1, 0], [0, 0]) == 0
+    with pytest.raises(ValueError, match=r"label 1 against label 0.*\[0, 1, 2\]"):
+        stats.f1([0, 1, 2], [0, 1, 1])
+
+
+def resampled(statistic, *columns, draws=2000):
+    """The bootstrap as it is told: draw samples with replacement, compute, take percentiles."""
+    columns, rng = [np.array(c) for c in columns], np.random.default_rng(5)
+    picks = rng.integers(len(columns[0]), size=(draws, len(columns[0])))
+    return np.percentile([statistic(*(c[pick].tolist() for c in columns)) for pick in picks], (2.5, 97.5))
+
+
+def test_f1_interval_is_the_bootstrap_over_samples():
+    labels, predicted = made_up(150, 0.8)
+    assert stats.f1_interval(labels, predicted) == pytest.approx(resampled(plain_f1, labels, predicted), abs=0.7)
+    assert stats.f1_interval(labels, predicted) == stats.f1_interval(labels, predicted), "seeded"
+    low, high = stats.f1_interval(labels, predicted)
+    assert low < stats.f1(labels, predicted) < high
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_differences_are_paired(metric):
+    labels, one = made_up(150, 0.85)
+    other = [p if random.Random(i).random() < 0.9 else 1 - p for i, p in enumerate(one)]
+
+    def plain(y, a, b):
+        value = plain_f1 if metric == "f1" else lambda y, p: 100 * sum(map(int.__eq__, y, p)) / len(y)
+        return value(y, a) - value(y, b)
+
+    points, (low, high) = stats.difference(metric, labels, one, other)
+    assert points == pytest.approx(plain(labels, one, other), abs=0.006)
+    assert (low, high) == pytest.approx(resampled(plain, labels, one, other), abs=1.0)
+    back, (back_low, back_high) = stats.difference(metric, labels, other, one)
+    assert back == -points and (back_low, back_high) == pytest.approx((-high, -low), abs=0.3)
+    assert stats.difference(metric, labels, one, one) == (0, (0, 0)), "unlike the intervals of two separate runs"
+
+
+def test_accuracy_difference_of_three_classes_and_of_right_or_wrong():
+    labels, one, other = [0, 1, 2, 2, 1, 0], [0, 1, 2, 2, 1, 1], [2, 1, 1, 2, 0, 1]
+    points, bounds = stats.difference("accuracy", labels, one, other)
+    right = [[int(p == y) for y, p in zip(labels, column)] for column in (one, other)]
+    assert points == 50.0 and stats.difference("accuracy", [1] * 6, *right)[0] == points
+    assert bounds[0] < 50 < bounds[1]
+
+
+def test_interval_over_seeds():
+    """Worked out by hand: mean 80, standard deviation 2, t(2) = 4.303, so 4.969 between seeds; 3 and 4 by samples."""
+    mean, (low, high), covers = stats.over_seeds([78, 80, 82], [(75, 82), (77, 84), (79, 86)])
+    assert mean == 80 and covers == "held-out samples and 3 seeds"
+    assert (low, high) == (pytest.approx(80 - (4.969**2 + 9) ** 0.5, abs=0.01), pytest.approx(86.38, abs=0.01))
+    assert stats.over_seeds([78.5], [(75, 82)]) == (78.5, (75, 82), "held-out samples; one seed")
+    assert stats.over_seeds([99, 99.9], [(98, 100), (98, 100)])[1][1] == 100, "never above 100"
+
+
+def test_students_t():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    assert stats.T_95 == pytest.approx([scipy_stats.t.ppf(0.975, df) for df in range(1, 10)], abs=6e-4)
