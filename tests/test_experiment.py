@@ -2,12 +2,18 @@
 
 import json
 
+import datasets
+import hub
 import pytest
+import reference
 import test_tasks
 from test_models import save_tiny
 
-from zsaa import experiment, finetune, tables
+import zsaa
+from zsaa import evaluate, experiment, finetune, results, stats, tables
 from zsaa.dial import settings
+from zsaa.models import load_model
+from zsaa.tasks import TASKS, load_task, tokenize
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def test_from_command_line_to_result_file(places, capsys):
     assert {row["control"] for row in result["rows"]} == {"alpha", "first", "last", "ends", "random"}
     assert all(row["n"] == 12 and ("latency_ms" in row) == (row["control"] != "random") for row in result["rows"])
     assert tables.table_1([result])["speed-up"][0] == "1x"
-    model, _ = finetune.load(places["out"] / "run/model", kind="sequence-classification")
+    model, _ = finetune.load(next(places["out"].glob("trained/run-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (0.7, 0.9) and settings(model)["tau"] == 1
 
 
@@ -51,14 +57,130 @@ def test_latency_only_trains_nothing(places):
     assert [p.name for p in places["out"].iterdir()] == ["results"]
 
 
-def test_a_metric_that_curves_do_not_report_is_refused(places, monkeypatch):
-    import dataclasses
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All data sets in the hub's layout, and a tiny GPT-2 whose tokenizer has no pad token."""
+    root = tmp_path_factory.mktemp("hub")
+    return {"sources": hub.write(root / "data"), "model": str(save_tiny(root / "gpt2", "gpt2")), "out": root / "out"}
 
-    from zsaa import tasks
 
-    original = tasks.load_task
-    changed = lambda *a, **k: dataclasses.replace(original(*a, **k), metric="f1")  # noqa: E731
-    monkeypatch.setattr(tasks, "load_task", changed)
-    with pytest.raises(NotImplementedError, match="measured by f1"):
-        experiment.main(arguments(places))
-    assert not places["out"].exists()
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+
+
+SHORT = dict(targets=(1, 2), latency_repeats=0, save_steps=None, progress=False)
+
+
+def quick(**more):
+    return finetune.Recipe(**{"max_steps": 2, "batch_size": 4, "tau": 1, "max_length": 32, **more})
+
+
+@pytest.mark.parametrize("task", hub.PAPER)
+def test_every_task_of_table_1_from_the_hubs_layout_to_its_curve(everything, task):
+    options = dict(task=task, source=everything["sources"][task], output_dir=everything["out"])
+    result = experiment.run(quick(), model=everything["model"], **options, **SHORT)
+    spec = TASKS[task]
+    assert result["task"]["paper_column"] == spec.paper_column and result["task"]["metric"] == spec.metric
+    assert result["recipe"]["alpha_range"] == [0.02, 1.0], "GPT-2's, of section 4.2"
+    held_out = load_task(task, source=everything["sources"][task]).test["label"]
+    for row in result["rows"]:
+        labels, predicted = results.per_sample(row)
+        assert row["n"] == 12 and results.value(row) == row[spec.metric]
+        if spec.metric == "f1":
+            assert labels == list(held_out) and row["f1"] == round(stats.f1(labels, predicted), 2)
+    assert [r["control"] for r in result["rows"]] == ["alpha", "alpha", "first", "last", "ends", "random"]
+    assert json.loads((everything["out"] / f"results/{result['name']}.json").read_text()) == result
+
+
+def test_both_mnli_tasks_share_a_training_and_nothing_finished_is_done_again(everything, monkeypatch):
+    trained, evaluated = [], []
+    monkeypatch.setattr(experiment, "fine_tune", lambda *a, **k: trained.append(a) or finetune.fine_tune(*a, **k))
+    monkeypatch.setattr(experiment, "curve", lambda *a, **k: evaluated.append(a[4]) or evaluate.curve(*a, **k))
+    options = dict(model=everything["model"], output_dir=everything["out"] / "again", **SHORT)
+
+    def run(task, seed=3, **more):
+        trained.clear(), evaluated.clear()
+        return experiment.run(quick(seed=seed), task=task, source=everything["sources"][task], **options, **more)
+
+    first = run("mnli_matched", controls=("alpha", "first"))
+    assert len(trained) == 1 and evaluated == [("alpha",), ("first",)]
+    assert run("mnli_matched", controls=("alpha", "first")) == first and not trained and not evaluated
+    more = run("mnli_matched", controls=("alpha", "first", "last"))
+    assert not trained and evaluated == [("last",)] and more["rows"][: len(first["rows"])] == first["rows"]
+    (options["output_dir"] / f"results/{first['name']}.json").write_text('{"cut')  # killed while it wrote
+    assert run("mnli_matched", controls=("alpha", "first"))["rows"] == first["rows"] and not trained and not evaluated
+
+    other = run("mnli_mismatched", controls=("alpha",))
+    assert not trained, "one model for both test sets"
+    held_out = load_task("mnli_mismatched", source=everything["sources"]["mnli_mismatched"])
+    net, tokenizer = finetune.load(next(options["output_dir"].glob("trained/*/model")), kind="sequence-classification")
+    test = tokenize(held_out.test, tokenizer, 32)
+    assert other["rows"] == evaluate.curve(net, tokenizer, test, (1, 2), ("alpha",), progress=False)
+    assert run("mnli_matched", seed=4, controls=("alpha",))["name"].endswith("seed4") and len(trained) == 1
+
+
+def test_a_file_per_seed(everything, capsys):
+    given = ["--task", "rte", "--model", everything["model"], "--source", everything["sources"]["rte"]]
+    given += [
+        "--output-dir",
+        str(everything["out"] / "seeds"),
+        "--max-steps",
+        "1",
+        "--tau",
+        "1",
+        "--targets",
+        "1",
+        "--max-length",
+        "32",
+    ]
+    given += ["--controls", "alpha", "--latency-repeats", "0", "--no-progress", "--seeds", "0", "7"]
+    assert experiment.main(given) == 0
+    found = {r["name"]: r for r in results.load_results(everything["out"] / "seeds/results")}
+    assert sorted(found) == [f"rte-gpt2-alpha-sampled-full-seed{seed}" for seed in (0, 7)]
+    for seed in (0, 7):
+        r = found[f"rte-gpt2-alpha-sampled-full-seed{seed}"]
+        assert r["recipe"]["seed"] == r["provenance"]["seed"] == seed and "--seeds 0 7" in r["command"]
+    assert experiment.main([*given, "--name", "mine"]) == 0
+    assert (everything["out"] / "seeds/results/mine-seed7.json").is_file()
+
+
+def test_more_tokens_than_positions_are_refused(everything):
+    with pytest.raises(ValueError, match="max_length is 257, but the model has 256 positions: choose 1 to 256"):
+        experiment.run(
+            quick(max_length=257), model=everything["model"], task="imdb", source=everything["sources"]["imdb"],
+            output_dir=everything["out"] / "long", **SHORT,
+        )  # fmt: skip
+    assert not list((everything["out"] / "long").rglob("*.json"))
+
+
+def test_an_unknown_adapter_is_named():
+    with pytest.raises(ValueError, match="no committed adapter 'nope'. There are: imdb-lora-alpha-sampled"):
+        experiment.run_adapter("nope")
+
+
+def test_what_lengths_alone_say(everything):
+    options = dict(
+        task="qnli",
+        source=everything["sources"]["qnli"],
+        output_dir=everything["out"] / "lengths",
+        tau=2,
+        max_length=64,
+    )
+    result = experiment.lengths(model=everything["model"], targets=(1, 1.5, 2, 99), **options)
+    assert [r["target"] for r in result["rows"]] == [1, 1.5, 2], "tau keeps 99 out of reach"
+    model, tokenizer = load_model(everything["model"])
+    tokens = [len(ids) for ids in tokenize(load_task("qnli", source=options["source"]).test, tokenizer)["input_ids"]]
+    for row in result["rows"]:
+        kept = sum(sum(reference.kept_counts(n, row["alpha"], 4, 2)) for n in tokens)
+        assert row["preserved"] == pytest.approx(kept / (4 * sum(tokens)), abs=1e-5)
+        assert (
+            row["target"]
+            <= row["mac_reduction"]
+            == pytest.approx(zsaa.mac_reduction(model.config, tokens, row["alpha"], 2), abs=1e-4)
+        )
+    assert result["rows"][0]["preserved"] == 1 and result["layers"] == 4
+    paper = experiment.lengths(model=everything["model"], shape="gpt2", targets=(1, 2), **options)
+    assert paper["layers"] == 12 and paper["name"] == "lengths-qnli-gpt2-gpt2" and paper["recipe"]["shape"] == "gpt2"
+    with pytest.raises(ValueError, match="shape must be 'gpt2' or None"):
+        experiment.lengths(shape="llama")

@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +26,14 @@ import zsaa
 from zsaa.dial import settings
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
-from zsaa.finetune import Recipe, describe, fine_tune, resolve_precision
-from zsaa.measure import provenance, write_json
+from zsaa.families import find_decoder
+from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
+from zsaa.measure import cached, provenance, write_json
+from zsaa.results import RESULTS, load_results, value
+
+
+# For Figure 2 B and C, which cost no forward pass.
+FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)
 
 
 def longest(samples, count: int) -> list:
@@ -63,7 +74,7 @@ def latency(
 
     if place()[1] > 1:
         raise RuntimeError(f"{place()[1]} processes would disturb each other's clocks: time without torchrun.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     precision = resolve_precision()
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     data = load_task(task, source=source, test=test, seed=0)
@@ -99,6 +110,66 @@ def latency(
     return result
 
 
+def lengths(
+    *,
+    model: str = "smollm2-135m",
+    shape: str | None = None,
+    task: str = "imdb",
+    source: str = "auto",
+    test: int | None = None,
+    max_length: int = 512,
+    tau: int = 5,
+    targets=FINE_TARGETS,
+    output_dir: str | Path = "outputs/experiments",
+    name: str | None = None,
+    command: str | None = None,
+) -> dict:
+    """What follows from the lengths of a task's held-out samples alone (Figure 2 B and C): per target MAC reduction the
+    alpha that reaches it, and the share of hidden activations that it preserves: the sum of N_l over all layers and
+    samples, over that of N_0. Writes output_dir/results/<name>.json, of kind "lengths".
+
+    model: its tokenizer cuts the texts, and its layers are counted; shape: "gpt2" counts those of GPT-2 (12 layers, the
+    paper's) instead.
+    """
+    from transformers import GPT2Config
+
+    from zsaa.models import load_model
+    from zsaa.tasks import load_task, tokenize
+
+    shapes = {None: None, "gpt2": GPT2Config()}
+    if shape not in shapes:
+        raise ValueError(f"shape must be 'gpt2' or None (the model's own), got {shape!r}.")
+    name = name or "-".join(("lengths", task, Path(model).name, *([shape] if shape else [])))
+    data = load_task(task, source=source, train=1, test=test, seed=0)
+    net, tokenizer = load_model(model)
+    recipe = {"tau": tau, "max_length": max_length, "shape": shape}
+    header = {"name": name, "kind": "lengths", "command": command, "model": _model_record(model)}
+    header |= {"task": _task_record(data), "recipe": recipe}
+
+    def compute() -> dict:
+        config = shapes[shape] or find_decoder(net)[0].config
+        counted = Counter(map(len, _tokenized(data.test, tokenizer, max_length, net)["input_ids"]))
+        rows = []
+        for target in targets:
+            try:
+                alpha = zsaa.alpha_for(config, list(counted.elements()), target, tau)
+            except ValueError:  # tau keeps it out of reach
+                continue
+            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, tau)) for n in counted}
+            preserved = sum(kept[n] * times for n, times in counted.items())
+            preserved /= config.num_hidden_layers * sum(n * times for n, times in counted.items())
+            reached = zsaa.mac_reduction(config, counted.elements(), alpha, tau)
+            row = {"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": round(reached, 4)}
+            rows.append({**row, "preserved": round(preserved, 5)})
+        tokens = sorted(counted.elements())
+        facts = {"tokens_mean": round(sum(tokens) / len(tokens), 1), "tokens_median": tokens[len(tokens) // 2]}
+        facts |= {"layers": config.num_hidden_layers}
+        return {**header, **facts, "provenance": provenance(seed=0, eval_samples=len(tokens)), "rows": rows}
+
+    settings = {k: v for k, v in header.items() if k != "command"} | {"targets": list(targets)}
+    return _once(Path(output_dir) / "results" / f"{name}.json", settings, compute)
+
+
 def run(
     recipe: Recipe,
     *,
@@ -118,47 +189,153 @@ def run(
     command: str | None = None,
 ) -> dict:
     """Run one experiment and write output_dir/results/<name>.json; returns its content. The trained model (or adapter)
-    stays in output_dir/<name>/model. Several processes share the work, the first one writes, and latency is left out.
+    stays under output_dir/trained; both MNLI tasks share one. Several processes share the work, the first one writes,
+    and latency is left out.
+
+    What is finished is not done again: the training, the curve of each control, and the whole, as `measure.cached` has
+    it. A training that was cut short goes on from its last checkpoint (`save_steps`).
     """
-    from zsaa.models import load_model
-    from zsaa.tasks import load_task, tokenize
+    from zsaa.tasks import fingerprint, load_task
 
     start()
     output_dir = Path(output_dir)
-    name = name or f"{task}-{recipe.method}-{recipe.tuning}"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = name or "-".join((task, Path(model).name, recipe.method, recipe.tuning, f"seed{recipe.seed}"))
     data = load_task(task, source=source, train=train, test=test, seed=0)
-    if data.metric != "accuracy":
-        raise NotImplementedError(
-            f"{task} is measured by {data.metric} in the paper; curves report accuracy only so far."
-        )
-    net, tokenizer = load_model(model, kind="sequence-classification", num_labels=len(data.label_names), device=device)
-    train_set, test_set = (tokenize(split, tokenizer, recipe.max_length) for split in (data.train, data.test))
-    described = describe(recipe, net)
-    started = time.perf_counter()
-    net, log = fine_tune(net, tokenizer, train_set, recipe, output_dir / name, save_steps=save_steps, progress=progress)
-    precision = log["precision"]
-    batch = eval_batch_size or (64 if device == "cuda" else 8)
-    result = {
-        "name": name,
-        "kind": "curve",
-        "command": command,
-        "model": _model_record(model),
-        "task": _task_record(data),
-        "recipe": described,
-        "train": log,
-        "evaluation": {"precision": precision, "batch_size": batch},
-    }
-    rows = []
-    for control in controls:  # written after each, so that a run cut short keeps what it has
-        rows += curve(net, tokenizer, test_set, targets, (control,), batch, precision, progress)
-        if latency_repeats and control == controls[-1] and place()[1] == 1:
+    net = tokenizer = None
+    if _model_record(model)["revision"] == "None":  # not fetched from the hub yet
+        net, tokenizer = _load(model, data)
+    trained = {"model": _model_record(model), "train": fingerprint(data.train), "recipe": asdict(recipe)}
+    key = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
+    folder = output_dir / "trained" / f"{name.replace('_mismatched', '').replace('_matched', '')}-{key}"
+    fresh = False
+
+    def learn() -> dict:
+        nonlocal net, tokenizer, fresh
+        if net is None:
+            net, tokenizer = _load(model, data)
+        fresh = True
+        train_set = _tokenized(data.train, tokenizer, recipe.max_length, net)
+        described = describe(recipe, net)
+        net, log = fine_tune(net, tokenizer, train_set, recipe, folder, save_steps=save_steps, progress=progress)
+        return {"recipe": described, "train": log}
+
+    learned = _once(folder / "train.json", trained, learn, folder / "model")
+    if not fresh:
+        net, tokenizer = load(folder / "model", kind="sequence-classification", device=_device())
+    header = {"name": name, "kind": "curve", "command": command, "model": trained["model"]}
+    header |= {"task": _task_record(data), "recipe": learned["recipe"], "train": learned["train"]}
+    facts = {"seed": recipe.seed, "train_samples": len(data.train)}
+    spent = learned.get("provenance", {})
+    return _evaluated(
+        net, tokenizer, data, header, facts, spent, output_dir, learned["train"]["precision"], recipe.max_length,
+        targets, controls, eval_batch_size, latency_repeats, progress,
+    )  # fmt: skip
+
+
+def run_adapter(
+    adapter: str,
+    *,
+    task: str | None = None,
+    source: str = "auto",
+    test: int | None = None,
+    output_dir: str | Path = "outputs/experiments",
+    name: str | None = None,
+    targets=TARGETS,
+    controls=CONTROLS,
+    eval_batch_size: int | None = None,
+    latency_repeats: int = 15,
+    progress: bool = True,
+    command: str | None = None,
+) -> dict:
+    """Evaluate a committed adapter (a folder of results/adapters) here, without training; otherwise as `run`.
+
+    What the result says of the training is copied from the adapter's own result file.
+    """
+    from zsaa.tasks import load_task
+
+    trained = next((r for r in load_results(kind="curve") if r["name"] == adapter), None)
+    folder = RESULTS / "adapters" / adapter
+    if trained is None or not folder.is_dir():
+        known = ", ".join(sorted(p.name for p in (RESULTS / "adapters").glob("*")))
+        raise ValueError(f"no committed adapter {adapter!r}. There are: {known}.")
+    start()
+    task = task or trained["task"]["name"]
+    data = load_task(task, source=source, train=1, test=test, seed=0)
+    net, tokenizer = load(folder, kind="sequence-classification", device=_device())
+    net = net.merge_and_unload()  # the adapter's products go into the weights: the speed of the plain model
+    header = {"name": name or f"{adapter}-here", "kind": "curve", "command": command, "adapter": adapter}
+    header |= {k: trained[k] for k in ("model", "recipe")} | {"task": _task_record(data)}
+    facts = {"seed": trained["recipe"]["seed"], "train_samples": trained["provenance"]["train_samples"]}
+    return _evaluated(
+        net, tokenizer, data, header, facts, {}, Path(output_dir), resolve_precision(), trained["recipe"]["max_length"],
+        targets, controls, eval_batch_size, latency_repeats, progress,
+    )  # fmt: skip
+
+
+def _evaluated(
+    net, tokenizer, data, header, facts, spent, output_dir, precision, max_length,
+    targets, controls, batch_size, latency_repeats, progress,
+) -> dict:  # fmt: skip
+    """The result file of a trained model: `header`, and the curves of the controls."""
+    test_set = _tokenized(data.test, tokenizer, max_length, net)
+    batch_size = batch_size or (64 if _device() == "cuda" else 8)
+    header["evaluation"] = {"precision": precision, "batch_size": batch_size, "max_length": max_length}
+    path = output_dir / "results" / f"{header['name']}.json"
+    # "command" is how the file was asked for, not what is in it.
+    settings = {k: v for k, v in header.items() if k != "command"} | {"facts": facts, "targets": list(targets)}
+
+    def evaluate() -> dict:
+        parts = []
+        for control in controls:
+            part = output_dir / "parts" / header["name"] / f"{control}.json"
+            options = (targets, (control,), batch_size, precision, progress, data.metric)
+            parts.append(_once(part, settings, lambda: {"rows": curve(net, tokenizer, test_set, *options)}))  # noqa: B023
+        rows = [row for part in parts for row in part["rows"]]
+        started = time.perf_counter()
+        if latency_repeats and place()[1] == 1:
             add_latency(net, rows, tokenizer, longest(test_set["input_ids"], 8), latency_repeats, precision)
-        seconds = round(time.perf_counter() - started, 1)
-        facts = {"train_samples": len(train_set), "eval_samples": len(test_set), "seconds": seconds}
-        result |= {"provenance": provenance(seed=recipe.seed, **facts), "rows": rows}
-        on_first(partial(write_json, output_dir / "results" / f"{name}.json", result))
+        # What the units took, in this run or in earlier ones.
+        units = [p["provenance"] for p in ({"provenance": spent}, *parts) if p.get("provenance")]
+        seconds = sum(u["seconds"] for u in units) + time.perf_counter() - started
+        more = {"eval_samples": len(test_set), "seconds": round(seconds, 1)}
+        for counter in ("gpu_joules", "cpu_joules"):
+            known = [u[counter] for u in units]
+            more[counter] = None if None in known or not known else round(sum(known), 1)
+        return {**header, "provenance": provenance(**facts, **more), "rows": rows}
+
+    return _once(path, {**settings, "controls": list(controls), "latency_repeats": latency_repeats}, evaluate)
+
+
+def _once(path: Path, settings: dict, compute: Callable[[], dict], needs: Path | None = None) -> dict:
+    """`measure.cached`, which counts only if `needs` is there too. Of several processes, which would write over each
+    other, the first one writes, and nothing is taken up but a training's checkpoints."""
+    if place()[1] == 1:
+        if needs is not None and not needs.exists():
+            path.unlink(missing_ok=True)
+        return cached(path, settings, compute)
+    result = compute()
+    on_first(partial(write_json, path, result))
     return result
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(model: str, data):
+    from zsaa.models import load_model
+
+    return load_model(model, kind="sequence-classification", num_labels=len(data.label_names), device=_device())
+
+
+def _tokenized(split, tokenizer, max_length: int, net):
+    """`tokenize`, if the model has that many positions: a tokenizer may not know the limit of its model."""
+    from zsaa.tasks import tokenize
+
+    limit = find_decoder(net)[0].config.max_position_embeddings
+    if max_length > limit:
+        raise ValueError(f"max_length is {max_length}, but the model has {limit} positions: choose 1 to {limit}.")
+    return tokenize(split, tokenizer, max_length)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,12 +347,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", type=int, help="number of held-out samples (default: all)")
     parser.add_argument("--output-dir", default="outputs/experiments")
     parser.add_argument("--name")
+    parser.add_argument("--targets", nargs="+", type=float, help="MAC reductions (default: the paper's speed-ups)")
     parser.add_argument(
         "--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS, help="which curves to evaluate"
     )
+    parser.add_argument("--seeds", nargs="+", type=int, help="one experiment, and one result file, for each seed")
+    parser.add_argument("--adapter", help="no training: evaluate a committed adapter, a folder of results/adapters")
     parser.add_argument("--latency-only", action="store_true", help="no training: only time the dial")
     parser.add_argument("--latency-batches", type=int, nargs="+", default=[1, 8, 32], help="for --latency-only")
     parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out, as torchrun does")
+    parser.add_argument("--lengths-only", action="store_true", help="no training: what the lengths say (Figure 2 B, C)")
+    parser.add_argument("--shape", choices=["gpt2"], help="for --lengths-only: count GPT-2's layers, not the model's")
+    parser.add_argument("--eval-batch-size", type=int, help="default: 8, on a GPU 64")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints; 0 leaves them out")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     for field in dataclasses.fields(Recipe):
@@ -186,30 +369,53 @@ def main(arguments: list[str] | None = None) -> int:
             parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
         else:
             parser.add_argument(flag, type=type(field.default), default=field.default)
-    chosen = vars(parser.parse_args(arguments))
-    recipe = Recipe(**{f.name: chosen.pop(f.name) for f in dataclasses.fields(Recipe)})
-    chosen["save_steps"] = chosen["save_steps"] or None
+    chosen = parser.parse_args(arguments)
+    recipe = Recipe(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe)})
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--output-dir" in given:  # a path of one machine, and no part of how
         found = given.index("--output-dir")
         del given[found : found + 2]
     start()
     launcher = "python" if place()[1] == 1 else f"torchrun --nproc-per-node {place()[1]}"
-    command = " ".join([launcher, "-m zsaa.experiment", *given])
-    only, batches = chosen.pop("latency_only"), chosen.pop("latency_batches")
-    if only:
-        shared = {k: chosen[k] for k in ("model", "task", "source", "test", "output_dir", "name")}
-        shared |= {"repeats": chosen["latency_repeats"], "batches": batches, "command": command}
-        result = latency(**shared, tau=recipe.tau, max_length=recipe.max_length)
+
+    def given_as(*names: str) -> dict:
+        return {name: getattr(chosen, name) for name in names}
+
+    shared = given_as("task", "source", "test", "output_dir", "name")
+    shared["command"] = " ".join([launcher, "-m zsaa.experiment", *given])
+    if chosen.targets:
+        shared["targets"] = tuple(int(t) if t == int(t) else t for t in chosen.targets)
+    evaluation = given_as("controls", "eval_batch_size", "latency_repeats", "progress")
+    if chosen.lengths_only:
+        fixed = {"tau": recipe.tau, "max_length": recipe.max_length}
+        done = [lengths(**shared, **given_as("model", "shape"), **fixed)]
+    elif chosen.latency_only:
+        fixed = {"tau": recipe.tau, "max_length": recipe.max_length, "repeats": chosen.latency_repeats}
+        done = [latency(**shared, **given_as("model"), **fixed, batches=chosen.latency_batches)]
+    elif chosen.adapter:
+        done = [run_adapter(chosen.adapter, **shared, **evaluation)]
     else:
-        result = run(recipe, **chosen, command=command)
-    for row in result["rows"] if place()[0] == 0 else ():
-        shape = f"batch {row['latency_batch']} x {row['latency_tokens']}" if "latency_batch" in row else ""
-        print(
-            f"{row['control']:>6} {row['mac_reduction']:6.2f}x  accuracy {row.get('accuracy', '-')}"
-            f"  speed-up {row.get('speedup', '-')} {shape}"
-        )
+        done = []
+        for seed in chosen.seeds or [recipe.seed]:
+            named = f"{chosen.name}-seed{seed}" if chosen.name and chosen.seeds else chosen.name
+            options = {**shared, **evaluation, **given_as("model", "train"), "name": named}
+            done.append(run(replace(recipe, seed=seed), **options, save_steps=chosen.save_steps or None))
+    for result in done if place()[0] == 0 else ():
+        print(result["name"])
+        for row in result["rows"]:
+            print(" ", _line(row))
     return 0
+
+
+def _line(row: dict) -> str:
+    parts = [f"{row['control']:>6} {row['mac_reduction']:6.2f}x"]
+    if "accuracy" in row:
+        parts.append(f"{'F1' if 'f1' in row else 'accuracy'} {value(row):.2f} [{row['ci95'][0]}, {row['ci95'][1]}]")
+    if "preserved" in row:
+        parts.append(f"alpha {row['alpha']:.4f}  preserved {row['preserved']:.3f}")
+    if "latency_batch" in row:
+        parts.append(f"speed-up {row['speedup']} on batch {row['latency_batch']} x {row['latency_tokens']}")
+    return "  ".join(parts)
 
 
 if __name__ == "__main__":

@@ -91,14 +91,19 @@ class Task:
     @functools.cached_property
     def fingerprint(self):
         """sha256 (hex) of the texts and labels of both splits, in order."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            for name in split.column_names:
-                for value in split[name]:
-                    data = str(value).encode("utf-8", "surrogatepass")
-                    digest.update(len(data).to_bytes(8, "little") + data)
-            digest.update(b"|")
-        return digest.hexdigest()
+        return fingerprint(self.train, self.test)
+
+
+def fingerprint(*splits):
+    """sha256 (hex) of the texts and labels of the splits, in order."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for name in split.column_names:
+            for value in split[name]:
+                data = str(value).encode("utf-8", "surrogatepass")
+                digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def load_task(name, source="auto", train=None, test=None, seed=0):
