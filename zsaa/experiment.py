@@ -31,7 +31,6 @@ from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.measure import cached, provenance, write_json
 from zsaa.results import RESULTS, load_results, value
 
-
 # For Figure 2 B and C, which cost no forward pass.
 FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)
 
@@ -134,7 +133,7 @@ def lengths(
     from transformers import GPT2Config
 
     from zsaa.models import load_model
-    from zsaa.tasks import load_task, tokenize
+    from zsaa.tasks import load_task
 
     shapes = {None: None, "gpt2": GPT2Config()}
     if shape not in shapes:
