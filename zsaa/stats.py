@@ -39,8 +39,8 @@ def difference(
     metric: str, labels: Sequence[int], one: Sequence[int], other: Sequence[int], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
     """How much better predictions `one` are than the `other` ones, on the same samples: points, and their interval by a
-    paired percentile bootstrap. metric: "accuracy" or "f1"; for accuracy, predictions may also say per sample whether it
-    was right (labels all 1)."""
+    paired percentile bootstrap. metric: "accuracy" or "f1"; for accuracy, predictions may also say of each sample
+    whether it was right (labels all 1)."""
     kinds = [(y, a, b) for y in range(max(labels) + 1) for a in (0, 1) for b in (0, 1)]  # label; right by one, by other
     samples = [(y, int(a == y), int(b == y)) for y, a, b in zip(labels, one, other)]
     table = np.array([samples.count(kind) for kind in kinds])
