@@ -40,6 +40,8 @@ TABLE_3 = {
         3.5: dict(zip(TABLE_3_COLUMNS, (45.51, 1.71, 0.96))),
     },
 }
+# The checkpoints on the Hugging Face hub that the names of Table 3 stand for (base models, quantized on loading).
+TABLE_3_MODELS = {"LLaMA-3-8B-4bit": "meta-llama/Meta-Llama-3-8B", "Gemma-2-2B-4bit": "google/gemma-2-2b"}
 
 # Table 4: model -> architecture facts.
 TABLE_4_COLUMNS = ("type", "size", "layers", "heads", "hidden size", "activation", "residual", "attention")

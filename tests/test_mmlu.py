@@ -1,0 +1,333 @@
+"""The four-way choice made from reviews, and MMLU along the dial, through the same path: against plain references."""
+
+import json
+import math
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import reference
+import tiny
+import tokenizers
+import torch
+import transformers
+
+import zsaa
+from zsaa import choice, evaluate, finetune, mmlu, models, paper
+
+TEXTS = [f"r{i} <br />" + " ".join(f"w{(7 * i + j) % 40}" for j in range(20)) for i in range(30)]
+PARTS = ["The following are multiple choice questions ( with answers ) about : . ... Answer A B C D", "algebra anatomy"]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # lm-eval sets it
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tokenizer of whole words."""
+    names = ["<pad>", "<s>", "</s>", "<unk>", *" ".join(PARTS).split(), *choice.SUBJECT.split("_"), "continuations"]
+    names += [f"w{i}" for i in range(40)] + [f"r{i}" for i in range(8)]
+    vocab = {word: i for i, word in enumerate(dict.fromkeys(names))}
+    assert len(vocab) <= 97
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
+
+
+# ------------------------------------------------------------------------------------- questions from reviews
+
+
+def test_questions_are_real_continuations_of_one_length():
+    rows = choice.questions(TEXTS, seed=3, words=10, ending=4)
+    assert len(rows) == len(TEXTS)
+    endings = []
+    for text in TEXTS:
+        plain = text.replace("<br />", " ").split()
+        endings.append(" ".join(plain[10:14]))
+    for text, ending, row in zip(TEXTS, endings, rows):
+        assert row["passage"] == " ".join(text.replace("<br />", " ").split()[:10])
+        assert row["question"] == row["passage"] + " ..."
+        assert row["choices"][row["answer"]] == ending
+        assert len({*row["choices"]}) == 4 and {*row["choices"]} <= {*endings}
+    letters = Counter(row["answer"] for row in rows)
+    assert max(letters.values()) - min(letters.values()) <= 1
+    assert rows == choice.questions(TEXTS, seed=3, words=10, ending=4)
+    assert rows != choice.questions(TEXTS, seed=4, words=10, ending=4)
+
+
+def test_questions_that_cannot_be_made():
+    with pytest.raises(ValueError, match="four reviews of at least 40 words, and 0 of 30"):
+        choice.questions(TEXTS, words=30, ending=10)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        choice.questions(TEXTS, words=0)
+    with pytest.raises(ValueError, match="and 1 of 3"):
+        choice.questions(["a b c"] * 3, words=1, ending=1)
+
+
+def made(folder, monkeypatch, test=12, train=20):
+    """The substitute, from made-up reviews."""
+    shuffled = random.Random(0).sample(TEXTS, len(TEXTS))
+    data = SimpleNamespace(test={"text": shuffled}, train={"text": TEXTS[::-1]}, source="made up")
+    monkeypatch.setattr("zsaa.tasks.load_task", lambda name, source: data)
+    return choice.write(folder, test=test, train=train, words=10, ending=4)
+
+
+def test_the_folder_has_the_layout_of_mmlu(tmp_path, monkeypatch):
+    folder = made(tmp_path / "c", monkeypatch)
+    read = {p.stem: [*map(json.loads, p.read_text().splitlines())] for p in folder.rglob("*.jsonl")}
+    assert {name: len(rows) for name, rows in read.items()} == {"dev": 5, "test": 12, "auxiliary_train": 20}
+    passages = [row["passage"] for name in ("dev", "test") for row in read[name]]
+    assert len({*passages}) == 17
+    assert json.loads((folder / "substitute.json").read_text())["substitute"] == "for MMLU"
+    first = {p.name: p.read_bytes() for p in folder.rglob("*.json*")}
+    made(folder, monkeypatch)
+    assert first == {p.name: p.read_bytes() for p in folder.rglob("*.json*")}
+    with pytest.raises(ValueError, match="31 test questions"):
+        made(tmp_path / "d", monkeypatch, test=26)
+    assert not (tmp_path / "d").exists()
+
+
+# ------------------------------------------------------------------------------------- the score along the dial
+
+
+def mmlu_folder(folder):
+    """Two subjects in the layout of cais/mmlu: parquet for one, jsonl for the other."""
+    import datasets
+
+    rows = choice.questions(TEXTS, seed=1, words=8, ending=2)
+    for subject, part in (("anatomy", rows[:10]), ("algebra", rows[10:20])):
+        part = [{k: row[k] for k in ("question", "choices", "answer")} | {"subject": subject} for row in part]
+        for split, some in (("dev", part[:5]), ("test", part[5:])):
+            (folder / subject).mkdir(parents=True, exist_ok=True)
+            if subject == "anatomy":
+                datasets.Dataset.from_list(some).to_parquet(folder / subject / f"{split}-00000-of-00001.parquet")
+            else:
+                (folder / subject / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+    return folder
+
+
+def prompts(folder, subject, form, shots):
+    """MMLU's prompts, written down a second time."""
+    import datasets
+
+    def rows(split):
+        (file,) = (folder / subject).glob(f"{split}*")
+        kind = "parquet" if file.suffix == ".parquet" else "json"
+        return list(datasets.load_dataset(kind, data_files=str(file), split="train"))
+
+    def asked(row):
+        if form == "text":
+            return row["passage"] if "passage" in row else f"Question: {row['question']}\nAnswer:"
+        listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"]))
+        return f"{row['question']}\n{listed}\nAnswer:"
+
+    def answer(row):
+        return row["choices"][row["answer"]] if form == "text" else "ABCD"[row["answer"]]
+
+    about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+    head = about * (form == "letters") + "".join(f"{asked(r)} {answer(r)}\n\n" for r in rows("dev")[:shots])
+    return [(head + asked(r), r["choices"] if form == "text" else list("ABCD"), r["answer"]) for r in rows("test")]
+
+
+def by_hand(words, family, asked, alpha, cut_to=None):
+    """Right or wrong per question, each answer alone, the prompt pruned by masks: without a line of zsaa."""
+    model, bits = tiny.make(family, attn_implementation="eager"), []
+    for prompt, answers, right in asked:
+        context = words(prompt).input_ids
+        context = context[-cut_to:] if cut_to else context
+        scores = []
+        for answer in answers:
+            tokens = words(answer).input_ids
+            with torch.no_grad():
+                ids = torch.tensor(context + tokens[:-1])
+                hidden, _ = reference.run(model, ids, alpha, 5, prompt=len(context))
+                logits = model.lm_head(hidden[len(context) - 1 :]).log_softmax(-1)
+            scores.append(float(logits.gather(1, torch.tensor(tokens)[:, None]).sum()))
+        bits.append(int(max(range(4), key=scores.__getitem__) == right))
+    return bits
+
+
+@pytest.mark.parametrize(("form", "shots"), [("letters", 2), ("text", 0)])
+def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
+    folder = made(tmp_path / "c", monkeypatch) if form == "text" else mmlu_folder(tmp_path / "m")
+    questions = mmlu.tasks(folder, form, shots)
+    subjects = [choice.SUBJECT] if form == "text" else ["algebra", "anatomy"]
+    assert list(questions) == [f"mmlu_{subject}" for subject in subjects]
+    reader = mmlu.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=4)
+    rows, digest = mmlu.curve(reader, questions, (1, 1.3, 1.5), ("alpha", "printed", "last", "random"))
+    asked = [a for subject in subjects for a in prompts(folder, subject, form, shots)]
+    lengths = [len(words(prompt).input_ids) for prompt, _, _ in asked]
+    assert sorted(reader.lengths) == sorted(lengths)
+    config = reader.model.config
+    found = [(r["control"], r["target"]) for r in rows]
+    assert found[0] == ("alpha", 1) and Counter(c for c, _ in found) == {
+        "alpha": 3,
+        "printed": 1,
+        "last": 2,
+        "random": 2,
+    }
+    for row in rows:
+        n, bits = len(asked), f"{int(row['right'], 16):0{len(asked)}b}"
+        if row["control"] != "random":
+            want = by_hand(words, "llama", asked, row["alpha"] or 1.0, row["keep_tokens"])
+            assert bits == "".join(map(str, want)), row
+        assert row["correct"] == bits.count("1") and row["n"] == n
+        assert row["ci95"] == list(evaluate.interval(row["correct"], n))
+        if row["alpha"]:
+            reached = zsaa.mac_reduction(config, lengths, row["alpha"], 5)
+        else:
+            cut = [min(x, row["keep_tokens"]) for x in lengths]
+            reached = sum(zsaa.macs(config, x) for x in lengths) / sum(zsaa.macs(config, x) for x in cut)
+        assert row["mac_reduction"] == pytest.approx(reached, abs=1e-4)
+        if row["control"] == "printed":
+            assert row["alpha"] == paper.TABLE_3["LLaMA-3-8B-4bit"][row["target"]]["alpha"]
+    alone = mmlu.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=1)
+    again = mmlu.curve(alone, questions, (1, 1.5), ("alpha", "random"))
+    assert again[1] == digest
+    here = {(r["control"], r["target"]): r["right"] for r in rows}
+    assert all(here[(r["control"], r["target"])] == r["right"] for r in again[0]), "whatever the batch size"
+
+
+def test_a_limit_is_per_subject(words, tmp_path):
+    questions = mmlu.tasks(mmlu_folder(tmp_path), "letters", 1)
+    reader = mmlu.Reader(tiny.make("gpt2"), tokenizer=words, batch_size=4)
+    bits, _ = mmlu.right(reader, questions, limit=3)
+    assert len(bits) == 6
+    assert mmlu.right(reader, mmlu.tasks(tmp_path, "letters", 1, ["anatomy"]), limit=3)[0] == bits[3:]
+
+
+def test_bad_requests_are_named(tmp_path):
+    folder = mmlu_folder(tmp_path)
+    for arguments, message in (
+        ({"form": "words"}, "letters, text, got 'words'"),
+        ({"shots": 6}, "0 to 5.*got 6"),
+        ({"subjects": ["law"]}, "'law'; these are known: algebra, anatomy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mmlu.tasks(folder, **arguments)
+    with pytest.raises(models.AssetError, match="SUBJECT/dev"):
+        mmlu.tasks(tmp_path / "nothing")
+    (folder / "algebra" / "test.jsonl").unlink()
+    with pytest.raises(models.AssetError, match="no test questions in .*algebra.*hf download cais/mmlu"):
+        mmlu.tasks(folder)
+    with pytest.raises(models.AssetError, match="auxiliary_train"):
+        mmlu.training_rows(folder, 3)
+    assert len(mmlu._subjects("hub")) == 57
+
+
+# ------------------------------------------------------------------------------------- instruction tuning
+
+
+def test_training_predicts_the_letter_from_the_last_token_of_the_pruned_prompt(words, tmp_path, monkeypatch):
+    """The loss of a padded batch is the mean over samples of what the scores at that alpha say, and has gradients."""
+    rows = mmlu.training_rows(made(tmp_path, monkeypatch), 3)
+    data = mmlu.encode(rows, words)
+    for row, ids, labels in zip(rows, data["input_ids"], data["labels"]):
+        assert labels[-1] == words.convert_tokens_to_ids("ABCD"[row["answer"]]) and {*labels[:-1]} == {-100}
+        assert len(ids) == len(labels) and ids[-1] == words.convert_tokens_to_ids(":")
+    model = zsaa.enable(tiny.make("llama"))
+    before = model.loss_function
+    batch = transformers.DataCollatorForSeq2Seq(words)([dict(data[i]) for i in range(3)])
+    batch["input_ids"], batch["attention_mask"] = (
+        torch.nn.functional.pad(batch[k], (4, 0)) for k in ("input_ids", "attention_mask")
+    )  # left padding, as for samples of several lengths
+    batch["labels"] = torch.nn.functional.pad(batch["labels"], (4, 0), value=-100)
+    for alpha in (1.0, 0.7):
+        with mmlu.answering(model), zsaa.at(model, alpha):
+            out = model(**batch, use_cache=False)
+            counted = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(6)).loss
+        want = [
+            -reader_score(model, words, ids, labels[-1], alpha)
+            for ids, labels in zip(data["input_ids"], data["labels"])
+        ]
+        assert out.loss.item() == pytest.approx(sum(want) / 3, rel=1e-6)
+        assert counted.item() == pytest.approx(sum(want) / 6, rel=1e-6)
+        assert out.logits.shape[1] == 1
+        out.loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+    assert model.loss_function == before and not math.isclose(
+        model(**batch, use_cache=False).loss.item(), out.loss.item()
+    )
+
+
+def reader_score(model, words, ids, answer, alpha):
+    reader = mmlu.Reader(model, alpha, tokenizer=words)
+    with zsaa.at(model, alpha):
+        return reader._loglikelihood_tokens([(None, ids, [answer])], disable_tqdm=True)[0][0]
+
+
+def test_long_questions_lose_their_beginning_and_odd_tokenizers_are_refused(words, tmp_path, monkeypatch):
+    rows = mmlu.training_rows(made(tmp_path, monkeypatch), 2)
+    whole, short = mmlu.encode(rows, words), mmlu.encode(rows, words, max_length=9)
+    assert short["input_ids"][0] == whole["input_ids"][0][-9:]
+    with pytest.raises(ValueError, match="not one token of its own"):
+        mmlu.encode(rows, Letters())
+    with pytest.raises(ValueError, match="30 questions to train on"):
+        mmlu.training_rows(tmp_path, 30)
+
+
+class Letters:
+    """A tokenizer of characters: " A" is two of them."""
+
+    bos_token_id = None
+
+    def __call__(self, text, **kwargs):
+        return SimpleNamespace(input_ids=[ord(c) for c in text])
+
+
+@pytest.fixture
+def saved(words, tmp_path):
+    folder = tmp_path / "tiny"
+    tiny.make("llama", dtype=torch.float32).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_run_trains_scores_and_records(words, saved, tmp_path, monkeypatch, quantization):
+    folder = made(tmp_path / "c", monkeypatch)
+    recipe = finetune.Recipe(tuning="lora", max_steps=2, batch_size=2, learning_rate=1e-3)
+    result = mmlu.run(
+        model=str(saved), quantization=quantization, source=str(folder), shots=1, train=6, recipe=recipe,
+        targets=(1, 1.5), output_dir=tmp_path / "out", limit=5, save_steps=None, name="t3",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out/results/t3.json").read_text()) == json.loads(json.dumps(result))
+    assert [r["control"] for r in result["rows"]] == ["alpha", "alpha", "last", "random", "printed"]
+    assert result["differs_from_the_paper"] == ["model", "data"] + ["no nf4"] * (quantization is None)
+    assert (result["train"]["steps"], result["recipe"]["alpha_range"]) == (2, [0.5, 1.0])
+    facts = result["provenance"]
+    assert (facts["train_samples"], facts["eval_samples"], facts["seed"]) == (6, 5, 0)
+    # The adapter scores the same from its folder, and knows that it was trained.
+    again = mmlu.run(
+        model=str(tmp_path / "out/t3/model"), quantization=quantization, source=str(folder), shots=1, targets=(1, 1.5),
+        output_dir=tmp_path / "again", limit=5,
+    )  # fmt: skip
+    assert [r["right"] for r in again["rows"]] == [r["right"] for r in result["rows"]]
+    assert "no fine-tuning" not in again["differs_from_the_paper"]
+
+
+def test_gated_models_say_how_to_get_access(tmp_path, monkeypatch, capsys):
+    """The hub's own error for a gated repository, as huggingface_hub raises it."""
+    from huggingface_hub import HfApi, errors
+
+    made(tmp_path / "c", monkeypatch)
+
+    def gated(self, repo_id, **kwargs):
+        response = SimpleNamespace(status_code=403, headers={}, request=None)
+        raise errors.GatedRepoError(f"Access to model {repo_id} is restricted.", response=response)
+
+    monkeypatch.setattr(HfApi, "repo_info", gated)
+    for name in paper.TABLE_3_MODELS.values():
+        code = mmlu.main(["--model", name, "--source", str(tmp_path / "c"), "--output-dir", str(tmp_path / "out")])
+        told = capsys.readouterr().err
+        assert code == 1
+        assert f"the model '{name}' is gated: accept its licence at https://huggingface.co/{name}" in told
+        assert "`hf auth login`" in told and f"`hf download {name}`" in told
+    assert not (tmp_path / "out").exists()
