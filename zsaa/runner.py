@@ -17,14 +17,20 @@ Everything generated goes to one folder, outputs/<profile>/ unless --output-dir 
     executed/NAME.ipynb           the executed notebook; exists only if the whole notebook ran
     executed/NAME.partial.ipynb   the same while it runs, and after a failure or interruption: to be read
     logs/NAME.log                 what the cells printed, with times and tracebacks
-    done/NAME.json                written last: parameters, seconds, files made, hashes of what made it
-    timings.json                  seconds of earlier runs, for --dry-run
+    done/NAME.json                written last: parameters, seconds, joules, files made, hashes of what made it
+    timings/NAME.json             seconds of its last complete run, for --dry-run
     results/ figures/ tables/     written by the notebooks themselves, which get this folder as `output_dir`
     index.html                    written by zsaa.reporting.index at the end of each run, after failures too
 
 A notebook counts as done while its done-file matches the present notebook, zsaa source, parameters, lock
 files and committed results, and all files that it made are still there. papermill's own output is never
-asked: after a killed kernel it calls every cell completed.
+asked: after a killed kernel it calls every cell completed. So a run that was stopped by anything, a power cut
+included, goes on with the first notebook that is not done; and inside a notebook, each result file that was
+written with zsaa.measure.cached is found again instead of measured again.
+
+--shard k/n runs one of n disjoint parts. Shards may share an output folder (a network drive) at the same time, or
+write to folders of their own: these are merged by copying them into one, and the report of the merged folder
+(--report) shows all. No path is part of what makes a notebook done.
 
 Only the standard library is imported at the top, so that --help, --list and --dry-run answer without an
 installed package (--list and --dry-run need PyYAML); papermill is imported when a notebook is about to run.
@@ -55,13 +61,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-OK, FAILED, USAGE, SETUP, FOLDER = 0, 1, 2, 3, 4
+OK, FAILED, USAGE, SETUP, FOLDER, LACKING = 0, 1, 2, 3, 4, 5
 EXIT_CODES = """exit codes:
   0    every selected notebook is done
   1    a notebook failed (an error in a cell, or its kernel was killed), or the index page did
   2    bad usage: unknown profile, notebook, option or parameter, or a damaged profiles.yaml or notebook
   3    the set-up failed (no network, no or too old Python, no room on the disk, a package missing)
   4    the output folder cannot be used: in use by another run, not writable, or full
+  5    nothing failed, but a notebook was not run: what it needs is not here (the run says what, and how to get it)
   130  interrupted by Ctrl-C (143: by SIGTERM, 129: by SIGHUP); the same command goes on where it stopped
 """
 PRODUCTS = ("results", "figures", "tables")  # the subfolders of the output folder that notebooks write to
@@ -208,19 +215,40 @@ def check_parameters(name: str, given: dict, declared: dict) -> None:
             )
 
 
-def plan(root: Path, profile: str, output_dir: Path) -> list[Job]:
-    """Returns the checked jobs of `profile` in the order of profiles.yaml."""
+def plan(root: Path, profile: str, output_dir: Path, seeds: list[int] | None = None) -> list[Job]:
+    """Returns the checked jobs of `profile` in the order of profiles.yaml.
+
+    seeds: given to every notebook that declares a parameter of that name; an error if none does.
+    """
     profiles = load_profiles(root)
     if profile not in profiles:
         raise UsageError(f"unknown profile {profile!r}; the profiles are: {', '.join(profiles)}")
     jobs = []
     for name, settings in profiles[profile]["notebooks"].items():
         path = root / "notebooks" / f"{name}.ipynb"
+        declared = declared_parameters(path)
         given = {**(settings.get("parameters") or {}), "output_dir": str(output_dir)}
-        check_parameters(name, given, declared_parameters(path))
+        if seeds is not None and "seeds" in declared:
+            given["seeds"] = seeds
+        check_parameters(name, given, declared)
         needs = tuple(dict.fromkeys([*(profiles[profile].get("needs") or ()), *(settings.get("needs") or ())]))
         jobs.append(Job(name, path, given, settings.get("minutes"), needs, tuple(settings.get("wants") or ())))
+    if seeds is not None and not any("seeds" in job.parameters for job in jobs):
+        raise UsageError(f"--seeds: no notebook of profile {profile!r} has a parameter 'seeds'; leave the option out")
     return jobs
+
+
+def shard(jobs: list[Job], part: int, parts: int) -> list[str]:
+    """Returns the names of part `part` (from 1) of `parts`: disjoint, together all, the same on every machine.
+
+    The longest notebooks are dealt out first, each to the part with the least to do; times are those of
+    profiles.yaml, as a machine's own would give every machine another split.
+    """
+    loads, of = [0.0] * parts, {}
+    for job in sorted(jobs, key=lambda job: -(job.minutes or 1.0)):
+        of[job.name] = least = loads.index(min(loads))
+        loads[least] += job.minutes or 1.0
+    return [job.name for job in jobs if of[job.name] == part - 1]
 
 
 # --------------------------------------------------------------------------------
@@ -238,7 +266,8 @@ def _hash_files(root: Path, files: Iterator[Path] | list[Path]) -> str:
 def fingerprint(root: Path, job: Job) -> dict[str, str]:
     """Returns one hash for each thing that a notebook's result depends on; any change makes it run again.
 
-    Of the notebook only cell types, tags and sources count: opening and saving it in Jupyter changes nothing.
+    Of the notebook only cell types, tags and sources count: opening and saving it in Jupyter changes nothing. The
+    output folder does not count either, so that it can be moved and merged.
     """
 
     def files(folder: str, pattern: str) -> list[Path]:
@@ -250,7 +279,7 @@ def fingerprint(root: Path, job: Job) -> dict[str, str]:
     return {
         "notebook": text(read_cells(job.path)),
         "zsaa": _hash_files(root, files("zsaa", "*.py") + files("kernels", "*.py")),
-        "parameters": text(job.parameters),
+        "parameters": text({k: v for k, v in job.parameters.items() if k != "output_dir"}),
         "lock": _hash_files(root, list(root.glob("*.lock"))),
         "results": _hash_files(root, files("results", "*")),
     }
@@ -259,6 +288,8 @@ def fingerprint(root: Path, job: Job) -> dict[str, str]:
 def write_atomically(path: Path, text: str) -> None:
     """Writes `text` so that `path` holds either the old or the whole new content, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed just here
+        left.unlink(missing_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -294,11 +325,12 @@ def find_done(out: Path, job: Job, key: dict[str, str]) -> tuple[dict | None, st
     return record, ""
 
 
-def estimate(out: Path, job: Job) -> tuple[float | None, str]:
+def estimate(out: Path, job: Job, key: dict[str, str]) -> tuple[float | None, str]:
     """Returns (seconds, where from): the last complete run in `out`, else the value in profiles.yaml."""
-    seconds = _read_json(out / "timings.json").get(job.name)
-    if isinstance(seconds, (int, float)):
-        return float(seconds), "last run here"
+    last = _read_json(out / "timings" / f"{job.name}.json")
+    if isinstance(last.get("seconds"), (int, float)):
+        same = last.get("parameters") == key["parameters"]
+        return float(last["seconds"]), "last run here" + ("" if same else ", with other parameters")
     return (None, "no estimate") if job.minutes is None else (60.0 * job.minutes, "profiles.yaml")
 
 
@@ -346,12 +378,17 @@ class Progress:
 
 
 @contextlib.contextmanager
-def _isolated_jupyter() -> Iterator[None]:
-    """Keeps the kernel's connection file, history and font cache out of the user's home."""
+def _environment(offline: bool) -> Iterator[None]:
+    """Keeps the kernel's connection file, history and font cache out of the user's home.
+
+    offline: tell Hugging Face's libraries to leave the network alone, where they would ask and ask again.
+    """
     with tempfile.TemporaryDirectory(prefix="zsaa-jupyter-", ignore_cleanup_errors=True) as folder:
         new = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
         new["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR", str(Path(sys.prefix) / "var" / "matplotlib"))
         new["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each log begins with a warning
+        if offline:
+            new["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
         old = {name: os.environ.get(name) for name in new}
         os.environ.update(new)
         try:
@@ -394,8 +431,8 @@ class Execution:
     them into a dead kernel. So the main thread keeps them, and stops the kernel itself.
     """
 
-    def __init__(self, job: Job, output: Path, log: Path, progress: Progress):
-        self.job, self.output, self.log, self.progress = job, output, log, progress
+    def __init__(self, job: Job, output: Path, log: Path, progress: Progress, locks: tuple[int, ...]):
+        self.job, self.output, self.log, self.progress, self.locks = job, output, log, progress, locks
         self.notebook = self.error = self.client = None
         self.cancelled = False
         # Not Thread.join: a join that a signal handler interrupts by raising takes the thread for ended
@@ -443,7 +480,9 @@ class Execution:
                     log_output=True,
                 )
                 with open(execution.log, "a") as raw:  # what does not come as a message: crashes, C libraries
-                    execution.client.execute(stdout=raw, stderr=raw)
+                    # The kernel holds the folder's locks, too: where the runner alone is killed, the kernel lives
+                    # on for a second, and the next run must not start before that.
+                    execution.client.execute(stdout=raw, stderr=raw, pass_fds=execution.locks)
 
         try:
             papermill_engines.register("zsaa", Engine)
@@ -529,11 +568,23 @@ def _frames(error: BaseException | None) -> str:
     return "\n".join(getattr(error, "traceback", None) or []) or "".join(traceback.format_exception(error))
 
 
-def run_notebook(out: Path, job: Job, key: dict[str, str]) -> dict:
+def _to_disk(paths: list[Path]) -> None:
+    """Waits until the files, and their folders' entries for them, would survive a power cut."""
+    for path in [*paths, *{path.parent for path in paths}]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...], offline: bool) -> dict:
     """Runs one notebook and returns its done record, already on disk. Raises NotebookError or Interrupted.
 
     Order matters: the done-file goes first and comes back last, so that it never stands beside other output.
     """
+    from zsaa.measure import energy
+
     executed = out / "executed" / f"{job.name}.ipynb"
     partial, log = executed.with_suffix(".partial.ipynb"), out / "logs" / f"{job.name}.log"
     done = out / "done" / f"{job.name}.json"
@@ -545,33 +596,34 @@ def run_notebook(out: Path, job: Job, key: dict[str, str]) -> dict:
     cells = read_cells(job.path)
     progress = Progress(job.name, len(cells) + 1)  # papermill adds the cell that sets the parameters
     started, start = datetime.datetime.now(datetime.timezone.utc), time.time_ns()
-    with _logging_to(log) as logger, _isolated_jupyter():
+    with _logging_to(log) as logger, _environment(offline):
         logger.info("%s, started %s, %s", job.name, started.isoformat(timespec="seconds"), sys.executable)
         logger.info("parameters: %s", json.dumps(job.parameters, default=str))
         try:
-            Execution(job, partial, log, progress).wait()
+            with energy() as spent:
+                Execution(job, partial, log, progress, locks).wait()
         except NotebookError as error:
             logger.error("FAILED: %s\n%s", error, _frames(error.__cause__))
             raise
         except Interrupted as error:
             logger.error("INTERRUPTED by %s", signal.Signals(error.signum).name)
             raise
-        seconds = round((time.time_ns() - start) / 1e9, 1)
-        logger.info("done in %s", clock(seconds))
+        logger.info("done in %s", clock(spent["seconds"]))
 
     made = [p for folder in PRODUCTS for p in (out / folder).rglob("*") if p.is_file()]
-    files = [p.relative_to(out).as_posix() for p in made if p.stat().st_mtime_ns >= start]
+    made = [p for p in made if not p.name.startswith(".") and p.stat().st_mtime_ns >= start]
     os.replace(partial, executed)
+    _to_disk([executed, *made])
     record = {
         "name": job.name,
         "parameters": job.parameters,
         "started": started.isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "files": [executed.relative_to(out).as_posix(), *sorted(files)],
+        **spent,  # seconds, gpu_joules, cpu_joules
+        "files": [p.relative_to(out).as_posix() for p in (executed, *sorted(made))],
         "key": key,
     }
-    timings = {**_read_json(out / "timings.json"), job.name: seconds}
-    write_atomically(out / "timings.json", json.dumps(timings, indent=2) + "\n")
+    timing = {"seconds": spent["seconds"], "parameters": key["parameters"]}
+    write_atomically(out / "timings" / f"{job.name}.json", json.dumps(timing) + "\n")
     write_atomically(done, json.dumps(record, indent=2, default=str) + "\n")
     return record
 
@@ -580,20 +632,34 @@ def run_notebook(out: Path, job: Job, key: dict[str, str]) -> dict:
 # Running a profile
 
 
+LOCK_SECONDS = 5.0  # how long the kernel of a killed run may take to notice
+
+
 @contextlib.contextmanager
-def _own_folder(out: Path) -> Iterator[None]:
-    """Makes sure that `out` can be written and that no other run is writing there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "w")  # noqa: SIM115  freed by the system after kill -9
-    except OSError as error:
-        raise FolderError(f"cannot write to {out}: {error.strerror}; name another with --output-dir") from None
-    with lock:
+def _own_folder(out: Path, notebooks: list[str] | None = None) -> Iterator[tuple[int, ...]]:
+    """Makes sure that `out` can be written and that no other run is writing there; yields the locks' descriptors.
+
+    notebooks: of a shard. Shards share the folder, and each has its notebooks for itself.
+    """
+    wanted = [(".lock", fcntl.LOCK_EX if notebooks is None else fcntl.LOCK_SH)]
+    wanted += [(f".lock-{name}", fcntl.LOCK_EX) for name in notebooks or ()]
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FolderError(f"another run is using {out}; wait, or name another --output-dir") from None
-        yield
+            out.mkdir(parents=True, exist_ok=True)
+            locks = [(stack.enter_context(open(out / name, "a+")), kind) for name, kind in wanted]
+        except OSError as error:
+            raise FolderError(f"cannot write to {out}: {error.strerror}; name another with --output-dir") from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        for lock, kind in locks:  # freed by the system, after kill -9 too
+            while True:
+                try:
+                    fcntl.flock(lock, kind | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise FolderError(f"another run is using {out}; wait, or name another --output-dir") from None
+                    time.sleep(0.1)
+        yield tuple(lock.fileno() for lock, _ in locks)
 
 
 def _status(out: Path, job: Job, status: str, message: str = "", record: dict | None = None) -> dict:
@@ -602,36 +668,71 @@ def _status(out: Path, job: Job, status: str, message: str = "", record: dict | 
     executed = f"executed/{job.name}.ipynb" if status == "done" else f"executed/{job.name}.partial.ipynb"
     return {
         "name": job.name,
-        "status": status,  # "done", "failed", "interrupted" or "not run"
+        "status": status,  # "done", "failed", "interrupted", "not run", or "lacking": something that it needs
         "message": message,
         "parameters": job.parameters,
         "started": record["started"] if record else None,
-        "seconds": record["seconds"] if record else None,
+        **{key: (record or {}).get(key) for key in ("seconds", "gpu_joules", "cpu_joules")},
+        "minutes": job.minutes,
         "log": log if (out / log).exists() else None,
         "executed": executed if (out / executed).exists() else None,
     }
 
 
-def run_profile(root: Path, out: Path, jobs: list[Job], selected: list[str], force: bool, keep_going: bool) -> int:
+def look_for_needs(jobs: list[Job]) -> tuple[dict[str, str], bool]:
+    """Returns (what of all that the jobs need or want is not here, with reasons; whether the hub is out of reach).
+
+    A profile that names nothing of the hub counts as out of its reach: it must run without a network.
+    """
+    needs = [need for job in jobs for need in (*job.needs, *job.wants)]
+    if not needs:
+        return {}, True
+    from zsaa.needs import missing
+
+    found, reached = missing(needs)
+    return found, not reached
+
+
+def print_missing(jobs: list[Job], missing: dict[str, str]) -> None:
+    """What is not here, how to get it, and what becomes of the notebooks without it."""
+    for need, reason in missing.items():
+        print(f"  not here: {need}\n      {reason}")
+        for kind, effect in (("needs", "not run without it"), ("wants", "run without it, with cells 'not run'")):
+            if names := [job.name for job in jobs if need in getattr(job, kind)]:
+                print(f"      {effect}: {', '.join(names)}", flush=True)
+
+
+def _lacks(job: Job, missing: dict[str, str]) -> str:
+    return "; ".join(f"needs {need}: {missing[need]}" for need in job.needs if need in missing)
+
+
+def run_profile(
+    root: Path, out: Path, jobs: list[Job], selected: list[str], force: bool, keep_going: bool, locks: tuple[int, ...]
+) -> int:
     """Runs the selected jobs that are not done, writes the index page, and returns the exit code."""
     code, again = OK, "  Start the same command again: what is done is not repeated."
-    statuses, waiting = {}, []
+    statuses, waiting = {job.name: _status(out, job, "not run", "not selected") for job in jobs}, []
     try:
         for job in jobs:
-            record, why = find_done(out, job, fingerprint(root, job))
-            if job.name not in selected:
-                why = f"not selected; {why}"
-            elif force or not record:
-                waiting.append((job, why or "forced"))
-            else:
-                print(f"  {job.name}  done before, in {clock(record['seconds'])} (--force runs it again)")
-            state = "done" if record else "not run"
-            statuses[job.name] = _status(out, job, state, why, record)
+            if job.name in selected:
+                record, why = find_done(out, job, fingerprint(root, job))
+                if force or not record:
+                    waiting.append((job, why or "forced"))
+                else:
+                    print(f"  {job.name}  done before, in {clock(record['seconds'])} (--force runs it again)")
+                statuses[job.name] = _status(out, job, "done" if record else "not run", why, record)
+        missing, offline = look_for_needs([job for job, _ in waiting])
+        print_missing([job for job, _ in waiting], missing)
         for job, why in waiting:
-            seconds, source = estimate(out, job)
+            if lacks := _lacks(job, missing):
+                code = code or LACKING
+                statuses[job.name] = _status(out, job, "lacking", lacks)
+                continue
+            key = fingerprint(root, job)
+            seconds, source = estimate(out, job, key)
             print(f"  {job.name}  starts ({why}); takes about {clock(seconds)} ({source})", flush=True)
             try:
-                record = run_notebook(out, job, fingerprint(root, job))
+                record = run_notebook(out, job, key, locks, offline)
             except NotebookError as error:
                 code = FAILED
                 statuses[job.name] = status = _status(out, job, "failed", str(error))
@@ -646,7 +747,8 @@ def run_profile(root: Path, out: Path, jobs: list[Job], selected: list[str], for
                 statuses[job.name] = _status(out, job, state, repr(error))
                 raise
             else:
-                statuses[job.name] = _status(out, job, "done", record=record)
+                without = [f"run without {need}: {missing[need]}" for need in job.wants if need in missing]
+                statuses[job.name] = _status(out, job, "done", "; ".join(without), record)
                 print(f"  {job.name}  done in {clock(record['seconds'])}", flush=True)
     except Interrupted as error:
         code = 128 + error.signum
@@ -660,6 +762,11 @@ def run_profile(root: Path, out: Path, jobs: list[Job], selected: list[str], for
         print(again, flush=True)
 
     try:
+        for job in jobs:  # another shard may have done some of them meanwhile
+            if job.name not in selected:
+                record, why = find_done(out, job, fingerprint(root, job))
+                why = f"not selected; {why}" if why else ""
+                statuses[job.name] = _status(out, job, "done" if record else "not run", why, record)
         from zsaa import reporting
 
         page = reporting.index(out, list(statuses.values()))
@@ -674,23 +781,49 @@ def run_profile(root: Path, out: Path, jobs: list[Job], selected: list[str], for
 
 
 def print_plan(root: Path, profile: str, out: Path, jobs: list[Job], selected: list[str], force: bool) -> None:
-    """What --dry-run shows: each notebook, its parameters, whether it is done, the time that is left."""
+    """What --dry-run shows: each notebook, its parameters, whether it is done, the time that is left and in all."""
     print(f"profile {profile}, output folder {out}")
-    left, unknown = 0.0, 0
+    chosen = [job for job in jobs if job.name in selected]
+    try:
+        missing, _ = look_for_needs(chosen)
+        print_missing(chosen, missing)
+    except ModuleNotFoundError:
+        missing = {}
+        print("  what the notebooks need is not looked for before the set-up (make setup)")
+    left, whole, unknown = 0.0, 0.0, 0
     for job in jobs:
-        record, why = find_done(out, job, fingerprint(root, job))
+        key = fingerprint(root, job)
+        record, why = find_done(out, job, key)
+        seconds, source = estimate(out, job, key)
         if job.name not in selected:
             state = "not selected"
         elif record and not force:
-            state = f"done {record['started']}, in {clock(record['seconds'])}"
+            state, seconds = f"done {record['started']}, in {clock(record['seconds'])}", record["seconds"]
+        elif _lacks(job, missing):
+            state = f"not run, for want of {' and '.join(need for need in job.needs if need in missing)}"
         else:
-            seconds, source = estimate(out, job)
             left, unknown = left + (seconds or 0.0), unknown + (seconds is None)
             state = f"to do ({why or 'forced'}), about {clock(seconds)} ({source})"
+        whole += seconds or 0.0
         print(f"\n{job.name}: {state}")
         for name, value in job.parameters.items():
             print(f"    {name} = {value!r}")
     print(f"\nleft: about {clock(left)}" + (f", and {unknown} without an estimate" if unknown else ""))
+    print(f"the whole profile: about {clock(whole)}, set-up not included")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """(k, n) of "k/n", for argparse."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not k/n with 1 <= k <= n, such as 2/3")
+    return int(found[1]), int(found[2])
+
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 0 on, such as 0,1,2")
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -704,11 +837,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", default="smoke", help="which profile of notebooks/profiles.yaml to run (default: smoke)")
     add("--only", metavar="NAME[,NAME]", help="run only these notebooks of the profile")
+    add("--shard", metavar="K/N", type=_part, help="run only the k-th of n disjoint parts, as on one of n machines")
+    add("--seeds", metavar="0,1,2", type=_seeds, help="give these seeds to every notebook that takes several")
     add("--output-dir", metavar="DIR", type=Path, help="write here instead of outputs/<profile>")
-    add("--force", action="store_true", help="run again what is done already")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where an earlier run stopped (as is done anyway)")
+    again.add_argument("--force", action="store_true", help="run again what is done already")
     add("--keep-going", action="store_true", help="after a failure go on with the next notebook")
     add("--list", action="store_true", help="list profiles and notebooks, and stop")
     add("--dry-run", action="store_true", help="show what would run, with parameters and times, and stop")
+    add("--report", action="store_true", help="run nothing: write the report of what the output folder holds")
     add("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)  # another tree to run; for the tests
     return parser.parse_args(arguments)
 
@@ -733,26 +871,32 @@ def main(arguments: list[str] | None = None) -> int:
         root = options.root.resolve()
         if options.list:
             for profile, entry in load_profiles(root).items():
-                print(f"{profile}: {entry.get('about', '')}")
+                needs = f" (needs {', '.join(entry['needs'])})" if entry.get("needs") else ""
+                print(f"{profile}: {entry.get('about', '')}{needs}")
                 for name, settings in entry["notebooks"].items():
                     minutes = settings.get("minutes")
                     print(f"    {name}" + (f"  (about {minutes:g} min)" if minutes else ""))
             return OK
         out = (options.output_dir or root / "outputs" / options.profile).resolve()
-        jobs = plan(root, options.profile, out)
+        jobs = plan(root, options.profile, out, options.seeds)
         names = [job.name for job in jobs]
         selected = options.only.split(",") if options.only is not None else names
         for name in selected:
             if name not in names:
                 raise UsageError(f"unknown notebook {name!r}; profile {options.profile!r} has: {', '.join(names)}")
+        if options.shard:
+            selected = shard([job for job in jobs if job.name in selected], *options.shard)
+        if options.report:
+            selected = []
         if options.dry_run:
             print_plan(root, options.profile, out, jobs, selected, options.force)
             return OK
         import papermill  # noqa: F401  asked for here, so that a missing package is a set-up failure
 
-        with _own_folder(out):
-            print(f"profile {options.profile}: {len(selected)} notebook(s), output folder {out}", flush=True)
-            return run_profile(root, out, jobs, selected, options.force, options.keep_going)
+        with _own_folder(out, selected if options.shard or options.report else None) as locks:
+            part = f", shard {options.shard[0]} of {options.shard[1]}" if options.shard else ""
+            print(f"profile {options.profile}{part}: {len(selected)} notebook(s), output folder {out}", flush=True)
+            return run_profile(root, out, jobs, selected, options.force, options.keep_going, locks)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
