@@ -125,6 +125,7 @@ class Corpus:
     source: str  # one line, for provenance
     substitute: bool  # True: not the text that the paper's numbers are for
     paper_column: str  # in the paper's Table 2
+    metric: str = "perplexity"
 
     @property
     def fingerprint(self):

@@ -75,6 +75,11 @@ def applied(model: nn.Module, row: dict) -> Iterator[None]:
             zsaa.enable(model, **before)
 
 
+def own_seeds(samples: Iterable[Sequence[int]]) -> list[int]:
+    """A seed of each sample's own, for the score "random": of its tokens, so that neither order nor batch matters."""
+    return [zlib.crc32(array("q", sample).tobytes()) for sample in samples]
+
+
 @torch.no_grad()  # not inference_mode: a model that FSDP first ran under it could not be trained afterwards
 def predict(
     model: nn.Module,
@@ -100,9 +105,7 @@ def predict(
         # With none left in the last turn a process repeats the last batch: under FSDP no pass works without all.
         batch = batches[min(turn + number, len(batches) - 1)]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
-        # A seed of a sample's own, for the score "random": of its tokens, so that neither order nor batch matters.
-        seeds = [zlib.crc32(array("q", samples[i]).tobytes()) for i in batch]
-        with _precision(model, precision), seeded(seeds):
+        with _precision(model, precision), seeded(own_seeds([samples[i] for i in batch])):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         predicted.update(zip(batch, logits.float().argmax(-1).tolist()))
         if bar is not None:

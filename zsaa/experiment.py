@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -337,6 +337,33 @@ def _tokenized(split, tokenizer, max_length: int, net):
     return tokenize(split, tokenizer, max_length)
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of a Recipe."""
+    for field in dataclasses.fields(Recipe):
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        elif field.name == "alpha_range":
+            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
+        else:
+            parser.add_argument(flag, type=type(field.default), default=field.default)
+
+
+def recipe_of(chosen: argparse.Namespace) -> Recipe:
+    """The Recipe in parsed arguments."""
+    return Recipe(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe)})
+
+
+def command_of(module: str, arguments: Sequence[str]) -> str:
+    """The command line for a result file."""
+    given = list(arguments)
+    if "--output-dir" in given:  # a path of one machine, and no part of how
+        found = given.index("--output-dir")
+        del given[found : found + 2]
+    launcher = "python" if place()[1] == 1 else f"torchrun --nproc-per-node {place()[1]}"
+    return " ".join([f"{launcher} -m {module}", *given])
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.experiment", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
@@ -360,28 +387,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--eval-batch-size", type=int, help="default: 8, on a GPU 64")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints; 0 leaves them out")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
-    for field in dataclasses.fields(Recipe):
-        flag = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
-        elif field.name == "alpha_range":
-            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
-        else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
+    add_recipe(parser)
     chosen = parser.parse_args(arguments)
-    recipe = Recipe(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe)})
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--output-dir" in given:  # a path of one machine, and no part of how
-        found = given.index("--output-dir")
-        del given[found : found + 2]
+    recipe = recipe_of(chosen)
     start()
-    launcher = "python" if place()[1] == 1 else f"torchrun --nproc-per-node {place()[1]}"
 
     def given_as(*names: str) -> dict:
         return {name: getattr(chosen, name) for name in names}
 
     shared = given_as("task", "source", "test", "output_dir", "name")
-    shared["command"] = " ".join([launcher, "-m zsaa.experiment", *given])
+    shared["command"] = command_of("zsaa.experiment", sys.argv[1:] if arguments is None else arguments)
     if chosen.targets:
         shared["targets"] = tuple(int(t) if t == int(t) else t for t in chosen.targets)
     evaluation = given_as("controls", "eval_batch_size", "latency_repeats", "progress")
