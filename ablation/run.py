@@ -1,0 +1,166 @@
+"""Runs rows of the ablation (ablation/config.yaml), one result file each; finished ones are not run again.
+
+python -m ablation.run --task imdb --rows paper truncated-ends --seeds 0 1 2
+python -m ablation.run --continuation
+python -m ablation.run --task imdb --compute 1        (all rows, at equal training compute)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+
+from ablation import continuation, depth
+from ablation.forward import Variant
+from ablation.train import Training, curve, train
+from zsaa.measure import cached, provenance
+from zsaa.models import load_model
+from zsaa.tasks import load_task, tokenize
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER.parent / "results" / "ablation"
+
+
+def _code(*modules: str) -> str:
+    digest = hashlib.sha256()
+    for name in modules:
+        digest.update((FOLDER / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def load_config(path: str | Path = FOLDER / "config.yaml") -> dict:
+    """The configuration, with every row's fields checked."""
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    for name, row in config["rows"].items():
+        if unknown := set(row) - {"variant", "training", "sides", "about"}:
+            raise ValueError(
+                f"{path}: row {name!r} has {sorted(unknown)}; a row takes variant, training, sides, about."
+            )
+        try:
+            Variant(**row.get("variant", {})), Training(**row.get("training", {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: row {name!r}: {error}") from error
+    return config
+
+
+def _data(task: str, settings: dict, tokenizer, seed: int, limits: dict):
+    """((train samples, labels), (test samples, labels), provenance line)"""
+    source = "rotten_tomatoes" if task == "depth" else task
+    data = load_task(source, train=limits["train"], test=limits["test"], seed=0)
+    sides = []
+    for split in (data.train, data.test):
+        if task == "depth":
+            from datasets import Dataset
+
+            texts, labels, _ = depth.passages(list(split["text"]), list(split["label"]), settings["sentences"], seed=0)
+            split = Dataset.from_dict({"text": texts, "label": labels})
+        tokens = tokenize(split, tokenizer, settings["max_length"])
+        sides.append((list(tokens["input_ids"]), list(tokens["labels"])))
+    return *sides, data.source
+
+
+def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config: dict) -> dict:
+    """One row's result, from results/ablation/<task>/<name>[-seed N].json if it is there."""
+    row, settings = config["rows"][name], config["tasks"][task]
+    given = {**settings.get("training", {}), **row.get("training", {}), "seed": seed}
+    if options.compute is not None:
+        given |= {"compute": options.compute, "epochs": None}
+    if options.epochs is not None:
+        given |= {"epochs": options.epochs}
+    variant, training = Variant(**row.get("variant", {})), Training(**given)
+    limits = {side: min(settings[side], getattr(options, side) or settings[side]) for side in ("train", "test")}
+    targets = options.targets or config["targets"]
+    unit = {
+        "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
+        "data": {**settings, **limits}, "targets": targets, "sides": row.get("sides", []),
+        "ablation": _code("forward", "train", "depth"),
+    }  # fmt: skip
+
+    def compute() -> dict:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.score.weight, std=0.02)
+        (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, seed, limits)
+        probe, log = train(model, texts, labels, variant, training)
+        rows = curve(model, held_out, answers, variant, training, probe, targets, sides=row.get("sides", []))
+        for found in rows:
+            print(f"  {name} {found['control']} {found['mac_reduction']:.2f}x: {found['accuracy']}%", flush=True)
+        return {
+            "name": f"{task}-{name}", "kind": "ablation", "row": name, "about": row["about"],
+            "model": {"name": options.model}, "task": {"name": task, "source": source, "substitute": True},
+            "variant": asdict(variant), "training": asdict(training), "log": log, "rows": rows,
+            "provenance": provenance(seed=seed, train_samples=len(texts), eval_samples=len(held_out)),
+        }  # fmt: skip
+
+    suffix = (f"-seed{seed}" if seed else "") + ("-compute" if options.compute is not None else "")
+    return cached(Path(options.output_dir) / task / f"{name}{suffix}.json", unit, compute)
+
+
+def run_continuation(options: argparse.Namespace, config: dict) -> dict:
+    """The untuned model on held-out reviews, all variants, one result file."""
+    settings = config["continuation"]
+    count = options.windows or settings["windows"]
+    variants = {name: Variant(**fields) for name, fields in settings["variants"].items()}
+    targets = options.targets or settings["targets"]
+    unit = {"model": options.model, "windows": count, "targets": targets, "ablation": _code("forward", "continuation"),
+            "variants": {name: asdict(v) for name, v in variants.items()}}  # fmt: skip
+
+    def compute() -> dict:
+        model, tokenizer = load_model(options.model, device="cuda" if torch.cuda.is_available() else "cpu")
+        data = load_task("imdb", train=1, test=min(8 * count, 4900), seed=0)
+        texts = [tokenizer(text.replace("<br />", " ")).input_ids for text in data.test["text"]]
+        ids = continuation.windows(texts, settings["prompt"], settings["scored"], count).to(model.device)
+        return {
+            "name": "continuation", "kind": "ablation", "row": "continuation",
+            "about": "untuned: the next 32 tokens behind a pruned prompt of 224",
+            "model": {"name": options.model}, "task": {"name": "imdb", "source": data.source, "substitute": True},
+            "variants": unit["variants"], "rows": continuation.curve(model, ids, settings["scored"], variants, targets),
+            "provenance": provenance(seed=0, eval_samples=count),
+        }  # fmt: skip
+
+    return cached(Path(options.output_dir) / "continuation.json", unit, compute)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    config = load_config()
+    parser = argparse.ArgumentParser(prog="python -m ablation.run", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--task", choices=list(config["tasks"]), default="imdb")
+    add("--rows", nargs="+", choices=list(config["rows"]), metavar="ROW", help="default: all, in the order of the file")
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--model", default="smollm2-135m")
+    add("--epochs", type=float, help="in place of the task's")
+    add("--compute", type=float, help="equal compute: stop after so many epochs' worth of MACs at alpha = 1")
+    add("--train", type=int, help="at most so many training samples")
+    add("--test", type=int, help="at most so many held-out samples")
+    add("--targets", nargs="+", type=float, help="MAC reductions to evaluate")
+    add("--continuation", action="store_true", help="the untuned rows instead")
+    add("--windows", type=int, help="held-out windows, with --continuation")
+    add("--output-dir", default=str(RESULTS))
+    add("--list", action="store_true", help="list the rows, and stop")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, row in config["rows"].items():
+            print(f"{name:26} {row['about']}")
+        return 0
+    if options.continuation:
+        for row in run_continuation(options, config)["rows"]:
+            print(json.dumps({k: v for k, v in row.items() if k != "nll"}))
+        return 0
+    for seed in options.seeds:
+        for name in options.rows or config["rows"]:
+            print(f"{options.task}, {name}, seed {seed}", flush=True)
+            result = run_row(name, options.task, seed, options, config)
+            print(f"  {result['log']['steps']} steps, {result['log']['seconds']} s training", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,291 @@
+"""Fine-tuning of a classifier under one variant, and its accuracy along the dial: one row of the ablation."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ablation.forward import Variant, alpha_for, counts, forward, macs
+from zsaa.evaluate import cut, interval, pad
+from zsaa.families import find_decoder
+from zsaa.keep import truncation_for
+
+SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "truncated")
+CUTS = ("first", "last", "ends")
+STRONGEST = 12.0  # the largest MAC reduction that training draws
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a row is trained.
+
+    sampling: what each step draws. "conventional": nothing, alpha = 1; "alpha": alpha ~ U(alpha_range) (Eq. 3);
+        "compute": the share of the MACs, uniformly; "log": the MAC reduction, log-uniformly from 1 to STRONGEST;
+        "sandwich": alpha = 1, a log-uniform draw and STRONGEST in one step; "truncated": alpha = 1 on inputs cut
+        log-uniformly, by `side`.
+    distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich only), the rest is the labels'.
+    probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
+        each token's |state x gradient| in the alpha = 1 pass (sandwich only).
+    compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
+        samples seen: at equal compute the cheaper draws see more samples.
+    """
+
+    sampling: str = "alpha"
+    alpha_range: tuple[float, float] = (0.5, 1.0)
+    side: str = "ends"
+    distill: float = 0.0
+    probe: str = ""
+    epochs: float | None = 1.0
+    compute: float | None = None
+    learning_rate: float = 4e-5
+    batch_size: int = 32
+    dropout: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.sampling not in SAMPLINGS or self.side not in CUTS:
+            raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
+        if (self.distill or self.probe) and self.sampling != "sandwich":
+            raise ValueError(f"distill and probe need the alpha = 1 pass of sampling='sandwich'; got {self}.")
+        if self.probe not in ("", "gradient") or (self.epochs is None and self.compute is None):
+            raise ValueError(f"probe must be '' or 'gradient', and epochs or compute must be given; got {self}.")
+
+
+class Probe(nn.Module):
+    """A linear score of the states that enter each dropping layer: hidden_size weights a layer, trained beside the
+    model, of no account in MACs."""
+
+    def __init__(self, size: int, layers: Sequence[int]):
+        super().__init__()
+        self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
+
+    def forward(self, layer: int, hidden: Tensor) -> Tensor:
+        return self.heads[str(layer)](hidden).squeeze(-1)
+
+    def loss(self, entered: dict[int, Tensor], real: Tensor) -> Tensor:
+        """Cross-entropy to each token's share of |state x gradient|; call after the backward pass of alpha = 1."""
+        total = real.new_zeros((), dtype=torch.float32)
+        for name in self.heads:
+            state = entered[int(name)]
+            share = (state.detach() * state.grad).sum(-1).abs().float() * real
+            share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
+            logits = self(int(name), state.detach()).float().masked_fill(~real, float("-inf"))
+            total = total - (share * logits.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
+        return total
+
+
+def dropping(config, variant: Variant) -> list[int]:
+    """The layers that drop something at some alpha."""
+    found, layers = set(), config.num_hidden_layers
+    for alpha in (0.99, 0.9, 0.5):
+        plan = [512, *counts(512, alpha, layers, variant)]
+        found |= {n for n in range(layers) if plan[n + 1] < plan[n]}
+    return sorted(found)
+
+
+def _autocast(device: torch.device):
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16)
+
+
+def logits_of(model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more) -> Tensor:
+    """float32 [batch, classes]: the task head on each sample's last token."""
+    hidden, trail = forward(model, ids, lengths, alpha, variant, **more)
+    last = (trail[-1] >= 0).sum(1) - 1
+    return model.score(hidden[torch.arange(len(hidden), device=hidden.device), last]).float()
+
+
+def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+    """Batches of similar lengths in random order, for ever: 50 batches are drawn, sorted and dealt out at a time."""
+    order = random.Random(f"ablation {seed}")
+    while True:
+        rest = list(range(len(lengths)))
+        order.shuffle(rest)
+        for start in range(0, len(rest), 50 * size):
+            part = sorted(rest[start : start + 50 * size], key=lambda i: -lengths[i])
+            batches = [part[i : i + size] for i in range(0, len(part), size)]
+            order.shuffle(batches)
+            yield from batches
+
+
+def train(
+    model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True
+) -> tuple[Probe | None, dict]:
+    """Fine-tune `model` (a sequence classifier, float32 weights; bf16 autocast on a GPU) in place on samples (lists of
+    token ids). Returns the trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one
+    epoch at alpha = 1, loss per 1/20 of the training, seconds."""
+    torch.manual_seed(training.seed)
+    decoder, family = find_decoder(model)
+    config, device = decoder.config, next(model.parameters()).device
+    for module in decoder.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = training.dropout
+    probe = Probe(config.hidden_size, dropping(config, variant)).to(device) if training.probe else None
+    groups = [{"params": model.parameters(), "lr": training.learning_rate}]
+    if probe:
+        groups.append({"params": probe.parameters(), "lr": 1e-3})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
+    rates = [group["lr"] for group in groups]
+    lengths = [len(s) for s in samples]
+    epoch = sum(macs(config, n, 1.0, variant) for n in lengths)
+    draw = random.Random(f"ablation draws {training.seed}")
+    seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
+    model.train()
+    bar = tqdm(total=100, disable=not progress, mininterval=5, unit="%")
+    for batch in _batches(lengths, training.batch_size, training.seed):
+        shares = [seen / len(samples) / training.epochs] if training.epochs else []
+        shares += [spent / epoch / training.compute] if training.compute else []
+        done = max(shares)
+        if done >= 1:
+            break
+        for group, rate in zip(optimizer.param_groups, rates):  # 5% warm-up, then linearly to zero
+            group["lr"] = rate * min(1.0, (step + 1) / 20, done / 0.05 + 0.05) * (1 - done)
+        texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
+        loss, cost = _step(model, probe, texts, wanted, variant, training, draw)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append((done, loss))
+        seen, spent, step = seen + len(batch), spent + cost, step + 1
+        bar.n = round(100 * done)
+        bar.set_postfix_str(f"loss {sum(v for _, v in losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
+        bar.update(0)
+    bar.close()
+    model.eval()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    curve = [[v for share, v in losses if int(20 * share) == part] for part in range(20)]
+    return probe, {
+        "steps": step,
+        "samples": seen,
+        "epochs_of_compute": round(spent / epoch, 4),
+        "loss": [round(sum(part) / len(part), 4) if part else None for part in curve],
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _step(model, probe, texts, wanted, variant, training, draw) -> tuple[float, int]:
+    """Forward and backward passes of one optimizer step; returns the first pass' loss and the MACs of all."""
+    decoder, _ = find_decoder(model)
+    config, device = decoder.config, wanted.device
+    lengths = [len(text) for text in texts]
+
+    def reduced_to(reduction: float) -> float:
+        try:
+            return alpha_for(config, lengths, reduction, variant)
+        except ValueError:  # short texts: as far as tau lets them
+            return 1e-4
+
+    log_uniform = math.exp(draw.uniform(0, math.log(STRONGEST)))
+    kind, alphas = training.sampling, [1.0]
+    if kind == "truncated":
+        k = truncation_for(config, lengths, log_uniform)
+        texts = [cut(text, k, training.side) for text in texts]
+        lengths = [len(text) for text in texts]
+    elif kind == "alpha":
+        alphas = [draw.uniform(*training.alpha_range)]
+    elif kind == "compute":
+        alphas = [reduced_to(1 / draw.uniform(1 / STRONGEST, 1))]
+    elif kind == "log":
+        alphas = [reduced_to(log_uniform)]
+    elif kind == "sandwich":
+        alphas = [1.0, reduced_to(log_uniform), reduced_to(STRONGEST)]
+    ids, mask = pad(texts, config.pad_token_id or 0, device)
+    teacher, first, cost = None, None, 0
+    for alpha in alphas:
+        entered = {} if probe is not None and alpha == 1.0 else None
+        with _autocast(device):
+            more = {"scorer": probe} if probe is not None else {}
+            if entered is not None:
+                more["entered"] = _Retaining(entered, probe)
+            logits = logits_of(model, ids, lengths, alpha, variant, **more)
+            loss = F.cross_entropy(logits, wanted)
+            if teacher is not None and training.distill:
+                soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
+                loss = (1 - training.distill) * loss + training.distill * soft
+        (loss / len(alphas)).backward()
+        if entered is not None:
+            probe.loss(entered, mask.bool()).backward()
+        first = loss.item() if first is None else first
+        teacher = logits.detach().softmax(-1) if alpha == 1.0 else teacher
+        cost += sum(macs(config, n, alpha, variant) for n in lengths)
+    return first, cost
+
+
+class _Retaining(dict):
+    """Takes the states that the probe is trained on, and has their gradients kept."""
+
+    def __init__(self, kept: dict[int, Tensor], probe: Probe):
+        super().__init__()
+        self.kept, self.layers = kept, set(map(int, probe.heads))
+
+    def __setitem__(self, layer: int, hidden: Tensor) -> None:
+        if layer in self.layers:
+            hidden.retain_grad()
+            self.kept[layer] = hidden
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module, samples: Sequence, labels: Sequence[int], alpha: float, variant: Variant, probe, batch_size: int
+) -> dict:
+    """{"correct", "n", "accuracy" (percent), "ci95" (Wilson), "right" (hexadecimal bits, sample 0 first)}."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
+    right = [0] * len(samples)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        ids, _ = pad([samples[i] for i in batch], 0, device)
+        with _autocast(device):
+            more = {"scorer": probe} if probe is not None else {}
+            found = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more).argmax(-1)
+        for i, answer in zip(batch, found.tolist()):
+            right[i] = int(answer == labels[i])
+    correct, n = sum(right), len(right)
+    return {
+        "correct": correct,
+        "n": n,
+        "accuracy": round(100 * correct / n, 2),
+        "ci95": list(interval(correct, n)),
+        "right": f"{int(''.join(map(str, right)), 2):0{(n + 3) // 4}x}",
+    }
+
+
+def curve(
+    model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, probe, targets,
+    batch_size: int = 64, sides: Sequence[str] = (),
+) -> list[dict]:  # fmt: skip
+    """Accuracy at each target MAC reduction; for the dial, and for inputs cut by each of `sides` at alpha = 1. Targets
+    out of reach are left out."""
+    config = find_decoder(model)[0].config
+    lengths = [len(s) for s in samples]
+    whole = sum(macs(config, n, 1.0, variant) for n in lengths)
+    rows = []
+    for target in targets:
+        if training.sampling != "truncated":
+            try:
+                alpha = alpha_for(config, lengths, target, variant)
+            except ValueError:
+                continue
+            reached = whole / sum(macs(config, n, alpha, variant) for n in lengths)
+            found = accuracy(model, samples, labels, alpha, variant, probe, batch_size)
+            rows.append({"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": reached, **found})
+        k = truncation_for(config, lengths, target)
+        for side in sides if target > 1 or training.sampling == "truncated" else ():
+            shorter = [cut(s, k, side) for s in samples]
+            reached = whole / sum(macs(config, len(s), 1.0, variant) for s in shorter)
+            found = accuracy(model, shorter, labels, 1.0, variant, None, batch_size)
+            rows.append({"control": side, "target": target, "keep_tokens": k, "mac_reduction": reached, **found})
+            if target == 1:
+                break
+    return rows

@@ -1,0 +1,329 @@
+"""The ablation's plain forward pass: equal to the package in the paper's settings, each variant to a slow reference."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+import transformers
+from datasets import Dataset
+from test_models import save_tiny
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
+
+import zsaa
+from ablation import continuation, depth, run
+from ablation import forward as ablation
+from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
+from ablation.run import load_config
+from ablation.train import SAMPLINGS, Training, curve, train
+from zsaa.keep import kept_counts, mac_reduction
+from zsaa.keep import macs as package_macs
+
+LENGTHS = [23, 40, 9]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("score", ["column_sum", "column_mean"])
+def test_the_papers_settings_equal_the_package(family, score):
+    model = zsaa.enable(tiny.make(family, "base"), score=score)
+    ids, mask, _ = tiny.tokens(LENGTHS)
+    with zsaa.at(model, 0.7), zsaa.trace(model) as t, torch.no_grad():
+        expected = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score))
+    for sample in range(len(LENGTHS)):
+        kept = [layer[sample][layer[sample] >= 0].tolist() for layer in trail]
+        assert kept == [layer[sample].tolist() for layer in t.kept]
+        at_top = kept[-1]
+        torch.testing.assert_close(hidden[sample, : len(at_top)], expected[sample, at_top], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_tail_equals_decoding_behind_the_pruned_prompt(family):
+    model = zsaa.enable(tiny.make(family, "base"), alpha=0.7)
+    ids, _, _ = tiny.tokens([30, 30])
+    with torch.no_grad():
+        cache = model(ids[:, :24], use_cache=True).past_key_values
+        expected = model(ids[:, 24:], past_key_values=cache).last_hidden_state
+    hidden, _ = forward(zsaa.disable(model), ids, [30, 30], 0.7, Variant(), tail=6)
+    torch.testing.assert_close(hidden[:, -6:], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_dropping_all_at_once_by_recency_keeps_what_truncation_keeps():
+    """Behind layer 1, of the last k tokens; only layer 1 saw the others."""
+    model = tiny.make("llama", "base")
+    ids, _, _ = tiny.tokens([40])
+    _, trail = forward(model, ids, [40], 0.8, Variant("recent", "once"))
+    k = math.floor(0.8**4 * 40)
+    assert all(layer.tolist() == [list(range(40 - k, 40))] for layer in trail)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, (0, 3, 1, 0)])
+@pytest.mark.parametrize("n", [3, 40, 511])
+def test_schedules_end_alike_and_never_grow(schedule, n):
+    for alpha in (1.0, 0.93, 0.4):
+        found = counts(n, alpha, 4, Variant(schedule=schedule))
+        assert found == sorted(found, reverse=True) and found[-1] >= min(n, 5)
+        assert abs(found[-1] - max(alpha**4 * n, min(n, 5))) <= 4  # rounding, once a layer
+    assert counts(n, 0.9, 4, Variant()) == kept_counts(n, 0.9, 4)
+
+
+def test_macs_are_the_packages():
+    config = tiny.CONFIGS["llama"]()
+    for alpha in (1.0, 0.9, 0.3):
+        assert ablation.macs(config, 200, alpha, Variant()) == package_macs(config, 200, alpha)
+    alpha = ablation.alpha_for(config, [200, 100], 3.0, Variant())
+    assert 3.0 <= mac_reduction(config, [200, 100], alpha) < 3.05
+    with pytest.raises(ValueError, match="cannot reach"):
+        ablation.alpha_for(config, [200], 3.0, Variant(dropped="keys", schedule=(0, 0, 0, 1)))
+    with pytest.raises(ValueError, match="4 weights"):
+        counts(9, 0.5, 4, Variant(schedule=(1, 2)))
+
+
+def slow(model, ids, alpha, variant):
+    """One sample, row by row, with merged and kept-as-keys tokens in plain lists; scored by recency."""
+    attention_of = [layer.self_attn for layer in model.layers]
+    groups = attention_of[0].num_key_value_groups
+    rows = [(p, model.embed_tokens.weight[t], 1.0) for p, t in enumerate(ids.tolist())]  # position, state, stands for
+    bank = []
+    for number, layer in enumerate(model.layers):
+        attention = layer.self_attn
+
+        def heads(projection, position, state, rotated, layer=layer, attention=attention):
+            x = projection(layer.input_layernorm(state)).view(-1, attention.head_dim)
+            if not rotated:
+                return x
+            cos, sin = model.rotary_emb(state[None, None], torch.tensor([[position]]))
+            half = x.shape[-1] // 2
+            turned = torch.cat((-x[:, half:], x[:, :half]), -1)
+            return x * cos[0] + turned * sin[0]
+
+        keys = [
+            (p, heads(attention.k_proj, p, s, True), heads(attention.v_proj, p, s, False), w) for p, s, w in rows + bank
+        ]
+        outputs = []
+        for position, state, _ in rows:
+            q = heads(attention.q_proj, position, state, True)
+            seen = [key for key in keys if key[0] <= position]
+            out = []
+            for head in range(len(q)):
+                logits = torch.stack(
+                    [q[head] @ k[head // groups] * attention.scaling + math.log(w) for _, k, _, w in seen]
+                )
+                out.append(sum(p * v[head // groups] for p, (_, _, v, _) in zip(torch.stack(logits).softmax(0), seen)))
+            outputs.append(torch.cat(out))
+        keep = counts(len(ids), alpha, len(model.layers), variant)[number]
+        if keep < len(rows):
+            merged, group = [], []
+            for index, (row, out) in enumerate(zip(rows, outputs)):
+                group.append((row, out))
+                if index in chosen(rows, keep, variant):
+                    members = group if variant.dropped == "merged" else group[-1:]
+                    if variant.dropped == "keys":
+                        bank += [member for member, _ in group[:-1]]
+                    whole = sum(w for (_, _, w), _ in members)
+                    state = sum(w * s for (_, s, w), _ in members) / whole
+                    merged.append(((row[0], state, whole), sum(w * o for (_, _, w), o in members) / whole))
+                    group = []
+            rows, outputs = [row for row, _ in merged], [out for _, out in merged]
+        after = []
+        for (position, state, w), out in zip(rows, outputs):
+            state = state + attention.o_proj(out)
+            after.append((position, state + layer.mlp(layer.post_attention_layernorm(state)), w))
+        rows = after
+    return [p for p, _, _ in rows], model.norm(torch.stack([s for _, s, _ in rows]))
+
+
+def chosen(rows, keep, variant):
+    """Evenly spread by a fixed hash, and the last row: an order that the test can follow without the scores."""
+    order = sorted(range(len(rows) - 1), key=lambda i: -((rows[i][0] * 7919) % 101))
+    return {len(rows) - 1, *order[: keep - 1]}
+
+
+class Hashed(torch.nn.Module):
+    """The same order as `chosen`, as a scorer; it needs the positions, which the hidden states do not tell."""
+
+    def __init__(self, positions):
+        super().__init__()
+        self.positions = positions
+
+    def forward(self, layer, hidden):
+        return ((self.positions[layer] * 7919) % 101).double()
+
+
+@pytest.mark.parametrize("dropped", ["gone", "merged", "keys"])
+def test_what_becomes_of_dropped_tokens(dropped):
+    model = tiny.make("llama", "base")
+    ids, _, _ = tiny.tokens([19])
+    variant = Variant(dropped=dropped)
+    with torch.no_grad():
+        kept, expected = slow(model, ids[0], 0.7, variant)
+        positions, plan = [torch.arange(19)[None]], counts(19, 0.7, 4, variant)
+        for keep in plan:  # what enters each layer, by the same rule
+            rows = [(p, None, None) for p in positions[-1][0].tolist()]
+            positions.append(positions[-1][:, sorted(chosen(rows, keep, variant))])
+        hidden, trail = forward(model, ids, [19], 0.7, variant, scorer=Hashed(positions))
+    assert trail[-1][0].tolist() == kept
+    torch.testing.assert_close(hidden[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dropped", ablation.DROPPED)
+@pytest.mark.parametrize("score", SCORES)
+def test_a_sample_does_not_depend_on_its_batch_and_gradients_flow(score, dropped):
+    model = tiny.make("llama", "base")
+    ids, _, _ = tiny.tokens(LENGTHS)
+    variant = Variant(score, sinks=1, recent=0.3, dropped=dropped)
+    hidden, trail = forward(model, ids, LENGTHS, 0.6, variant)
+    for sample, n in enumerate(LENGTHS):
+        alone, own = forward(model, ids[sample : sample + 1, :n], [n], 0.6, variant)
+        assert [x[0].tolist() for x in own] == [x[sample][x[sample] >= 0].tolist() for x in trail]
+        torch.testing.assert_close(hidden[sample, : alone.shape[1]], alone[0], rtol=1e-9, atol=1e-9)
+        assert own[-1][0, 0] == 0 and own[-1][0, -1] == n - 1  # the sink, and the last token
+    hidden[0, 0].sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_scores_of_all_voters_are_the_soft_scores_columns():
+    model = tiny.make("llama", "base", attn_implementation="eager")
+    ids, _, _ = tiny.tokens([12])
+    seen = {}
+    original = dict(SCORES)
+    try:
+        for name in ("column_sum", "last_query", "last_8"):
+            SCORES[name] = lambda view, name=name: seen.setdefault((name, view.layer), original[name](view))
+            forward(model, ids, [12], 0.9, Variant(name))
+    finally:
+        SCORES.update(original)
+    p = model(ids, output_attentions=True).attentions[0][0].sum(0)  # over heads: [queries, keys]
+    for name, rows in (("column_sum", slice(None)), ("last_query", slice(-1, None)), ("last_8", slice(-8, None))):
+        torch.testing.assert_close(seen[name, 0][0].double(), p[rows].sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_windows_and_caps_are_refused():
+    with pytest.raises(ValueError, match="no ablation for gemma2"):
+        forward(tiny.make("gemma2", "base"), torch.ones(1, 4, dtype=torch.long), [4], 0.5, Variant())
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def marked(count, length, seed):
+    """Texts in which one token, anywhere, decides: 7 for class 1, 8 for class 0."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = torch.randint(10, 97, (count, length), generator=generator)
+    labels = torch.arange(count) % 2
+    texts[torch.arange(count), torch.randint(0, length, (count,), generator=generator)] = 8 - labels
+    return texts.tolist(), labels.tolist()
+
+
+def classifier():
+    return tiny.make("llama", "sequence-classification", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_sampling_trains_and_counts_its_compute(sampling):
+    texts, labels = marked(32, 20, 0)
+    training = Training(sampling, epochs=2.0, batch_size=8, learning_rate=1e-3)
+    probe, log = train(classifier(), texts, labels, Variant(tau=1), training, progress=False)
+    assert probe is None and log["steps"] == 8 and log["samples"] == 64
+    compute = log["epochs_of_compute"]
+    assert compute == 2 if sampling == "conventional" else 2 < compute < 4 if sampling == "sandwich" else compute < 2
+    half = Training(sampling, epochs=None, compute=compute / 2, batch_size=8, learning_rate=1e-3)
+    _, shorter = train(classifier(), texts, labels, Variant(tau=1), half, progress=False)
+    assert compute / 2 <= shorter["epochs_of_compute"] <= compute / 2 + 1.2  # ends with the step that reaches it
+    again = train(classifier(), texts, labels, Variant(tau=1), training, progress=False)[1]
+    assert {**again, "seconds": 0} == {**log, "seconds": 0}
+
+
+def test_a_probe_finds_the_tokens_that_decide():
+    texts, labels = marked(384, 24, 1)
+    variant = Variant(schedule="once", tau=2)
+    training = Training("sandwich", probe="gradient", distill=0.5, epochs=5.0, batch_size=16, learning_rate=1e-2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForSequenceClassification(tiny.CONFIGS["llama"]())
+    probe, _ = train(model, texts, labels, variant, training, progress=False)
+    held_out, answers = marked(200, 24, 2)
+    chosen = curve(model, held_out, answers, variant, training, probe, (1, 5), sides=("last",))
+    found = {(row["control"], row["target"]): row for row in chosen}
+    assert found["alpha", 1]["accuracy"] > 85
+    assert found["alpha", 5]["accuracy"] > 85 and found["alpha", 5]["mac_reduction"] >= 5
+    assert found["last", 5]["accuracy"] < 75
+    bits = f"{int(found['alpha', 5]['right'], 16):0200b}"
+    assert bits.count("1") == found["alpha", 5]["correct"]
+
+
+def test_settings_that_cannot_be_are_refused():
+    for wrong in ({"sampling": "x"}, {"probe": "gradient"}, {"distill": 0.5}, {"epochs": None}, {"side": "middle"}):
+        with pytest.raises(ValueError, match="must be|need"):
+            Training(**wrong)
+
+
+# ------------------------------------------------------------------------------------- continuation, depth, rows
+
+
+def test_continuations_at_alpha_1_are_the_stock_models():
+    model = tiny.make("llama")
+    ids, _, _ = tiny.tokens([40, 40, 40])
+    rows = continuation.curve(model, ids, 8, {"paper": Variant(), "keys": Variant(dropped="keys")}, [1, 2])
+    logits = model(ids).logits[:, -9:-1].detach()
+    nll = -logits.log_softmax(-1).gather(2, ids[:, -8:, None]).squeeze(-1)
+    for row in rows[:3]:  # stock, and at 1x whatever the variant
+        assert row["agreement"] == 100 and row["nll"] == pytest.approx(nll.mean(1).tolist(), abs=1e-5)
+    two = {row["variant"]: row for row in rows if row["target"] == 2}
+    assert set(two) == {"truncation", "paper", "keys"}
+    with zsaa.at(zsaa.enable(model), two["paper"]["alpha"]), torch.no_grad():
+        prompt = model(ids[:, :32], use_cache=True)
+        follows = model(ids[:, 32:], past_key_values=prompt.past_key_values).logits[:, :-1]
+    logits = torch.cat((prompt.logits[:, -1:], follows), 1)
+    nll = -logits.log_softmax(-1).gather(2, ids[:, 32:, None]).squeeze(-1)
+    assert two["paper"]["nll"] == pytest.approx(nll.mean(1).tolist(), abs=1e-5)
+
+
+def test_the_verdict_stands_anywhere_among_balanced_fillers():
+    texts, labels = [f"sentence {i}" for i in range(60)], [i % 2 for i in range(60)]
+    made, answers, places = depth.passages(texts, labels, 9, seed=3)
+    assert answers == labels and made == depth.passages(texts, labels, 9, seed=3)[0]
+    assert set(places) == set(range(9))
+    for passage, own, place in zip(made, texts, places):
+        lines = passage.split("\n")
+        assert lines[place] == depth.MARK + own and len(lines) == 9 and passage.count(own + "\n") <= 1
+        fillers = [labels[texts.index(line)] for i, line in enumerate(lines) if i != place]
+        assert sum(fillers) == 4
+    with pytest.raises(ValueError, match="odd"):
+        depth.passages(texts, labels, 8, seed=0)
+
+
+def test_every_row_of_the_configuration_can_be_run_and_says_why():
+    config = load_config()
+    assert all(row["about"] for row in config["rows"].values())
+    for fields in config["continuation"]["variants"].values():
+        Variant(**fields)
+
+
+def two_reviews():
+    """40 short texts to train on and 20 to be tested on, in the tiny tokenizer's words."""
+    sides = [
+        Dataset.from_dict({"text": [f"w{i % 90} w{i % 7}" for i in range(n)], "label": [i % 2 for i in range(n)]})
+        for n in (40, 20)
+    ]
+    return SimpleNamespace(train=sides[0], test=sides[1], source="made up")
+
+
+def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "model", "llama")
+    monkeypatch.setattr(run, "load_task", lambda *args, **kwargs: two_reviews())
+    command = ["--model", str(tmp_path / "model"), "--rows", "probe-once", "--task", "depth", "--epochs", "0.5",
+               "--targets", "1", "2", "--output-dir", str(tmp_path / "out")]  # fmt: skip
+    assert run.main(command) == 0
+    (path,) = (tmp_path / "out").rglob("*.json")
+    assert path.relative_to(tmp_path / "out").as_posix() == "depth/probe-once.json"
+    result = json.loads(path.read_text())
+    assert result["provenance"]["seed"] == 0 and result["rows"][0]["n"] == 20
+    before = path.stat().st_mtime_ns
+    assert run.main(command) == 0 and path.stat().st_mtime_ns == before
+    assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
