@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ablation.forward import Variant, alpha_for, counts, forward, macs
-from zsaa.evaluate import cut, interval, pad
+from zsaa.evaluate import cut, pad
 from zsaa.families import find_decoder
 from zsaa.keep import truncation_for
+from zsaa.results import to_bits
+from zsaa.stats import interval
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "truncated")
 CUTS = ("first", "last", "ends")
@@ -257,7 +259,7 @@ def accuracy(
         "n": n,
         "accuracy": round(100 * correct / n, 2),
         "ci95": list(interval(correct, n)),
-        "right": f"{int(''.join(map(str, right)), 2):0{(n + 3) // 4}x}",
+        "right": to_bits(right),
     }
 
 

@@ -278,7 +278,7 @@ def fingerprint(root: Path, job: Job) -> dict[str, str]:
 
     return {
         "notebook": text(read_cells(job.path)),
-        "zsaa": _hash_files(root, files("zsaa", "*.py") + files("kernels", "*.py")),
+        "zsaa": _hash_files(root, files("zsaa", "*.py") + files("kernels", "*.py") + files("ablation", "*.py")),
         "parameters": text({k: v for k, v in job.parameters.items() if k != "output_dir"}),
         "lock": _hash_files(root, list(root.glob("*.lock"))),
         "results": _hash_files(root, files("results", "*")),
