@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import zsaa
 from zsaa import backend, bench
 
 
@@ -135,3 +136,60 @@ def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("ZSAA_BACKEND", "gpu")
     with pytest.raises(ValueError, match="'gpu'"):
         backend.backends()
+
+
+@pytest.mark.parametrize("storage", ["float32", "nf4"])
+def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
+    code, record = run(
+        tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2"
+    )
+    assert (code, record["kind"]) == (0, "footprint")
+    rows = record["rows"]
+    assert [(r["control"], r["target"]) for r in rows] == [
+        *(("alpha", t) for t in (1, 1.5, 2.5, 3.5)), *(("printed", t) for t in (1.5, 2.5, 3.5))
+    ]  # fmt: skip
+    assert [r["alpha"] for r in rows if r["control"] == "printed"] == [0.99, 0.98, 0.97]
+    for row in rows:
+        if row["control"] == "alpha":
+            assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.02)
+        entering = [200, *zsaa.kept_counts(200, row["alpha"], 3)[:-1]]
+        assert row["kv_bytes"] == 2 * 2 * 2 * 16 * 4 * sum(entering)
+        assert row["peak_bytes"] is None and row["footprint_reduction"] is None, "a CPU keeps no count"
+
+
+def test_footprint_where_memory_is_counted(tmp_path, monkeypatch):
+    peaks = iter([1000, 1000, 800, 500, 400, 900, 750, 700])
+    monkeypatch.setattr(bench, "peak_bytes", lambda run, device: next(peaks))
+    _, record = run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", "float32")
+    assert [r["footprint_reduction"] for r in record["rows"]][:3] == [1.0, 1.25, 2.0]
+
+
+def test_nf4_models_are_built_layer_by_layer_and_equal_what_loading_leaves(monkeypatch):
+    import bitsandbytes as bnb
+
+    made = []
+    params = bnb.nn.Params4bit
+
+    def counted(weight, **kwargs):
+        made.append(weight.numel())
+        return params(weight, **kwargs)
+
+    monkeypatch.setattr(bnb.nn, "Params4bit", counted)
+    model = bench.build("tiny", 10, torch.device("cpu"), torch.float32, "nf4")
+    linear = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == len(made) == 3 * 7 and all(isinstance(m, bnb.nn.Linear4bit) for m in linear)
+    assert all(m.weight.quant_state.quant_type == "nf4" for m in linear)
+    plain = bench.build("tiny", 10, torch.device("cpu"), torch.float32)
+    assert not any(p.is_meta for p in (*model.parameters(), *model.buffers()))
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name)), name
+    # With its weights unpacked, the same model: logits of stock transformers.
+    with torch.no_grad():
+        for mine, theirs in zip(linear, [m for m in plain.model.layers.modules() if isinstance(m, torch.nn.Linear)]):
+            theirs.weight.copy_(bnb.functional.dequantize_4bit(mine.weight.data, mine.weight.quant_state))
+        plain.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight)
+        plain.lm_head.weight.copy_(model.lm_head.weight)
+        ids = torch.arange(10)[None]
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="GPT2Model has no nn.Linear"):
+        bench.build("gpt2-124m", 10, torch.device("cpu"), torch.float32, "nf4")

@@ -3,6 +3,7 @@
     python -m zsaa.bench attention --tokens 2048 8192
     python -m zsaa.bench prefill --model llama3-8b --tokens 2048 8192 --alphas 0.99 0.97 0.9
     python -m zsaa.bench decode --model smollm2-135m --tokens 2048 --alphas 0.97 0.9
+    python -m zsaa.bench footprint --models llama3-8b gemma2-2b --storage float16 nf4    (Table 3, but for its scores)
     python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
     python -m zsaa.bench profile --model llama3-8b --tokens 8192 --alphas 0.97    (where the time goes)
     python -m zsaa.bench sweep --tokens 2048 8192        (block sizes of the kernels)
@@ -28,22 +29,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa import backend, dial
+from zsaa import backend, dial, paper
+from zsaa.architectures import PUBLISHED
 from zsaa.attention import attend_and_score
+from zsaa.budget import alpha_for
 from zsaa.families import find_decoder
 from zsaa.graphs import Graphs
 from zsaa.keep import attention_widths, kept_counts, kv_bytes, layer_weights, mac_reduction
 from zsaa.kernels import naive
 from zsaa.measure import alternate, provenance, write_json
+from zsaa.models import never_repack
 
 MODELS = {
-    "tiny": dict(family="llama", hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    "tiny": dict(model_type="llama", hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                  intermediate_size=128, vocab_size=256),
-    "smollm2-135m": dict(family="llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+    "smollm2-135m": dict(model_type="llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
                          num_key_value_heads=3, intermediate_size=1536, vocab_size=49152, rope_theta=100000.0),
-    "gpt2-124m": dict(family="gpt2", n_embd=768, n_layer=12, n_head=12, vocab_size=50257),
-    "llama3-8b": dict(family="llama", hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
-                      num_key_value_heads=8, intermediate_size=14336, vocab_size=128256, rope_theta=500000.0),
+    **{name: settings for name, (_, _, settings) in PUBLISHED.items()},
 }  # fmt: skip
 # (head size, heads, key/value heads): LLaMA 3 8B, one with heads of 64, and small ones for the CPU
 ATTENTION_SHAPES = {"cuda": [(128, 32, 8), (128, 32, 32), (64, 32, 8)], "cpu": [(16, 4, 2)]}
@@ -287,17 +289,55 @@ def bench_sweep(args, device, dtype) -> dict:
 # Models
 
 
-def build(name: str, tokens: int, device, dtype) -> nn.Module:
-    """A model of that shape with random weights, made on the device, in eval mode, with the dial on."""
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+def build(name: str, tokens: int, device, dtype, storage: str | None = None) -> nn.Module:
+    """A model of that shape with random weights, made on the device, in eval mode, with the dial on.
+
+    storage: "nf4" has the decoder's linear layers in 4 bits, made one by one: only one is ever there in `dtype`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = dict(MODELS[name])
-    kind = {"llama": LlamaConfig, "gpt2": GPT2Config}[settings.pop("family")]
-    settings["n_positions" if kind is GPT2Config else "max_position_embeddings"] = max(tokens, 1024)
+    kind = settings.pop("model_type")
+    settings["n_positions" if kind == "gpt2" else "max_position_embeddings"] = max(tokens, 1024)
+    config = AutoConfig.for_model(kind, **settings)
+    # transformers has no SDPA that caps scores, as Gemma 2 does.
+    how = {"attn_implementation": "eager" if kind == "gemma2" else "sdpa", "dtype": dtype}
     torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(kind(**settings), attn_implementation="sdpa", dtype=dtype)
+    with torch.device("meta" if storage == "nf4" else device):
+        model = AutoModelForCausalLM.from_config(config, **how)
+    if storage == "nf4":
+        _fill_nf4(model, torch.device(device), dtype)
     return dial.enable(model.eval())
+
+
+def _fill_nf4(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a model on the meta device random weights on `device`, its decoder's linear layers in nf4, the rest in
+    `dtype`: as `load_model(..., quantization="nf4")` leaves a model, norms at 1 but for the values."""
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+    except ImportError as error:
+        raise ImportError("storage nf4 needs bitsandbytes. Get it with: pip install 'zsaa[quant]'") from error
+
+    decoder, family = find_decoder(model)
+    layers = getattr(decoder, family.layers)
+    if not any(isinstance(module, nn.Linear) for module in layers.modules()):
+        raise ValueError(
+            f"{type(decoder).__name__} has no nn.Linear to quantize: storage nf4 is for LLaMA-like models."
+        )
+    for parent in list(layers.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, nn.Linear):
+                with torch.device("meta"):
+                    packed = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=dtype)
+                weight = torch.randn(linear.weight.shape, device=device, dtype=dtype).mul_(0.02)
+                packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
+                setattr(parent, name, packed)
+    for module in model.modules():
+        if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            module.to_empty(device=device, recurse=False)
+            model._init_weights(module)  # norms, embeddings, rotary tables
+    model.tie_weights()
+    never_repack(model)
 
 
 def cache_bytes(cache) -> int:
@@ -326,8 +366,8 @@ def _checked_models(args, device, dtype):
     for name in args.models:
         model = build(name, max(args.tokens) + getattr(args, "new", 0), device, dtype)
         config = model.config
-        heads = config.num_attention_heads
-        shape = (config.hidden_size // heads, heads, getattr(config, "num_key_value_heads", None) or heads)
+        heads, (q_dim, kv_dim) = config.num_attention_heads, attention_widths(config)
+        shape = (q_dim // heads, heads, kv_dim * heads // q_dim)
         check_attention(shape, min(2048, max(args.tokens)), device, dtype)
         for tokens, batch in itertools.product(args.tokens, args.batches):
             ids = torch.randint(0, config.vocab_size, (batch, tokens), device=device)
@@ -385,6 +425,48 @@ def bench_prefill(args, device, dtype) -> dict:
         "capture_ms graph_bytes",
     )
     return {"ceilings": rates, "rows": rows}
+
+
+def bench_footprint(args, device, dtype) -> dict:
+    """Table 3's columns that no weight decides: what a prefill takes at its peak on top of the weights, the cache that
+    it leaves, MACs, and the time to the first token, at the paper's printed alphas ("printed") and at those that Eq. 2
+    needs for its reductions ("alpha"). Without CUDA graphs, whose memory is another. On a CPU peaks are not measured.
+    """
+    rows = []
+    for name, storage in itertools.product(args.models, args.storage):
+        kept = getattr(torch, storage) if storage != "nf4" else dtype
+        model = build(name, max(args.tokens), device, kept, storage)
+        dial.enable(model, graphs=False)
+        config, tau = model.config, dial.settings(model)["tau"]
+        printed = paper.TABLE_3["Gemma-2-2B-4bit" if config.model_type.startswith("gemma") else "LLaMA-3-8B-4bit"]
+        for tokens, batch in itertools.product(args.tokens, args.batches):
+            ids = torch.randint(0, config.vocab_size, (batch, tokens), device=device)
+            wanted = [("alpha", t, 1.0 if t == 1 else alpha_for(config, tokens, t, tau)) for t in printed]
+            wanted += [("printed", t, row["alpha"]) for t, row in printed.items() if t != 1]
+            for _, _, alpha in wanted[1:]:
+                check_model(model, ids, alpha)
+            runs = {str(i): functools.partial(prefill, model, ids, alpha) for i, (*_, alpha) in enumerate(wanted)}
+            times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds)
+            stock = peak_bytes(runs["0"], device)
+            for i, (control, target, alpha) in enumerate(wanted):
+                measured, peak = cache_bytes(runs[str(i)]().past_key_values), peak_bytes(runs[str(i)], device)
+                if measured != kv_bytes(config, tokens, alpha, tau, batch, kept.itemsize):
+                    raise WrongNumbersError(f"the cache of {name} holds {measured} bytes at alpha {alpha}")
+                rows.append({"model": name, "storage": storage, "attention": config._attn_implementation,
+                             "batch": batch, "tokens": tokens, "control": control, "target": target,
+                             "alpha": round(alpha, 5),
+                             "mac_reduction": round(mac_reduction(config, tokens, alpha, tau), 3),
+                             "kv_bytes": measured, "peak_bytes": peak, **times[str(i)],
+                             "footprint_reduction": round(stock / peak, 3) if peak else None})  # fmt: skip
+        weights = sum(p.nbytes for p in model.parameters())
+        for row in rows:
+            row.setdefault("weight_bytes", weights)
+        del model, runs
+    print_rows(
+        rows, "model storage batch tokens control target alpha mac_reduction latency_ms kv_bytes peak_bytes "
+        "footprint_reduction",
+    )  # fmt: skip
+    return {"kind": "footprint", "name": "footprint", "model": {"name": ", ".join(args.models)}, "rows": rows}
 
 
 def bench_decode(args, device, dtype) -> dict:
@@ -498,6 +580,7 @@ def print_rows(rows: list[dict], columns: str) -> None:
 BENCHES = {
     "attention": bench_attention,
     "prefill": bench_prefill,
+    "footprint": bench_footprint,
     "decode": bench_decode,
     "train": bench_train,
     "profile": bench_profile,
@@ -518,6 +601,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 8192] if gpu else [64], help="prompt lengths")
     parser.add_argument("--batches", "--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--alphas", nargs="+", type=float, default=[0.99, 0.97, 0.9, 0.7])
+    parser.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
+                        help="footprint: of the weights")  # fmt: skip
     parser.add_argument("--new", type=int, default=32, help="decode: tokens to generate")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
     parser.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")

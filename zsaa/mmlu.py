@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import math
 import sys
 import tempfile
 import zlib
@@ -42,6 +41,7 @@ from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
 from zsaa.measure import cached, provenance
 from zsaa.models import AssetError, check_hub, load_model
+from zsaa.results import to_bits
 from zsaa.score import seeded
 
 HUB = "cais/mmlu"
@@ -197,7 +197,7 @@ def curve(
             n=n,
             accuracy=round(100 * correct / n, 2),
             ci95=list(interval(correct, n)),
-            right=f"{int(''.join(map(str, bits)), 2):0{math.ceil(n / 4)}x}",
+            right=to_bits(bits),
         )
         print(f"{row['control']:>8} {row['target']:>4}x  {row['accuracy']:.1f}% of {n}", file=sys.stderr, flush=True)
     reader.lengths = lengths

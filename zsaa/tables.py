@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zsaa import paper
 from zsaa.results import label, rows_of, status, with_interval
+from zsaa.verdicts import Cell
 
 
 def table_1(results: Iterable[dict]):
@@ -97,3 +98,143 @@ def save_table(table, path: str | Path, title: str) -> None:
     path.with_suffix(".html").write_text(
         f"<h3>{html.escape(title)}</h3>\n" + table.to_html(border=0, index=table.index.name is not None)
     )
+
+
+# Tables 3 and 4
+
+
+def table_3_cells(results: Sequence[dict]) -> list[Cell]:
+    """Table 3: a Cell for each number that the paper prints below 1x, and its scores at 1x, and for each result that
+    bears on it. (Footprint and alpha are 1.00 at 1x by definition.)
+
+    "MMLU": results of kind "choice" (zsaa.mmlu). At one reduction there are two of each: at the alpha that Eq. 2 needs
+    for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint" (zsaa.bench), random weights.
+    "alpha": kind "audit" (zsaa.audit), exact for the published configurations, and rounded as the paper rounds.
+    """
+    scores = [r for r in results if r["kind"] == "choice"]
+    footprints = [(r, row) for r in results if r["kind"] == "footprint" for row in r["rows"]]
+    implied = [(r, row) for r in results if r["kind"] == "audit" for row in r["rows"]]
+    shapes = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}
+    cells = []
+    for model, rows in paper.TABLE_3.items():
+        for target, published in rows.items():
+            for column in paper.TABLE_3_COLUMNS:
+                where = {"table": "Table 3", "row": f"{target}x", "column": f"{model}: {column}"}
+                where["published"] = published[column]
+                if column == "MMLU":
+                    found = [
+                        _score_cell(where, r, row)
+                        for r in scores
+                        if r["model"]["stands_for"] == model
+                        for control in ("alpha", "printed")
+                        for row in rows_of(r, control)
+                        if row["target"] == target
+                    ]
+                elif target == 1:
+                    continue
+                elif column == "GPU footprint":
+                    found = [
+                        _footprint_cell(where, r, row)
+                        for r, row in footprints
+                        if (row["model"], row["target"]) == (shapes[model], target) and row["peak_bytes"]
+                    ]
+                else:
+                    found = [
+                        Cell(
+                            **where,
+                            ours=round(row["needed"], 2),
+                            subject=f"{model}'s published configuration",
+                            protocol=f"exact: the alpha for which Eq. 2 gives {target}x (512 tokens, tau 5); the "
+                            f"printed one gives {row['eq2']:.2f}x",
+                            result=r["name"],
+                        )
+                        for r, row in implied
+                        if (row["model"], row["reduction"]) == (model, target)
+                    ]
+                cells += found or [Cell(**where)]  # fmt: skip
+    return cells
+
+
+def _score_cell(where: dict, result: dict, row: dict) -> Cell:
+    task, model = result["task"], result["model"]
+    how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
+    protocol = f"alpha {row['alpha']:.4f} ({how}), {row['mac_reduction']:.2f}x fewer MACs, {task['shots']} shots, "
+    protocol += {"letters": "likeliest letter", "text": "likeliest text"}[task["form"]]
+    return Cell(
+        **where, ours=row["accuracy"], interval=tuple(row["ci95"]), n=row["n"], protocol=protocol,
+        subject=f"{model['name']}{' ' + model['quantization'] if model['quantization'] else ''} on {task['name']}",
+        substitute=", ".join(result["differs_from_the_paper"]), result=result["name"],
+    )  # fmt: skip
+
+
+def _footprint_cell(where: dict, result: dict, row: dict) -> Cell:
+    how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
+    return Cell(
+        **where, ours=round(row["footprint_reduction"], 2), subject=f"{row['model']} shape, {row['storage']}",
+        protocol=f"peak on top of the weights, {row['batch']} x {row['tokens']} tokens, {row['attention']} attention "
+        f"at 1x, alpha {row['alpha']:.4f} ({how})", substitute="weights", result=result["name"],
+    )  # fmt: skip
+
+
+def table_3(results: Sequence[dict]):
+    """Table 3 in the paper's shape, as a DataFrame: rows are reductions; each column of the paper is followed by one of
+    each of our results, the score with its interval. "not run" where there is none."""
+    import pandas as pd
+
+    columns: dict[tuple, dict] = {}
+    for cell in table_3_cells(results):
+        column = columns.setdefault((cell.column, "paper"), {})
+        column[cell.row] = f"{cell.published:.2f}"
+        if cell.ours is None:
+            columns.setdefault((cell.column, "ours"), {})[cell.row] = "not run"
+            continue
+        stands_in = f"substitute: {cell.substitute}" if cell.substitute else "the paper's"
+        how = ""
+        if "alpha" in cell.protocol and cell.n:
+            how = ", printed alpha" if "as printed" in cell.protocol else ""
+        heading = f"{cell.subject} ({stands_in}), {cell.result}{how}"
+        shown = f"{cell.ours:.1f} [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]" if cell.n else f"{cell.ours:.2f}"
+        columns.setdefault((cell.column, heading), {})[cell.row] = f"{shown} {cell.verdict}"
+    order = sorted(columns, key=lambda c: (list(dict.fromkeys(k[0] for k in columns)).index(c[0]), c[1] != "paper"))
+    index = [f"{t}x" for t in paper.TABLE_3["LLaMA-3-8B-4bit"]]
+    shown = {c: [columns[c].get(row, "-") for row in index] for c in order}
+    return pd.DataFrame(shown, index=pd.Index(index, name="MACs"))
+
+
+def table_4_cells(results: Sequence[dict]) -> list[Cell]:
+    """Table 4: a Cell for each fact that the paper prints and each published configuration that bears on it (kind
+    "architectures"). These are facts without chance: they are the paper's, as printed, or they differ."""
+    known = [(r, row) for r in results if r["kind"] == "architectures" for row in r["rows"]]
+    cells = []
+    for name, published in paper.TABLE_4.items():
+        for column, value in published.items():
+            where = {"table": "Table 4", "row": name, "column": column, "published": value}
+            found = []
+            for result, row in known:
+                if row["row"] != name:
+                    continue
+                ours, protocol = row.get(column), "built from the published configuration"
+                if column == "size":  # in the paper's unit
+                    ours = f"{row['parameters'] / {'M': 1e6, 'B': 1e9}[value[-1]]:.0f}{value[-1]}"
+                    protocol = f"{row['parameters']:,} parameters, counted"
+                elif column == "attention":
+                    protocol += f": {row['heads']} heads, {row['key/value heads']} of keys and values"
+                found.append(
+                    Cell(**where, ours=ours, subject=row["checkpoint"], protocol=protocol, result=result["name"])
+                )
+            cells += found or [Cell(**where)]
+    return cells
+
+
+def table_4(results: Sequence[dict]):
+    """Table 4 in the paper's shape, as a DataFrame: under each of the paper's rows what each checkpoint is; what
+    differs stands in brackets."""
+    import pandas as pd
+
+    rows: dict[str, dict] = {}
+    for cell in table_4_cells(results):
+        rows.setdefault(f"{cell.row} (paper)", {})[cell.column] = cell.published
+        if cell.ours is not None:
+            shown = cell.ours if cell.verdict == "reproduced" else f"[{cell.ours}]"
+            rows.setdefault(cell.subject, {})[cell.column] = shown
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name="model"), columns=list(paper.TABLE_4_COLUMNS))
