@@ -454,7 +454,7 @@ def bench_footprint(args, device, dtype) -> dict:
                     raise WrongNumbersError(f"the cache of {name} holds {measured} bytes at alpha {alpha}")
                 rows.append({"model": name, "storage": storage, "attention": config._attn_implementation,
                              "batch": batch, "tokens": tokens, "control": control, "target": target,
-                             "alpha": round(alpha, 5),
+                             "alpha": alpha,
                              "mac_reduction": round(mac_reduction(config, tokens, alpha, tau), 3),
                              "kv_bytes": measured, "peak_bytes": peak, **times[str(i)],
                              "footprint_reduction": round(stock / peak, 3) if peak else None})  # fmt: skip
