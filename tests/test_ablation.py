@@ -16,13 +16,15 @@ from test_models import save_tiny
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import continuation, depth, run
+from ablation import continuation, depth, run, show
 from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
 from ablation.run import load_config
 from ablation.train import SAMPLINGS, Training, curve, train
+from zsaa import figures
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
+from zsaa.results import to_bits
 
 LENGTHS = [23, 40, 9]
 
@@ -327,3 +329,56 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     before = path.stat().st_mtime_ns
     assert run.main(command) == 0 and path.stat().st_mtime_ns == before
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
+
+
+# ------------------------------------------------------------------------------------------------ showing
+
+
+def made_up(row, control, rights, about="made up"):
+    n = len(rights[0])
+    cells = [
+        {"control": control, "target": target, "mac_reduction": float(target), "correct": sum(r), "n": n,
+         "accuracy": 100 * sum(r) / n, "ci95": [0.0, 100.0], "right": to_bits(r)}
+        for target, r in zip((1, 2), rights)
+    ]  # fmt: skip
+    log = {"epochs_of_compute": 1.0, "seconds": 60.0, "steps": 1}
+    return {"row": row, "about": about, "rows": cells, "log": log}
+
+
+def test_paired_tests_say_who_is_ahead(tmp_path):
+    n = 400
+    whole, half = [1] * n, [i % 2 for i in range(n)]
+    results = {
+        "paper": made_up("paper", "alpha", (whole, half)),
+        "better": made_up("better", "alpha", (whole, [int(i % 4 > 0) for i in range(n)])),
+        "truncated-last": made_up("truncated-last", "last", (whole, whole)),
+    }
+    table = show.paired_table(results, (1, 2, 3)).set_index("row")
+    assert table.loc["better", "2x"].startswith("+25.0 [") and table.loc["better", "2x"].endswith("*")
+    assert table.loc["paper", "2x"] == "+0.0 [+0.0, +0.0]" and set(table["3x"]) == {"-"}
+    rival = show.paired_table(results, (1, 2), "truncation").set_index("row")
+    assert rival.loc["better", "2x"].startswith("-25.0 [") and rival.loc["better", "1x"] == "-"
+    assert show.paired_table({"better": results["better"]}, (1, 2)) is None
+    rows = {**load_config()["rows"]}
+    accuracy = show.accuracy_table(results, (1, 2), rows).set_index("row")
+    assert accuracy.loc["truncated-last, last tokens", "2x"] == "100.0 [0.0, 100.0]"
+    assert accuracy.loc["merged", "2x"] == "not run" and len(accuracy) == len(rows) + 1
+    figures.save_figure(show.accuracy_figure(results, "made up"), tmp_path / "accuracy")
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+
+
+def test_continuations_are_shown_beside_truncation(tmp_path):
+    rows = [
+        {"variant": name, "target": target, "mac_reduction": float(target), "agreement": 50.0, "perplexity": ppl,
+         "nll": [math.log(ppl)] * 2, "n": 2}
+        for name, target, ppl in (("stock", 1, 10), ("truncation", 2, 11), ("good", 2, 10.5), ("bad", 2, 900))
+    ]  # fmt: skip
+    result = {"rows": rows, "model": {"name": "made up"}}
+    table = show.continuation_table(result).set_index("variant")
+    assert table.loc["good", "nats over truncation"] == "-0.047 ± 0.000"
+    assert table.loc["good", "over stock"] == "1.050x"
+    figure = show.continuation_figure(result)
+    assert "bad" in figure.legends[0].get_title().get_text()
+    figures.save_figure(figure, tmp_path / "continuation")
+    depths = {"column_sum": [1.0, 0.2], "random": [0.5, 1.0]}
+    figures.save_figure(show.survival_figure(depths, ["a", " b"], "made up"), tmp_path / "survival")
