@@ -7,7 +7,7 @@ PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 STRIP = "$$python" -m nbstripout --keep-id
 
-.PHONY: help setup lint format test compat figures lock clean distclean
+.PHONY: help setup lint format test compat figures report lock clean distclean
 
 help:       ## this list
 	@grep -E '^[a-z]+: +.*##' Makefile | sed -E 's/:[^#]*## /\t/'
@@ -33,6 +33,9 @@ compat:     ## all tests with the oldest versions that pyproject.toml allows, in
 
 figures:    ## draw figures/ from the committed results
 	@$(PYTHON) && "$$python" -m zsaa.figures
+
+report:     ## write docs/report.html and docs/report.md from the committed results and figures
+	@$(PYTHON) && "$$python" -m zsaa.reporting
 
 lock:       ## remake requirements.lock from pyproject.toml
 	@tools/lock.sh

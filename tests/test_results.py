@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from zsaa import figures, paper, reporting, results, tables
+from zsaa import figures, paper, results, tables
 
 
 def row(control, target, accuracy, alpha=None, **more):
@@ -74,7 +74,7 @@ def test_the_controls_table_has_a_column_per_curve(result):
     assert list(table.loc["1x"]) == ["90.0 [85.0, 95.0]", "-", "-"]
 
 
-def test_tables_and_figures_land_in_the_self_contained_index(result, tmp_path):
+def test_tables_and_figures_are_files(result, tmp_path):
     tables.save_table(tables.table_1([result]), tmp_path / "tables/t", "A <title>")
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
     figures.save_figure(figures.accuracy_figure([result], "title"), tmp_path / "figures/a")
@@ -84,16 +84,6 @@ def test_tables_and_figures_land_in_the_self_contained_index(result, tmp_path):
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         f"{n}.{s}" for n in "abc" for s in ("png", "svg")
     ]
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/r.json").write_text(json.dumps(result))
-    statuses = [{"name": "nb", "status": "failed", "message": "<boom>", "log": None, "executed": None, "seconds": 2.0}]
-    page = reporting.index(tmp_path, statuses).read_text()
-    assert page.count("data:image/png;base64,") == 3 and 'src="figures' not in page
-    assert "&lt;boom&gt;" in page and "A &lt;title&gt;" in page and "c0ffee" in page
-
-
-def test_an_index_without_anything_says_so(tmp_path):
-    assert "No table or figure" in reporting.index(tmp_path / "new").read_text()
 
 
 def test_damaged_results_are_named(tmp_path):

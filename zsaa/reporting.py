@@ -1,112 +1,432 @@
-"""The report of a run: one self-contained page with its status, tables, figures and provenance."""
+"""The report: the paper's tables and figures, what was run here, on what, with which verdict, and what was not.
+
+    python -m zsaa.reporting      docs/report.html and docs/report.md from the committed results (make report)
+
+One page, self-contained; a Markdown summary beside it. `index` writes the same page for a run's output folder, with
+the state of its notebooks. Everything comes from result files, the figures drawn from them, zsaa.tables and
+zsaa.verdicts; nothing here computes a result, and the same files give the same page.
+"""
 
 from __future__ import annotations
 
-import html
+import base64
+import fnmatch
+import json
+import os
+import string
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 
+from zsaa import tables
 from zsaa.results import RESULTS, load_results
+from zsaa.verdicts import VERDICTS, Cell, counts
 
-_CSS = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #8884; }
-table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }
-th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #8883; vertical-align: top; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; background: white; }
-figcaption, .note { color: #777; font-size: 13px; }
-.failed { color: #c33; font-weight: 600; } .done { color: #2a7d2a; }
-code { font-size: 12.5px; }
-"""
+ROOT = RESULTS.parent
+MEANING = {
+    "reproduced": "the paper's own model and data; its number lies in our 95% interval, or is a fact and equal",
+    "differs": "the paper's own model and data; its number does not",
+    "substitute": "another model, other data or settings: shown beside the paper's, never called reproduced",
+    "not run": "nothing was measured",
+}
+SIGN = {"reproduced": "✓", "differs": "≠", "substitute": "≈", "not run": "–"}  # so that colour is never alone
 
 
-def _image(path: Path, name: str) -> str:
-    import base64
+@dataclass(frozen=True)
+class Section:
+    """A table or figure of the paper.
 
-    data = base64.b64encode(path.read_bytes()).decode()
-    caption = html.escape(path.with_suffix(".txt").read_text()) if path.with_suffix(".txt").is_file() else ""
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(name)}">'
-        f"<figcaption>{html.escape(name)}. {caption}</figcaption></figure>"
-    )
+    cells: the function of zsaa.tables that gives its Cells; "" for figures, which print no numbers.
+    drawn: the kinds of the results that its figures are drawn from.
+    more: further tables of ours: (title, function of zsaa.tables that makes a DataFrame, kind of the results it takes).
+    figures: patterns of the names of its figures in figures/. In a run's folder they begin with the notebook's number.
+    """
+
+    title: str
+    about: str
+    notebook: str
+    cells: str = ""
+    drawn: tuple[str, ...] = ()
+    more: tuple[tuple[str, str, str], ...] = ()
+    figures: tuple[str, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        return self.title.lower().replace(" ", "-")
 
 
-def _provenance_table(results: Sequence[dict]) -> str:
-    rows = []
-    for result in results:
-        p = result["provenance"]
-        hardware, versions = p["hardware"], p["versions"]
-        cells = (
-            result["name"],
-            result["kind"],
-            f"{result['model']['name']} on {result['task']['source']}" if "task" in result else result["model"]["name"],
-            f"{hardware['device']} ({hardware['cpu']}, {hardware['cores']} cores)",
-            f"{p.get('train_samples', '-')} / {p.get('eval_samples', '-')}",
-            p.get("seed", "-"),
-            p.get("seconds", "-"),
-            f"torch {versions['torch']}, transformers {versions['transformers']}, Python {versions['python']}",
-            f"{(p['commit'] or 'unknown')[:10]}{' with local changes' if p.get('dirty') else ''}, {p['date'][:10]}",
-        )
-        rows.append("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>")
-    head = (
-        "result",
-        "kind",
-        "model and data",
-        "hardware",
-        "train / eval samples",
-        "seed",
-        "seconds",
-        "versions",
-        "commit",
-    )
-    return "<table><tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr>" + "".join(rows) + "</table>"
+SECTIONS = (
+    Section(
+        "Table 1", "Accuracy (F1 for QQP and MRPC) of GPT-2 along the dial, percent.", "01_table1", "table_1_cells",
+        more=(("The dial and its rivals at equal MACs", "controls_table", "curve"),),
+        figures=("accuracy_*", "speed*", "table1*", "table_1*"),
+    ),
+    Section("Figure 2", "Accuracy, preserved activations and alpha against the speed-up.", "06_figure2",
+            drawn=("lengths",), figures=("figure2*", "figure_2*")),
+    Section("Table 2", "Perplexity of GPT-2 at 1 to 3 times faster first tokens.", "02_table2", "table_2_cells",
+            figures=("table2*", "table_2*", "perplexity*", "ttft*")),
+    Section("Table 3", "MMLU, MACs and GPU memory of LLaMA 3 and Gemma 2 in 4 bits.", "04_table3", "table_3_cells",
+            figures=("table3*", "table_3*", "mmlu*", "macs*", "footprint*")),
+    Section("Table 4", "The architectures, from the models' configurations.", "05_table4", "table_4_cells"),
+    Section("Figure 3", "Which tokens each layer keeps.", "03_figure3", drawn=("preservation",),
+            figures=("preservation*", "figure3*", "figure_3*")),
+    Section("Audit", "What Eq. 2 implies for the paper's numbers, and which of its claims our results bear out.",
+            "09_audit", drawn=("audit",), figures=("audit*",)),
+)  # fmt: skip
+GPT2 = ("openai-community/gpt2", "gpt2")  # the model of the paper's figures, on the hub
+NOT_A_RESULT = ("slider",)  # pictures in figures/ that were not drawn from results
+
+
+# ----------------------------------------------------------------------------------------------- gathering
+
+
+def _number(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return str(value)
+
+
+def _ours(cell: Cell) -> str:
+    """Our number, with its interval where it has one."""
+    if cell.ours is None:
+        return "not run"
+    if cell.interval is None:
+        return _number(cell.ours)
+    digits = 1 if abs(cell.interval[1]) >= 20 else 2
+    low, high = (f"{end:.{digits}f}" for end in cell.interval)
+    return f"{cell.ours:.{digits}f} [{low}, {high}]"
+
+
+def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
+    """The paper's table: {"columns", "rows": [{"row", "places": [{"published", "verdict", "lines"}]}], "runs"}.
+
+    cells: (origin, Cell). In each place the paper's number, and a line for each run that bears on it, named by a
+    letter; "runs" says what the letters stand for. The verdict of a place is the strongest of its lines'.
+    """
+    measured = [(origin, cell) for origin, cell in cells if cell.ours is not None]
+
+    def run(origin: str, cell: Cell) -> tuple[str, ...]:
+        return origin, cell.subject, cell.result, cell.substitute
+
+    runs = list(dict.fromkeys(run(*pair) for pair in measured))
+    letter = {run: string.ascii_uppercase[i % 26] * (1 + i // 26) for i, run in enumerate(runs)}
+    rows, columns = (list(dict.fromkeys(getattr(cell, key) for _, cell in cells)) for key in ("row", "column"))
+    grid = []
+    for row in rows:
+        places = []
+        for column in columns:
+            here = [(origin, cell) for origin, cell in cells if (cell.row, cell.column) == (row, column)]
+            published = next((cell.published for _, cell in here if cell.published is not None), None)
+            lines = [
+                {
+                    "run": letter[run(origin, cell)],
+                    "ours": _ours(cell),
+                    "verdict": cell.verdict,
+                    "n": cell.n,
+                    "protocol": cell.protocol,
+                }
+                for origin, cell in here
+                if cell.ours is not None
+            ]
+            verdicts = [line["verdict"] for line in lines] or ["not run"]
+            strongest = min(verdicts, key=VERDICTS.index)
+            empty = published is None and not lines
+            places.append({"published": _number(published), "lines": lines, "verdict": strongest, "empty": empty})
+        grid.append({"row": row, "places": places})
+    legend = []
+    for key, name in letter.items():
+        samples = sorted({cell.n for origin, cell in measured if run(origin, cell) == key and cell.n is not None})
+        n = " to ".join(f"{count:,}" for count in dict.fromkeys((samples[0], samples[-1]))) if samples else ""
+        origin, subject, result, substitute = key
+        legend.append({"run": name, "origin": origin, "subject": subject or result, "result": result, "n": n,
+                       "substitute": substitute})  # fmt: skip
+    return {"columns": columns, "rows": grid, "runs": legend}
+
+
+def _drawn(section: Section, held: dict[str, list[tuple[str, dict]]]) -> list[dict]:
+    """What a section's figures were drawn from: a line for each origin, model and data."""
+    lines: dict[tuple, list[str]] = {}
+    for origin, found in held.items():
+        for name, result in found:
+            if result.get("kind") in section.drawn and isinstance(result.get("task"), dict):
+                model, task = result["model"]["name"], result["task"]
+                own = model in GPT2 and not task["substitute"]
+                key = (origin, "" if own else "substitute", model, task["source"])
+                lines.setdefault(key, []).append(name.removesuffix(".json"))
+    return [
+        {"origin": origin, "verdict": verdict, "model": model, "data": data, "results": names}
+        for (origin, verdict, model, data), names in lines.items()
+    ]
+
+
+def _claims(held: dict[str, list[tuple[str, dict]]]) -> list[dict]:
+    """The paper's sentences and what the audit makes of them (results of kind "audit"), as further tables."""
+    head = ["claim", "where", "verdict", "evidence"]
+    return [
+        {
+            "title": "The paper's claims",
+            "origin": origin,
+            "head": head,
+            "rows": [
+                [claim["quote"], claim["where"], claim["verdict"], claim["evidence"]] for claim in result["claims"]
+            ],
+        }
+        for origin, found in held.items()
+        for _, result in found
+        if result.get("kind") == "audit"
+    ]
+
+
+def _frame(table) -> dict:
+    """A DataFrame as {"head", "rows"} of text; column levels are joined."""
+    flat = table.reset_index() if table.index.name else table
+    head = [": ".join(str(part) for part in c if part) if isinstance(c, tuple) else str(c) for c in flat.columns]
+    return {"head": head, "rows": [[str(value) for value in row] for row in flat.itertuples(index=False)]}
+
+
+def _picture(path: Path, folder: Path) -> dict:
+    """A figure: as data, SVG where that is smaller, and by its path from `folder` for Markdown."""
+    vector = path.with_suffix(".svg")
+    shown = vector if vector.is_file() and vector.stat().st_size < path.stat().st_size else path
+    kind = "svg+xml" if shown is vector else "png"
+    words = path.with_suffix(".txt")
+    return {
+        "name": path.stem,
+        "caption": words.read_text(encoding="utf-8").strip() if words.is_file() else "",
+        "data": f"data:image/{kind};base64,{base64.b64encode(shown.read_bytes()).decode()}",
+        "path": Path(os.path.relpath(path, folder)).as_posix(),
+    }
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _joules(*joules: float | None) -> str:
+    """Energy, for people: "not measured", or kJ of the GPU and the CPU."""
+    known = [f"{value / 1000:.1f} kJ {device}" for value, device in zip(joules, ("GPU", "CPU")) if value is not None]
+    return " + ".join(known) or "not measured"
+
+
+def _all_results(folder: Path) -> list[tuple[str, dict]]:
+    """(path from `folder`, content) of every result file, those in subfolders too."""
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a result file ({error!r}). Remove it and run it again.") from error
+        if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
+            found.append((path.relative_to(folder).as_posix(), content))
+    return found
+
+
+def _provenance(origin: str, name: str, result: dict) -> dict:
+    p = result["provenance"]
+    hardware, versions = p.get("hardware", {}), p.get("versions", {})
+    device = str(hardware.get("device", "-"))
+    if device == "cpu":
+        device = f"{hardware.get('cpu', 'CPU')}, {hardware.get('threads', hardware.get('cores'))} threads"
+    samples = [f"{p[f'{part}_samples']:,} {part}" for part in ("train", "eval") if p.get(f"{part}_samples")]
+    return {
+        "origin": origin,
+        "file": name.removesuffix(".json"),
+        "kind": result.get("kind", "-"),
+        "model": result.get("model", {}).get("name", "-") if isinstance(result.get("model"), dict) else "-",
+        "data": result.get("task", {}).get("source", "-") if isinstance(result.get("task"), dict) else "-",
+        "device": device,
+        "samples": ", ".join(samples) or "-",
+        "seed": p.get("seed", "-"),
+        "seconds": p.get("seconds"),
+        "time": _seconds(p.get("seconds")),
+        "joules": (p.get("gpu_joules"), p.get("cpu_joules")),
+        "energy": _joules(p.get("gpu_joules"), p.get("cpu_joules")),
+        "versions": ", ".join(f"{k} {versions[k]}" for k in ("torch", "transformers", "python") if versions.get(k)),
+        "commit": (p.get("commit") or "unknown")[:10] + (" with local changes" if p.get("dirty") else ""),
+        "date": str(p.get("date", "-"))[:10],
+        "command": result.get("command") or p.get("command") or "",
+    }
+
+
+def _hardware(rows: Sequence[dict]) -> list[dict]:
+    """Per device: how many result files, how long, how much energy."""
+    found = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        mine = [row for row in rows if row["device"] == device]
+        joules = [
+            sum(values) if (values := [row["joules"][i] for row in mine if row["joules"][i] is not None]) else None
+            for i in (0, 1)
+        ]
+        known = sum(any(value is not None for value in row["joules"]) for row in mine)
+        energy = _joules(*joules) + (f" (in {known} of {len(mine)} files)" if 0 < known < len(mine) else "")
+        seconds = sum(row["seconds"] or 0 for row in mine)
+        found.append({"device": device, "files": len(mine), "time": _seconds(seconds), "energy": energy})
+    return found
+
+
+def _command(section: Section, profiles: dict) -> dict:
+    """How to run a section with the paper's own model and data: the command and what it needs."""
+    profile = next((p for p in ("paper", "full", "smoke") if section.notebook in profiles.get(p, {})), None)
+    if profile is None:
+        return {"command": "no notebook yet", "needs": ""}
+    return {
+        "command": f"./run_all.sh --profile {profile} --only {section.notebook}",
+        "needs": ", ".join(profiles[profile][section.notebook]),
+    }
+
+
+def _profiles() -> dict[str, dict[str, list[str]]]:
+    """{profile: {notebook: what it needs or wants}}; empty in an installed package, which has no notebooks."""
+    from zsaa.runner import load_profiles
+
+    if not (ROOT / "notebooks" / "profiles.yaml").is_file():
+        return {}
+    return {
+        profile: {
+            name: list(dict.fromkeys([*(entry.get("needs") or ()), *(s.get("needs") or ()), *(s.get("wants") or ())]))
+            for name, s in entry["notebooks"].items()
+        }
+        for profile, entry in load_profiles(ROOT).items()
+    }
+
+
+def gather(sources: dict[str, Path], statuses: Sequence[dict], folder: Path) -> dict:
+    """All that the page shows, as plain data for the templates.
+
+    sources: origin ("this run", "committed") -> folder with results/ and figures/ (and tables/); the first one is what
+        the report is about, the others stand beside it. folder: where the report will lie.
+    """
+    first = next(iter(sources))
+    held = {origin: _all_results(source / "results") for origin, source in sources.items()}
+    rows = [_provenance(origin, name, result) for origin, found in held.items() for name, result in found]
+    pictures = {
+        origin: [p for p in sorted((source / "figures").glob("*.png")) if p.stem not in NOT_A_RESULT]
+        for origin, source in sources.items()
+    }
+    profiles, used, sections = _profiles(), set(), []
+    for section in SECTIONS:
+        cells, summary = [], {}
+        function = getattr(tables, section.cells, None) if section.cells else None
+        for origin, found in held.items() if function else ():
+            mine = function([result for name, result in found if "/" not in name and "kind" in result])
+            cells += [(origin, cell) for cell in mine]
+            summary[origin] = counts(mine)
+        figures = []
+        for origin in sources:
+            for path in pictures[origin]:
+                number = section.notebook.split("_")[0] + "_"
+                if path.stem.startswith(number) or any(fnmatch.fnmatch(path.stem, p) for p in section.figures):
+                    used.add(path)
+                    if origin == first or not figures:  # a run's own figures replace the committed ones
+                        figures.append({**_picture(path, folder), "origin": origin})
+        more = []
+        for title, name, kind in section.more:
+            for origin, source in sources.items():
+                if taken := load_results(source / "results", kind=kind):
+                    more.append({"title": title, "origin": origin, **_frame(getattr(tables, name)(taken))})
+        if "audit" in section.drawn:
+            more += _claims(held)
+        written = sorted((sources[first] / "tables").glob(f"{section.notebook.split('_')[0]}_*.html"))
+        used.update(written)
+        sections.append(
+            {
+                "title": section.title, "about": section.about, "anchor": section.anchor,
+                "grid": _grid(cells) if cells else None,
+                "cells": [(origin, cell, _ours(cell), _number(cell.published)) for origin, cell in cells],
+                "drawn": _drawn(section, held), "figures": figures, "more": more,
+                "summary": summary, "missing": summary.get(first, {}).get("not run", 0),
+                "substitutes": any(c.verdict == "substitute" for o, c in cells if o == first),
+                "written": [path.read_text(encoding="utf-8") for path in written],
+                "run": _command(section, profiles),
+                "kind": "table" if section.cells else "figure",
+            }
+        )  # fmt: skip
+    others = [p for p in pictures[first] if p not in used]
+    loose = sorted(p for p in (sources[first] / "tables").glob("*.html") if p not in used)
+
+    def total(origin: str, verdict: str) -> int:
+        return sum(section["summary"].get(origin, {}).get(verdict, 0) for section in sections)
+
+    return {
+        "first": first,
+        "origins": list(sources),
+        "sections": sections,
+        "totals": {origin: {verdict: total(origin, verdict) for verdict in VERDICTS} for origin in sources},
+        "others": [{**_picture(path, folder), "origin": first} for path in others],
+        "loose": [path.read_text(encoding="utf-8") for path in loose],
+        "notebooks": [_notebook(status, folder) for status in statuses],
+        "provenance": rows,
+        "hardware": {origin: _hardware([r for r in rows if r["origin"] == origin]) for origin in sources},
+        "verdicts": VERDICTS,
+        "meaning": MEANING,
+        "sign": SIGN,
+    }
+
+
+def _notebook(status: dict, folder: Path) -> dict:
+    links = {key: status[key] for key in ("executed", "log") if status.get(key) and (folder / status[key]).is_file()}
+    return {
+        "name": str(status.get("name")),
+        "state": str(status.get("status")),
+        "time": _seconds(status.get("seconds")),
+        "energy": _joules(status.get("gpu_joules"), status.get("cpu_joules")) if status.get("seconds") else "-",
+        "message": status.get("message") or "",
+        "links": links,
+    }
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+def render(template: str, view: dict) -> str:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        autoescape=template.endswith(".html"), keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["slug"] = lambda verdict: verdict.replace(" ", "-")
+    environment.filters["line"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
+    return environment.get_template(template).render(view)
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def index(output_dir: str | Path, statuses: Sequence[dict] = ()) -> Path:
-    """Write output_dir/index.html: run status, tables, figures, provenance, in one self-contained page; returns it.
+    """Write output_dir/index.html and index.md: what this run measured, with the committed results beside it; returns
+    the page's path.
 
-    statuses: one dict per notebook, from the runner: name, status, and optionally message, seconds, and the paths of
-    the executed notebook and the log relative to output_dir.
+    statuses: one dict per notebook, from the runner: name, status, and optionally message, seconds, gpu_joules,
+    cpu_joules, and the paths of the executed notebook and the log relative to output_dir.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    body = [
-        "<h1>zsaa</h1>",
-        "<p>Efficient Large Language Models with Zero-Shot Adjustable Acceleration: reproduction.</p>",
-    ]
-    body.append(f'<p class="note">Written {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.</p>')
-    if statuses:
-        body.append("<h2>Notebooks</h2><table><tr><th>notebook</th><th>status</th><th>details</th></tr>")
-        for entry in statuses:
-            name, state = str(entry.get("name")), str(entry.get("status"))
-            links = [
-                f'<a href="{html.escape(entry[key])}">{key}</a>'
-                for key in ("executed", "log")
-                if entry.get(key) and (output_dir / entry[key]).is_file()
-            ]
-            extra = [f"{entry['seconds']:.0f} s"] if entry.get("seconds") else []
-            extra += [html.escape(entry["message"])] if entry.get("message") else []
-            css = "failed" if state in ("failed", "interrupted") else "done"
-            cells = (html.escape(name), f'<span class="{css}">{html.escape(state)}</span>', ", ".join(extra + links))
-            body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-        body.append("</table>")
-    tables = sorted((output_dir / "tables").glob("*.html"))
-    figures = sorted((output_dir / "figures").glob("*.png"))
-    if tables:
-        body += ["<h2>Tables</h2>", *(t.read_text() for t in tables)]
-    if figures:
-        body += ["<h2>Figures</h2>", *(_image(f, f.stem.replace("_", " ")) for f in figures)]
-    here = load_results(output_dir / "results")
-    committed = load_results(RESULTS)
-    for title, results in (("Provenance: measured by this run", here), ("Provenance: committed results", committed)):
-        if results:
-            body += [f"<h2>{title}</h2>", _provenance_table(results)]
-    if not (tables or figures or here):
-        body.append("<p>No table or figure has been made yet.</p>")
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>zsaa report</title><style>{_CSS}</style>'
-    draft = output_dir / ".index.html.new"
-    draft.write_text(page + "\n".join(body) + "</html>\n")
-    draft.replace(output_dir / "index.html")
+    view = gather({"this run": output_dir, "committed": ROOT}, statuses, output_dir)
+    _write(output_dir / "index.html", render("report.html", view))
+    _write(output_dir / "index.md", render("report.md", view))
     return output_dir / "index.html"
+
+
+def committed(folder: str | Path) -> list[Path]:
+    """Write report.html and report.md of the committed results into `folder` (the repository's docs/); returns both."""
+    folder = Path(folder)
+    view = gather({"committed": ROOT}, (), folder)
+    for name in ("report.html", "report.md"):
+        _write(folder / name, render(name, view))
+    return [folder / "report.html", folder / "report.md"]
+
+
+if __name__ == "__main__":
+    for written in committed(ROOT / "docs"):
+        print(written)

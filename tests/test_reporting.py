@@ -1,0 +1,148 @@
+"""The report of a run and of the committed results, from made-up result files and Cells."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from zsaa import figures, reporting, results, tables
+from zsaa.verdicts import Cell
+
+
+def provenance(**facts):
+    hardware = {"device": "cpu", "cpu": "Test CPU", "cores": 2, "threads": 2}
+    return {"commit": "c0ffee1234567", "dirty": False, "date": "2000-01-01T00:00:00", "hardware": hardware, "seed": 0,
+            "versions": {"torch": "9.9"}, "seconds": 90.0, "eval_samples": 1100, **facts}  # fmt: skip
+
+
+CELLS = {
+    "table_1_cells": [
+        Cell("Table 1", "1x", "IMDB", 92.40, 92.0, (91.0, 93.0), 1100, "accuracy", "GPT-2 itself", "", "own"),
+        Cell("Table 1", "1x", "IMDB", 92.40, 88.0, (87.0, 89.0), 900, "by <b>proxy", "a small one", "model", "small"),
+        Cell("Table 1", "2x", "IMDB", 92.34, 80.0, (79.0, 81.0), 1100, "accuracy", "GPT-2 itself", "", "own"),
+        Cell("Table 1", "1x", "RTE", 63.54),
+    ],
+    "table_4_cells": [Cell("Table 4", "GPT-2", "layers", 24, 12, protocol="counted", subject="gpt2", result="arch")],
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """An output folder, and a repository of which nothing is committed but one result."""
+    root, out = tmp_path / "repository", tmp_path / "out"
+    for folder in (root / "results/sub", root / "docs", out / "results", out / "figures", out / "tables"):
+        folder.mkdir(parents=True)
+    old = {"name": "old", "kind": "test", "provenance": provenance(gpu_joules=5000.0, cpu_joules=None)}
+    (root / "results/sub/old.json").write_text(json.dumps(old))
+    monkeypatch.setattr(reporting, "ROOT", root)
+    for name in ("table_1_cells", "table_2_cells", "table_3_cells", "table_4_cells"):
+        mine = CELLS.get(name, [])
+        none = [Cell(c.table, c.row, c.column, c.published) for c in mine]
+        monkeypatch.setattr(tables, name, lambda found, mine=mine, none=none: mine if found else none, raising=False)
+    return out
+
+
+def write(out, name="own", **facts):
+    content = {"name": name, "kind": "test", "provenance": provenance(**facts)}
+    (out / f"results/{name}.json").write_text(json.dumps(content))
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are closed in order and that nothing is fetched; keeps the text and the links within."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.links, self.ids = [], "", set(), set()
+        self.feed(text)
+        assert self.open == []
+        assert {link[1:] for link in self.links if link.startswith("#")} <= self.ids
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        assert attributes.get("src", "data:").startswith("data:")
+        self.ids.add(attributes.get("id"))
+        if tag == "a":
+            self.links.add(attributes["href"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if self.open[-1:] != ["style"] else ""
+
+
+def test_the_page_of_a_run(run):
+    write(run, gpu_joules=1500.0, cpu_joules=None)
+    tables.save_table(tables_frame(), run / "tables/01_mine", "A <title>")
+    figure = simple_figure()
+    figures.save_figure(figure, run / "figures/01_accuracy")
+    (run / "figures/01_accuracy.txt").write_text("What is <drawn>")
+    (run / "logs").mkdir()
+    (run / "logs/01_table1.log").write_text("")
+    statuses = [
+        {"name": "01_table1", "status": "done", "message": "", "seconds": 125.0, "gpu_joules": 2500.0,
+         "cpu_joules": 1000.0, "log": "logs/01_table1.log", "executed": None},
+        {"name": "02_table2", "status": "failed", "message": "<boom>", "seconds": None, "log": None, "executed": None},
+        {"name": "04_table3", "status": "lacking", "message": "needs gpu: none", "seconds": None},
+    ]  # fmt: skip
+    path = reporting.index(run, statuses)
+    text = path.read_text()
+    page = Page(text)
+    said = " ".join(page.text.split())
+    for expected in (
+        "paper 92.40", "A 92.0 [91.0, 93.0] ✓ reproduced", "B 88.0 [87.0, 89.0] ≈ substitute",
+        "A 80.0 [79.0, 81.0] ≠ differs", "– not run", "GPT-2 itself; n = 1,100", "stands in for the paper's model",
+        "by <b>proxy", "What is <drawn>", "A <title>", "<boom>", "2 min", "2.5 kJ GPU + 1.0 kJ CPU",
+        "not run: something is missing", "sub/old", "5.0 kJ GPU", "1.5 kJ GPU", "c0ffee1234", "Test CPU, 2 threads",
+    ):  # fmt: skip
+        assert expected in said, expected
+    assert "logs/01_table1.log" in page.links
+    summary = re.search(r"Table 1</a></th>(.*?)<td><div", text, re.DOTALL)[1]
+    assert re.findall(r"<td>(\d+)</td>", summary) == ["1", "1", "0", "1"]  # a number has its strongest verdict only
+    markdown = (run / "index.md").read_text()
+    assert "| Table 1 | 1 | 1 | 0 | 1 |" in markdown
+    assert "paper 92.40<br>A 92.0 [91.0, 93.0] ✓ reproduced<br>B 88.0" in markdown
+    assert "![What is <drawn>](figures/01_accuracy.png)" in markdown
+    assert reporting.index(run, statuses).read_text() == text
+    assert not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def tables_frame():
+    import pandas as pd
+
+    return pd.DataFrame({"a": ["<1>"]})
+
+
+def simple_figure():
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(1, 1))
+    axis.plot([0, 1], [0, 1])
+    return figure
+
+
+def test_nothing_measured_is_said_to_be_not_run(run):
+    text = Page(reporting.index(run).read_text()).text
+    assert "✓ reproduced" in text  # the legend
+    assert "A 92.0" not in text
+    assert "3 of the paper's numbers not run" in text
+
+
+def test_a_damaged_result_is_named(run):
+    (run / "results/cut.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cut\.json is not a result file"):
+        reporting.index(run)
+
+
+def test_the_committed_report_is_what_make_report_makes(tmp_path):
+    """If this fails: make report, and look at it."""
+    folder = results.RESULTS.parent / "docs"
+    view = reporting.gather({"committed": reporting.ROOT}, (), folder)
+    for name in ("report.html", "report.md"):
+        assert reporting.render(name, view) == (folder / name).read_text(encoding="utf-8"), f"{name} is not up to date"
+    Page((folder / "report.html").read_text())
