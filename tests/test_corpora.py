@@ -56,8 +56,8 @@ def test_wikitext_comes_as_articles(hub):
 
 def test_the_train_split_only_when_asked_for(hub):
     assert load_corpus("wikitext-103", hub / "wikitext-103", train=3).train == [" = One Film = \n\n It has a plot . \n"]
-    with pytest.raises(ValueError, match="7 rows of the train split of 'wikitext-103' were asked for, but it has 6"):
-        load_corpus("wikitext-103", hub / "wikitext-103", train=7)
+    for train in (7, None):
+        assert len(load_corpus("wikitext-103", hub / "wikitext-103", train=train).train) == 2
     with pytest.raises(AssetError, match="no split 'train' for 'lambada'"):
         load_corpus("lambada", hub / "lambada", train=1)
 

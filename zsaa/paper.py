@@ -23,6 +23,8 @@ TABLE_2 = {
     2: dict(zip(TABLE_2_COLUMNS, (39.10, 55.56, 46.40, 49.20))),
     3: dict(zip(TABLE_2_COLUMNS, (48.59, 62.16, 59.07, 52.30))),
 }
+TABLE_2_MODEL = "GPT-2 (137M)"
+TABLE_2_MODELS = ("gpt2", "openai-community/gpt2")  # on the Hugging Face hub
 
 # Table 3: 4-bit models on MMLU, MAC reduction -> score (percent), GPU footprint reduction (without the model), alpha.
 TABLE_3_COLUMNS = ("MMLU", "GPU footprint", "alpha")

@@ -378,7 +378,7 @@ def run(
     scores=SCORED,
     controls=CONTROLS,
     recipe: Recipe | None = None,
-    train: int = 2000,
+    train: int | None = 2000,
     tau: int = 5,
     seed: int = 0,
     batch_size: int = 8,
@@ -441,7 +441,7 @@ def run(
         facts = {"seed": seed, "eval_samples": len(found), "seconds": round(time.perf_counter() - started, 1)}
         return {
             **header,
-            "provenance": provenance(**facts, **({"train_samples": train} if recipe else {})),
+            "provenance": provenance(**facts, **({"train_samples": log["windows"]} if log else {})),
             "rows": rows,
         }
 
@@ -496,7 +496,7 @@ def _prepared(model: str, data: Corpus, recipe: Recipe | None, length: int, outp
             net, tokenizer, Dataset.from_dict(columns), recipe, folder, save_steps=500, progress=progress
         )
         fresh.append(tuned)
-        return {"recipe": described, "train": log}
+        return {"recipe": described, "train": {**log, "windows": len(pieces)}}
 
     if not (folder / "model").is_dir():
         (folder / "train.json").unlink(missing_ok=True)

@@ -83,6 +83,160 @@ def controls_table(results: Sequence[dict]):
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="MAC reduction"))
 
 
+# ------------------------------------------------------------------------------------------------- Table 2
+
+CONTROL_WAYS = {
+    "first": "first tokens only",
+    "last": "last tokens only",
+    "ends": "both ends only",
+    "random": "random tokens",
+}
+
+
+def perplexity_way(row: dict) -> str:
+    """How a row of a perplexity result saves: the dial with its score, or a control."""
+    if row["control"] == "alpha":
+        return f"dial, {row['score']}" if row["score"] else "stock"
+    return CONTROL_WAYS[row["control"]]
+
+
+def perplexity_subject(result: dict) -> str:
+    """The model, how it was trained for the task, and the text."""
+    recipe = result["recipe"]
+    trained = {"untuned": "untuned", "saved": "tuned before"}.get(recipe["method"], f"{recipe['method']} fine-tuning")
+    seed = f", seed {result['provenance']['seed']}" if result["provenance"]["seed"] else ""
+    return f"{result['model']['name']}, {trained}{seed}; {result['task']['title']}"
+
+
+def perplexity_protocol(result: dict) -> str:
+    """How the pruned model was scored, with a warning where the score reads the future."""
+    how = result["protocol"]
+    if how["name"] == "last-word":
+        return "last word after a pruned context, causal"
+    if how["reads_future"]:
+        return f"carry-through, {how['prefix'] + how['continuation']} tokens; WHAT IS KEPT READS THE FUTURE"
+    return f"prefix, {how['prefix']} pruned + {how['continuation']} scored, causal"
+
+
+def _table_2_substitutes(result: dict) -> str:
+    """What of a result is not the paper's: its Table 2 is for GPT-2, fine-tuned with sampled alpha for 5 epochs."""
+    recipe = result["recipe"]
+    as_in_paper = recipe["method"] == "alpha-sampled" and recipe["epochs"] >= 5 and recipe["max_steps"] <= 0
+    model = result["model"]  # a folder may be called gpt2 and be anything
+    parts = ["model"] * (model["kind"] != "hub" or model["name"] not in paper.TABLE_2_MODELS)
+    parts += ["data"] * result["task"]["substitute"] + ["training"] * (not as_in_paper)
+    return ", ".join(parts)
+
+
+def table_2_cells(results: Iterable[dict]) -> list[Cell]:
+    """Every number of Table 2, with a Cell for each result of kind "perplexity" that bears on it, per token and per
+    word (the paper does not say which; last words: per word). Only the dial with the paper's score counts, at alpha
+    solved for that MAC reduction; the paper's rows are speed-ups of time-to-first-token."""
+    cells = []
+    for target, columns in paper.TABLE_2.items():
+        for column, published in columns.items():
+            where = {"table": "Table 2", "row": f"{target}x", "column": column, "published": published}
+            found = []
+            for result in results:
+                for row in rows_of(result, "alpha") if result["task"]["paper_column"] == column else ():
+                    if row["target"] != target or row["score"] not in (None, "column_sum"):
+                        continue
+                    per = {"word": "word_"} if result["protocol"]["normalisation"] == "word" else {}
+                    for unit, field in (per or {"token": "", "word": "word_"}).items():
+                        measured = {"ours": row[f"{field}perplexity"], "interval": tuple(row[f"{field}ci95"])}
+                        measured |= {"n": row["n"], "protocol": f"{perplexity_protocol(result)}; per {unit}"}
+                        measured |= {"subject": perplexity_subject(result), "substitute": _table_2_substitutes(result)}
+                        found.append(Cell(**where, **measured, result=result["name"]))
+            cells += found or [Cell(**where)]
+    return cells
+
+
+def table_2(cells: Sequence[Cell]):
+    """Table 2, a row for the paper and one for each of ours: perplexity [95% interval] at each speed-up (the paper's of
+    time-to-first-token, ours of MACs)."""
+    import pandas as pd
+
+    table = []
+    for column in paper.TABLE_2_COLUMNS:
+        numbers = {f"{t}x": f"{row[column]:.2f}" for t, row in paper.TABLE_2.items()}
+        table.append(
+            {"corpus": column, "measured": f"paper: {paper.TABLE_2_MODEL}", "protocol": "not stated", **numbers}
+        )
+        groups: dict[tuple, list[Cell]] = {}
+        for cell in cells:
+            if cell.column == column:
+                groups.setdefault((cell.subject, cell.protocol, cell.result), []).append(cell)
+        if len(groups) > 1:  # what no result bears on is said in the rows of those that bear on other speed-ups
+            groups.pop(("", "", ""), None)
+        for (what, how, _), group in groups.items():
+            measured = {cell.row: cell for cell in group if cell.ours is not None}
+            row = {"corpus": column, "measured": what or "not run", "protocol": how or "-"}
+            row |= {t: _perplexity(measured[t]) if t in measured else "not run" for t in numbers}
+            verdicts = {t: measured[t].verdict if t in measured else "not run" for t in numbers}
+            same = len({*verdicts.values()}) == 1
+            row["verdict"] = group[0].verdict if same else ", ".join(f"{t} {v}" for t, v in verdicts.items())
+            table.append({**row, "n": group[0].n or "-", "stands in": group[0].substitute or "-"})
+    columns = ["corpus", "measured", "protocol", "n", *(f"{t}x" for t in paper.TABLE_2), "verdict", "stands in"]
+    return pd.DataFrame(table, columns=columns, dtype=object).fillna("-")
+
+
+def _perplexity(cell: Cell) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(cell.ours, *cell.interval)
+
+
+def table_2_controls(results: Sequence[dict]):
+    """The dial and its controls at equal MACs, a row for each: times the stock model's perplexity [95% interval,
+    paired] and the share of next tokens that stay as they were."""
+    import pandas as pd
+
+    table = []
+    targets = sorted({row["target"] for result in results for row in result["rows"]} - {1})
+    for result in results:
+        head = {
+            "measured": perplexity_subject(result),
+            "protocol": perplexity_protocol(result),
+            "n": result["rows"][0]["n"],
+        }
+        ways = dict.fromkeys(perplexity_way(row) for row in result["rows"] if row["target"] != 1)
+        for name in ways:
+            rows = {row["target"]: row for row in result["rows"] if perplexity_way(row) == name}
+            shown = {f"{t:g}x": _against_stock(rows[t]) if t in rows else "-" for t in targets}
+            table.append({**head, "keeps": name, **shown})
+    return pd.DataFrame(table)
+
+
+def _against_stock(row: dict) -> str:
+    return "x{:.2f} [{:.2f}, {:.2f}], {:.0f}% the same".format(row["ratio"], *row["ratio_ci95"], row["agreement"])
+
+
+def table_2_settings(results: Sequence[dict]):
+    """All that was measured, a row per setting: alpha or tokens left, MACs, time to first token, perplexities."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "measured": perplexity_subject(result),
+            "protocol": perplexity_protocol(result),
+            "keeps": perplexity_way(row),
+            "target": f"{row['target']:g}x",
+            "alpha": "-" if row["alpha"] is None else round(row["alpha"], 4),
+            "tokens left": row["keep_tokens"] or "-",
+            "MACs": f"{row['mac_reduction']:.2f}x",
+            "TTFT": f"{row['speedup']:.2f}x" if row.get("speedup") else "not run",
+            "per token": "{:.2f} [{:.2f}, {:.2f}]".format(row["perplexity"], *row["ci95"]),
+            "per word": "{:.2f} [{:.2f}, {:.2f}]".format(row["word_perplexity"], *row["word_ci95"]),
+            "next token the same": f"{row['agreement']:.1f}%",
+            "... right after the prefix": f"{row['agreement_first']:.1f}%",
+            "n": row["n"],
+        }
+        for result in results
+        for row in result["rows"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
 def save_table(table, path: str | Path, title: str) -> None:
     """`path`.md and `path`.html."""
     path = Path(path)

@@ -1,0 +1,123 @@
+"""Table 2 and its figure, from made-up results: what stands in is never called reproduced, controls stay controls."""
+
+import copy
+
+import pytest
+
+from zsaa import figures, paper, tables
+from zsaa.verdicts import counts
+
+
+def row(control, target, ppl, score=None, alpha=None):
+    return {
+        "control": control, "score": score, "target": target, "alpha": alpha, "keep_tokens": None if alpha else 50,
+        "mac_reduction": float(target), "perplexity": ppl, "ci95": [ppl - 1, ppl + 1], "n": 9,
+        "word_perplexity": 2 * ppl, "word_ci95": [2 * ppl - 1, 2 * ppl + 1], "ratio": ppl / 34, "ratio_ci95": [1, 2],
+        "agreement": 75.0, "agreement_first": 50.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def result():
+    """The paper's own setting: it may reproduce."""
+    return {
+        "name": "wt103", "kind": "perplexity", "provenance": {"seed": 0}, "model": {"name": "gpt2", "kind": "hub"},
+        "task": {"name": "wikitext-103", "title": "WikiText-103", "substitute": False, "paper_column": "WikiText-103"},
+        "recipe": {"method": "alpha-sampled", "tuning": "full", "epochs": 5.0, "max_steps": -1},
+        "protocol": {
+            "name": "prefix", "prefix": 224, "continuation": 32, "reads_future": False, "normalisation": "token"
+        },
+        "rows": [
+            row("alpha", 1, 34.0, alpha=1.0), row("alpha", 2, 99.0, "column_sum", 0.9),
+            row("alpha", 2, 39.1, "column_mean", 0.9), row("last", 2, 39.1), row("random", 2, 300.0, "random", 0.9),
+        ],
+    }  # fmt: skip
+
+
+def cell(cells, row, column, per="per token"):
+    return next(c for c in cells if (c.row, c.column) == (row, column) and (per in c.protocol or c.ours is None))
+
+
+def test_every_number_of_the_paper_has_a_cell(result):
+    cells = tables.table_2_cells([])
+    assert {(c.row, c.column): c.published for c in cells} == {
+        (f"{t}x", column): value for t, row in paper.TABLE_2.items() for column, value in row.items()
+    }
+    assert {c.verdict for c in cells} == {"not run"}
+    assert counts(cells) == {"reproduced": 0, "differs": 0, "substitute": 0, "not run": 12}
+
+
+def test_only_the_papers_score_on_the_papers_model_and_data_can_reproduce(result):
+    cells = tables.table_2_cells([result])
+    at_1x, at_2x = (cell(cells, t, "WikiText-103") for t in ("1x", "2x"))
+    assert (at_1x.ours, at_1x.interval, at_1x.n, at_1x.verdict) == (34.0, (33.0, 35.0), 9, "reproduced")
+    assert (at_2x.ours, at_2x.verdict) == (99.0, "differs")  # not column_mean's, nor the control's 39.1
+    assert cell(cells, "1x", "WikiText-103", "per word").ours == 68.0
+    assert cell(cells, "3x", "WikiText-103").verdict == "not run"
+    for part, change in (
+        ("model", {"model": {"name": "smollm2-135m", "kind": "packaged"}}),
+        ("model", {"model": {"name": "gpt2", "kind": "local"}}),
+        ("data", {"task": {**result["task"], "substitute": True}}),
+        ("training", {"recipe": {"method": "untuned", "tuning": "none"}}),
+        ("training", {"recipe": {**result["recipe"], "epochs": 1.0}}),
+        ("training", {"recipe": {**result["recipe"], "max_steps": 10}}),
+    ):
+        other = cell(tables.table_2_cells([{**result, **change}]), "1x", "WikiText-103")
+        assert (other.verdict, other.substitute) == ("substitute", part)
+
+
+def test_reading_the_future_is_said_wherever_it_is_printed(result):
+    carried = copy.deepcopy(result)
+    carried["protocol"] |= {"name": "carry-through", "reads_future": True}
+    warned = "WHAT IS KEPT READS THE FUTURE"
+    assert warned in cell(tables.table_2_cells([carried]), "1x", "WikiText-103").protocol
+    for table in (tables.table_2_controls([carried]), tables.table_2_settings([carried])):
+        assert all(warned in text for text in table["protocol"])
+    assert warned in tables.table_2(tables.table_2_cells([carried]))["protocol"][1]
+    axis = figures.perplexity_figure([carried]).axes[0]
+    assert warned in axis.get_title()
+
+
+def test_last_words_count_per_word(result):
+    result["protocol"]["normalisation"] = "word"
+    result["protocol"]["name"] = "last-word"
+    cells = [c for c in tables.table_2_cells([result]) if c.ours is not None]
+    assert [(c.row, c.ours) for c in cells] == [("1x", 68.0), ("2x", 198.0)]
+
+
+def test_the_table_prints_ours_beside_the_papers(result):
+    table = tables.table_2(tables.table_2_cells([result]))
+    published = table[table["measured"].str.startswith("paper")]
+    assert list(published["corpus"]) == list(paper.TABLE_2_COLUMNS) and published.iloc[0]["3x"] == "48.59"
+    ours = table[table["measured"] == "gpt2, alpha-sampled fine-tuning; WikiText-103"]
+    assert list(ours["2x"]) == ["99.00 [98.00, 100.00]", "198.00 [197.00, 199.00]"]
+    assert set(ours["3x"]) == {"not run"} and ours.iloc[0]["verdict"] == "1x reproduced, 2x differs, 3x not run"
+    missing = table[(table["corpus"] == "PTB") & (table["measured"] == "not run")]
+    assert list(missing[["1x", "2x", "3x", "verdict"]].iloc[0]) == ["not run"] * 4
+
+
+def test_seeds_keep_rows_of_their_own(result):
+    again = {**copy.deepcopy(result), "name": "wt103-seed1", "provenance": {"seed": 1}}
+    table = tables.table_2(tables.table_2_cells([result, again]))
+    assert sum(table["measured"] == "gpt2, alpha-sampled fine-tuning, seed 1; WikiText-103") == 2
+
+
+def test_controls_stand_beside_the_dial(result):
+    table = tables.table_2_controls([result])
+    assert dict(zip(table["keeps"], table["2x"])) == {
+        "dial, column_sum": "x2.91 [1.00, 2.00], 75% the same",
+        "dial, column_mean": "x1.15 [1.00, 2.00], 75% the same",
+        "last tokens only": "x1.15 [1.00, 2.00], 75% the same",
+        "random tokens": "x8.82 [1.00, 2.00], 75% the same",
+    }
+    settings = tables.table_2_settings([result])
+    assert set(settings["TTFT"]) == {"not run"} and list(settings["alpha"])[-2:] == ["-", 0.9]
+    result["rows"][1]["speedup"] = 1.5
+    assert list(tables.table_2_settings([result])["TTFT"])[1] == "1.50x"
+
+
+def test_the_figure_has_a_panel_per_result(result):
+    figure = figures.perplexity_figure([result, result, result])
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 3 and all(axis.get_yscale() == "log" for axis in shown)
+    assert figure.legends[0].get_texts()[0].get_text() == "dial, column_sum"
