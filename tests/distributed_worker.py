@@ -447,7 +447,7 @@ def main() -> None:
     number, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    said: dict = {"tokens_per_second": {}}
+    said: dict = {"kind": "distributed", "tokens_per_second": {}}
     references = {}
     if number == 0:  # before it joins the others, who wait
         shutil.rmtree(folder, ignore_errors=True)
