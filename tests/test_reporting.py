@@ -96,7 +96,7 @@ def test_the_page_of_a_run(run):
     said = " ".join(page.text.split())
     for expected in (
         "paper 92.40", "A 92.0 [91.0, 93.0] ✓ reproduced", "B 88.0 [87.0, 89.0] ≈ substitute",
-        "A 80.0 [79.0, 81.0] ≠ differs", "– not run", "GPT-2 itself; n = 1,100", "stands in for the paper's model",
+        "A 80.0 [79.0, 81.0] ≠ differs", "– not run", "GPT-2 itself; accuracy; n = 1,100", "stands in for the paper's model",
         "by <b>proxy", "What is <drawn>", "A <title>", "<boom>", "2 min", "2.5 kJ GPU + 1.0 kJ CPU",
         "not run: something is missing", "sub/old", "5.0 kJ GPU", "1.5 kJ GPU", "c0ffee1234", "Test CPU, 2 threads",
     ):  # fmt: skip
@@ -131,6 +131,21 @@ def test_nothing_measured_is_said_to_be_not_run(run):
     assert "✓ reproduced" in text  # the legend
     assert "A 92.0" not in text
     assert "3 of the paper's numbers not run" in text
+
+
+def test_a_result_with_several_protocols_has_a_letter_for_each():
+    def cells(row, *protocols):
+        return [
+            ("here", Cell("Table 2", row, "PTB", 38.69, 40.0, (39.0, 41.0), 5, p, "m", "", "ppl")) for p in protocols
+        ]
+
+    grid = reporting._grid(
+        cells("1x", "alpha 1.0, per token", "alpha 1.0, per word") + cells("2x", "alpha 0.9, per word")
+    )
+    assert [[line["run"] for line in row["places"][0]["lines"]] for row in grid["rows"]] == [["A", "B"], ["B"]]
+    assert [run["how"] for run in grid["runs"]] == ["alpha 1.0, per token", "alpha …, per word"]
+    (row,) = reporting._grid(cells("1x", "alpha 1.0"))["rows"]
+    assert [line["run"] for line in row["places"][0]["lines"]] == ["A"]
 
 
 def test_a_damaged_result_is_named(run):

@@ -13,7 +13,9 @@ import base64
 import fnmatch
 import json
 import os
+import re
 import string
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,16 +101,25 @@ def _ours(cell: Cell) -> str:
     return f"{cell.ours:.{digits}f} [{low}, {high}]"
 
 
+def _masked(protocol: str) -> str:
+    """A protocol without its numbers: what is the same in all places of a table."""
+    return re.sub(r"\d+([.,]\d+)*", "…", protocol)
+
+
 def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
     """The paper's table: {"columns", "rows": [{"row", "places": [{"published", "verdict", "lines"}]}], "runs"}.
 
     cells: (origin, Cell). In each place the paper's number, and a line for each run that bears on it, named by a
-    letter; "runs" says what the letters stand for. The verdict of a place is the strongest of its lines'.
+    letter; "runs" says what the letters stand for. A result with several numbers for one place, under different
+    protocols, has a letter for each. The verdict of a place is the strongest of its lines'.
     """
     measured = [(origin, cell) for origin, cell in cells if cell.ours is not None]
+    places = Counter((origin, c.result, c.subject, c.row, c.column) for origin, c in measured)
+    several = {(origin, result) for (origin, result, *_), count in places.items() if count > 1}
 
     def run(origin: str, cell: Cell) -> tuple[str, ...]:
-        return origin, cell.subject, cell.result, cell.substitute
+        how = _masked(cell.protocol) if (origin, cell.result) in several else ""
+        return origin, cell.subject, cell.result, cell.substitute, how
 
     runs = list(dict.fromkeys(run(*pair) for pair in measured))
     letter = {run: string.ascii_uppercase[i % 26] * (1 + i // 26) for i, run in enumerate(runs)}
@@ -137,11 +148,14 @@ def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
         grid.append({"row": row, "places": places})
     legend = []
     for key, name in letter.items():
-        samples = sorted({cell.n for origin, cell in measured if run(origin, cell) == key and cell.n is not None})
+        mine = [cell for origin, cell in measured if run(origin, cell) == key]
+        samples = sorted({cell.n for cell in mine if cell.n is not None})
         n = " to ".join(f"{count:,}" for count in dict.fromkeys((samples[0], samples[-1]))) if samples else ""
-        origin, subject, result, substitute = key
+        origin, subject, result, substitute, how = key
+        if len({cell.protocol for cell in mine}) == 1:
+            how = mine[0].protocol
         legend.append({"run": name, "origin": origin, "subject": subject or result, "result": result, "n": n,
-                       "substitute": substitute})  # fmt: skip
+                       "substitute": substitute, "how": how})  # fmt: skip
     return {"columns": columns, "rows": grid, "runs": legend}
 
 
