@@ -36,7 +36,7 @@ SIGN = {"reproduced": "✓", "differs": "≠", "substitute": "≈", "not run": "
 
 @dataclass(frozen=True)
 class Section:
-    """A table or figure of the paper.
+    """A table or figure of the paper, or of ours.
 
     cells: the function of zsaa.tables that gives its Cells; "" for figures, which print no numbers.
     drawn: the kinds of the results that its figures are drawn from.
@@ -61,7 +61,7 @@ SECTIONS = (
     Section(
         "Table 1", "Accuracy (F1 for QQP and MRPC) of GPT-2 along the dial, percent.", "01_table1", "table_1_cells",
         more=(("The dial and its rivals at equal MACs", "controls_table", "curve"),),
-        figures=("accuracy_*", "speed*", "table1*", "table_1*"),
+        figures=("accuracy_*", "table1*", "table_1*"),
     ),
     Section("Figure 2", "Accuracy, preserved activations and alpha against the speed-up.", "06_figure2",
             drawn=("lengths",), figures=("figure2*", "figure_2*")),
@@ -74,6 +74,10 @@ SECTIONS = (
             figures=("preservation*", "figure3*", "figure_3*")),
     Section("Audit", "What Eq. 2 implies for the paper's numbers, and which of its claims our results bear out.",
             "09_audit", drawn=("audit",), figures=("audit*",)),
+    Section("Speed", "Not a figure of the paper: what the clock gives of what the MACs promise.", "10_speed",
+            figures=("speed*", "h100_*")),
+    Section("Ablation", "Not in the paper: scores, schedules and recipes beside the paper's.", "08_ablation",
+            figures=("ablation*", "scores*", "continuation*")),
 )  # fmt: skip
 GPT2 = ("openai-community/gpt2", "gpt2")  # the model of the paper's figures, on the hub
 NOT_A_RESULT = ("slider",)  # pictures in figures/ that were not drawn from results
