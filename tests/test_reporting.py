@@ -96,7 +96,7 @@ def test_the_page_of_a_run(run):
     said = " ".join(page.text.split())
     for expected in (
         "paper 92.40", "A 92.0 [91.0, 93.0] ✓ reproduced", "B 88.0 [87.0, 89.0] ≈ substitute",
-        "A 80.0 [79.0, 81.0] ≠ differs", "– not run", "GPT-2 itself; accuracy; n = 1,100", "stands in for the paper's model",
+        "A 80.0 [79.0, 81.0] ≠ differs", "– not run", "GPT-2 itself; accuracy; n = 1,100", "stands in for the",
         "by <b>proxy", "What is <drawn>", "A <title>", "<boom>", "2 min", "2.5 kJ GPU + 1.0 kJ CPU",
         "not run: something is missing", "sub/old", "5.0 kJ GPU", "1.5 kJ GPU", "c0ffee1234", "Test CPU, 2 threads",
     ):  # fmt: skip
