@@ -448,7 +448,7 @@ def run(
     # "command" is how the file was asked for, not what is in it.
     asked = {"targets": list(targets), "scores": list(scores), "controls": list(controls)}
     asked |= {"latency_repeats": latency_repeats, "text": hash_of([w.ids for w in found])}
-    asked |= {key: value for key, value in header.items() if key not in ("command", "train")}
+    asked |= {key: value for key, value in header.items() if key not in ("command", "train", "windows")}
     return cached(output_dir / "results" / f"{name}.json", asked, evaluate)
 
 

@@ -66,6 +66,7 @@ SECTIONS = (
     Section("Figure 2", "Accuracy, preserved activations and alpha against the speed-up.", "06_figure2",
             drawn=("lengths",), figures=("figure2*", "figure_2*")),
     Section("Table 2", "Perplexity of GPT-2 at 1 to 3 times faster first tokens.", "02_table2", "table_2_cells",
+            more=(("The dial and its rivals at equal MACs, over the stock model", "table_2_controls", "perplexity"),),
             figures=("table2*", "table_2*", "perplexity*", "ttft*")),
     Section("Table 3", "MMLU, MACs and GPU memory of LLaMA 3 and Gemma 2 in 4 bits.", "04_table3", "table_3_cells",
             figures=("table3*", "table_3*", "mmlu*", "macs*", "footprint*")),

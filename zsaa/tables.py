@@ -129,7 +129,7 @@ def _table_2_substitutes(result: dict) -> str:
 
 
 def table_2_cells(results: Iterable[dict]) -> list[Cell]:
-    """Every number of Table 2, with a Cell for each result of kind "perplexity" that bears on it, per token and per
+    """Every number of Table 2, with a Cell for each result (of kind "perplexity") that bears on it, per token and per
     word (the paper does not say which; last words: per word). Only the dial with the paper's score counts, at alpha
     solved for that MAC reduction; the paper's rows are speed-ups of time-to-first-token."""
     results = [r for r in results if r["kind"] == "perplexity"]
