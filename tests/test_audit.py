@@ -6,7 +6,7 @@ import re
 import pytest
 import transformers
 
-from zsaa import architectures, audit, keep, paper, results, tables, verdicts
+from zsaa import architectures, audit, figures, keep, paper, results, tables, verdicts
 from zsaa.architectures import config
 
 # ------------------------------------------------------------------------------------------------ Table 4
@@ -164,6 +164,47 @@ def test_reach_is_the_shortest_input_that_will_do():
         audit.tokens_needed(gpt2, 60.0)
 
 
+def test_footprints_are_bounded_by_the_last_layer():
+    for row in audit.table_3():
+        assert 1 < row["kv"] < row["last_layer"] < row["last_layer_rounded"]
+        layers = config(audit.TABLE_3[row["model"]]).num_hidden_layers
+        left = keep.kept_counts(100_000, row["alpha"], layers, 1)
+        assert row["last_layer"] == pytest.approx(100_000 / left[-1], rel=1e-3)
+        assert audit.table_3(100_000, 1)[0]["kv"] == pytest.approx(
+            32 / sum(0.99**i for i in range(32)), rel=1e-3
+        )  # fmt: skip
+
+
+def test_curves_pass_through_the_table():
+    for row in audit.curves(512):
+        c = config(audit.TABLE_3[row["model"]])
+        for key, k in (("eq2", 1), ("cubed", 3)):
+            assert row[key] == audit.reduction(c, 512, [row["alpha"] ** k] * c.num_hidden_layers)
+
+
+def test_reach_of_measured_lengths():
+    def lengths(name, column, shape="gpt2"):
+        return {"name": name, "kind": "lengths", "recipe": {"shape": shape}, "model": {"name": "m"},
+                "tokens_mean": 27.0, "task": {"name": name, "source": "s", "paper_column": column},
+                "rows": [{"target": 1}, {"target": 4.5}]}  # fmt: skip
+
+    rows = audit.measured_reach(
+        [lengths("rotten_tomatoes", None), lengths("imdb", "IMDB"), lengths("x", None), lengths("imdb", "IMDB", None)]
+    )
+    assert [(r["within reach"], r["paper's largest"]) for r in rows] == [("4.5x", "5x"), ("4.5x", "11x"), ("4.5x", "-")]
+    assert rows[0]["paper's column"] == "SST-2 (sentences of the same source)"
+
+
+def test_the_audits_figures_are_drawn(known, tmp_path):
+    for name in ("reductions", "exponents", "reach"):
+        figures.save_figure(getattr(figures, f"audit_{name}_figure")(known[1]), tmp_path / name)
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    chosen = score([]) | {"recipe": {"method": "none"}}
+    drawn = figures.choice_figure([chosen, chosen])
+    names = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert names == ["dial", "dial at the paper's printed alphas", "last tokens only"]
+
+
 def test_floored_by_hand():
     alphas = [0.02 + 0.98 * (i + 0.5) / 50 for i in range(50)]
     want = sum(keep.kept_counts(300, a, 12, 5)[-1] == 5 for a in alphas) / 50
@@ -235,6 +276,13 @@ def test_table_3_cells(known):
     assert len(alphas) == 6 and all(c.verdict == "differs" and c.ours < c.published for c in alphas)
     assert at["Gemma-2-2B-4bit: MMLU", "3.5x"][0].verdict == "not run"
     wide = tables.table_3([*known[:2], footprint, score([])])
+    mine = "m on MMLU (the paper's), choice-x"
+    assert wide["LLaMA-3-8B-4bit: MMLU"][mine].tolist() == [
+        "62.0 [57.0, 67.0], reproduced", "50.0 [45.0, 55.0], differs", "not run", "not run"
+    ]  # fmt: skip
+    assert wide["LLaMA-3-8B-4bit: MMLU"][f"{mine}, printed alpha"]["1.5x"] == "57.0 [52.0, 62.0], reproduced"
+    foot = "llama3-8b shape, nf4, 1 x 2048 tokens (substitute: weights), footprint, printed alpha"
+    assert wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist() == ["-", "not run", "1.30, substitute", "not run"]
     assert list(wide.index) == ["1x", "1.5x", "2.5x", "3.5x"]
     assert wide["LLaMA-3-8B-4bit: MMLU"]["paper"].tolist() == ["62.95", "58.28", "54.32", "49.95"]
     assert "not run" in set(wide["Gemma-2-2B-4bit: MMLU"]["ours"])

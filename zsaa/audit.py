@@ -137,8 +137,10 @@ def table_3(n: int = 512, tau: int = 5) -> list[dict]:
     """Each row of Table 3 beside what Eq. 2 and the inferred alpha^3 make of it, for prompts of `n` tokens.
 
     "reduction": printed; "eq2", "cubed": of the printed alpha; "needed": the alpha that gives it by Eq. 2.
-    "footprint": printed; "kv", "kv_cubed": by how much the key/value cache shrinks at the printed alpha, the part of a
-    footprint without the model that falls most: activations peak in the first layer, where next to nothing is dropped.
+    "footprint": printed; "kv", "kv_cubed": by how much the key/value cache shrinks at the printed alpha. "last_layer":
+    by how much the last layer's rows do: no part of a footprint that is linear in tokens shrinks more (and what is not,
+    attention matrices, peaks in the first layer, which sees them all). "last_layer_rounded": the same at the smallest
+    alpha that rounds to the printed one.
     """
     from zsaa.budget import alpha_for
 
@@ -157,8 +159,21 @@ def table_3(n: int = 512, tau: int = 5) -> list[dict]:
                 "footprint": cells["GPU footprint"],
                 "kv": n * layers / sum([n, *kept_counts(n, a, layers, tau)[:-1]]),
                 "kv_cubed": n * layers / sum([n, *kept_counts(n, a**3, layers, tau)[:-1]]),
+                "last_layer": a**-layers,
+                "last_layer_rounded": (a - HALF_DIGIT) ** -layers,
             }
         )
+    return rows
+
+
+def curves(n: int = 512) -> list[dict]:
+    """MAC reductions along alpha for Table 3's models, to draw: {"model", "alpha", "eq2", "cubed"}."""
+    rows = []
+    for name, shape in TABLE_3.items():
+        c = config(shape)
+        for alpha in [round(0.95 + 0.002 * i, 3) for i in range(26)]:
+            eq2, cubed = (reduction(c, n, [alpha**k] * c.num_hidden_layers) for k in (1, 3))
+            rows.append({"model": name, "alpha": alpha, "eq2": eq2, "cubed": cubed})
     return rows
 
 
@@ -199,6 +214,29 @@ def reach(tau: int = 5) -> list[dict]:
             rows.append(
                 {"table": table, "column": column, "speed-up": times, "tokens": tokens_needed(gpt2, times, tau)}
             )
+    return rows
+
+
+def measured_reach(results: Iterable[dict]) -> list[dict]:
+    """What results of kind "lengths" (zsaa.experiment) with GPT-2's layers say: the largest MAC reduction asked for
+    that the lengths of a data set's held-out inputs allow, beside the paper's largest speed-up there."""
+    rows = []
+    for result in results:
+        if result["kind"] != "lengths" or result["recipe"]["shape"] != "gpt2":
+            continue
+        column = result["task"]["paper_column"] or {"rotten_tomatoes": "SST-2"}.get(result["task"]["name"])
+        same = bool(result["task"]["paper_column"])
+        printed = [t for t, row in paper.TABLE_1.items() if column and row[column] is not None]
+        rows.append(
+            {
+                "data": f"{result['task']['name']} ({result['task']['source']})",
+                "tokenizer": result["model"]["name"],
+                "tokens, mean": result["tokens_mean"],
+                "within reach": f"{max(row['target'] for row in result['rows'])}x",
+                "paper's column": column if same or not column else f"{column} (sentences of the same source)",
+                "paper's largest": f"{max(printed)}x" if printed else "-",
+            }
+        )
     return rows
 
 
@@ -268,7 +306,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
             f"held-out reviews goes from {_said(ours[0])} to {_said(ours[1])} and loses {lost:.1f}"
         )
         verdict = "borne out" if lost <= theirs else "not borne out"
-    say("stably accelerates inference by up to 11x", "section 1", evidence, verdict)
+    say("stably accelerates inference by up to 11×", "section 1", evidence, verdict)
 
     evidence, verdict = "", ""
     times = [r for result in results if result["kind"] == "latency" for r in _best_batch(result)]
@@ -279,7 +317,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
         )  # fmt: skip
         share = [r["speedup"] / r["latency_mac_reduction"] for _, r in times]
         verdict = "borne out" if min(share) > 0.8 else "partly" if max(share) > 0.8 else "not borne out"
-    say("achieves up to 11x speedup compared to the baseline", "abstract", evidence, verdict)
+    say("achieves up to 11× speedup compared to the baseline", "abstract", evidence, verdict)
 
     evidence, verdict = "", ""
     pair = [_row(r, "alpha", 11) for r in (sampled, usual)]
@@ -289,7 +327,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
         )
         verdict = "borne out" if _apart(*pair) > 0 else "not borne out"
     say(
-        "a fine-tuning policy that prepares the model for zero-shot adjustable acceleration", "section 1",
+        "A fine-tuning policy that prepares the model for zero-shot adjustable acceleration", "section 1",
         evidence, verdict,
     )  # fmt: skip
 
@@ -340,7 +378,12 @@ def claims(results: Sequence[dict]) -> list[Claim]:
             ahead.append(_apart(dial, lot))
         evidence = "four-way continuations, untuned, at 1.5x fewer MACs: " + "; ".join(parts)
         verdict = "borne out" if min(ahead) > 0 else "partly" if max(ahead) > 0 else "not borne out"
-    say("the soft-score determines the contribution of each hidden activation", "section 3.3", evidence, verdict)
+    say(
+        "the soft-score determines the contribution of each hidden activation to the layer output",
+        "section 3.3",
+        evidence,
+        verdict,
+    )
 
     lora = _find(results, "curve", "imdb", method="alpha-sampled", tuning="lora")
     evidence, verdict = "", ""
@@ -350,12 +393,12 @@ def claims(results: Sequence[dict]) -> list[Claim]:
             f"with LoRA, IMDB at 11x: {_said(pair[0])}; conventional fine-tuning under the dial: {_said(pair[1])}"
         )
         verdict = "borne out" if _apart(*pair) > 0 else "not borne out"
-    say("combined with the LoRA-based acceleration method", "section 4.4", evidence, verdict)
+    say("strong performance when combined with the LoRA-based acceleration method", "section 4.4", evidence, verdict)
 
     # What the paper's own numbers say.
     best = [max(t for t, row in paper.TABLE_1.items() if row[c] is not None) for c in paper.TABLE_1_COLUMNS[1:]]
     say(
-        "an average latency reduction of approximately 9x across GLUE tasks", "section 4.4",
+        "an average latency reduction of approximately 9× across GLUE tasks", "section 4.4",
         f"the largest speed-ups that Table 1 prints for GLUE are {', '.join(f'{t}x' for t in best)}: "
         f"{statistics.mean(best):.1f}x on average",
         "against its own numbers",
@@ -363,7 +406,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
 
     rows = table_3()
     say(
-        "MACs reductions of 1.5x, 2.5x and 3.5x at the printed alpha", "Table 3",
+        "the reduction in Multiply-Accumulate Operations (MACs) achieved by the proposed approach", "Table 3",
         "Eq. 2 gives " + "; ".join(
             f"{name} " + ", ".join(f"{r['eq2']:.2f}x at {r['alpha']}" for r in rows if r["model"] == name)
             for name in TABLE_3
@@ -372,14 +415,18 @@ def claims(results: Sequence[dict]) -> list[Claim]:
         "against its own numbers",
     )  # fmt: skip
     shrinks = {
-        name: ", ".join(f"{r['kv']:.2f}x (printed {r['footprint']:.2f}x)" for r in rows if r["model"] == name)
+        name: ", ".join(
+            f"{r['footprint']:.2f}x printed, {r['kv']:.2f}x and {r['last_layer']:.2f}x"
+            for r in rows
+            if r["model"] == name
+        )
         for name in TABLE_3
     }
     say(
         "the GPU memory footprint reduction (excluding constant self-model memory)", "Table 3",
-        "by Eq. 2 the key/value cache, which falls most, shrinks "
+        "by Eq. 2 the key/value cache, and the last layer's rows, which shrink most of all, fall by less: "
         + "; ".join(f"{name} {what}" for name, what in shrinks.items()),
-        "against its own numbers",
+        "against its own numbers" if any(r["footprint"] > r["last_layer_rounded"] for r in rows) else "partly",
     )  # fmt: skip
 
     kept = []
@@ -389,7 +436,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
             f"{name} {scores[0]} to {scores[1]}, or {(scores[1] - 25) / (scores[0] - 25):.0%} of what is above chance"
         )
     say(
-        "reduces MACs during inference while maintaining high accuracy", "section 4.4",
+        "reduces Multiply-Accumulate Operations (MACs) during inference while maintaining high accuracy", "section 4.4",
         f"Table 3, 1x to 3.5x: {'; '.join(kept)}", "partly",
     )  # fmt: skip
     rise = [f"{c} {paper.TABLE_2[3][c] / paper.TABLE_2[1][c] - 1:+.0%}" for c in paper.TABLE_2_COLUMNS]
@@ -431,8 +478,9 @@ def _best_batch(result: dict) -> list[tuple[str, dict]]:
 # One result file
 
 
-def run(output_dir: str | Path, results: Sequence[dict]) -> dict:
-    """Write output_dir/audit.json with all of the above, from the printed numbers and `results`; returns it."""
+def run(output_dir: str | Path, results: Sequence[dict], n: int = 512) -> dict:
+    """Write output_dir/audit.json with all of the above, from the printed numbers and `results`; returns it. n: tokens
+    of a prompt, for what is not searched over LENGTHS."""
     started = time.perf_counter()
     found = hypotheses()
     result = {
@@ -440,11 +488,14 @@ def run(output_dir: str | Path, results: Sequence[dict]) -> dict:
         "kind": "audit",
         "command": "python -m zsaa.audit",
         "model": {"name": "none"},
-        "rows": table_3(),
-        "exponents": exponents(),
+        "tokens": n,
+        "rows": table_3(n),
+        "exponents": exponents(n),
         "schedules": by_schedule(found),
         "hypotheses": len(found),
+        "curves": curves(n),
         "reach": reach(),
+        "most": [{"tokens": n, "reduction": most(config("gpt2-124m"), n)} for n in (5, *range(8, 129, 4))],
         "floored": floored(),
         "claims": [asdict(claim) for claim in claims(results)],
         "provenance": provenance(seed=0, seconds=round(time.perf_counter() - started, 1)),

@@ -317,6 +317,112 @@ def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str
     return figure
 
 
+PRINTED_ERROR = {"xerr": 0.005, "fmt": "s", "color": COLOURS["paper"], "markersize": 4, "capsize": 2, "linewidth": 1}
+
+
+def choice_figure(results: Sequence[dict]):
+    """Score of a four-way choice against the MAC reduction of the prefill: a panel for each result (kind "choice"),
+    the dial, its controls, and chance."""
+    import matplotlib.pyplot as plt
+
+    looks = {
+        "alpha": ("dial", COLOURS["alpha"], "o", "-"),
+        "printed": ("dial at the paper's printed alphas", COLOURS["paper"], "s", ":"),
+        "last": ("last tokens only", COLOURS["last"], "v", "--"),
+        "random": ("dial, tokens kept by lot", COLOURS["conventional"], "x", "-."),
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(results), figsize=(3.4 * len(results), 3.3), layout="constrained", sharey=True, squeeze=False
+        )
+        handles = {}
+        for axis, result in zip(axes.flat, results):
+            whole = rows_of(result, "alpha")[:1]
+            for control, (name, colour, marker, dashes) in looks.items():
+                rows = rows_of(result, control)
+                rows = rows if control == "alpha" else sorted(whole + rows, key=lambda r: r["mac_reduction"])
+                if len(rows) > 1 or (control == "alpha" and rows):
+                    _line(axis, rows, (colour, marker, dashes), name, interval=control in ("alpha", "last"))
+            for handle, name in zip(*axis.get_legend_handles_labels()):
+                handles.setdefault(name, handle)
+            axis.axhline(25, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+            axis.annotate("chance", (1, 25), xytext=(0, 2), textcoords="offset points", fontsize=7, color="#777777")
+            task, recipe = result["task"], result["recipe"]
+            tuned = "not fine-tuned" if recipe["method"] == "none" else recipe["method"]
+            how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
+            axis.set_title(f"{result['model']['name']}, {tuned}\n{how}, {task['shots']} shots, n = {whole[0]['n']}")
+            axis.set_xlabel("MAC reduction")
+            ticks = [r["target"] for r in rows_of(result, "alpha")]
+            axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+        axes.flat[0].set(ylabel="score (%)", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def audit_reductions_figure(audit: dict):
+    """Table 3's printed reductions (squares; bars: alpha's rounding) beside what Eq. 2 and alpha^3 make of alpha."""
+    import matplotlib.pyplot as plt
+
+    models = list(dict.fromkeys(row["model"] for row in audit["rows"]))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(models), figsize=(6.8, 3.1), layout="constrained", sharey=True)
+        for axis, model in zip(axes, models):
+            curve = [row for row in audit["curves"] if row["model"] == model]
+            for key, name, dashes in (("eq2", "Eq. 2", "-"), ("cubed", r"inferred: $\alpha^3$ in every layer", "--")):
+                colour = COLOURS["alpha" if key == "eq2" else "conventional"]
+                axis.plot([r["alpha"] for r in curve], [r[key] for r in curve], dashes, color=colour, label=name)
+            printed = [row for row in audit["rows"] if row["model"] == model]
+            axis.errorbar([r["alpha"] for r in printed], [r["reduction"] for r in printed], label="printed in Table 3",
+                          **PRINTED_ERROR)  # fmt: skip
+            axis.set(title=model, xlabel=r"$\alpha$", ylim=(0.9, 4.5))
+            axis.invert_xaxis()
+        axes[0].set_ylabel("MAC reduction")
+        axes[0].legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def audit_exponents_figure(audit: dict):
+    """The k with which alpha^k per layer gives each printed reduction; bars: the rounding of both printed numbers."""
+    import matplotlib.pyplot as plt
+
+    rows = audit["exponents"][::-1]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 2.7), layout="constrained")
+        for y, row in enumerate(rows):
+            style = {"color": COLOURS["alpha" if row["model"].startswith("LLaMA") else "last"], "linewidth": 1.6}
+            axis.plot([row["low"], row["high"]], [y, y], **style)
+            axis.plot(row["k"], y, "o", markersize=5, color=style["color"])
+        names = [f"{row['model'].removesuffix('-4bit')}: {row['reduction']}x at {row['alpha']}" for row in rows]
+        axis.set_yticks(range(len(rows)), names)
+        low, high = max(row["low"] for row in rows), min(row["high"] for row in rows)
+        if low < high:
+            axis.axvspan(low, high, color=COLOURS["conventional"], alpha=0.18, linewidth=0)
+            axis.annotate("fits all six", ((low + high) / 2, len(rows) - 0.45), ha="center", fontsize=8)
+        axis.axvline(1, color="black", linewidth=1)
+        axis.annotate("Eq. 2", (1.08, len(rows) - 0.45), fontsize=8)
+        axis.set(xlabel=r"k, where each layer keeps $\alpha^k$ of its tokens", xlim=(0.5, 7.5), ylim=(-0.6, len(rows)))
+    return figure
+
+
+def audit_reach_figure(audit: dict):
+    """How far Eq. 2 with tau = 5 can reduce GPT-2's MACs, by length of the input, and what the tables' largest printed
+    speed-ups need."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 3.3), layout="constrained")
+        axis.plot([r["tokens"] for r in audit["most"]], [r["reduction"] for r in audit["most"]], color=COLOURS["alpha"])
+        places: dict[tuple, list[str]] = {}
+        for row in audit["reach"]:
+            places.setdefault((row["tokens"], row["speed-up"]), []).append(row["column"])
+        for (tokens, times), columns in places.items():
+            axis.plot(tokens, times, "o", color=COLOURS["conventional"], markersize=5)
+            axis.annotate(f"{times}x: {', '.join(columns)}\nneeds {tokens} tokens", (tokens, times), xytext=(9, -11),
+                          textcoords="offset points", fontsize=7.5)  # fmt: skip
+        axis.set(xlabel="tokens of an input", ylabel="largest MAC reduction", xlim=(0, 128), ylim=(0, 15))
+    return figure
+
+
 def draw_committed(folder: str | Path) -> list[Path]:
     """Draw every figure that the committed results hold into `folder` (the repository's figures/); returns the PNGs."""
     curves, times = load_results(RESULTS, kind="curve"), load_results(RESULTS, kind="latency")
@@ -331,6 +437,12 @@ def draw_committed(folder: str | Path) -> list[Path]:
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)
             figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
+    if choices := load_results(RESULTS, kind="choice"):
+        figures["choice"] = choice_figure(choices)
+    for audit in load_results(RESULTS, kind="audit"):
+        figures["audit_table3"] = audit_reductions_figure(audit)
+        figures["audit_exponents"] = audit_exponents_figure(audit)
+        figures["audit_reach"] = audit_reach_figure(audit)
     for name, figure in figures.items():
         save_figure(figure, Path(folder) / name)
     return [Path(folder) / f"{name}.png" for name in figures]

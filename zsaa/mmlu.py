@@ -199,7 +199,7 @@ def curve(
             ci95=list(interval(correct, n)),
             right=to_bits(bits),
         )
-        print(f"{row['control']:>8} {row['target']:>4}x  {row['accuracy']:.1f}% of {n}", file=sys.stderr, flush=True)
+        print(f"{row['control']:>8} {row['target']:>4}x  {row['accuracy']:.1f}% of {n}", flush=True)
     reader.lengths = lengths
     return rows, digest
 

@@ -325,9 +325,9 @@ def _score_cell(where: dict, result: dict, row: dict) -> Cell:
 def _footprint_cell(where: dict, result: dict, row: dict) -> Cell:
     how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
     return Cell(
-        **where, ours=round(row["footprint_reduction"], 2), subject=f"{row['model']} shape, {row['storage']}",
-        protocol=f"peak on top of the weights, {row['batch']} x {row['tokens']} tokens, {row['attention']} attention "
-        f"at 1x, alpha {row['alpha']:.4f} ({how})", substitute="weights", result=result["name"],
+        **where, ours=round(row["footprint_reduction"], 2), substitute="weights", result=result["name"],
+        subject=f"{row['model']} shape, {row['storage']}, {row['batch']} x {row['tokens']} tokens",
+        protocol=f"peak on top of the weights, {row['attention']} attention at 1x, alpha {row['alpha']:.4f} ({how})",
     )  # fmt: skip
 
 
@@ -344,15 +344,20 @@ def table_3(results: Sequence[dict]):
             columns.setdefault((cell.column, "ours"), {})[cell.row] = "not run"
             continue
         stands_in = f"substitute: {cell.substitute}" if cell.substitute else "the paper's"
-        how = ""
-        if "alpha" in cell.protocol and cell.n:
-            how = ", printed alpha" if "as printed" in cell.protocol else ""
+        how = ", printed alpha" if "(as printed)" in cell.protocol else ""
         heading = f"{cell.subject} ({stands_in}), {cell.result}{how}"
         shown = f"{cell.ours:.1f} [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]" if cell.n else f"{cell.ours:.2f}"
-        columns.setdefault((cell.column, heading), {})[cell.row] = f"{shown} {cell.verdict}"
-    order = sorted(columns, key=lambda c: (list(dict.fromkeys(k[0] for k in columns)).index(c[0]), c[1] != "paper"))
+        columns.setdefault((cell.column, heading), {})[cell.row] = f"{shown}, {cell.verdict}"
+    names = list(dict.fromkeys(name for name, _ in columns))
+    for name in names:  # one column says that nothing was run, unless there is one of a run
+        if len([heading for column, heading in columns if column == name]) > 2:
+            columns.pop((name, "ours"), None)
+    order = sorted(columns, key=lambda column: (names.index(column[0]), column[1] != "paper"))
     index = [f"{t}x" for t in paper.TABLE_3["LLaMA-3-8B-4bit"]]
-    shown = {c: [columns[c].get(row, "-") for row in index] for c in order}
+    shown = {
+        column: [columns[column].get(row, "not run" if row in columns[column[0], "paper"] else "-") for row in index]
+        for column in order
+    }
     return pd.DataFrame(shown, index=pd.Index(index, name="MACs"))
 
 
