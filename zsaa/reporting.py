@@ -338,12 +338,14 @@ def gather(sources: dict[str, Path], statuses: Sequence[dict], folder: Path) -> 
             summary[origin] = counts(mine)
         figures = []
         for origin in sources:
-            for path in pictures[origin]:
-                number = section.notebook.split("_")[0] + "_"
-                if path.stem.startswith(number) or any(fnmatch.fnmatch(path.stem, p) for p in section.figures):
-                    used.add(path)
-                    if origin == first or not figures:  # a run's own figures replace the committed ones
-                        figures.append({**_picture(path, folder), "origin": origin})
+            number = section.notebook.split("_")[0] + "_"
+            mine = [
+                path
+                for path in pictures[origin]
+                if path.stem.startswith(number) or any(fnmatch.fnmatch(path.stem, p) for p in section.figures)
+            ]
+            used.update(mine)
+            figures = figures or [{**_picture(path, folder), "origin": origin} for path in mine]  # a run's own first
         more = []
         for title, name, kind in section.more:
             for origin, source in sources.items():
