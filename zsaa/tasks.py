@@ -240,32 +240,59 @@ def _normal(text):
 
 def _hub_layout(name, spec, source):
     """((train, test), provenance, False) from the hub (source "hub") or from a folder in the hub's layout."""
+    sides, origin = _hub_splits(name, spec, source, ("train", spec.test))
+    for split, side in zip(("train", spec.test), sides):
+        wrong = set(side.unique("label")) - set(range(len(spec.label_names)))
+        if wrong:
+            hint = " (-1 marks the hidden labels of a GLUE test set)" if -1 in wrong else ""
+            raise AssetError(
+                f"split {split!r} of {origin} has the label {min(wrong, key=str)!r}; labels are 0 to "
+                f"{len(spec.label_names) - 1}{hint}"
+            )
+    return sides, origin, False
+
+
+def load_glue_test(name, source="hub"):
+    """The test split of a GLUE task, whose labels only GLUE's server knows: (split, provenance).
+
+    split: a datasets.Dataset like those of a Task, with label -1 throughout, and "index", the number that GLUE's server
+    knows a sample by. source: "hub" or a folder. Raises ValueError for a task without such a split, and AssetError.
+    """
+    spec = TASKS.get(name)
+    if spec is None or spec.hub != _GLUE:
+        glue = ", ".join(n for n, s in TASKS.items() if s.hub == _GLUE)
+        raise ValueError(f"{name!r} has no test split at GLUE's server; these have: {glue}")
+    split = spec.test.replace("validation", "test")
+    (side,), origin = _hub_splits(name, spec, source, (split,), also=("idx",))
+    side = side.rename_column("idx", "index")
+    if sorted(side["index"]) != list(range(len(side))):
+        raise AssetError(f"split {split!r} of {origin} is not whole: its idx must number {len(side)} rows from 0 on")
+    return side.remove_columns("label").add_column("label", [-1] * len(side)), origin
+
+
+def _hub_splits(name, spec, source, wanted, also=()):
+    """(one dataset per wanted split, provenance), with the columns text[, text_pair], label, and those in `also`."""
     import datasets
 
-    data, origin = _from_hub(name, spec) if source == "hub" else _named_folder(name, spec, source)
-    if missing := [split for split in ("train", spec.test) if split not in data]:
+    data, origin = _from_hub(name, spec) if source == "hub" else _named_folder(name, spec, source, wanted)
+    if missing := [split for split in wanted if split not in data]:
         raise AssetError(f"{origin} has no split {missing[0]!r} for {name!r}; it has {', '.join(data)}")
 
     sides = []
-    for split in ("train", spec.test):
-        side = data[split]
-        if absent := {*spec.columns, "label"} - set(side.column_names):
+    for split in wanted:
+        side, needed = data[split], [*spec.columns, "label", *also]
+        if absent := set(needed) - set(side.column_names):
             raise AssetError(
                 f"split {split!r} of {origin} has no column {sorted(absent)[0]!r}; {name!r} needs "
-                f"{', '.join(spec.columns)} and label, and it has {', '.join(side.column_names)}"
+                f"{', '.join(needed[:-1])} and {needed[-1]}, and it has {', '.join(side.column_names)}"
             )
-        wrong = set(side.unique("label")) - set(range(len(spec.label_names)))
-        if wrong or len(side) == 0:
-            hint = " (-1 marks the hidden labels of a GLUE test set)" if -1 in wrong else ""
-            what = f"the label {min(wrong, key=str)!r}" if wrong else "no rows"
-            raise AssetError(
-                f"split {split!r} of {origin} has {what}; labels are 0 to {len(spec.label_names) - 1}{hint}"
-            )
+        if len(side) == 0:
+            raise AssetError(f"split {split!r} of {origin} has no rows")
         columns = dict(zip(spec.columns, ("text", "text_pair"), strict=False))
-        side = side.select_columns([*spec.columns, "label"])
+        side = side.select_columns(needed)
         side = side.rename_columns({old: new for old, new in columns.items() if old != new})
         sides.append(side.cast_column("label", datasets.Value("int64")))
-    return sides, origin, False
+    return sides, origin
 
 
 def _download(spec):
@@ -299,7 +326,7 @@ def _unreachable(spec, error):
     )
 
 
-def _named_folder(name, spec, source):
+def _named_folder(name, spec, source, wanted=None):
     """(DatasetDict, provenance) of the folder that the user named."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -307,11 +334,12 @@ def _named_folder(name, spec, source):
             f"no data for {name!r} in {os.fspath(source)!r}: there is no such folder. source is 'auto', "
             f"'packaged', 'hub' or a folder, made for example with: {_download(spec)} --local-dir FOLDER"
         )
-    return _from_folder(name, spec, folder), f"folder {folder.name}"
+    return _from_folder(name, spec, folder, wanted), f"folder {folder.name}"
 
 
-def _from_folder(name, spec, folder):
-    """DatasetDict of a folder: its configuration, else a subfolder of that name, else all of it."""
+def _from_folder(name, spec, folder, wanted=None):
+    """DatasetDict of a folder: its configuration, else a subfolder of that name, else all of it. wanted: the splits that
+    are asked for; None: those that models are trained and evaluated on."""
     import datasets
 
     try:
@@ -320,7 +348,7 @@ def _from_folder(name, spec, folder):
             return datasets.load_dataset(str(folder), spec.config if spec.config in known else None)
         # Left to itself, load_dataset would take validation_matched and validation_mismatched for one split.
         base = folder / spec.config if spec.config and (folder / spec.config).is_dir() else folder
-        files = {s: f"{s}[-.]*" for s in ("train", spec.test) if any(base.glob(f"{s}[-.]*"))}
+        files = {s: f"{s}[-.]*" for s in wanted or ("train", spec.test) if any(base.glob(f"{s}[-.]*"))}
         return datasets.load_dataset(str(base), data_files=files or None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise AssetError(
