@@ -71,7 +71,7 @@ def test_f1_rows_hold_what_paired_tests_need(model, data):
         with zsaa.at(model, row["alpha"]):
             predicted = evaluate.predict(model, data["input_ids"])
         assert results.per_sample(row) == (list(data["labels"]), predicted)
-        assert row["f1"] == round(stats.f1(data["labels"], predicted), 2) == results.value(row)
+        assert row["f1"] == round(stats.f1(data["labels"], predicted), 2) == results.measured(row)
         assert row["ci95"] == list(stats.f1_interval(data["labels"], predicted))
 
 

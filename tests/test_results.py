@@ -6,6 +6,7 @@ import re
 import pytest
 
 from zsaa import figures, paper, results, tables
+from zsaa.verdicts import counts
 
 
 def row(control, target, accuracy, alpha=None, **more):
@@ -47,35 +48,100 @@ def test_the_papers_tables_against_its_text():
     assert paper.TABLE_4["Mistral"]["hidden size"] == 4096
 
 
-def test_table_1_labels_substitutes_and_keeps_the_papers_numbers_apart(result):
+def test_table_1_has_the_papers_shape_and_says_what_was_not_run(result):
+    result["recipe"]["method"] = "alpha-sampled"
     table = tables.table_1([result])
-    assert list(table["status"]) == ["substitute: model and data"] * 2
-    assert list(table[f"paper, {paper.TABLE_1_MODEL}"]) == [92.40, 92.34]
-    assert list(table["ours"]) == [90.0, 80.0] and list(table["measured"]) == ["1.00x", "1.60x"]
-    result["task"]["paper_column"] = None
-    assert set(tables.table_1([result])[f"paper, {paper.TABLE_1_MODEL}"]) == {"no such column"}
-    for r in result["rows"]:
-        r.pop("speedup", None)
-    assert set(tables.table_1([result])["measured"]) == {"not run"}
+    assert list(table.index) == ["1x", "2x", "3x", "5x", "7x", "9x", "11x"]
+    assert list(dict.fromkeys(table.columns.get_level_values(0))) == list(paper.TABLE_1_COLUMNS)
+    heading = "tiny, alpha-sampled (full), n 100, seed 0; substitute: model and data"
+    assert list(table["IMDB"].columns) == [f"paper, {paper.TABLE_1_MODEL}: accuracy", heading]
+    assert table["IMDB"].loc["2x", heading] == "80.0 [75.0, 85.0], alpha 0.950, 2.00x, substitute"
+    assert table["IMDB"].loc["11x", heading].startswith("not run")
+    assert list(table["MRPC"].columns) == [f"paper, {paper.TABLE_1_MODEL}: F1", "ours"]
+    assert set(table["MRPC"]["ours"]) == {"not run"} and table["MRPC"].iloc[-1, 0] == "-"
+    extra = {**result, "task": {**result["task"], "name": "rotten_tomatoes", "paper_column": None}}
+    added = tables.table_1([result, extra])["Rotten Tomatoes (not in the paper)"]
+    assert added.iloc[0, 0].endswith("no such column")
 
 
-def test_the_wide_table_marks_what_is_out_of_reach(result):
-    wide = tables.table_1_wide([result])
-    ours = wide[(f"{results.label(result)} (substitute: model and data)", "accuracy [95% interval]")]
-    assert ours["2x"] == "80.0 [75.0, 85.0]" and ours["11x"] == "out of reach"
+def test_table_1_cells_follow_the_method_alone(result):
+    published = sum(v is not None for row in paper.TABLE_1.values() for v in row.values())
+    cells = tables.table_1_cells([result])
+    assert len(cells) == published and {c.verdict for c in cells} == {"not run"}, (
+        "conventional fine-tuning is no method"
+    )
+    result["recipe"]["method"] = "alpha-sampled"
+    cells = tables.table_1_cells([result])
+    assert counts(cells) == {"reproduced": 0, "differs": 0, "substitute": 2, "not run": published - 2}
+    cell = next(c for c in cells if (c.row, c.column) == ("2x", "IMDB"))
+    assert (cell.published, cell.ours, cell.interval, cell.n) == (92.34, 80.0, (75.0, 85.0), 100)
+    assert "alpha 0.9500, 2.00x fewer MACs, 1.60x by the clock (batch 2 of 9 tokens)" in cell.protocol
+    assert "held-out samples; one seed" in cell.protocol and cell.result == "imdb-test"
+    long = tables.cells_table(cells)
+    assert len(long) == len(cells) and set(long["verdict"]) == {"substitute", "not run"}
+
+
+def the_papers_own(result, **recipe):
+    """`result` as a run of the paper's model, data and settings would be."""
+    own = {**result, "model": {"name": "openai-community/gpt2", "kind": "hub"}}
+    own["task"] = {**result["task"], "substitute": False}
+    return {**own, "recipe": {**paper.TABLE_1_RECIPE, "seed": 0, **recipe}}
+
+
+def test_only_the_papers_model_data_and_training_can_reproduce_it(result):
+    own = the_papers_own(result)
+    assert results.stand_ins(own) == "" and results.status(own) == "the paper's model, data and settings"
+    verdicts = {c.row: c.verdict for c in tables.table_1_cells([own]) if c.column == "IMDB"}
+    assert verdicts == {"1x": "reproduced", "2x": "differs"} | dict.fromkeys(["3x", "5x", "7x", "9x", "11x"], "not run")
+    assert results.stand_ins({**own, "model": {"name": "gpt2", "kind": "local"}}) == "model", "a folder may be anything"
+    for setting, other in (("epochs", 1.5), ("max_steps", 10), ("alpha_range", [0.5, 1.0]), ("tau", 1)):
+        assert results.stand_ins(the_papers_own(result, **{setting: other})) == "training"
+    assert results.stand_ins({**result, "recipe": {"method": "conventional"}}) == "model, data and training"
+
+
+def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
+    seeds = []
+    for seed, accuracy in enumerate((78.0, 80.0, 82.0)):
+        rows = [row("alpha", 2, accuracy, 0.95, right="f", seed_of_its_own=seed)]
+        seeds.append({**the_papers_own(result, seed=seed), "name": f"s{seed}", "rows": rows})
+    (merged,) = results.over_seeds(seeds)
+    assert merged["seeds"] == [0, 1, 2] and merged["name"] == "s0, s1, s2"
+    (mean,) = merged["rows"]
+    assert mean["accuracy"] == 80.0 and mean["covers"] == "held-out samples and 3 seeds" and mean["n"] == 100
+    assert mean["ci95"] == [round(80 - (4.969**2 + 25) ** 0.5, 2), round(80 + (4.969**2 + 25) ** 0.5, 2)]
+    assert "correct" not in mean and "seed_of_its_own" not in mean and mean["alpha"] == 0.95
+    cell = next(c for c in tables.table_1_cells(seeds) if c.ours is not None)
+    assert "held-out samples and 3 seeds" in cell.protocol
+    assert "3 seeds" in tables.table_1(seeds)["IMDB"].columns[1]
+    assert len(results.over_seeds([*seeds, the_papers_own(result, tau=1)])) == 2, "other settings are another run"
+    assert len(results.over_seeds([seeds[0], seeds[0]])) == 1, "one file found twice is one seed"
 
 
 def test_the_controls_table_has_a_column_per_curve(result):
     table = tables.controls_table([result])["imdb"]
-    assert list(table.columns) == [
-        "conventional (full), dial", "conventional (full), first tokens only", "conventional (full), last tokens only"
-    ]  # fmt: skip
+    names = ("dial", "first tokens only", "last tokens only")
+    assert list(table.columns) == [f"conventional (full), {name}" for name in names]
     assert list(table.loc["2x"]) == ["80.0 [75.0, 85.0]", "85.0 [80.0, 90.0]", "86.0 [81.0, 91.0]"]
     assert list(table.loc["1x"]) == ["90.0 [85.0, 95.0]", "-", "-"]
 
 
+def test_differences_are_between_runs_on_the_same_samples(result):
+    result["task"]["fingerprint"] = "f"
+    right = {80: "f" * 20 + "0" * 5, 85: "f" * 20 + "0" * 5, 86: "0" * 5 + "f" * 20}  # of the first 80, the last 80
+    for r in result["rows"]:
+        r["right"] = right.get(int(r["accuracy"]), right[80])
+    dial = {**result, "name": "dial", "recipe": {**result["recipe"], "method": "alpha-sampled"}}
+    table = tables.differences_table([dial, result]).set_index("against")
+    assert table.loc["imdb-test, first tokens only", "2x"] == "+0.0 [+0.0, +0.0]"
+    points, low, high = map(float, re.findall(r"[+-][\d.]+", table.loc["imdb-test, last tokens only", "2x"]))
+    assert points == 0 and -15 < low < -10 < 10 < high < 15, "20 samples won, 20 lost"
+    assert set(table["1x"]) == {"+0.0 [+0.0, +0.0]", "-"} and "dial, dial" not in table.index
+    other = {**result, "task": {**result["task"], "fingerprint": "of other samples"}}
+    assert len(tables.differences_table([dial, other])) == 2, "only its own controls"
+
+
 def test_tables_and_figures_are_files(result, tmp_path):
-    tables.save_table(tables.table_1([result]), tmp_path / "tables/t", "A <title>")
+    tables.save_table(tables.cells_table(tables.table_1_cells([result])), tmp_path / "tables/t", "A <title>")
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
     figures.save_figure(figures.accuracy_figure([result], "title"), tmp_path / "figures/a")
     figures.save_figure(figures.speed_figure([result], "title"), tmp_path / "figures/b")
@@ -84,6 +150,31 @@ def test_tables_and_figures_are_files(result, tmp_path):
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         f"{n}.{s}" for n in "abc" for s in ("png", "svg")
     ]
+
+
+def test_figure_2_draws_every_data_set_and_says_what_was_not_run(result, tmp_path):
+    curves, lengths = [], []
+    for task, (column, *_) in figures.DATA_SETS.items():
+        here = {"name": task, "paper_column": column, "metric": "f1" if task in ("qqp", "mrpc") else "accuracy"}
+        for method in ("alpha-sampled", "conventional"):
+            made = the_papers_own(result, method=method)
+            made["task"] = {**made["task"], **here}
+            more = [row("random", 2, 70.0, 0.95), row("ends", 2, 81.0)]
+            curves.append({**made, "rows": result["rows"] + more})
+        rows = [{"target": t, "mac_reduction": float(t), "alpha": 1 / t, "preserved": 1 / t} for t in (1, 1.5, 2)]
+        for shape in (None, "gpt2"):
+            lengths.append({**made, "kind": "lengths", "recipe": {"shape": shape}, "rows": rows})
+    figure, caption = figures.figure_2(curves, lengths)
+    a, b, c = figure.axes
+    ours_and_the_papers = 2 * len(figures.DATA_SETS) - 1  # of Rotten Tomatoes the paper has no curve
+    assert len(a.lines) == ours_and_the_papers + 4 * len(figures.DATA_SETS), "the dial, four controls, the paper"
+    assert len(b.lines) == len(c.lines) == 2 * 2 * len(figures.DATA_SETS)
+    assert caption.count("none") == 2 and "the paper's model, data and settings" in caption
+    figures.save_figure(figure, tmp_path / "f", caption)
+    assert (tmp_path / "f.txt").read_text() == caption + "\n"
+    figure, caption = figures.figure_2(curves[:2], [])
+    assert "Not run in A: MNLIm, MNLImm, RTE, QQP, QNLI, SST-2, MRPC, Rotten Tomatoes." in caption
+    assert "Not run in B and C: IMDB, MNLIm" in caption
 
 
 def test_damaged_results_are_named(tmp_path):

@@ -195,7 +195,8 @@ def add_latency(
     model: nn.Module, rows: list[dict], tokenizer, samples: Sequence[Sequence[int]], repeats: int = 5, precision="fp32"
 ) -> list[dict]:
     """Time one forward pass over `samples` as one batch at every row's setting, alternating with the stock model.
-    Rows of the control "random" are not timed: they compute what the dial's rows do.
+    Timed are the dial's rows and those of the first cut among them: random keep computes what the dial does, and all
+    cuts leave as many tokens.
 
     Adds "latency_ms" (median), "latency_ms_quartiles", "speedup" (over stock, same run), and what was timed:
     "latency_batch", "latency_tokens" (longest sample) and "latency_mac_reduction" on this very batch.
@@ -214,7 +215,8 @@ def add_latency(
         return run
 
     stock = {"keep_tokens": None, "control": "alpha", "alpha": 1.0}
-    chosen = {str(i): row for i, row in enumerate(rows) if row["control"] != "random"}
+    cut_short = next((row["control"] for row in rows if row["control"] in CUTS), None)
+    chosen = {str(i): row for i, row in enumerate(rows) if row["control"] in ("alpha", cut_short)}
     timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats)
     config, tau, lengths = decoder.config, settings(model)["tau"], [len(s) for s in samples]
     whole = sum(zsaa.macs(config, n) for n in lengths)

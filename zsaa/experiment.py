@@ -29,7 +29,7 @@ from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.measure import cached, provenance, write_json
-from zsaa.results import RESULTS, load_results, value
+from zsaa.results import RESULTS, load_results, measured
 
 # For Figure 2 B and C, which cost no forward pass.
 FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)
@@ -182,6 +182,7 @@ def run(
     targets=TARGETS,
     controls=CONTROLS,
     eval_batch_size: int | None = None,
+    latency_batch: int = 8,
     latency_repeats: int = 15,
     save_steps: int | None = 500,
     progress: bool = True,
@@ -223,11 +224,12 @@ def run(
         net, tokenizer = load(folder / "model", kind="sequence-classification", device=_device())
     header = {"name": name, "kind": "curve", "command": command, "model": trained["model"]}
     header |= {"task": _task_record(data), "recipe": learned["recipe"], "train": learned["train"]}
+    header["trained"] = (folder / "model").relative_to(output_dir).as_posix()
     facts = {"seed": recipe.seed, "train_samples": len(data.train)}
     spent = learned.get("provenance", {})
     return _evaluated(
         net, tokenizer, data, header, facts, spent, output_dir, learned["train"]["precision"], recipe.max_length,
-        targets, controls, eval_batch_size, latency_repeats, progress,
+        targets, controls, eval_batch_size, latency_batch, latency_repeats, progress,
     )  # fmt: skip
 
 
@@ -242,11 +244,14 @@ def run_adapter(
     targets=TARGETS,
     controls=CONTROLS,
     eval_batch_size: int | None = None,
+    latency_batch: int = 8,
     latency_repeats: int = 15,
+    max_length: int | None = None,
     progress: bool = True,
     command: str | None = None,
 ) -> dict:
     """Evaluate a committed adapter (a folder of results/adapters) here, without training; otherwise as `run`.
+    max_length: tokens of a sample; None takes that of the training.
 
     What the result says of the training is copied from the adapter's own result file.
     """
@@ -265,15 +270,16 @@ def run_adapter(
     header = {"name": name or f"{adapter}-here", "kind": "curve", "command": command, "adapter": adapter}
     header |= {k: trained[k] for k in ("model", "recipe")} | {"task": _task_record(data)}
     facts = {"seed": trained["recipe"]["seed"], "train_samples": trained["provenance"]["train_samples"]}
+    max_length = max_length or trained["recipe"]["max_length"]
     return _evaluated(
-        net, tokenizer, data, header, facts, {}, Path(output_dir), resolve_precision(), trained["recipe"]["max_length"],
-        targets, controls, eval_batch_size, latency_repeats, progress,
+        net, tokenizer, data, header, facts, {}, Path(output_dir), resolve_precision(), max_length,
+        targets, controls, eval_batch_size, latency_batch, latency_repeats, progress,
     )  # fmt: skip
 
 
 def _evaluated(
     net, tokenizer, data, header, facts, spent, output_dir, precision, max_length,
-    targets, controls, batch_size, latency_repeats, progress,
+    targets, controls, batch_size, latency_batch, latency_repeats, progress,
 ) -> dict:  # fmt: skip
     """The result file of a trained model: `header`, and the curves of the controls."""
     test_set = _tokenized(data.test, tokenizer, max_length, net)
@@ -292,7 +298,7 @@ def _evaluated(
         rows = [row for part in parts for row in part["rows"]]
         started = time.perf_counter()
         if latency_repeats and place()[1] == 1:
-            add_latency(net, rows, tokenizer, longest(test_set["input_ids"], 8), latency_repeats, precision)
+            add_latency(net, rows, tokenizer, longest(test_set["input_ids"], latency_batch), latency_repeats, precision)
         # What the units took, in this run or in earlier ones.
         units = [p["provenance"] for p in ({"provenance": spent}, *parts) if p.get("provenance")]
         seconds = sum(u["seconds"] for u in units) + time.perf_counter() - started
@@ -302,7 +308,8 @@ def _evaluated(
             more[counter] = None if None in known or not known else round(sum(known), 1)
         return {**header, "provenance": provenance(**facts, **more), "rows": rows}
 
-    return _once(path, {**settings, "controls": list(controls), "latency_repeats": latency_repeats}, evaluate)
+    whole = {"controls": list(controls), "latency": [latency_batch, latency_repeats]}
+    return _once(path, {**settings, **whole}, evaluate)
 
 
 def _once(path: Path, settings: dict, compute: Callable[[], dict], needs: Path | None = None) -> dict:
@@ -424,7 +431,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _line(row: dict) -> str:
     parts = [f"{row['control']:>6} {row['mac_reduction']:6.2f}x"]
     if "accuracy" in row:
-        parts.append(f"{'F1' if 'f1' in row else 'accuracy'} {value(row):.2f} [{row['ci95'][0]}, {row['ci95'][1]}]")
+        parts.append(f"{'F1' if 'f1' in row else 'accuracy'} {measured(row):.2f} [{row['ci95'][0]}, {row['ci95'][1]}]")
     if "preserved" in row:
         parts.append(f"alpha {row['alpha']:.4f}  preserved {row['preserved']:.3f}")
     if "latency_batch" in row:

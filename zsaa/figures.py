@@ -9,12 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zsaa import paper
-from zsaa.results import RESULTS, load_results, rows_of, unpack
+from zsaa.results import RESULTS, load_results, measured, over_seeds, rows_of, status, unpack
 from zsaa.tables import perplexity_protocol, perplexity_subject, perplexity_way
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
 COLOURS = {"alpha": "#0072B2", "first": "#E69F00", "last": "#009E73", "conventional": "#D55E00", "paper": "#555555"}
-TASK_NAMES = {"imdb": "IMDB", "rotten_tomatoes": "Rotten Tomatoes"}
+# Figure 2: a colour and a marker for each data set, a dash for each control.
+DATA_SETS = {
+    "imdb": ("IMDB", "#0072B2", "o"),
+    "mnli_matched": ("MNLIm", "#E69F00", "s"),
+    "mnli_mismatched": ("MNLImm", "#D55E00", "D"),
+    "rte": ("RTE", "#009E73", "^"),
+    "qqp": ("QQP", "#CC79A7", "v"),
+    "qnli": ("QNLI", "#56B4E9", "P"),
+    "sst2": ("SST-2", "#000000", "X"),
+    "mrpc": ("MRPC", "#882255", "*"),
+    "rotten_tomatoes": ("Rotten Tomatoes", "#888833", "h"),
+}
+LORA = (0, (8, 1.5))
+DASHES = {"first": (0, (1, 1)), "last": (0, (4, 1.5)), "ends": (0, (4, 1, 1, 1)), "random": (0, (1, 3))}
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
@@ -30,8 +43,8 @@ STYLE = {
 }
 
 
-def save_figure(figure, path: str | Path) -> None:
-    """`path`.png and `path`.svg, then closed."""
+def save_figure(figure, path: str | Path, caption: str | None = None) -> None:
+    """`path`.png and `path`.svg, then closed; and `path`.txt, if it has a caption."""
     import matplotlib.pyplot as plt
 
     path = Path(path)
@@ -39,12 +52,14 @@ def save_figure(figure, path: str | Path) -> None:
     with plt.rc_context(STYLE):
         for suffix in (".png", ".svg"):
             figure.savefig(path.with_suffix(suffix), metadata={"Date": None} if suffix == ".svg" else None)
+    if caption:
+        path.with_suffix(".txt").write_text(caption + "\n")
     plt.close(figure)
 
 
 def _line(axis, rows, style, name, interval=True):
     colour, marker, dashes = style
-    x, y = [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
+    x, y = [r["mac_reduction"] for r in rows], [measured(r) for r in rows]
     axis.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.5, linestyle=dashes, label=name)
     if interval:
         low, high = zip(*(r["ci95"] for r in rows))
@@ -75,7 +90,8 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
             axis.plot(*zip(*points), color=COLOURS["paper"], marker="x", linewidth=1, linestyle="-.", markersize=5,
                       label=f"paper, {paper.TABLE_1_MODEL} (its speed-up)")  # fmt: skip
         axis.axhline(50, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
-        axis.set(xlabel="MAC reduction", ylabel="accuracy (%)", title=title)
+        metric = "F1" if results[0]["task"]["metric"] == "f1" else "accuracy"
+        axis.set(xlabel="MAC reduction", ylabel=f"{metric} (%)", title=title)
         reached = max(row["target"] for result in results for row in result["rows"])
         ticks = [t for t in paper.TABLE_1 if t <= reached]
         axis.set_xticks(ticks, [f"{t}x" for t in ticks])
@@ -86,12 +102,108 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
 def accuracy_figures(results: Sequence[dict]) -> dict:
     """One accuracy figure per data set that the results hold, by task name."""
     figures = {}
-    for name, title in TASK_NAMES.items():
+    for name, (title, *_) in DATA_SETS.items():
         if chosen := [r for r in results if r["task"]["name"] == name]:
             model, n = chosen[0]["model"]["name"], chosen[0]["provenance"]["eval_samples"]
             title = f"{title}, {model}: {n} held-out samples, 95% intervals"
             figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
     return figures
+
+
+def figure_2(curves: Sequence[dict], lengths: Sequence[dict]):
+    """Figure 2 against the speed-up: A, accuracy or F1 of the dial, of its controls at equal MACs, and of the paper's
+    GPT-2; B, the share of hidden activations preserved; C, the alpha that gives it. Ours in MACs, the paper's by the
+    clock. Returns the figure and its caption, which says what stands in for what, and what was not run.
+
+    curves: results of kind "curve"; drawn are the dial and random keep after alpha-sampled fine-tuning, and inputs cut
+    for the conventional model where there is one. lengths: results of kind "lengths".
+    """
+    import matplotlib.pyplot as plt
+
+    curves = over_seeds(curves)
+    sampled = [r for r in curves if r["recipe"]["method"] == "alpha-sampled"]
+    used: dict[str, None] = {}
+    with plt.rc_context({**STYLE, "font.size": 8, "axes.titlesize": 8.5}):
+        figure = plt.figure(figsize=(7.1, 4.1), layout="constrained")
+        a, b, c = figure.subplots(1, 3, width_ratios=(1.7, 1, 1))
+        for task, (column, colour, marker) in DATA_SETS.items():
+            mark = {"color": colour, "marker": marker, "markersize": 4}
+            published = [(t, row[column]) for t, row in paper.TABLE_1.items() if row.get(column) is not None]
+            if published:
+                a.plot(*zip(*published), **mark, linewidth=0.7, markerfacecolor="white", alpha=0.55)
+            for result in (r for r in sampled if r["task"]["name"] == task and rows_of(r, "alpha")):
+                rows = rows_of(result, "alpha")
+                x = [r["mac_reduction"] for r in rows]
+                dash = LORA if result["recipe"]["tuning"] == "lora" else "-"
+                used["lora" if dash == LORA else "full"] = None
+                a.plot(x, [measured(r) for r in rows], **mark, linewidth=1.6, linestyle=dash)
+                a.fill_between(x, *zip(*(r["ci95"] for r in rows)), color=colour, alpha=0.15, linewidth=0)
+            for control, dash in DASHES.items():
+                method = "alpha-sampled" if control == "random" else "conventional"
+                having = [r for r in curves if r["task"]["name"] == task and rows_of(r, control)]
+                for result in [r for r in having if r["recipe"]["method"] == method] or having:
+                    rows = rows_of(result, "alpha")[:1] + rows_of(result, control)
+                    line = {"color": colour, "linestyle": dash, "linewidth": 1.2}
+                    a.plot([r["mac_reduction"] for r in rows], [measured(r) for r in rows], **line)
+                    used[control] = None
+            for result in (r for r in lengths if r["task"]["name"] == task):
+                dash = "-" if result["recipe"]["shape"] is None else (0, (4, 1.5))
+                x = [r["mac_reduction"] for r in result["rows"]]
+                for axis, field in ((b, "preserved"), (c, "alpha")):
+                    axis.plot(x, [r[field] for r in result["rows"]], color=colour, linestyle=dash, linewidth=1.4)
+                    coarse = [r for r in result["rows"] if r["target"] in paper.TABLE_1]
+                    at = [r["mac_reduction"] for r in coarse], [r[field] for r in coarse]
+                    axis.plot(*at, **mark, linestyle="none")
+        a.set(title="A", ylabel="accuracy or F1 (%)")
+        b.set(title="B", ylabel="hidden activations preserved", ylim=(0, 1.02))
+        c.set(title="C", ylabel=r"$\alpha$", ylim=(0, 1.02))
+        for axis in (a, b, c):
+            axis.set(xlabel="speed-up")
+            ticks = [t for t in paper.TABLE_1 if axis is a or t % 2]
+            axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+        _figure_2_legends(figure, used, {r["recipe"]["shape"] for r in lengths})
+    return figure, _figure_2_caption(sampled, lengths)
+
+
+def _figure_2_legends(figure, used, shapes) -> None:
+    from matplotlib.lines import Line2D
+
+    sets = [Line2D([], [], color=k, marker=m, markersize=4, label=name) for name, k, m in DATA_SETS.values()]
+    figure.legend(handles=sets, loc="outside lower center", ncols=5, fontsize=7)
+    grey = {"color": "#444444", "linewidth": 1.4}
+    names = {
+        "first": "first tokens only",
+        "last": "last tokens only",
+        "ends": "both ends only",
+        "random": "random keep",
+    }
+    trained = {"full": ("-", "A: dial, ours"), "lora": (LORA, "A: dial, ours (LoRA)")}
+    kinds = [
+        *(Line2D([], [], **grey, marker="o", markersize=4, linestyle=dash, label=name)
+          for tuning, (dash, name) in trained.items() if tuning in used),
+        Line2D([], [], color="#999999", linewidth=0.7, marker="o", markersize=4, markerfacecolor="white",
+               label="A: dial, the paper's GPT-2"),
+        *(Line2D([], [], **grey, linestyle=DASHES[c], label=f"A: {names[c]}") for c in DASHES if c in used),
+    ]  # fmt: skip
+    if None in shapes:
+        kinds.append(Line2D([], [], **grey, label="B, C: our model"))
+    if "gpt2" in shapes:
+        kinds.append(Line2D([], [], **grey, linestyle=(0, (4, 1.5)), label="B, C: GPT-2's layers"))
+    figure.legend(handles=kinds, loc="outside upper center", ncols=4, fontsize=7)
+
+
+def _figure_2_caption(curves: Sequence[dict], lengths: Sequence[dict]) -> str:
+    def missing(results: Sequence[dict]) -> str:
+        there = {r["task"]["name"] for r in results}
+        return ", ".join(name for task, (name, *_) in DATA_SETS.items() if task not in there) or "none"
+
+    models = sorted({f"{Path(r['model']['name']).name} on {r['task']['name']}: {status(r)}" for r in curves})
+    texts = sorted({f"{r['task']['name']} ({r['task']['source']}), cut by {r['model']['name']}" for r in lengths})
+    return (
+        f"Figure 2. Ours: speed-up in MACs, solved for each data set; bands are 95% intervals; {'; '.join(models)}. "
+        f"Not run in A: {missing(curves)}. B and C follow from text lengths alone: {'; '.join(texts)}. "
+        f"Not run in B and C: {missing(lengths)}."
+    )
 
 
 def perplexity_figure(results: Sequence[dict], columns: int = 2):
@@ -428,6 +540,9 @@ def draw_committed(folder: str | Path) -> list[Path]:
     curves, times = load_results(RESULTS, kind="curve"), load_results(RESULTS, kind="latency")
     figures = {}
     figures |= {f"accuracy_{name}": figure for name, figure in accuracy_figures(curves).items()}
+    captions = {}
+    if lengths := load_results(RESULTS, kind="lengths"):
+        figures["figure2"], captions["figure2"] = figure_2(curves, lengths)
     if times:
         figures["speed"] = speed_figure(times, "Forward pass, SmolLM2-135M: measured speed-up")
     for name, draw in (("prefill", prefill_figure), ("attention", attention_figure)):
@@ -444,7 +559,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
         figures["audit_exponents"] = audit_exponents_figure(audit)
         figures["audit_reach"] = audit_reach_figure(audit)
     for name, figure in figures.items():
-        save_figure(figure, Path(folder) / name)
+        save_figure(figure, Path(folder) / name, captions.get(name))
     return [Path(folder) / f"{name}.png" for name in figures]
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from zsaa import paper, stats
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"  # measurements committed with the source
 
 
@@ -32,22 +34,60 @@ def label(result: dict, short: bool = False) -> str:
     )
 
 
+def stand_ins(result: dict) -> str:
+    """What of the paper's Table 1 a curve replaces: "" or "model", "model, data and training", ... A model counts as
+    the paper's if it came from its repository on the hub; a training, if section 4.2's settings are its own."""
+    model, recipe = result["model"], result["recipe"]
+    found = [] if model["name"] in paper.TABLE_1_HUB and model.get("kind") == "hub" else ["model"]
+    found += ["data"] if result["task"]["substitute"] else []
+    found += ["training"] if any(recipe.get(key, v) != v for key, v in paper.TABLE_1_RECIPE.items()) else []
+    return " and ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
+
+
 def status(result: dict) -> str:
-    """Every row of ours stands in for one of the paper's: what was substituted."""
-    return "substitute: model" + (" and data" if result["task"]["substitute"] else "")
+    return f"substitute: {stand_ins(result)}" if stand_ins(result) else "the paper's model, data and settings"
+
+
+def over_seeds(results: Sequence[dict]) -> list[dict]:
+    """Runs that differ in their seed alone become one, with "seeds" and rows of means; see `stats.over_seeds`. Each row
+    gets "covers": what chance its interval stands for."""
+    groups: dict[str, list[dict]] = {}
+    for result in results:
+        recipe = {k: v for k, v in result["recipe"].items() if k != "seed"}
+        same = [result["model"]["name"], result["task"], recipe, result.get("adapter"), result.get("evaluation")]
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(result)
+    merged = []
+    for group in groups.values():
+        group = list({r["recipe"].get("seed", r["provenance"]["seed"]): r for r in group}.values())
+        rows: dict[tuple, list[dict]] = {}
+        for result in group:
+            for row in result["rows"]:
+                rows.setdefault((row["control"], row["target"]), []).append(row)
+        first = {**group[0], "seeds": sorted(r["recipe"].get("seed", r["provenance"]["seed"]) for r in group)}
+        first["rows"] = [_mean(same) for same in rows.values()]
+        merged.append({**first, "name": ", ".join(r["name"] for r in group)})
+    return merged
+
+
+def _mean(rows: list[dict]) -> dict:
+    metric = "f1" if "f1" in rows[0] else "accuracy"
+    mean, interval, covers = stats.over_seeds([r[metric] for r in rows], [r["ci95"] for r in rows])
+    # Of several seeds, only what they share and the means: sample by sample they have their own files.
+    shared = {k: v for k, v in rows[0].items() if all(k in r and r[k] == v for r in rows)}
+    return {**shared, metric: round(mean, 2), "ci95": list(interval), "covers": covers}
 
 
 def rows_of(result: dict, control: str) -> list[dict]:
     return sorted((r for r in result["rows"] if r["control"] == control), key=lambda r: r["target"])
 
 
-def value(row: dict) -> float:
+def measured(row: dict) -> float:
     """The task's metric: F1 where the row has it, else accuracy; percent. "ci95" is its interval."""
-    return row.get("f1", row["accuracy"])
+    return row["f1"] if "f1" in row else row["accuracy"]
 
 
 def with_interval(row: dict) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(value(row), *row["ci95"])
+    return "{:.1f} [{:.1f}, {:.1f}]".format(measured(row), *row["ci95"])
 
 
 def to_bits(flags: Sequence[int]) -> str:

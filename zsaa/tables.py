@@ -6,81 +6,179 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from zsaa import paper
-from zsaa.results import label, rows_of, status, with_interval
+from zsaa import paper, stats
+from zsaa.results import label, measured, over_seeds, per_sample, rows_of, stand_ins, status, with_interval
 from zsaa.verdicts import Cell
 
+EXTRA = {"rotten_tomatoes": "Rotten Tomatoes"}  # data sets that the paper does not have
+HOW = {
+    "alpha": "dial",
+    "random": "dial, tokens kept at random",
+    "first": "first tokens only",
+    "last": "last tokens only",
+    "ends": "both ends only",
+}
 
-def table_1(results: Iterable[dict]):
-    """Table 1 in long form, as a DataFrame: one row per data set, run and target speed-up; ours beside the paper's.
 
-    "MACs" is what our rows reach at the printed alpha on the evaluated samples; the paper's own rows are wall-clock
-    speed-ups of another model, so the difference is shown for orientation and every row of ours is a substitute.
+def cells_table(cells: Iterable[Cell]):
+    """Any table of the paper in long form, as a DataFrame: a line for each Cell."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "row": cell.row,
+            "column": cell.column,
+            "paper": "-" if cell.published is None else cell.published,
+            "ours": "not run" if cell.ours is None else cell.ours,
+            "95% interval": "-" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval),
+            "n": "-" if cell.n is None else cell.n,
+            "verdict": cell.verdict,
+            "stands in": cell.substitute or "-",
+            "what": cell.subject or "-",
+            "how": cell.protocol or "-",
+            "result": cell.result or "-",
+        }
+        for cell in cells
+    )
+
+
+def table_1_cells(results: Iterable[dict]) -> list[Cell]:
+    """Table 1: a Cell for each number that the paper prints, and for each run of its method (alpha-sampled
+    fine-tuning under the dial) that bears on it. Runs that differ in their seed alone count as one.
+
+    Our speed-ups are MAC reductions, solved for the data set; the paper's are by the clock.
+    """
+    curves = [r for r in over_seeds([r for r in results if r["kind"] == "curve"]) if _is_the_method(r)]
+    cells = []
+    for target, published in paper.TABLE_1.items():
+        for column in paper.TABLE_1_COLUMNS:
+            where = {"table": "Table 1", "row": f"{target}x", "column": column, "published": published[column]}
+            found = [_cell(where, r, target) for r in curves if r["task"]["paper_column"] == column]
+            if not found and published[column] is not None:
+                found = [Cell(**where)]
+            cells += [cell for cell in found if cell.published is not None or cell.ours is not None]
+    return cells
+
+
+def _is_the_method(result: dict) -> bool:
+    return result["recipe"]["method"] == "alpha-sampled" and bool(rows_of(result, "alpha"))
+
+
+def _cell(where: dict, result: dict, target: float) -> Cell:
+    row = next((r for r in rows_of(result, "alpha") if r["target"] == target), None)
+    facts = {"subject": label(result), "substitute": stand_ins(result), "result": result["name"]}
+    if row is None:
+        reached = f"MACs fall {max(r['mac_reduction'] for r in rows_of(result, 'alpha')):.2f}x at most of what was run"
+        return Cell(**where, **facts, protocol=f"not run at {target}x: out of reach (tau) or not asked for; {reached}")
+    how = f"{'F1' if 'f1' in row else 'accuracy'}, alpha {row['alpha']:.4f}, {row['mac_reduction']:.2f}x fewer MACs"
+    if row.get("speedup"):
+        how += f", {row['speedup']:.2f}x by the clock (batch {row['latency_batch']} of {row['latency_tokens']} tokens)"
+    how += f"; interval: {row['covers']}"
+    return Cell(**where, **facts, ours=measured(row), interval=tuple(row["ci95"]), n=row["n"], protocol=how)
+
+
+def table_1(results: Sequence[dict]):
+    """Table 1 in the paper's shape, as a DataFrame: rows are speed-ups; each data set has the paper's column and one of
+    each run of its method, "not run" where there is none. Data sets that the paper does not have come last.
+
+    Cells of ours: metric [95% interval], alpha, achieved MAC reduction, verdict. n, and what stands in for the paper's
+    model, data or training, are in the heading.
     """
     import pandas as pd
 
-    table = []
-    for result in results:
-        task = result["task"]
-        for row in rows_of(result, "alpha"):
-            published = paper.TABLE_1.get(row["target"], {}).get(task["paper_column"])
-            low, high = row["ci95"]
-            table.append(
-                {
-                    "data set": task["name"],
-                    "run": label(result),
-                    "speed-up": f"{row['target']}x",
-                    "alpha": round(row["alpha"], 4),
-                    "MACs": f"{row['mac_reduction']:.2f}x",
-                    "measured": f"{row['speedup']:.2f}x" if row.get("speedup") else "not run",
-                    "ours": row["accuracy"],
-                    "95% interval": f"{low:.1f} to {high:.1f}",
-                    "n": row["n"],
-                    f"paper, {paper.TABLE_1_MODEL}": "no such column"
-                    if task["paper_column"] is None
-                    else ("-" if published is None else published),
-                    "status": status(result),
-                }
-            )
-    return pd.DataFrame(table)
-
-
-def table_1_wide(results: Sequence[dict]):
-    """Table 1 in the paper's shape: rows are speed-ups, columns are data sets and runs, each beside the paper's."""
-    import pandas as pd
-
+    results = [r for r in over_seeds([r for r in results if r["kind"] == "curve"]) if _is_the_method(r)]
+    cells = {(c.column, c.result, c.row): c for c in table_1_cells(results)}
     columns = {}
-    for result in results:
-        name = f"{label(result)} ({status(result)})"
-        cells = {f"{r['target']}x": r for r in rows_of(result, "alpha")}
-        targets = [f"{t}x" for t in paper.TABLE_1]
-        columns[(name, "alpha")] = [f"{cells[t]['alpha']:.3f}" if t in cells else "out of reach" for t in targets]
-        columns[(name, "accuracy [95% interval]")] = [
-            with_interval(cells[t]) if t in cells else "out of reach" for t in targets
-        ]
-    for column in dict.fromkeys(r["task"]["paper_column"] for r in results if r["task"]["paper_column"]):
-        values = [paper.TABLE_1[t][column] for t in paper.TABLE_1]
-        columns[(f"paper: {column}, {paper.TABLE_1_MODEL}", "accuracy")] = [
-            "-" if v is None else f"{v:.2f}" for v in values
-        ]
+    for column in paper.TABLE_1_COLUMNS:
+        published = [row[column] for row in paper.TABLE_1.values()]
+        metric = "F1" if column in ("QQP", "MRPC") else "accuracy"
+        columns[column, f"paper, {paper.TABLE_1_MODEL}: {metric}"] = [_printed(v) for v in published]
+        runs = [r for r in results if r["task"]["paper_column"] == column]
+        for result in runs:
+            found = [cells.get((column, result["name"], f"{t}x")) for t in paper.TABLE_1]
+            columns[column, _heading(result)] = [
+                _row_text(result, t, cell.verdict if cell and cell.ours is not None else None)
+                for t, cell in zip(paper.TABLE_1, found)
+            ]
+        if not runs:
+            columns[column, "ours"] = ["not run"] * len(published)
+    for name, title in EXTRA.items():
+        for result in (r for r in results if r["task"]["name"] == name):
+            columns[f"{title} (not in the paper)", _heading(result)] = [
+                _row_text(result, t, "no such column") for t in paper.TABLE_1
+            ]
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="speed-up"))
 
 
+def _printed(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
+
+
+def _heading(result: dict) -> str:
+    """Model, training, n, seeds, and what is substituted."""
+    seeds = f"{len(result['seeds'])} seeds" if len(result["seeds"]) > 1 else f"seed {result['seeds'][0]}"
+    where = " (evaluated here)" if result.get("adapter") else ""
+    facts = f"{label(result, short=True)}, n {result['rows'][0]['n']}, {seeds}; {status(result)}"
+    return f"{Path(result['model']['name']).name}{where}, {facts}"
+
+
+def _row_text(result: dict, target: float, verdict: str | None) -> str:
+    row = next((r for r in rows_of(result, "alpha") if r["target"] == target), None)
+    if row is None:
+        return "not run (out of reach, or not asked for)"
+    return f"{with_interval(row)}, alpha {row['alpha']:.3f}, {row['mac_reduction']:.2f}x, {verdict}"
+
+
 def controls_table(results: Sequence[dict]):
-    """Accuracy at equal MACs, per data set: the dial after either fine-tuning, and the plainest rival, the conventional
-    model on the first or the last tokens only. A column a curve, a row a target; "-" where it was not run."""
+    """Values at equal MACs, as a DataFrame with a column for each data set, training and control: the dial; the dial's
+    schedule with tokens kept at random; and the whole model on the first tokens, the last ones, or both ends. A row a
+    target, "-" where it was not run."""
     import pandas as pd
 
     columns = {}
-    for result in results:
-        for control in ("alpha", "first", "last"):
+    for result in over_seeds([r for r in results if r["kind"] == "curve"]):
+        for control, how in HOW.items():
             cells = {r["target"]: r for r in rows_of(result, control)}
             if cells:
-                how = "dial" if control == "alpha" else f"{control} tokens only"
-                columns[(result["task"]["name"], f"{label(result, short=True)}, {how}")] = [
+                name = f"{label(result, short=True)}{', here' if result.get('adapter') else ''}, {how}"
+                columns[result["task"]["name"], name] = [
                     with_interval(cells[t]) if t in cells else "-" for t in paper.TABLE_1
                 ]
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="MAC reduction"))
+
+
+def differences_table(results: Sequence[dict]):
+    """How many points the dial after alpha-sampled fine-tuning is ahead of each control at equal MACs, on the same
+    samples, with a paired 95% interval (held-out samples; one seed of each). A control counts whichever training it
+    comes after, on the same model."""
+    import pandas as pd
+
+    table, curves = [], [r for r in results if r["kind"] == "curve"]
+    for ours in (r for r in curves if _is_the_method(r)):
+        for other in curves:
+            same = [(r["model"]["name"], r["task"]["name"], r["task"]["fingerprint"]) for r in (ours, other)]
+            tuned = [(r["recipe"]["tuning"], r["recipe"].get("seed")) for r in (ours, other)]
+            if same[0] != same[1] or tuned[0] != tuned[1]:
+                continue
+            for control in HOW:
+                if control == "alpha" and other is ours:
+                    continue
+                line = {"data set": ours["task"]["name"], "dial of": ours["name"]}
+                line["against"] = f"{other['name']}, {HOW[control]}"
+                rivals = {r["target"]: r for r in rows_of(other, control)}
+                for row in rows_of(ours, "alpha"):
+                    if row["target"] in rivals:
+                        line[f"{row['target']}x"] = _difference(row, rivals[row["target"]])
+                if len(line) > 3:
+                    table.append(line)
+    return pd.DataFrame(table).fillna("-")
+
+
+def _difference(row: dict, rival: dict) -> str:
+    labels, predicted = per_sample(row)
+    metric = "f1" if "f1" in row else "accuracy"
+    points, (low, high) = stats.difference(metric, labels, predicted, per_sample(rival)[1])
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 # ------------------------------------------------------------------------------------------------- Table 2

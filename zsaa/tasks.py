@@ -338,8 +338,8 @@ def _named_folder(name, spec, source, wanted=None):
 
 
 def _from_folder(name, spec, folder, wanted=None):
-    """DatasetDict of a folder: its configuration, else a subfolder of that name, else all of it. wanted: the splits that
-    are asked for; None: those that models are trained and evaluated on."""
+    """DatasetDict of a folder: its configuration, else a subfolder of that name, else all of it. wanted: the splits to
+    tell apart; None: those that models are trained and evaluated on."""
     import datasets
 
     try:
