@@ -1,6 +1,6 @@
 """What the paper's own numbers say about each other: Eq. 2 against its tables, and which claims the results bear out.
 
-    python -m zsaa.audit        writes results/audit.json
+    python -m zsaa.audit        writes results/audit.json, and prints the claims
 
 Nothing here needs a model's weights or a GPU: everything follows from the printed numbers (`zsaa.paper`), the published
 configurations (`zsaa.architectures`), Eq. 2 (`zsaa.keep`) and result files. What is *inferred* from them, a rule that
@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -478,9 +478,9 @@ def _best_batch(result: dict) -> list[tuple[str, dict]]:
 # One result file
 
 
-def run(output_dir: str | Path, results: Sequence[dict], n: int = 512) -> dict:
-    """Write output_dir/audit.json with all of the above, from the printed numbers and `results`; returns it. n: tokens
-    of a prompt, for what is not searched over LENGTHS."""
+def run(output_dir: str | Path, n: int = 512) -> dict:
+    """Write output_dir/audit.json: all of the above but the claims, which change with the results; returns its content.
+    n: tokens of a prompt, for what is not searched over LENGTHS."""
     started = time.perf_counter()
     found = hypotheses()
     result = {
@@ -497,7 +497,6 @@ def run(output_dir: str | Path, results: Sequence[dict], n: int = 512) -> dict:
         "reach": reach(),
         "most": [{"tokens": n, "reduction": most(config("gpt2-124m"), n)} for n in (5, *range(8, 129, 4))],
         "floored": floored(),
-        "claims": [asdict(claim) for claim in claims(results)],
         "provenance": provenance(seed=0, seconds=round(time.perf_counter() - started, 1)),
     }
     write_json(Path(output_dir) / "audit.json", result)
@@ -507,9 +506,9 @@ def run(output_dir: str | Path, results: Sequence[dict], n: int = 512) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.audit", description=__doc__.split("\n")[0])
     parser.add_argument("--output-dir", default="results")
-    result = run(parser.parse_args(arguments).output_dir, load_results())
-    for claim in result["claims"]:
-        print(f"{claim['verdict']:>24}  {claim['quote']}: {claim['evidence']}")
+    run(parser.parse_args(arguments).output_dir)
+    for claim in claims(load_results()):
+        print(f"{claim.verdict:>24}  {claim.quote}: {claim.evidence}")
     return 0
 
 
