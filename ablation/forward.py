@@ -231,7 +231,8 @@ def forward(
 
     ids int64 [batch, width], padded on the right; lengths: real tokens of each sample, `tail` included: the last `tail`
     tokens of each sample neither vote nor are dropped, as if they were decoded behind the pruned prompt.
-    scorer: a module (layer, hidden [batch, rows, size]) -> scores [batch, rows], in place of the variant's score.
+    scorer: a module (layer, hidden [batch, rows, size], token ids [batch, rows]) -> scores [batch, rows], in place of
+        the variant's score.
     entered: is filled with the hidden states that enter each layer.
 
     Returns hidden [batch, rows, size] after the final norm (real rows first, the sample's last token the last of them)
@@ -288,7 +289,9 @@ def forward(
             with torch.no_grad():
                 voters = torch.arange(rows, device=device) < (sizes - tail)[:, None]
                 view = View(q, k, v, hidden, positions, real, voters, visible, attention.scaling, number)
-                scores = (SCORES[variant.score](view) if scorer is None else scorer(number, hidden)).to(wide)
+                scores = (
+                    SCORES[variant.score](view) if scorer is None else scorer(number, hidden, ids.gather(1, positions))
+                ).to(wide)
                 kept = _select(scores, sizes, wanted, variant, tail)
             inside = torch.arange(kept.shape[1], device=device) < wanted[:, None]
             if variant.dropped in ("merged", "weighted"):

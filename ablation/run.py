@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ablation import continuation, depth
+from ablation import continuation, depth, words
 from ablation.forward import Variant
 from ablation.train import Training, curve, train
 from zsaa.measure import cached, provenance
@@ -128,6 +128,29 @@ def run_continuation(options: argparse.Namespace, config: dict) -> dict:
     return cached(Path(options.output_dir) / "continuation.json", unit, compute)
 
 
+def run_words(options: argparse.Namespace, config: dict) -> dict:
+    """What a bag of words makes of the tokens that each rule keeps, on one task."""
+    settings = config["tasks"][options.task]
+    limits = {side: min(settings[side], getattr(options, side) or settings[side]) for side in ("train", "test")}
+    targets = options.targets or config["targets"]
+    unit = {"model": options.model, "task": options.task, "data": {**settings, **limits}, "targets": targets,
+            "ablation": _code("words", "depth")}  # fmt: skip
+
+    def compute() -> dict:
+        model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2)
+        train, test, source = _data(options.task, settings, tokenizer, 0, limits)
+        return {
+            "name": f"words-{options.task}", "kind": "ablation", "row": "words",
+            "about": "a bag of words on what each rule keeps",
+            "model": {"name": f"bag of words, tokens of {options.model}"},
+            "task": {"name": options.task, "source": source, "substitute": True},
+            "rows": words.curve(train, test, model.config, targets),
+            "provenance": provenance(seed=0, train_samples=len(train[0]), eval_samples=len(test[0])),
+        }  # fmt: skip
+
+    return cached(Path(options.output_dir) / f"words-{options.task}.json", unit, compute)
+
+
 def main(arguments: list[str] | None = None) -> int:
     config = load_config()
     parser = argparse.ArgumentParser(prog="python -m ablation.run", description=__doc__.split("\n")[0])
@@ -142,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--test", type=int, help="at most so many held-out samples")
     add("--targets", nargs="+", type=float, help="MAC reductions to evaluate")
     add("--continuation", action="store_true", help="the untuned rows instead")
+    add("--words", action="store_true", help="a bag of words on what each rule keeps, instead")
     add("--windows", type=int, help="held-out windows, with --continuation")
     add("--output-dir", default=str(RESULTS))
     add("--list", action="store_true", help="list the rows, and stop")
@@ -153,6 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.continuation:
         for row in run_continuation(options, config)["rows"]:
             print(json.dumps({k: v for k, v in row.items() if k != "nll"}))
+        return 0
+    if options.words:
+        for row in run_words(options, config)["rows"]:
+            print(f"{row['control']:8} {row['target']:4g}x  {row['accuracy']:.1f}%")
         return 0
     for seed in options.seeds:
         for name in options.rows or config["rows"]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ablation.forward import Variant, alpha_for, counts, forward, macs
+from ablation.words import Weights, fit
 from zsaa.evaluate import cut, pad
 from zsaa.families import find_decoder
 from zsaa.keep import truncation_for
@@ -36,7 +37,8 @@ class Training:
         log-uniformly, by `side`.
     distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich only), the rest is the labels'.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
-        each token's |state x gradient| in the alpha = 1 pass (sandwich only).
+        each token's |state x gradient| in the alpha = 1 pass (sandwich only); "words" scores tokens by the weights of a
+        bag of words (ablation/words.py), fitted to the same labels beforehand.
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
         samples seen: at equal compute the cheaper draws see more samples.
     """
@@ -56,10 +58,10 @@ class Training:
     def __post_init__(self):
         if self.sampling not in SAMPLINGS or self.side not in CUTS:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
-        if (self.distill or self.probe) and self.sampling != "sandwich":
-            raise ValueError(f"distill and probe need the alpha = 1 pass of sampling='sandwich'; got {self}.")
-        if self.probe not in ("", "gradient") or (self.epochs is None and self.compute is None):
-            raise ValueError(f"probe must be '' or 'gradient', and epochs or compute must be given; got {self}.")
+        if (self.distill or self.probe == "gradient") and self.sampling != "sandwich":
+            raise ValueError(f"distill and gradients need the alpha = 1 pass of sampling='sandwich'; got {self}.")
+        if self.probe not in ("", "gradient", "words") or (self.epochs is None and self.compute is None):
+            raise ValueError(f"probe must be '', 'gradient' or 'words', epochs or compute must be given; got {self}.")
 
 
 class Probe(nn.Module):
@@ -70,7 +72,7 @@ class Probe(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
 
-    def forward(self, layer: int, hidden: Tensor) -> Tensor:
+    def forward(self, layer: int, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
         return self.heads[str(layer)](hidden).squeeze(-1)
 
     def loss(self, entered: dict[int, Tensor], real: Tensor) -> Tensor:
@@ -83,6 +85,17 @@ class Probe(nn.Module):
             logits = self(int(name), state.detach()).float().masked_fill(~real, float("-inf"))
             total = total - (share * logits.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
         return total
+
+
+class Words(nn.Module):
+    """Scores of a bag of words: how much each token of the vocabulary tells by itself."""
+
+    def __init__(self, weights: Weights):
+        super().__init__()
+        self.register_buffer("salience", weights.salience())
+
+    def forward(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return self.salience[tokens]
 
 
 def dropping(config, variant: Variant) -> list[int]:
@@ -122,7 +135,7 @@ def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]
 
 def train(
     model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True
-) -> tuple[Probe | None, dict]:
+) -> tuple[Probe | Words | None, dict]:
     """Fine-tune `model` (a sequence classifier, float32 weights; bf16 autocast on a GPU) in place on samples (lists of
     token ids). Returns the trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one
     epoch at alpha = 1, loss per 1/20 of the training, seconds."""
@@ -132,9 +145,13 @@ def train(
     for module in decoder.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = training.dropout
-    probe = Probe(config.hidden_size, dropping(config, variant)).to(device) if training.probe else None
+    probe = None
+    if training.probe == "gradient":
+        probe = Probe(config.hidden_size, dropping(config, variant)).to(device)
+    elif training.probe == "words":
+        probe = Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size)).to(device)
     groups = [{"params": model.parameters(), "lr": training.learning_rate}]
-    if probe:
+    if isinstance(probe, Probe):
         groups.append({"params": probe.parameters(), "lr": 1e-3})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
     rates = [group["lr"] for group in groups]
@@ -205,7 +222,7 @@ def _step(model, probe, texts, wanted, variant, training, draw) -> tuple[float, 
     ids, mask = pad(texts, config.pad_token_id or 0, device)
     teacher, first, cost = None, None, 0
     for alpha in alphas:
-        entered = {} if probe is not None and alpha == 1.0 else None
+        entered = {} if isinstance(probe, Probe) and alpha == 1.0 else None
         with _autocast(device):
             more = {"scorer": probe} if probe is not None else {}
             if entered is not None:

@@ -16,7 +16,7 @@ from test_models import save_tiny
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import continuation, depth, run, show
+from ablation import continuation, depth, run, show, words
 from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
 from ablation.run import load_config
@@ -116,7 +116,7 @@ def slow(model, ids, alpha, variant):
                 logits = torch.stack(
                     [q[head] @ k[head // groups] * attention.scaling + math.log(w) for _, k, _, w in seen]
                 )
-                out.append(sum(p * v[head // groups] for p, (_, _, v, _) in zip(torch.stack(logits).softmax(0), seen)))
+                out.append(sum(p * v[head // groups] for p, (_, _, v, _) in zip(logits.softmax(0), seen)))
             outputs.append(torch.cat(out))
         keep = counts(len(ids), alpha, len(model.layers), variant)[number]
         if keep < len(rows):
@@ -153,7 +153,7 @@ class Hashed(torch.nn.Module):
         super().__init__()
         self.positions = positions
 
-    def forward(self, layer, hidden):
+    def forward(self, layer, hidden, tokens):
         return ((self.positions[layer] * 7919) % 101).double()
 
 
@@ -259,9 +259,34 @@ def test_a_probe_finds_the_tokens_that_decide():
     assert bits.count("1") == found["alpha", 5]["correct"]
 
 
+def test_a_bag_of_words_finds_them_too_and_ends_lose_them():
+    train_side, test_side = marked(384, 24, 1), marked(200, 24, 2)
+    rows = words.curve(train_side, test_side, tiny.CONFIGS["llama"](), (1, 5))
+    found = {row["control"]: row["accuracy"] for row in rows}
+    assert set(found) == {"whole", *words.RULES}
+    assert found["whole"] > 95 and found["salient"] > 95
+    assert max(found[rule] for rule in ("first", "last", "ends", "random")) < 75
+    assert {row["keep_tokens"] for row in rows[1:]} == {5}
+    text = torch.arange(30)
+    for rule in words.RULES:
+        kept = words.keep(text, 4, rule, salience=-text.float())
+        assert len(kept) == 4 and kept.tolist() == sorted(kept.tolist())
+    assert kept.tolist() == words.keep(text, 4, "random", -text.float()).tolist()
+    assert words.keep(text, 4, "salient", -text.float()).tolist() == [0, 1, 2, 3]
+
+
+def test_a_bag_of_words_can_score():
+    texts, labels = marked(384, 20, 0)
+    training = Training("log", probe="words", epochs=0.2, batch_size=16, learning_rate=1e-3)
+    probe, _ = train(classifier(), texts, labels, Variant(schedule="once", tau=2), training, progress=False)
+    best = probe.salience.topk(2).indices
+    assert set(best.tolist()) == {7, 8}
+    assert probe(0, None, torch.tensor([[7, 50]])).argmax() == 0
+
+
 def test_settings_that_cannot_be_are_refused():
     for wrong in ({"sampling": "x"}, {"probe": "gradient"}, {"distill": 0.5}, {"epochs": None}, {"side": "middle"}):
-        with pytest.raises(ValueError, match="must be|need"):
+        with pytest.raises(ValueError, match="must be|must be given|need"):
             Training(**wrong)
 
 
