@@ -154,6 +154,15 @@ def test_a_damaged_result_is_named(run):
         reporting.index(run)
 
 
+def test_every_section_has_its_notebook_and_its_functions():
+    notebooks = {path.stem for path in (results.RESULTS.parent / "notebooks").glob("*.ipynb")}
+    for section in reporting.SECTIONS:
+        assert not section.cells or callable(getattr(tables, section.cells)), section.title
+        assert section.notebook in notebooks, section.title
+        for _, function, _ in section.more:
+            assert callable(getattr(tables, function))
+
+
 def test_the_committed_report_is_what_make_report_makes(tmp_path):
     """If this fails: make report, and look at it."""
     folder = results.RESULTS.parent / "docs"

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zsaa import tables
+from zsaa import paper, tables
 from zsaa.results import RESULTS, load_results
 from zsaa.verdicts import VERDICTS, Cell, counts
 
@@ -60,19 +60,22 @@ class Section:
 SECTIONS = (
     Section(
         "Table 1", "Accuracy (F1 for QQP and MRPC) of GPT-2 along the dial, percent.", "01_table1", "table_1_cells",
-        more=(("The dial and its rivals at equal MACs", "controls_table", "curve"),),
-        figures=("accuracy_*", "table1*", "table_1*"),
+        more=(
+            ("The dial and its controls at equal MACs", "controls_table", "curve"),
+            ("Points by which the dial is ahead (+) or behind (-), same samples", "differences_table", "curve"),
+        ),
+        figures=("accuracy_*",),
     ),
     Section("Figure 2", "Accuracy, preserved activations and alpha against the speed-up.", "06_figure2",
             drawn=("lengths",), figures=("figure2*", "figure_2*")),
     Section("Table 2", "Perplexity of GPT-2 at 1 to 3 times faster first tokens.", "02_table2", "table_2_cells",
             more=(("The dial and its rivals at equal MACs, over the stock model", "table_2_controls", "perplexity"),),
-            figures=("table2*", "table_2*", "perplexity*", "ttft*")),
+            figures=("table2*", "perplexity*")),
     Section("Table 3", "MMLU, MACs and GPU memory of LLaMA 3 and Gemma 2 in 4 bits.", "04_table3", "table_3_cells",
-            figures=("table3*", "table_3*", "mmlu*", "macs*", "footprint*")),
+            figures=("table3*", "choice*", "footprint*")),
     Section("Table 4", "The architectures, from the models' configurations.", "05_table4", "table_4_cells"),
     Section("Figure 3", "Which tokens each layer keeps.", "03_figure3", drawn=("preservation",),
-            figures=("preservation*", "figure3*", "figure_3*")),
+            figures=("preservation*",)),
     Section("Audit", "What Eq. 2 implies for the paper's numbers, and which of its claims our results bear out.",
             "09_audit", drawn=("audit",), figures=("audit*",)),
     Section("Speed", "Not a figure of the paper: what the clock gives of what the MACs promise.", "10_speed",
@@ -80,7 +83,6 @@ SECTIONS = (
     Section("Ablation", "Not in the paper: scores, schedules and recipes beside the paper's.", "08_ablation",
             figures=("ablation*", "scores*", "continuation*")),
 )  # fmt: skip
-GPT2 = ("openai-community/gpt2", "gpt2")  # the model of the paper's figures, on the hub
 NOT_A_RESULT = ("slider",)  # pictures in figures/ that were not drawn from results
 
 
@@ -171,7 +173,7 @@ def _drawn(section: Section, held: dict[str, list[tuple[str, dict]]]) -> list[di
         for name, result in found:
             if result.get("kind") in section.drawn and isinstance(result.get("task"), dict):
                 model, task = result["model"]["name"], result["task"]
-                own = model in GPT2 and not task["substitute"]
+                own = model in paper.TABLE_1_HUB and not task["substitute"]
                 key = (origin, "" if own else "substitute", model, task["source"])
                 lines.setdefault(key, []).append(name.removesuffix(".json"))
     return [
@@ -180,22 +182,17 @@ def _drawn(section: Section, held: dict[str, list[tuple[str, dict]]]) -> list[di
     ]
 
 
-def _claims(held: dict[str, list[tuple[str, dict]]]) -> list[dict]:
-    """The paper's sentences and what the audit makes of them (results of kind "audit"), as further tables."""
-    head = ["claim", "where", "verdict", "evidence"]
-    return [
-        {
-            "title": "The paper's claims",
-            "origin": origin,
-            "head": head,
-            "rows": [
-                [claim["quote"], claim["where"], claim["verdict"], claim["evidence"]] for claim in result["claims"]
-            ],
-        }
-        for origin, found in held.items()
-        for _, result in found
-        if result.get("kind") == "audit"
-    ]
+def _claims(origin: str, found: Sequence[dict]) -> dict:
+    """The paper's sentences and what the audit makes of them in the light of these results, as a further table."""
+    from zsaa.audit import claims
+
+    rows = [[claim.quote, claim.where, claim.verdict, claim.evidence] for claim in claims(found)]
+    return {
+        "title": "The paper's claims",
+        "origin": origin,
+        "head": ["claim", "where", "verdict", "evidence"],
+        "rows": rows,
+    }
 
 
 def _frame(table) -> dict:
@@ -244,6 +241,11 @@ def _all_results(folder: Path) -> list[tuple[str, dict]]:
         if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
             found.append((path.relative_to(folder).as_posix(), content))
     return found
+
+
+def _flat(found: Sequence[tuple[str, dict]]) -> list[dict]:
+    """What `load_results` gives: the results of the folder itself."""
+    return [result for name, result in found if "/" not in name]
 
 
 def _provenance(origin: str, name: str, result: dict) -> dict:
@@ -333,7 +335,7 @@ def gather(sources: dict[str, Path], statuses: Sequence[dict], folder: Path) -> 
         cells, summary = [], {}
         function = getattr(tables, section.cells, None) if section.cells else None
         for origin, found in held.items() if function else ():
-            mine = function([result for name, result in found if "/" not in name and "kind" in result])
+            mine = function(_flat(found))
             cells += [(origin, cell) for cell in mine]
             summary[origin] = counts(mine)
         figures = []
@@ -352,7 +354,7 @@ def gather(sources: dict[str, Path], statuses: Sequence[dict], folder: Path) -> 
                 if taken := load_results(source / "results", kind=kind):
                     more.append({"title": title, "origin": origin, **_frame(getattr(tables, name)(taken))})
         if "audit" in section.drawn:
-            more += _claims(held)
+            more.append(_claims("committed", _flat(held["committed"])))
         written = sorted((sources[first] / "tables").glob(f"{section.notebook.split('_')[0]}_*.html"))
         used.update(written)
         sections.append(
