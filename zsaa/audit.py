@@ -424,7 +424,8 @@ def claims(results: Sequence[dict]) -> list[Claim]:
     }
     say(
         "the GPU memory footprint reduction (excluding constant self-model memory)", "Table 3",
-        "by Eq. 2 the key/value cache, and the last layer's rows, which shrink most of all, fall by less: "
+        "printed (by Eq. 2 the key/value cache, and the last layer's rows, more than which nothing linear in tokens "
+        "shrinks): "
         + "; ".join(f"{name} {what}" for name, what in shrinks.items()),
         "against its own numbers" if any(r["footprint"] > r["last_layer_rounded"] for r in rows) else "partly",
     )  # fmt: skip
