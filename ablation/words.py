@@ -71,12 +71,16 @@ def keep(text: Tensor, k: int, rule: str, salience: Tensor) -> Tensor:
 
 
 def curve(
-    train: tuple[Sequence, Sequence[int]], test: tuple[Sequence, Sequence[int]], config, targets: Sequence[float]
+    train: tuple[Sequence, Sequence[int]],
+    test: tuple[Sequence, Sequence[int]],
+    config,
+    targets: Sequence[float],
+    steps: int = 1000,
 ) -> list[dict]:
     """Held-out accuracy per rule, with as many tokens a text as truncation to a MAC reduction leaves a model of this
     `config`. Every rule's bag of words is fitted on texts cut in the same way; salience comes from whole texts."""
     texts, held_out = ([torch.tensor(text) for text in side[0]] for side in (train, test))
-    whole = fit(texts, train[1], config.vocab_size)
+    whole = fit(texts, train[1], config.vocab_size, steps)
     answers, lengths, rows = torch.tensor(test[1]), [len(text) for text in held_out], []
 
     def row(rule: str, target: float, k: int | None, weights: Weights, shown: Sequence[Tensor]) -> dict:
@@ -96,5 +100,5 @@ def curve(
         k = truncation_for(config, lengths, target)
         for rule in RULES if target > 1 else ():
             kept, shown = ([keep(text, k, rule, whole.salience()) for text in side] for side in (texts, held_out))
-            rows.append(row(rule, target, k, fit(kept, train[1], config.vocab_size), shown))
+            rows.append(row(rule, target, k, fit(kept, train[1], config.vocab_size, steps), shown))
     return rows

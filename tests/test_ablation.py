@@ -173,8 +173,10 @@ def test_what_becomes_of_dropped_tokens(dropped):
     torch.testing.assert_close(hidden[0], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dropped", ablation.DROPPED)
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    "score, dropped",
+    [*((s, "gone") for s in SCORES), *(("value_mean", d) for d in ablation.DROPPED), ("last_8", "keys")],
+)
 def test_a_sample_does_not_depend_on_its_batch_and_gradients_flow(score, dropped):
     model = tiny.make("llama", "base")
     ids, _, _ = tiny.tokens(LENGTHS)
@@ -261,10 +263,10 @@ def test_a_probe_finds_the_tokens_that_decide():
 
 def test_a_bag_of_words_finds_them_too_and_ends_lose_them():
     train_side, test_side = marked(384, 24, 1), marked(200, 24, 2)
-    rows = words.curve(train_side, test_side, tiny.CONFIGS["llama"](), (1, 5))
+    rows = words.curve(train_side, test_side, tiny.CONFIGS["llama"](), (1, 5), steps=400)
     found = {row["control"]: row["accuracy"] for row in rows}
     assert set(found) == {"whole", *words.RULES}
-    assert found["whole"] > 95 and found["salient"] > 95
+    assert found["whole"] > 85 and found["salient"] > 85
     assert max(found[rule] for rule in ("first", "last", "ends", "random")) < 75
     assert {row["keep_tokens"] for row in rows[1:]} == {5}
     text = torch.arange(30)
@@ -276,7 +278,7 @@ def test_a_bag_of_words_finds_them_too_and_ends_lose_them():
 
 
 def test_a_bag_of_words_can_score():
-    texts, labels = marked(384, 20, 0)
+    texts, labels = marked(384, 8, 0)
     training = Training("log", probe="words", epochs=0.2, batch_size=16, learning_rate=1e-3)
     probe, _ = train(classifier(), texts, labels, Variant(schedule="once", tau=2), training, progress=False)
     best = probe.salience.topk(2).indices
