@@ -30,11 +30,10 @@ class Weights(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
         nn.init.zeros_(self.table.weight)
 
-    def forward(self, texts: Sequence[Tensor]) -> Tensor:
-        """Log-odds [texts]; each token counts once a text."""
-        present = [text.unique() for text in texts]
-        starts = torch.tensor([0, *map(len, present[:-1])]).cumsum(0)
-        return self.table(torch.cat(present), starts)[:, 0] + self.bias
+    def forward(self, bags: Sequence[Tensor]) -> Tensor:
+        """Log-odds [texts] of bags: the tokens of each text, each of them once."""
+        starts = torch.tensor([0, *map(len, bags[:-1])]).cumsum(0)
+        return self.table(torch.cat(tuple(bags)), starts)[:, 0] + self.bias
 
     def salience(self) -> Tensor:
         """float32 [vocabulary]"""
@@ -45,10 +44,10 @@ def fit(texts: Sequence[Tensor], labels: Sequence[int], vocabulary: int, steps: 
     """Weights for two classes, by Adam with a small L2 penalty on the tokens of each batch."""
     weights, wanted = Weights(vocabulary), torch.tensor(labels, dtype=torch.float32)
     optimizer = torch.optim.Adam(weights.parameters(), lr=3e-3)
-    order = torch.Generator().manual_seed(seed)
+    order, bags = torch.Generator().manual_seed(seed), [text.unique() for text in texts]
     for _ in range(steps):
         batch = torch.randperm(len(texts), generator=order)[:128]
-        chosen = [texts[i] for i in batch]
+        chosen = [bags[i] for i in batch]
         loss = F.binary_cross_entropy_with_logits(weights(chosen), wanted[batch])
         loss = loss + 1e-4 * weights.table.weight[torch.cat(chosen).unique()].square().sum()
         optimizer.zero_grad()
@@ -85,7 +84,7 @@ def curve(
 
     def row(rule: str, target: float, k: int | None, weights: Weights, shown: Sequence[Tensor]) -> dict:
         with torch.inference_mode():
-            right = ((weights(shown) > 0).long() == answers).int().tolist()
+            right = ((weights([text.unique() for text in shown]) > 0).long() == answers).int().tolist()
         correct, n = sum(right), len(right)
         cell = {"control": rule, "target": target, "keep_tokens": k, "correct": correct, "n": n}
         return {
