@@ -103,6 +103,36 @@ def accuracy_figure(results: dict[str, dict], title: str, names: Sequence[str] |
     return figure
 
 
+# ---------------------------------------------------------------------------------------------- a bag of words
+
+
+def words_figure(results: Sequence[dict]):
+    """Accuracy of a bag of words on the tokens that each rule keeps, a panel per task; dashed: on whole texts."""
+    import matplotlib.pyplot as plt
+
+    style = {"salient": ("#0072B2", "o"), "last": ("#009E73", "v"), "ends": ("#CC79A7", "D"), "first": ("#E69F00", "^"),
+             "random": ("#555555", "x")}  # fmt: skip
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(results), figsize=(3.3 * len(results) + 0.6, 3.0), squeeze=False, layout="constrained"
+        )
+        for axis, result in zip(axes.flat, results):
+            whole = next(r for r in result["rows"] if r["control"] == "whole")
+            axis.axhline(whole["accuracy"], color="#000000", linewidth=0.8, linestyle="--")
+            for rule, (colour, marker) in style.items():
+                rows = [whole, *(r for r in result["rows"] if r["control"] == rule)]
+                x, y = [r["target"] for r in rows], [r["accuracy"] for r in rows]
+                axis.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.3, label=rule)
+                low, high = zip(*(r["ci95"] for r in rows))
+                axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            ticks = [1, *sorted({r["target"] for r in result["rows"]} - {1})]
+            axis.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+            axis.set(xlabel="as many tokens as truncation to", title=f"{result['task']['name']}, n = {whole['n']:,}")
+        axes[0, 0].set_ylabel("accuracy (%)")
+        axes[0, 0].legend(fontsize=7.5, title="tokens kept", title_fontsize=7.5)
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------- continuation
 
 

@@ -261,13 +261,14 @@ def test_a_probe_finds_the_tokens_that_decide():
     assert bits.count("1") == found["alpha", 5]["correct"]
 
 
-def test_a_bag_of_words_finds_them_too_and_ends_lose_them():
+def test_a_bag_of_words_finds_them_too_and_ends_lose_them(tmp_path):
     train_side, test_side = marked(384, 24, 1), marked(200, 24, 2)
     rows = words.curve(train_side, test_side, tiny.CONFIGS["llama"](), (1, 5), steps=400)
     found = {row["control"]: row["accuracy"] for row in rows}
     assert set(found) == {"whole", *words.RULES}
     assert found["whole"] > 85 and found["salient"] > 85
     assert max(found[rule] for rule in ("first", "last", "ends", "random")) < 75
+    figures.save_figure(show.words_figure([{"rows": rows, "task": {"name": "made up"}}]), tmp_path / "words")
     assert {row["keep_tokens"] for row in rows[1:]} == {5}
     text = torch.arange(30)
     for rule in words.RULES:
