@@ -114,7 +114,7 @@ def windows(
         as a part of the prefix; others put nothing before a window that begins in the middle of a text.
     stride: tokens from one window's beginning to the next one's, in one document; prefix + continuation by default, so
         that they do not overlap; `continuation` scores every token once, but for a document's first `prefix`.
-    count: how many windows, drawn with `seed` from all; None: all. What is shorter than a window is left out.
+    count: how many windows at most, drawn with `seed` from all; None: all. What is shorter than one is left out.
     """
     protocol = protocol_for(corpus, protocol)
     for name, value in (("prefix", prefix), ("continuation", continuation), ("stride", stride), ("count", count)):
@@ -141,8 +141,6 @@ def windows(
             found.append(Window(bos + ids[at : at + whole], start, words, len(found) if stream else unit))
     if not found:
         raise ValueError(f"no text of {corpus.source} has {prefix + continuation} tokens: take a shorter prefix")
-    if count is not None and count > len(found):
-        raise ValueError(f"{count} windows were asked for, but {corpus.source} has {len(found)}: take fewer or shorter")
     if count is not None:
         found = [found[i] for i in np.sort(np.random.RandomState(seed).permutation(len(found))[:count])]
     return found
@@ -515,7 +513,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prefix", type=int, default=224, help="tokens that are pruned")
     parser.add_argument("--continuation", type=int, default=32, help="tokens that are scored")
     parser.add_argument("--stride", type=int, help="tokens from window to window (default: prefix + continuation)")
-    parser.add_argument("--windows", dest="count", type=int, help="number of windows (default: all)")
+    parser.add_argument("--windows", dest="count", type=int, help="number of windows at most (default: all)")
     parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS), help="MAC reductions")
     parser.add_argument("--scores", nargs="+", default=list(SCORED), choices=SCORES)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
