@@ -144,7 +144,7 @@ def test_windows_tile_documents_and_never_cross_them():
 
 
 def test_carry_through_scores_all_but_the_first_token():
-    (window,) = windows(corpus(words(0, 12), words(0, 2)), tiny.tokenizer(), "carry-through", 7, 3)
+    (window,) = windows(corpus(words(0, 12), words(0, 2)), tiny.tokenizer(), "carry-through", 7, 3, stride=1)
     assert (len(window.ids), window.start, window.words) == (10, 1, 9)
 
 

@@ -113,7 +113,8 @@ def windows(
         Passages of last words are taken whole. A tokenizer that begins each text with BOS begins each window with it,
         as a part of the prefix; others put nothing before a window that begins in the middle of a text.
     stride: tokens from one window's beginning to the next one's, in one document; prefix + continuation by default, so
-        that they do not overlap; `continuation` scores every token once, but for a document's first `prefix`.
+        that they do not overlap; `continuation` scores every token once, but for a document's first `prefix`. Under
+        carry-through, which scores whole windows, they never overlap.
     count: how many windows at most, drawn with `seed` from all; None: all. What is shorter than one is left out.
     """
     protocol = protocol_for(corpus, protocol)
@@ -121,6 +122,7 @@ def windows(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
     found, bos = [], _bos(tokenizer)
+    step = stride if stride and protocol == "prefix" else prefix + continuation
     encoded = tokenizer(corpus.texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     stream = len(corpus.texts) == 1
     for unit, (text, ids, offsets) in enumerate(
@@ -134,7 +136,7 @@ def windows(
             continue
         begins = np.array([m.start() for m in re.finditer(r"\S+", text)])
         body, whole = prefix - len(bos), prefix + continuation - len(bos)
-        for at in range(0, len(ids) - whole + 1, stride or prefix + continuation):
+        for at in range(0, len(ids) - whole + 1, step):
             start = len(bos) + body if protocol == "prefix" else 1
             scored = offsets[at + start - len(bos) : at + whole]
             words = int(((begins >= scored[0][0]) & (begins < scored[-1][1])).sum())
@@ -403,7 +405,7 @@ def run(
     net, tokenizer, described, log = _prepared(model, data, recipe, prefix + continuation, output_dir, progress)
     zsaa.enable(net, 1.0, tau)
     found = windows(data, tokenizer, protocol, prefix, continuation, stride, count, seed)
-    cut_into = {"prefix": prefix, "continuation": continuation, "stride": stride or prefix + continuation}
+    cut_into = {"prefix": prefix, "continuation": continuation, "stride": None if carry else stride}
     header = {
         "name": name,
         "kind": "perplexity",
