@@ -266,7 +266,7 @@ def test_table_3_cells(known):
         at.setdefault((c.column, c.row), []).append(c)
     one = at["LLaMA-3-8B-4bit: MMLU", "1x"]
     assert [(c.verdict, c.ours, c.n, c.substitute) for c in one] == [
-        ("reproduced", 62.0, 200, ""), ("substitute", 62.0, 200, "data, no nf4")
+        ("reproduced", 62.0, 200, ""), ("substitute", 62.0, 200, "data, nf4")
     ]  # fmt: skip
     solved, printed, *_ = at["LLaMA-3-8B-4bit: MMLU", "1.5x"]
     assert (solved.verdict, printed.verdict) == ("differs", "reproduced")
