@@ -141,8 +141,8 @@ def cached(path: str | Path, settings: dict, compute: Callable[[], dict]) -> dic
 
     A stored result counts only if settings, code (`code_hash`), the versions of torch and transformers, and the device
     are the same (it records them under "unit"), and if it is not older than ZSAA_NOT_BEFORE (seconds since 1970), which
-    the runner's --force sets. What `compute` raises passes through, and the file stays as it was. Returns the content as
-    it is read back, so that a stored and a new result are alike (keys are strings, tuples lists).
+    the runner's --force sets. What `compute` raises passes through, and the file stays as it was. Returns the content
+    as it is read back, so that a stored and a new result are alike (keys are strings, tuples lists).
     """
     path = Path(path)
     versions = {package: _version(package) for package in ("torch", "transformers")}
