@@ -241,7 +241,7 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
     }
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, min(columns, len(results)), figsize=(3.6 * min(columns, len(results)), 2.9 * rows + 0.6),
+            rows, min(columns, len(results)), figsize=(5.2 if len(results) == 1 else 3.6 * columns, 2.9 * rows + 0.6),
             squeeze=False, layout="constrained",
         )  # fmt: skip
         for axis in axes.flat[len(results) :]:
@@ -570,6 +570,8 @@ def draw_committed(folder: str | Path) -> list[Path]:
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)
             figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
+    if perplexities := load_results(RESULTS, kind="perplexity"):
+        figures["perplexity"] = perplexity_figure(perplexities)
     if choices := load_results(RESULTS, kind="choice"):
         figures["choice"] = choice_figure(choices)
     for audit in load_results(RESULTS, kind="audit"):
