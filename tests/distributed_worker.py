@@ -361,13 +361,14 @@ def check_experiment(folder: Path) -> dict:
 
     distributed.on_first(prepare)
     given = ["--name", "run", "--max-steps", "2", "--batch-size", "4", "--tau", "1", "--alpha-range", "0.7", "0.9"]
+    given += ["--max-length", "128"]
     done = experiment.main(arguments(places, *given))
     if distributed.place()[0]:
         return {}
     result = json.loads((folder / "out/results/run.json").read_text())
     with alone():
-        model, tokenizer = finetune.load(folder / "out/run/model", kind=CLASSES)
-        test = tokenize(load_task("imdb", source=places["source"], seed=0).test, tokenizer, 512)
+        model, tokenizer = finetune.load(folder / "out" / result["trained"], kind=CLASSES)
+        test = tokenize(load_task("imdb", source=places["source"], seed=0).test, tokenizer, 128)
         size, precision = (result["evaluation"][k] for k in ("batch_size", "precision"))
         rows = evaluate.curve(model, tokenizer, test, batch_size=size, precision=precision, progress=False)
     return {

@@ -191,8 +191,9 @@ def test_reach_of_measured_lengths():
     rows = audit.measured_reach(
         [lengths("rotten_tomatoes", None), lengths("imdb", "IMDB"), lengths("x", None), lengths("imdb", "IMDB", None)]
     )
-    assert [(r["within reach"], r["paper's largest"]) for r in rows] == [("4.5x", "5x"), ("4.5x", "11x"), ("4.5x", "-")]
-    assert rows[0]["paper's column"] == "SST-2 (sentences of the same source)"
+    assert [(r["within reach"], r["column"], r["printed"], r["enough"]) for r in rows] == [
+        ("4.5x", "SST-2", "5x", False), ("4.5x", "IMDB", "11x", False), ("4.5x", None, "-", True)
+    ]  # fmt: skip
 
 
 def test_the_audits_figures_are_drawn(known, tmp_path):
@@ -265,7 +266,7 @@ def test_table_3_cells(known):
         at.setdefault((c.column, c.row), []).append(c)
     one = at["LLaMA-3-8B-4bit: MMLU", "1x"]
     assert [(c.verdict, c.ours, c.n, c.substitute) for c in one] == [
-        ("reproduced", 62.0, 200, ""), ("substitute", 62.0, 200, "data, no nf4")
+        ("reproduced", 62.0, 200, ""), ("substitute", 62.0, 200, "data, nf4")
     ]  # fmt: skip
     solved, printed, *_ = at["LLaMA-3-8B-4bit: MMLU", "1.5x"]
     assert (solved.verdict, printed.verdict) == ("differs", "reproduced")

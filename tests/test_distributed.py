@@ -102,7 +102,7 @@ def test_an_experiment_writes_one_file_with_the_bits_of_one_process(run, strateg
     assert said["exit"] == 0 and said["files"] == ["run.json"] and said["processes"] == 2
     assert said["sharded"] == (strategy == "fsdp2")
     assert said["command"].startswith("torchrun --nproc-per-node 2 -m zsaa.experiment --task imdb")
-    assert said["right"] == said["right_alone"] and len(said["right"]) == 13
+    assert said["right"] == said["right_alone"] and len(said["right"]) == 21
     assert not said["timed"]
 
 

@@ -30,6 +30,10 @@ def test_a_result_is_computed_once_per_settings_code_and_device(tmp_path, monkey
     assert get(seed=1)["n"] == 5
     monkeypatch.setattr(measure, "hardware", lambda: {"device": "another"})
     assert get(seed=1)["n"] == 6
+    monkeypatch.setenv("ZSAA_NOT_BEFORE", str(path.stat().st_mtime + 1))
+    assert get(seed=1)["n"] == 7
+    monkeypatch.setenv("ZSAA_NOT_BEFORE", "0")
+    assert get(seed=1)["n"] == 7
     stored = json.loads(path.read_text())
     assert stored["unit"]["settings"] == {"seed": 1} and stored["unit"]["device"] == "another"
     assert stored["provenance"]["seconds"] >= 0 and stored["provenance"]["versions"]["torch"]

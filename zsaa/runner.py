@@ -378,17 +378,13 @@ class Progress:
 
 
 @contextlib.contextmanager
-def _environment(offline: bool) -> Iterator[None]:
-    """Keeps the kernel's connection file, history and font cache out of the user's home.
-
-    offline: tell Hugging Face's libraries to leave the network alone, where they would ask and ask again.
-    """
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """Sets `more`, and keeps the kernel's connection file, history and font cache out of the user's home."""
     with tempfile.TemporaryDirectory(prefix="zsaa-jupyter-", ignore_cleanup_errors=True) as folder:
         new = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
         new["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR", str(Path(sys.prefix) / "var" / "matplotlib"))
         new["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each log begins with a warning
-        if offline:
-            new["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+        new |= more
         old = {name: os.environ.get(name) for name in new}
         os.environ.update(new)
         try:
@@ -578,9 +574,10 @@ def _to_disk(paths: list[Path]) -> None:
             os.close(handle)
 
 
-def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...], offline: bool) -> dict:
+def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...], more: dict[str, str]) -> dict:
     """Runs one notebook and returns its done record, already on disk. Raises NotebookError or Interrupted.
 
+    more: environment variables for its kernel.
     Order matters: the done-file goes first and comes back last, so that it never stands beside other output.
     """
     from zsaa.measure import energy
@@ -596,7 +593,7 @@ def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...
     cells = read_cells(job.path)
     progress = Progress(job.name, len(cells) + 1)  # papermill adds the cell that sets the parameters
     started, start = datetime.datetime.now(datetime.timezone.utc), time.time_ns()
-    with _logging_to(log) as logger, _environment(offline):
+    with _logging_to(log) as logger, _environment(more):
         logger.info("%s, started %s, %s", job.name, started.isoformat(timespec="seconds"), sys.executable)
         logger.info("parameters: %s", json.dumps(job.parameters, default=str))
         try:
@@ -723,6 +720,9 @@ def run_profile(
                 statuses[job.name] = _status(out, job, "done" if record else "not run", why, record)
         missing, offline = look_for_needs([job for job, _ in waiting])
         print_missing([job for job, _ in waiting], missing)
+        more = {"ZSAA_NOT_BEFORE": str(time.time())} if force else {}  # see zsaa.measure.cached
+        if offline and "HF_HUB_OFFLINE" not in os.environ:  # else libraries would ask the hub again and again
+            more["HF_HUB_OFFLINE"] = "1"
         for job, why in waiting:
             if lacks := _lacks(job, missing):
                 code = code or LACKING
@@ -732,7 +732,7 @@ def run_profile(
             seconds, source = estimate(out, job, key)
             print(f"  {job.name}  starts ({why}); takes about {clock(seconds)} ({source})", flush=True)
             try:
-                record = run_notebook(out, job, key, locks, offline)
+                record = run_notebook(out, job, key, locks, more)
             except NotebookError as error:
                 code = FAILED
                 statuses[job.name] = status = _status(out, job, "failed", str(error))

@@ -413,10 +413,11 @@ def _score_cell(where: dict, result: dict, row: dict) -> Cell:
     how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
     protocol = f"alpha {row['alpha']:.4f} ({how}), {row['mac_reduction']:.2f}x fewer MACs, {task['shots']} shots, "
     protocol += {"letters": "likeliest letter", "text": "likeliest text"}[task["form"]]
+    others = [name.removeprefix("no ") for name in result["differs_from_the_paper"]]
     return Cell(
         **where, ours=row["accuracy"], interval=tuple(row["ci95"]), n=row["n"], protocol=protocol,
         subject=f"{model['name']}{' ' + model['quantization'] if model['quantization'] else ''} on {task['name']}",
-        substitute=", ".join(result["differs_from_the_paper"]), result=result["name"],
+        substitute=", ".join(others), result=result["name"],
     )  # fmt: skip
 
 
