@@ -32,7 +32,7 @@ compat:     ## all tests with the oldest versions that pyproject.toml allows, in
 	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
 figures:    ## draw figures/ from the committed results
-	@$(PYTHON) && "$$python" -m zsaa.figures
+	@$(PYTHON) && "$$python" -m zsaa.figures && "$$python" -m ablation.show
 
 report:     ## write docs/report.html and docs/report.md from the committed results and figures
 	@$(PYTHON) && "$$python" -m zsaa.reporting

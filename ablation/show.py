@@ -1,4 +1,7 @@
-"""From the ablation's result files to tables, paired tests and figures. Nothing here computes a result."""
+"""From the ablation's result files to tables, paired tests and figures. Nothing here computes a result.
+
+python -m ablation.show      draws figures/ablation_*.png from results/ablation (part of make figures)
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsaa.figures import COLOURS, STYLE
-from zsaa.results import from_bits, with_interval
+from zsaa.figures import COLOURS, STYLE, TASK_NAMES, save_figure
+from zsaa.results import RESULTS, from_bits, with_interval
 from zsaa.stats import difference
 
 NOT_RUN = "not run"
+
+
+def _title(task: str) -> str:
+    return "A verdict at a random depth" if task == "depth" else TASK_NAMES.get(task, task)
 
 
 def load(folder: str | Path, task: str) -> dict[str, dict]:
@@ -127,7 +134,9 @@ def words_figure(results: Sequence[dict]):
                 axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             ticks = [1, *sorted({r["target"] for r in result["rows"]} - {1})]
             axis.set_xticks(ticks, [f"{t:g}x" for t in ticks])
-            axis.set(xlabel="as many tokens as truncation to", title=f"{result['task']['name']}, n = {whole['n']:,}")
+            axis.set(
+                xlabel="as many tokens as truncation to", title=f"{_title(result['task']['name'])}, n = {whole['n']:,}"
+            )
         axes[0, 0].set_ylabel("accuracy (%)")
         axes[0, 0].legend(fontsize=7.5, title="tokens kept", title_fontsize=7.5)
     return figure
@@ -204,3 +213,22 @@ def survival_figure(depths: dict[str, list[float]], words: Sequence[str], title:
         axis.set_title(title)
         figure.colorbar(picture, label="share of layers", shrink=0.8, pad=0.01)
     return figure
+
+
+def draw_committed(folder: str | Path) -> list[Path]:
+    """Draw what results/ablation holds into `folder` (the repository's figures/); returns the PNGs."""
+    committed, figures = RESULTS / "ablation", {}
+    if words := [json.loads(path.read_text()) for path in sorted(committed.glob("words-*.json"))]:
+        figures["ablation_words"] = words_figure(words)
+    if (path := committed / "continuation.json").is_file():
+        figures["ablation_continuation"] = continuation_figure(json.loads(path.read_text()))
+    for task in sorted(path for path in committed.glob("*") if path.is_dir()):
+        figures[f"ablation_{task.name}"] = accuracy_figure(load(committed, task.name), _title(task.name))
+    for name, figure in figures.items():
+        save_figure(figure, Path(folder) / name)
+    return [Path(folder) / f"{name}.png" for name in figures]
+
+
+if __name__ == "__main__":
+    for drawn in draw_committed(RESULTS.parent / "figures"):
+        print(drawn)
