@@ -462,9 +462,8 @@ def choice_figure(results: Sequence[dict]):
         "random": ("dial, tokens kept by lot", COLOURS["conventional"], "x", "-."),
     }
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(results), figsize=(3.4 * len(results), 3.3), layout="constrained", sharey=True, squeeze=False
-        )
+        shared = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+        figure, axes = plt.subplots(1, len(results), figsize=(3.1 * len(results) + 0.3, 3.3), **shared)
         handles = {}
         for axis, result in zip(axes.flat, results):
             whole = rows_of(result, "alpha")[:1]
@@ -482,8 +481,8 @@ def choice_figure(results: Sequence[dict]):
             how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
             axis.set_title(f"{result['model']['name']}, {tuned}\n{how}, {task['shots']} shots, n = {whole[0]['n']}")
             axis.set_xlabel("MAC reduction")
-            ticks = [r["target"] for r in rows_of(result, "alpha")]
-            axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+        ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
+        axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])
         axes.flat[0].set(ylabel="score (%)", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8)
     return figure
