@@ -81,11 +81,12 @@ def _dials(results: Sequence[dict]) -> list[dict]:
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
     """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
     conventional one on truncated inputs, tokens kept at random, and the paper's curve of another model (against its
-    wall-clock speed-up)."""
+    wall-clock speed-up). The title says how many samples the first result has."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
+        titled = results[0]["provenance"]["eval_samples"]
         for result in results:
             method = result["recipe"]["method"]
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
@@ -94,7 +95,8 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
             if result in _dials(results):
                 _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")
             if rows_of(result, "random"):
-                name = f"{method}{tuning}, tokens kept at random"
+                n = rows_of(result, "random")[0]["n"]  # where it is not the title's
+                name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
                 _line(axis, rows_of(result, "random"), (COLOURS["random"], "s", (0, (1, 2))), name)
             if method == "conventional" and not tuning:
                 whole = rows_of(result, "alpha")[:1]
