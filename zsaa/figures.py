@@ -81,11 +81,12 @@ def _dials(results: Sequence[dict]) -> list[dict]:
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
     """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
     conventional one on truncated inputs, tokens kept at random, and the paper's curve of another model (against its
-    wall-clock speed-up)."""
+    wall-clock speed-up). The title says how many samples the first result has."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
+        titled = results[0]["provenance"]["eval_samples"]
         for result in results:
             method = result["recipe"]["method"]
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
@@ -94,7 +95,8 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
             if result in _dials(results):
                 _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")
             if rows_of(result, "random"):
-                name = f"{method}{tuning}, tokens kept at random"
+                n = rows_of(result, "random")[0]["n"]  # where it is not the title's
+                name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
                 _line(axis, rows_of(result, "random"), (COLOURS["random"], "s", (0, (1, 2))), name)
             if method == "conventional" and not tuning:
                 whole = rows_of(result, "alpha")[:1]
@@ -462,9 +464,8 @@ def choice_figure(results: Sequence[dict]):
         "random": ("dial, tokens kept by lot", COLOURS["conventional"], "x", "-."),
     }
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(results), figsize=(3.4 * len(results), 3.3), layout="constrained", sharey=True, squeeze=False
-        )
+        shared = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+        figure, axes = plt.subplots(1, len(results), figsize=(3.1 * len(results) + 0.3, 3.3), **shared)
         handles = {}
         for axis, result in zip(axes.flat, results):
             whole = rows_of(result, "alpha")[:1]
@@ -482,8 +483,8 @@ def choice_figure(results: Sequence[dict]):
             how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
             axis.set_title(f"{result['model']['name']}, {tuned}\n{how}, {task['shots']} shots, n = {whole[0]['n']}")
             axis.set_xlabel("MAC reduction")
-            ticks = [r["target"] for r in rows_of(result, "alpha")]
-            axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+        ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
+        axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])
         axes.flat[0].set(ylabel="score (%)", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8)
     return figure
