@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsaa.figures import COLOURS, STYLE, TASK_NAMES, save_figure
+from zsaa.figures import COLOURS, DATA_SETS, STYLE, save_figure
 from zsaa.results import RESULTS, from_bits, with_interval
 from zsaa.stats import difference
 
@@ -18,7 +18,7 @@ NOT_RUN = "not run"
 
 
 def _title(task: str) -> str:
-    return "A verdict at a random depth" if task == "depth" else TASK_NAMES.get(task, task)
+    return "A verdict at a random depth" if task == "depth" else DATA_SETS.get(task, (task,))[0]
 
 
 def load(folder: str | Path, task: str) -> dict[str, dict]:
