@@ -116,6 +116,14 @@ def test_controls_stand_beside_the_dial(result):
     assert list(tables.table_2_settings([result])["TTFT"])[1] == "1.50x"
 
 
+def test_a_perplexity_that_blew_up_stays_legible(result):
+    result["rows"][1] |= {"perplexity": 2.588e9, "ci95": [1e9, 5.4e9], "ratio": 7e7, "ratio_ci95": [1e7, 9e7]}
+    table = tables.table_2(tables.table_2_cells([result]))
+    assert "2.6e+09 [1.0e+09, 5.4e+09]" in list(table["2x"])
+    axis = figures.perplexity_figure([result]).axes[0]
+    assert len([t for t in axis.get_yticks() if t >= axis.get_ylim()[0]]) <= 6
+
+
 def test_the_figure_has_a_panel_per_result(result):
     figure = figures.perplexity_figure([result, result, result])
     shown = [axis for axis in figure.axes if axis.get_visible()]

@@ -282,7 +282,9 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
             axis.yaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
-            axis.set_yticks([t for t in (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20, 50, 100) if low <= t <= high])
+            tens = [10.0**e for e in range(-3, 40, 1 if high < 1e5 * low else 3)]  # untuned, carry-through blows up
+            steps = (1, 1.2, 1.5, 2, 3, 5, 7) if high < 6 * low else (1, 2, 5) if high < 100 * low else (1,)
+            axis.set_yticks([t * s for t in tens for s in steps if low <= t * s <= high])
             axis.set_xticks(ticks := sorted({r["target"] for r in result["rows"]} | set(paper.TABLE_2)))
             axis.set_xticklabels([f"{t:g}x" for t in ticks])
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, fontsize=7.5)

@@ -354,7 +354,7 @@ def add_latency(
         return run
 
     stock = {"keep_tokens": None, "control": "alpha", "alpha": 1.0, "score": None}
-    chosen = {str(i): row for i, row in enumerate(rows) if row["control"] != "random"}
+    chosen = {"stock" if row["alpha"] == 1 else str(i): row for i, row in enumerate(rows) if row["control"] != "random"}
     timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats)
     for i, row in chosen.items():
         row.update(timed[i], latency_batch=1, latency_tokens=len(prefix))

@@ -103,9 +103,10 @@ def _ours(cell: Cell) -> str:
         return "not run"
     if cell.interval is None:
         return _number(cell.ours)
-    digits = 1 if abs(cell.interval[1]) >= 20 else 2
-    low, high = (f"{end:.{digits}f}" for end in cell.interval)
-    return f"{cell.ours:.{digits}f} [{low}, {high}]"
+    widest = max(map(abs, cell.interval))
+    digits = ".2f" if widest < 20 else ".1f" if widest < 1e4 else ".1e"  # some perplexities blow up
+    low, high = (f"{end:{digits}}" for end in cell.interval)
+    return f"{cell.ours:{digits}} [{low}, {high}]"
 
 
 def _masked(protocol: str) -> str:

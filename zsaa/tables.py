@@ -280,7 +280,12 @@ def table_2(cells: Sequence[Cell]):
 
 
 def _perplexity(cell: Cell) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(cell.ours, *cell.interval)
+    return "{} [{}, {}]".format(*map(_short, (cell.ours, *cell.interval)))
+
+
+def _short(value: float) -> str:
+    """Two decimals; a perplexity that has blown up as a power of ten."""
+    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
 
 
 def table_2_controls(results: Sequence[dict]):
@@ -305,7 +310,8 @@ def table_2_controls(results: Sequence[dict]):
 
 
 def _against_stock(row: dict) -> str:
-    return "x{:.2f} [{:.2f}, {:.2f}], {:.0f}% the same".format(row["ratio"], *row["ratio_ci95"], row["agreement"])
+    ratio, low, high = map(_short, (row["ratio"], *row["ratio_ci95"]))
+    return f"x{ratio} [{low}, {high}], {row['agreement']:.0f}% the same"
 
 
 def table_2_settings(results: Sequence[dict]):
@@ -322,8 +328,8 @@ def table_2_settings(results: Sequence[dict]):
             "tokens left": row["keep_tokens"] or "-",
             "MACs": f"{row['mac_reduction']:.2f}x",
             "TTFT": f"{row['speedup']:.2f}x" if row.get("speedup") else "not run",
-            "per token": "{:.2f} [{:.2f}, {:.2f}]".format(row["perplexity"], *row["ci95"]),
-            "per word": "{:.2f} [{:.2f}, {:.2f}]".format(row["word_perplexity"], *row["word_ci95"]),
+            "per token": "{} [{}, {}]".format(*map(_short, (row["perplexity"], *row["ci95"]))),
+            "per word": "{} [{}, {}]".format(*map(_short, (row["word_perplexity"], *row["word_ci95"]))),
             "next token the same": f"{row['agreement']:.1f}%",
             "... right after the prefix": f"{row['agreement_first']:.1f}%",
             "n": row["n"],
