@@ -126,7 +126,7 @@ def simple_figure():
     return figure
 
 
-def test_a_runs_own_result_stands_for_the_committed_one_of_that_name(run):
+def test_what_a_run_finds_again_is_shown_once(run):
     write(run.parent / "repository", "own")
     assert "A 92.0 [91.0, 93.0]" in Page(reporting.index(run).read_text()).text
     write(run, "own")

@@ -341,10 +341,8 @@ def gather(sources: dict[str, Path], statuses: Sequence[dict], folder: Path) -> 
         for origin, found in held.items() if function else ():
             mine = function(_flat(found))
             summary[origin] = counts(mine)
-            again = {
-                cell.result for _, cell in cells if cell.ours is not None
-            }  # a run's own stands for the committed one
-            cells += [(origin, cell) for cell in mine if cell.ours is None or cell.result not in again]
+            known = [cell for _, cell in cells]  # what a run finds again is shown once
+            cells += [(origin, cell) for cell in mine if cell not in known]
         figures = []
         for origin in sources:
             number = section.notebook.split("_")[0] + "_"
