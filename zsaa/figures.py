@@ -227,7 +227,7 @@ def _figure_2_caption(curves: Sequence[dict], lengths: Sequence[dict]) -> str:
 
 
 def perplexity_figure(results: Sequence[dict], columns: int = 2):
-    """Perplexity over the stock model's (log scale) against MAC reduction, a panel per result: the dial by score, its
+    """Perplexity per token over the stock model's (log scale) against MAC reduction, a panel per result: the dial by score, its
     controls, with 95% intervals of the paired ratio; and the paper's own ratios, against its speed-up."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -278,7 +278,7 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
                 "\n".join((*perplexity_subject(result).split("; "), *perplexity_protocol(result).split("; "))),
                 fontsize=8,
             )
-            axis.set(yscale="log", xlabel="MAC reduction", ylabel="perplexity / stock")
+            axis.set(yscale="log", xlabel="MAC reduction", ylabel="perplexity per token / stock")
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
             axis.yaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
