@@ -227,8 +227,8 @@ def _figure_2_caption(curves: Sequence[dict], lengths: Sequence[dict]) -> str:
 
 
 def perplexity_figure(results: Sequence[dict], columns: int = 2):
-    """Perplexity per token over the stock model's (log scale) against MAC reduction, a panel per result: the dial by score, its
-    controls, with 95% intervals of the paired ratio; and the paper's own ratios, against its speed-up."""
+    """Perplexity per token over the stock model's (log scale) against MAC reduction, a panel per result: the dial by
+    score, its controls, with 95% intervals of the paired ratio; and the paper's own ratios, against its speed-up."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullFormatter
 

@@ -289,8 +289,8 @@ def _short(value: float) -> str:
 
 
 def table_2_controls(results: Sequence[dict]):
-    """The dial and its controls at equal MACs, a row for each: times the stock model's perplexity [95% interval,
-    paired] and the share of next tokens that stay as they were."""
+    """The dial and its controls at equal MACs, a row for each: times the stock model's perplexity per token [95%
+    interval, paired] and the share of next tokens that stay as they were."""
     import pandas as pd
 
     table = []
@@ -298,7 +298,7 @@ def table_2_controls(results: Sequence[dict]):
     for result in results:
         head = {
             "measured": perplexity_subject(result),
-            "protocol": perplexity_protocol(result),
+            "protocol": f"{perplexity_protocol(result)}; per token",
             "n": result["rows"][0]["n"],
         }
         ways = dict.fromkeys(perplexity_way(row) for row in result["rows"] if row["target"] != 1)
