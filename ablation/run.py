@@ -49,7 +49,7 @@ def load_config(path: str | Path = FOLDER / "config.yaml") -> dict:
     return config
 
 
-def _data(task: str, settings: dict, tokenizer, seed: int, limits: dict):
+def _data(task: str, settings: dict, tokenizer, limits: dict):
     """((train samples, labels), (test samples, labels), provenance line)"""
     source = "rotten_tomatoes" if task == "depth" else task
     data = load_task(source, train=limits["train"], test=limits["test"], seed=0)
@@ -87,7 +87,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.score.weight, std=0.02)
-        (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, seed, limits)
+        (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         probe, log = train(model, texts, labels, variant, training)
         rows = curve(model, held_out, answers, variant, training, probe, targets, sides=row.get("sides", []))
         for found in rows:
@@ -138,7 +138,7 @@ def run_words(options: argparse.Namespace, config: dict) -> dict:
 
     def compute() -> dict:
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2)
-        train, test, source = _data(options.task, settings, tokenizer, 0, limits)
+        train, test, source = _data(options.task, settings, tokenizer, limits)
         return {
             "name": f"words-{options.task}", "kind": "ablation", "row": "words",
             "about": "a bag of words on what each rule keeps",

@@ -16,11 +16,9 @@ from tqdm import tqdm
 
 from ablation.forward import Variant, alpha_for, counts, forward, macs
 from ablation.words import Weights, fit
-from zsaa.evaluate import cut, pad
+from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
 from zsaa.keep import truncation_for
-from zsaa.results import to_bits
-from zsaa.stats import interval
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "truncated")
 CUTS = ("first", "last", "ends")
@@ -140,7 +138,7 @@ def train(
     token ids). Returns the trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one
     epoch at alpha = 1, loss per 1/20 of the training, seconds."""
     torch.manual_seed(training.seed)
-    decoder, family = find_decoder(model)
+    decoder, _ = find_decoder(model)
     config, device = decoder.config, next(model.parameters()).device
     for module in decoder.modules():
         if hasattr(module, "attention_dropout"):
@@ -258,7 +256,7 @@ class _Retaining(dict):
 def accuracy(
     model: nn.Module, samples: Sequence, labels: Sequence[int], alpha: float, variant: Variant, probe, batch_size: int
 ) -> dict:
-    """{"correct", "n", "accuracy" (percent), "ci95" (Wilson), "right" (hexadecimal bits, sample 0 first)}."""
+    """The tally of one setting (see `zsaa.evaluate.tally`)."""
     device = next(model.parameters()).device
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     right = [0] * len(samples)
@@ -270,14 +268,7 @@ def accuracy(
             found = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more).argmax(-1)
         for i, answer in zip(batch, found.tolist()):
             right[i] = int(answer == labels[i])
-    correct, n = sum(right), len(right)
-    return {
-        "correct": correct,
-        "n": n,
-        "accuracy": round(100 * correct / n, 2),
-        "ci95": list(interval(correct, n)),
-        "right": to_bits(right),
-    }
+    return tally(right)
 
 
 def curve(

@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa.evaluate import cut
+from zsaa.evaluate import cut, tally
 from zsaa.keep import truncation_for
-from zsaa.results import to_bits
-from zsaa.stats import interval
 
 RULES = ("salient", "first", "last", "ends", "random")
 
@@ -85,14 +83,7 @@ def curve(
     def row(rule: str, target: float, k: int | None, weights: Weights, shown: Sequence[Tensor]) -> dict:
         with torch.inference_mode():
             right = ((weights([text.unique() for text in shown]) > 0).long() == answers).int().tolist()
-        correct, n = sum(right), len(right)
-        cell = {"control": rule, "target": target, "keep_tokens": k, "correct": correct, "n": n}
-        return {
-            **cell,
-            "accuracy": round(100 * correct / n, 2),
-            "ci95": list(interval(correct, n)),
-            "right": to_bits(right),
-        }
+        return {"control": rule, "target": target, "keep_tokens": k, **tally(right)}
 
     rows.append(row("whole", 1, None, whole, held_out))
     for target in targets:

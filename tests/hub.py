@@ -1,10 +1,34 @@
-"""Every data set of Table 1 as a folder in the hub's layout, with words of the tiny models' vocabulary."""
+"""The hub on this machine: every data set of Table 1 as a folder in its layout, with words of the tiny models'
+vocabulary, and answers as its server gives them."""
 
+import http.server
+import json
 import random
 
 import pandas as pd
 
 from zsaa.tasks import TASKS
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers without a log; subclasses say what, by `do_GET` calling `answer`, and with `do_HEAD = do_GET`."""
+
+    def answer(self, status, body, headers):
+        """headers: {name: value}; those that are None are left out."""
+        body = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            if value:
+                self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
 
 PAPER = [name for name, spec in TASKS.items() if spec.paper_column]
 

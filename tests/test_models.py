@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from hub import Server
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
@@ -482,7 +483,7 @@ def test_revision_of_a_hub_model(saved, tmp_path, monkeypatch):
     assert resolve("someone/tiny")["revision"] == "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Server):
     """Answers as the hub does for a gated, an unknown, a private and a broken repository."""
 
     def do_GET(self):
@@ -493,20 +494,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
             status, code = 403, None
         elif "broken" in self.path:
             status, code = 500, None
-        body = json.dumps({"id": "someone/gated", "gated": "manual", "sha": "0" * 40, "siblings": []}).encode()
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        body = {"id": "someone/gated", "gated": "manual", "sha": "0" * 40, "siblings": []}
+        self.answer(status, body, {"X-Error-Code": code})
 
     do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
 
 
 ASK = """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub import Server
 
 from zsaa import needs
 
@@ -24,7 +25,7 @@ print(json.dumps([found, reached, time.perf_counter() - started]))
 """
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Server):
     """One model and one data set for everybody, one model behind a licence, nothing else."""
 
     def do_GET(self):
@@ -32,21 +33,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         open_to_all = "open/model" in path or "open/data" in path
         described = open_to_all or ("/api/" in path and "gated" in path)
         code = None if described else "GatedRepo" if "gated" in path else "RepoNotFound"
-        self.send_response(200 if described else 401 if "gated" in path else 404)
-        body = json.dumps({"id": "someone/something", "sha": "0" * 40, "siblings": []}).encode()
-        for name, value in (("X-Error-Code", code), ("X-Repo-Commit", "0" * 40), ("ETag", '"1"')):
-            if value:
-                self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        status = 200 if described else 401 if "gated" in path else 404
+        body = {"id": "someone/something", "sha": "0" * 40, "siblings": []}
+        self.answer(status, body, {"X-Error-Code": code, "X-Repo-Commit": "0" * 40, "ETag": '"1"'})
 
     do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
 
 
 def ask(tmp_path, *names, **env):

@@ -9,7 +9,6 @@ saved, and used again only where nothing that bears on the time has changed.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import statistics
@@ -33,7 +32,7 @@ from zsaa.dial import current_settings, disable, enable
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.graphs import Graphs
 from zsaa.keep import check_alpha, check_tau, histogram, kept_counts, kv_bytes, mac_reduction, macs, total_macs
-from zsaa.measure import alternate, hardware, provenance, write_json
+from zsaa.measure import alternate, hardware, hash_of, provenance, write_json
 
 FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes
 NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
@@ -214,7 +213,7 @@ def calibrate(
         facts = provenance(hardware=key["hardware"])
         record = {"key": key, "rows": rows, "provenance": facts}
         try:
-            write_json(path, {**record, "sha256": _sha256(record)})
+            write_json(path, {**record, "sha256": hash_of(record)})
         except OSError as error:
             warnings.warn(f"the calibration could not be saved in {path.parent} ({error}).", stacklevel=2)
         if (scatter := Calibration(config, **record).scatter) > NOISY:
@@ -285,17 +284,13 @@ def _measuring(model: nn.Module, tau: int) -> Iterator[Any]:
 # ------------------------------------------------------------------------------------------ saved calibrations
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
 @functools.cache
 def _code() -> str:
     """A digest of zsaa's source: in a checkout, the version does not tell what is timed."""
     kernels = find_spec("zsaa.kernels")  # lies elsewhere in a checkout
     folders = [str(Path(__file__).parent), *(kernels.submodule_search_locations if kernels else ())]
     files = (file for folder in folders for file in sorted(Path(folder).rglob("*.py")))
-    return _sha256([file.read_text(encoding="utf-8") for file in files])
+    return hash_of([file.read_text(encoding="utf-8") for file in files])
 
 
 def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
@@ -318,8 +313,8 @@ def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
         "batch": int(batch),
         **_settings(model, tau),
         "model": type(model).__name__,
-        "config": _sha256([config, decoder.config._attn_implementation]),
-        "modules": _sha256(modules),
+        "config": hash_of([config, decoder.config._attn_implementation]),
+        "modules": hash_of(modules),
         "parameters": dict(sizes),
         "dtype": str(decoder.dtype),
         "autocast": str(autocast),
@@ -343,14 +338,14 @@ def _version() -> str:
 def _path(key: dict) -> Path:
     from zsaa.models import cache_dir
 
-    return cache_dir() / "latency" / f"{_sha256(key)[:32]}.json"
+    return cache_dir() / "latency" / f"{hash_of(key)[:32]}.json"
 
 
 def _saved(path: Path, key: dict) -> dict | None:
     """What is saved at `path`, if it is whole and was measured under this very key."""
     try:
         record = json.loads(path.read_text())
-        whole = record.pop("sha256") == _sha256(record)
+        whole = record.pop("sha256") == hash_of(record)
         return record if whole and record["key"] == key else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -143,6 +143,14 @@ def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CON
     return rows
 
 
+def tally(right: Sequence[int]) -> dict:
+    """What a row says of samples that were answered right (1) or wrong (0): "correct", "n", "accuracy" (percent),
+    "ci95" (Wilson) and "right", the flags as `results.to_bits` packs them."""
+    correct, n = sum(right), len(right)
+    share, bounds = round(100 * correct / n, 2), list(interval(correct, n))
+    return {"correct": correct, "n": n, "accuracy": share, "ci95": bounds, "right": to_bits(right)}
+
+
 def curve(
     model: nn.Module,
     tokenizer,
@@ -172,16 +180,8 @@ def curve(
         inputs = [cut(s, row["keep_tokens"], side, tokenizer.bos_token_id) for s in samples]
         with applied(model, row):
             predicted = predict(model, inputs, batch_size, precision, bar)
-        right = [int(p == y) for p, y in zip(predicted, labels)]
-        correct, n = sum(right), len(right)
-        row.update(
-            mac_reduction=round(row["mac_reduction"], 4),
-            correct=correct,
-            n=n,
-            accuracy=round(100 * correct / n, 2),
-            ci95=list(interval(correct, n)),
-            right=to_bits(right),
-        )
+        row["mac_reduction"] = round(row["mac_reduction"], 4)
+        row.update(tally([int(p == y) for p, y in zip(predicted, labels)]))
         if metric == "f1":
             row.update(f1=round(f1(labels, predicted), 2), ci95=list(f1_interval(labels, predicted)))
             row["predicted"] = to_bits(predicted)

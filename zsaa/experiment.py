@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import sys
 import time
 from collections import Counter
@@ -28,7 +26,7 @@ from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
-from zsaa.measure import cached, provenance, write_json
+from zsaa.measure import cached, hash_of, provenance, write_json
 from zsaa.results import RESULTS, load_results, measured
 
 # For Figure 2 B and C, which cost no forward pass.
@@ -205,7 +203,7 @@ def run(
     if _model_record(model)["revision"] == "None":  # not fetched from the hub yet
         net, tokenizer = _load(model, data)
     trained = {"model": _model_record(model), "train": fingerprint(data.train), "recipe": asdict(recipe)}
-    key = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
+    key = hash_of(trained)[:8]
     folder = output_dir / "trained" / f"{name.replace('_mismatched', '').replace('_matched', '')}-{key}"
     fresh = False
 

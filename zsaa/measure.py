@@ -83,6 +83,11 @@ def provenance(**facts) -> dict:
     }
 
 
+def hash_of(content) -> str:
+    """SHA-256 (hex) of what survives JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def write_json(path: Path, content: dict) -> Path:
     """Write `content` to `path` in one piece: readers never see half a file, not even after a power cut."""
     path = Path(path)

@@ -34,14 +34,13 @@ from torch import nn
 import zsaa
 from zsaa import choice, paper
 from zsaa.dial import settings
-from zsaa.evaluate import applied, cut, interval, plan
+from zsaa.evaluate import applied, cut, plan, tally
 from zsaa.experiment import _model_record
 from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
 from zsaa.measure import cached, provenance
 from zsaa.models import AssetError, check_hub, load_model
-from zsaa.results import to_bits
 from zsaa.score import seeded
 
 HUB = "cais/mmlu"
@@ -190,16 +189,9 @@ def curve(
             with applied(model, row):
                 bits, _ = right(reader, questions, limit)
         reader.row = None
-        correct, n = sum(bits), len(bits)
-        row.update(
-            mac_reduction=round(row["mac_reduction"], 4),
-            correct=correct,
-            n=n,
-            accuracy=round(100 * correct / n, 2),
-            ci95=list(interval(correct, n)),
-            right=to_bits(bits),
-        )
-        print(f"{row['control']:>8} {row['target']:>4}x  {row['accuracy']:.1f}% of {n}", flush=True)
+        row["mac_reduction"] = round(row["mac_reduction"], 4)
+        row.update(tally(bits))
+        print(f"{row['control']:>8} {row['target']:>4}x  {row['accuracy']:.1f}% of {row['n']}", flush=True)
     reader.lengths = lengths
     return rows, digest
 

@@ -33,8 +33,6 @@ every row, so that "ratio", the perplexity over the stock model's on the same wi
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 import sys
 import time
@@ -56,7 +54,7 @@ from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, cut, own_seeds, p
 from zsaa.experiment import _model_record, _task_record, add_recipe, command_of, recipe_of
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
-from zsaa.measure import alternate, cached, provenance
+from zsaa.measure import alternate, cached, hash_of, provenance
 from zsaa.score import SCORES, seeded
 
 TARGETS = (1, 2, 3)  # the speed-ups of the paper's Table 2
@@ -450,11 +448,6 @@ def run(
     asked |= {"latency_repeats": latency_repeats, "text": hash_of([w.ids for w in found])}
     asked |= {key: value for key, value in header.items() if key not in ("command", "train", "windows")}
     return cached(output_dir / "results" / f"{name}.json", asked, evaluate)
-
-
-def hash_of(content) -> str:
-    """SHA-256 of what survives JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _prepared(model: str, data: Corpus, recipe: Recipe | None, length: int, output_dir: Path, progress: bool):
