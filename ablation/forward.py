@@ -20,7 +20,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights
 
 DROPPED = ("gone", "merged", "weighted", "keys")
-SCHEDULES = ("geometric", "late", "early", "once", "linear")
+SCHEDULES = ("geometric", "late", "early", "once", "twice", "linear")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Variant:
     latest tokens, whatever their score.
     schedule: how the total number of drops is spread over the layers (see `counts`): "geometric" (Eq. 2), "late" (the
         first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
-        "linear" (equal numbers of tokens per layer), or one weight per layer.
+        "once:10" (all behind layer 10), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens per layer),
+        or one weight per layer.
     smooth: scores are averaged over so many neighbouring tokens, so that phrases stay together.
     reference: None counts by each sample's own length (Eq. 2); a number counts as if all samples had so many tokens, so
         that short ones keep all for longer, as they do when inputs are truncated.
@@ -48,6 +49,7 @@ class Variant:
     smooth: int = 1
     reference: int | None = None
     tau: int = 5
+    scorer_macs: int = 0  # what a learned score costs per row that enters a layer that drops some
 
 
 # ---------------------------------------------------------------------------------------------------- schedules
@@ -67,8 +69,11 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
         given = [0.0] * third + [1.0] * (layers - third)
     elif schedule == "early":
         given = [1.0] * third + [0.0] * (layers - third)
-    elif schedule == "once":
-        given = [1.0] + [0.0] * (layers - 1)
+    elif schedule.partition(":")[0] == "once":
+        at = int(schedule.partition(":")[2] or 1)
+        given = [float(layer == at) for layer in range(1, layers + 1)]
+    elif schedule == "twice":
+        given = [1.0 if layer in (0, min(3, layers - 1)) else 0.0 for layer in range(layers)]
     else:
         raise ValueError(f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}, or one weight per layer.")
     return [w * layers / sum(given) for w in given]
@@ -99,6 +104,7 @@ def macs(config, n: int, alpha: float, variant: Variant) -> int:
         banked = n - alive if variant.dropped == "keys" else 0
         total += alive * entering_weights + 2 * alive * (alive + banked) * q_dim + kept * kept_weights
         total += banked * 2 * kv_dim * config.hidden_size
+        total += alive * variant.scorer_macs if kept < alive else 0
         alive = kept
     return total
 
@@ -231,8 +237,9 @@ def forward(
 
     ids int64 [batch, width], padded on the right; lengths: real tokens of each sample, `tail` included: the last `tail`
     tokens of each sample neither vote nor are dropped, as if they were decoded behind the pruned prompt.
-    scorer: a module (layer, hidden [batch, rows, size], token ids [batch, rows]) -> scores [batch, rows], in place of
-        the variant's score.
+    scorer: a module in place of the variant's score: (layer, hidden states that enter it [batch, rows, size], output of
+        its attention before the projection [batch, rows, q_dim], token ids [batch, rows], real rows, bool [batch,
+        rows]) -> scores [batch, rows]. It may have a method watches(layer): is it called where nothing is dropped?
     entered: is filled with the hidden states that enter each layer.
 
     Returns hidden [batch, rows, size] after the final norm (real rows first, the sample's last token the last of them)
@@ -243,9 +250,16 @@ def forward(
     layers = getattr(decoder, family.layers)
     if config.model_type.startswith("gemma") or getattr(config, "sliding_window", None):
         raise ValueError(f"no ablation for {config.model_type}: sliding windows and softcapping are not done here.")
-    sizes = torch.tensor(lengths, device=device)
-    plans = [counts(n - tail, alpha, len(layers), variant) for n in lengths]
+    # All shapes are known beforehand: one copy to the device, and no layer waits for it.
+    plans = [[n, *(kept + tail for kept in counts(n - tail, alpha, len(layers), variant))] for n in lengths]
+    stages = torch.tensor(plans, device=device)
     positions = torch.arange(ids.shape[1], device=device).expand(len(ids), -1)
+    tables = None
+    if config.model_type != "gpt2":
+        every = torch.arange(ids.shape[1], device=device)[None]
+        tables = [
+            F.embedding(every, table[0]) for table in decoder.rotary_emb(decoder.get_input_embeddings().weight, every)
+        ]
     hidden = decoder.get_input_embeddings()(ids)
     if config.model_type == "gpt2":
         hidden = decoder.drop(hidden + decoder.wpe(positions))
@@ -253,28 +267,36 @@ def forward(
     stand_for = torch.ones(ids.shape, dtype=wide, device=device)  # how many tokens a merged row stands for
     bank: tuple[Tensor, Tensor, Tensor] | None = None  # hidden, positions, real of kept keys
     trail = []
+    scorer_watches = getattr(scorer, "watches", lambda layer: False)
     for number, layer in enumerate(layers):
         attention = getattr(layer, family.attention)
         if entered is not None:
             entered[number] = hidden
-        rows = hidden.shape[1]
+        rows, sizes = hidden.shape[1], stages[:, number]
         real = torch.arange(rows, device=device) < sizes[:, None]
         norm = getattr(layer, family.attention_norm)
         q, k, v = family.qkv(attention, norm(hidden))
         at = positions
-        visible = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()[None, None] & real[:, None, None]
+        drops = any(plan[number + 1] < plan[number] for plan in plans)
+        gone = variant.dropped == "gone" or (bank is None and variant.dropped == "keys")
+        visible = None
+        if drops or not gone:
+            visible = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()[None, None] & real[:, None, None]
         if bank is not None:
             _, bank_k, bank_v = family.qkv(attention, norm(bank[0]))
             k, v, at = torch.cat((k, bank_k), 2), torch.cat((v, bank_v), 2), torch.cat((at, bank[1]), 1)
             seen = (bank[1][:, None, None] <= positions[:, None, :, None]) & bank[2][:, None, None]
             visible = torch.cat((visible.expand(len(ids), -1, -1, -1), seen), 3)
         if config.model_type != "gpt2":
-            cos, sin = (table.to(q.dtype) for table in decoder.rotary_emb(hidden, at))
-            k, _ = rotate(k, k, cos, sin)
-            q, _ = rotate(q, q, cos[:, :rows], sin[:, :rows])
+            cos, sin = (F.embedding(at, table[0].to(q.dtype)) for table in tables)
+            if bank is None:
+                q, k = rotate(q, k, cos, sin)
+            else:
+                k, _ = rotate(k, k, cos, sin)
+                q, _ = rotate(q, q, cos[:, :rows], sin[:, :rows])
         dropout = family.dropout(attention) if decoder.training else 0.0
         shared = {"scale": attention.scaling, "dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
-        if variant.dropped == "gone" or (bank is None and variant.dropped == "keys"):
+        if gone:
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True, **shared)
         else:  # a padding row sees the first key, or its NaN would reach the gradients
             mask = torch.zeros(visible.shape, dtype=q.dtype, device=device).masked_fill(~visible, float("-inf"))
@@ -284,15 +306,16 @@ def forward(
             output = F.scaled_dot_product_attention(q, k, v, mask, **shared)
         output = output.transpose(1, 2).flatten(2)
 
-        wanted = torch.tensor([plan[number] for plan in plans], device=device) + tail
-        if bool((wanted < sizes).any()):
+        if scorer is not None and (drops or scorer_watches(number)):  # it may be in training
+            scores = scorer(number, hidden, output, ids.gather(1, positions), real).detach().to(wide)
+        if drops:
+            wanted, width = stages[:, number + 1], max(plan[number + 1] for plan in plans)
             with torch.no_grad():
-                voters = torch.arange(rows, device=device) < (sizes - tail)[:, None]
-                view = View(q, k, v, hidden, positions, real, voters, visible, attention.scaling, number)
-                scores = (
-                    SCORES[variant.score](view) if scorer is None else scorer(number, hidden, ids.gather(1, positions))
-                ).to(wide)
-                kept = _select(scores, sizes, wanted, variant, tail)
+                if scorer is None:
+                    voters = torch.arange(rows, device=device) < (sizes - tail)[:, None]
+                    view = View(q, k, v, hidden, positions, real, voters, visible, attention.scaling, number)
+                    scores = SCORES[variant.score](view).to(wide)
+                kept = _select(scores, sizes, wanted, width, variant, tail)
             inside = torch.arange(kept.shape[1], device=device) < wanted[:, None]
             if variant.dropped in ("merged", "weighted"):
                 share = stand_for if variant.dropped == "merged" else stand_for * scores.clamp(min=1e-6)
@@ -306,18 +329,18 @@ def forward(
                     new = _take(hidden, out), positions.gather(1, out), lost.gather(1, out)
                     bank = new if bank is None else tuple(torch.cat(pair, 1) for pair in zip(bank, new))
                 hidden, output = _take(hidden, kept), _take(output, kept)
-            positions, sizes = positions.gather(1, kept), wanted
+            positions = positions.gather(1, kept)
         rows = hidden.shape[1]
-        trail.append(positions.masked_fill(torch.arange(rows, device=device) >= sizes[:, None], -1))
+        trail.append(positions.masked_fill(torch.arange(rows, device=device) >= stages[:, number + 1, None], -1))
         hidden = hidden + family.output(attention, output)
         hidden = hidden + getattr(layer, family.mlp)(getattr(layer, family.mlp_norm)(hidden))
     final = decoder.ln_f if config.model_type == "gpt2" else decoder.norm
     return final(hidden), trail
 
 
-def _select(scores: Tensor, sizes: Tensor, wanted: Tensor, variant: Variant, tail: int) -> Tensor:
-    """Rows to keep, ascending, [batch, max(wanted)]; ties go to the earlier row. Rows beyond a sample's own count point
-    at its last row."""
+def _select(scores: Tensor, sizes: Tensor, wanted: Tensor, width: int, variant: Variant, tail: int) -> Tensor:
+    """Rows to keep, ascending, [batch, width], width = max(wanted); ties go to the earlier row. Rows beyond a sample's
+    own count point at its last row."""
     if variant.smooth > 1:
         real = torch.arange(scores.shape[1], device=scores.device) < sizes[:, None]
         whole = F.avg_pool1d(scores * real, variant.smooth, 1, variant.smooth // 2)[:, : scores.shape[1]]
@@ -329,7 +352,6 @@ def _select(scores: Tensor, sizes: Tensor, wanted: Tensor, variant: Variant, tai
     # The prediction and the tail come first, then what is protected, then the score.
     scores = scores.masked_fill(protected, torch.finfo(scores.dtype).max).masked_fill(rows >= last, float("inf"))
     scores = scores.masked_fill(rows >= sizes[:, None], float("-inf"))
-    width = int(wanted.max())
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
     best = best.masked_fill(torch.arange(width, device=scores.device) >= wanted[:, None], scores.shape[1])
     return best.sort(1).values.minimum(sizes[:, None] - 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ import yaml
 
 from ablation import continuation, depth, words
 from ablation.forward import Variant
-from ablation.train import Training, curve, train
+from ablation.train import Evidence, Training, curve, train
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
 from zsaa.tasks import load_task, tokenize
@@ -84,18 +84,22 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
 
     def compute() -> dict:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew, for milliseconds, at every new shape
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.score.weight, std=0.02)
+        rule = variant
+        if training.probe == "evidence":
+            rule = replace(variant, scorer_macs=Evidence.macs(model.config, 2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
-        probe, log = train(model, texts, labels, variant, training)
-        rows = curve(model, held_out, answers, variant, training, probe, targets, sides=row.get("sides", []))
+        probe, log = train(model, texts, labels, rule, training)
+        rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
         for found in rows:
             print(f"  {name} {found['control']} {found['mac_reduction']:.2f}x: {found['accuracy']}%", flush=True)
         return {
             "name": f"{task}-{name}", "kind": "ablation", "row": name, "about": row["about"],
             "model": {"name": options.model}, "task": {"name": task, "source": source, "substitute": True},
-            "variant": asdict(variant), "training": asdict(training), "log": log, "rows": rows,
+            "variant": asdict(rule), "training": asdict(training), "log": log, "rows": rows,
             "provenance": provenance(seed=seed, train_samples=len(texts), eval_samples=len(held_out)),
         }  # fmt: skip
 

@@ -18,11 +18,13 @@ from ablation.forward import Variant, alpha_for, counts, forward, macs
 from ablation.words import Weights, fit
 from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
-from zsaa.keep import truncation_for
+from zsaa.keep import attention_widths, layer_weights, truncation_for
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "truncated")
+PROBES = ("", "gradient", "words", "evidence")
 CUTS = ("first", "last", "ends")
 STRONGEST = 12.0  # the largest MAC reduction that training draws
+ROWS = 8192  # rows of a pass in training, padding included; larger batches are split
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class Training:
     distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich only), the rest is the labels'.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
         each token's |state x gradient| in the alpha = 1 pass (sandwich only); "words" scores tokens by the weights of a
-        bag of words (ablation/words.py), fitted to the same labels beforehand.
+        bag of words (ablation/words.py), fitted to the same labels beforehand; "evidence" learns on the way how much
+        each token tells about the label by itself (see `Evidence`).
+    warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
+        decides.
+    auxiliary: weight of the loss that trains "evidence".
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
         samples seen: at equal compute the cheaper draws see more samples.
     """
@@ -46,6 +52,8 @@ class Training:
     side: str = "ends"
     distill: float = 0.0
     probe: str = ""
+    warm: float = 0.0
+    auxiliary: float = 0.3
     epochs: float | None = 1.0
     compute: float | None = None
     learning_rate: float = 4e-5
@@ -58,8 +66,8 @@ class Training:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
         if (self.distill or self.probe == "gradient") and self.sampling != "sandwich":
             raise ValueError(f"distill and gradients need the alpha = 1 pass of sampling='sandwich'; got {self}.")
-        if self.probe not in ("", "gradient", "words") or (self.epochs is None and self.compute is None):
-            raise ValueError(f"probe must be '', 'gradient' or 'words', epochs or compute must be given; got {self}.")
+        if self.probe not in PROBES or (self.epochs is None and self.compute is None):
+            raise ValueError(f"probe must be one of {PROBES}, epochs or compute must be given; got {self}.")
 
 
 class Probe(nn.Module):
@@ -70,7 +78,7 @@ class Probe(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
 
-    def forward(self, layer: int, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def forward(self, layer: int, hidden: Tensor, *_) -> Tensor:
         return self.heads[str(layer)](hidden).squeeze(-1)
 
     def loss(self, entered: dict[int, Tensor], real: Tensor) -> Tensor:
@@ -92,8 +100,58 @@ class Words(nn.Module):
         super().__init__()
         self.register_buffer("salience", weights.salience())
 
-    def forward(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, *_) -> Tensor:
         return self.salience[tokens]
+
+
+def first_layers(config, n: int, layer: int) -> int:
+    """MACs of n tokens up to the attention output of a layer (0: the first)."""
+    entering, kept = layer_weights(config)
+    attention = n * entering + 2 * n * n * attention_widths(config)[0]
+    return (layer + 1) * attention + layer * n * kept
+
+
+class Evidence(nn.Module):
+    """How much each token tells about the label by itself: in every dropping layer a small head gives each row a vote
+    for each class, and the votes, summed over the rows alone, must predict the label. A row's score is how far its
+    votes are apart. The head sees what the row carries on, the state that enters the layer and what its attention read,
+    and not the rows beside it: votes would then stand beside the words that they are for. A table adds what the token
+    tells wherever it stands."""
+
+    WIDTH = 64  # of the head's hidden layer
+
+    def __init__(self, config, layers: Sequence[int], classes: int):
+        super().__init__()
+        hidden, (q_dim, _) = config.hidden_size, attention_widths(config)
+        self.table = nn.Embedding(config.vocab_size, classes)
+        nn.init.zeros_(self.table.weight)
+        self.heads = nn.ModuleDict()
+        for layer in layers:
+            head = nn.ModuleDict({
+                "norms": nn.ModuleList([nn.LayerNorm(hidden), nn.LayerNorm(q_dim)]),
+                "features": nn.Linear(hidden + q_dim, self.WIDTH),
+                "votes": nn.Linear(self.WIDTH, classes),
+            })  # fmt: skip
+            nn.init.zeros_(head["votes"].weight)
+            self.heads[str(layer)] = head
+        self.together: dict[int, Tensor] = {}  # the last pass' votes of each layer, summed: class logits by themselves
+
+    @classmethod
+    def macs(cls, config, classes: int) -> int:
+        """Multiply-accumulates per row that is scored."""
+        return cls.WIDTH * (config.hidden_size + attention_widths(config)[0] + classes)
+
+    def watches(self, layer: int) -> bool:
+        """Is it to see the layer's rows even if all of them go on?"""
+        return str(layer) in self.heads
+
+    def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+        head = self.heads[str(layer)]
+        seen = torch.cat([norm(x) for norm, x in zip(head["norms"], (hidden, output))], -1)
+        features = F.dropout(F.gelu(head["features"](seen)), 0.1, self.training)
+        votes = (head["votes"](features) + self.table(tokens)).float() * real[..., None]
+        self.together[layer] = 2 * votes.sum(1) / real.sum(1, keepdim=True).sqrt()
+        return votes.amax(-1) - votes.amin(-1)
 
 
 def dropping(config, variant: Variant) -> list[int]:
@@ -148,9 +206,14 @@ def train(
         probe = Probe(config.hidden_size, dropping(config, variant)).to(device)
     elif training.probe == "words":
         probe = Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size)).to(device)
+    elif training.probe == "evidence":
+        probe = Evidence(config, dropping(config, variant), max(labels) + 1).to(device)
     groups = [{"params": model.parameters(), "lr": training.learning_rate}]
     if isinstance(probe, Probe):
         groups.append({"params": probe.parameters(), "lr": 1e-3})
+    elif isinstance(probe, Evidence):
+        groups.append({"params": probe.heads.parameters(), "lr": 1e-3})
+        groups.append({"params": probe.table.parameters(), "lr": 3e-3, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
     rates = [group["lr"] for group in groups]
     lengths = [len(s) for s in samples]
@@ -168,7 +231,7 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates):  # 5% warm-up, then linearly to zero
             group["lr"] = rate * min(1.0, (step + 1) / 20, done / 0.05 + 0.05) * (1 - done)
         texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
-        loss, cost = _step(model, probe, texts, wanted, variant, training, draw)
+        loss, cost = _step(model, probe, texts, wanted, variant, training, draw, warm=done < training.warm)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -179,6 +242,8 @@ def train(
         bar.update(0)
     bar.close()
     model.eval()
+    if isinstance(probe, nn.Module):
+        probe.eval()
     if device.type == "cuda":
         torch.cuda.synchronize()
     curve = [[v for share, v in losses if int(20 * share) == part] for part in range(20)]
@@ -191,11 +256,10 @@ def train(
     }
 
 
-def _step(model, probe, texts, wanted, variant, training, draw) -> tuple[float, int]:
+def _step(model, probe, texts, wanted, variant, training, draw, warm=False) -> tuple[float, int]:
     """Forward and backward passes of one optimizer step; returns the first pass' loss and the MACs of all."""
     decoder, _ = find_decoder(model)
-    config, device = decoder.config, wanted.device
-    lengths = [len(text) for text in texts]
+    config, lengths = decoder.config, [len(text) for text in texts]
 
     def reduced_to(reduction: float) -> float:
         try:
@@ -217,8 +281,21 @@ def _step(model, probe, texts, wanted, variant, training, draw) -> tuple[float, 
         alphas = [reduced_to(log_uniform)]
     elif kind == "sandwich":
         alphas = [1.0, reduced_to(log_uniform), reduced_to(STRONGEST)]
+    if warm:
+        alphas = [1.0]
+    first, parts = 0.0, -(-len(texts) * max(lengths) // ROWS)
+    for part in range(parts):  # one after another, for the memory's sake
+        chosen = slice(part * len(texts) // parts, (part + 1) * len(texts) // parts)
+        share = len(lengths[chosen]) / len(lengths)
+        first += share * _passes(model, probe, texts[chosen], wanted[chosen], alphas, variant, training, share)
+    return first, sum(macs(config, n, alpha, variant) for alpha in alphas for n in lengths)
+
+
+def _passes(model, probe, texts, wanted, alphas, variant, training, share: float) -> float:
+    """A forward and a backward pass at each alpha, for texts that are this share of the step's. The first loss."""
+    config, device, lengths = find_decoder(model)[0].config, wanted.device, [len(text) for text in texts]
     ids, mask = pad(texts, config.pad_token_id or 0, device)
-    teacher, first, cost = None, None, 0
+    teacher, first = None, None
     for alpha in alphas:
         entered = {} if isinstance(probe, Probe) and alpha == 1.0 else None
         with _autocast(device):
@@ -230,13 +307,16 @@ def _step(model, probe, texts, wanted, variant, training, draw) -> tuple[float, 
             if teacher is not None and training.distill:
                 soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
                 loss = (1 - training.distill) * loss + training.distill * soft
-        (loss / len(alphas)).backward()
+            whole = loss
+            if isinstance(probe, Evidence):
+                votes = [F.cross_entropy(found, wanted) for found in probe.together.values()]
+                whole = loss + training.auxiliary * sum(votes) / len(votes)
+        (share * whole / len(alphas)).backward()
         if entered is not None:
-            probe.loss(entered, mask.bool()).backward()
+            (share * probe.loss(entered, mask.bool())).backward()
         first = loss.item() if first is None else first
         teacher = logits.detach().softmax(-1) if alpha == 1.0 else teacher
-        cost += sum(macs(config, n, alpha, variant) for n in lengths)
-    return first, cost
+    return first
 
 
 class _Retaining(dict):
@@ -254,9 +334,10 @@ class _Retaining(dict):
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, samples: Sequence, labels: Sequence[int], alpha: float, variant: Variant, probe, batch_size: int
-) -> dict:
-    """The tally of one setting (see `zsaa.evaluate.tally`)."""
+    model: nn.Module, samples: Sequence, labels: Sequence[int], alpha: float, variant: Variant, probe, batch_size: int,
+    votes_of: int | None = None,
+) -> dict:  # fmt: skip
+    """The tally of one setting (see `zsaa.evaluate.tally`); votes_of: of the votes in this layer alone."""
     device = next(model.parameters()).device
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     right = [0] * len(samples)
@@ -265,7 +346,8 @@ def accuracy(
         ids, _ = pad([samples[i] for i in batch], 0, device)
         with _autocast(device):
             more = {"scorer": probe} if probe is not None else {}
-            found = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more).argmax(-1)
+            logits = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
+        found = (logits if votes_of is None else probe.together[votes_of]).argmax(-1)
         for i, answer in zip(batch, found.tolist()):
             right[i] = int(answer == labels[i])
     return tally(right)
@@ -281,6 +363,11 @@ def curve(
     lengths = [len(s) for s in samples]
     whole = sum(macs(config, n, 1.0, variant) for n in lengths)
     rows = []
+    if isinstance(probe, Evidence):  # what the scores know by themselves, at the price of the first scored layer
+        layer = min(map(int, probe.heads))
+        found = accuracy(model, samples, labels, 1.0, variant, probe, batch_size, votes_of=layer)
+        only = sum(first_layers(config, n, layer) + n * variant.scorer_macs for n in lengths)
+        rows.append({"control": "scorer", "target": None, "mac_reduction": whole / only, **found})
     for target in targets:
         if training.sampling != "truncated":
             try:

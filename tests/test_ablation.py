@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,7 +154,7 @@ class Hashed(torch.nn.Module):
         super().__init__()
         self.positions = positions
 
-    def forward(self, layer, hidden, tokens):
+    def forward(self, layer, hidden, output, tokens, real):
         return ((self.positions[layer] * 7919) % 101).double()
 
 
@@ -284,7 +285,33 @@ def test_a_bag_of_words_can_score():
     probe, _ = train(classifier(), texts, labels, Variant(schedule="once", tau=2), training, progress=False)
     best = probe.salience.topk(2).indices
     assert set(best.tolist()) == {7, 8}
-    assert probe(0, None, torch.tensor([[7, 50]])).argmax() == 0
+    assert probe(0, None, None, torch.tensor([[7, 50]])).argmax() == 0
+
+
+@pytest.mark.parametrize("schedule", ["once", "twice"])
+def test_evidence_finds_the_telling_tokens(schedule):
+    """Learned on the way, from the labels alone; counted in the MACs."""
+    texts, labels = marked(384, 8, 0)
+    model, variant = classifier(), Variant(schedule=schedule, tau=2, scorer_macs=100)
+    training = Training(
+        "sandwich", distill=0.5, probe="evidence", warm=0.2, epochs=1, batch_size=16, learning_rate=1e-3
+    )
+    probe, log = train(model, texts, labels, variant, training, progress=False)
+    votes = probe.table.weight.detach()
+    assert set((votes[:, 0] - votes[:, 1]).abs().topk(2).indices.tolist()) == {7, 8}
+    ids, lengths = torch.tensor(texts), [len(text) for text in texts]
+    _, trail = forward(model, ids, lengths, 0.5, variant, scorer=probe)
+    found = [bool({7, 8} & {text[i] for i in kept if i >= 0}) for text, kept in zip(texts, trail[0].tolist())]
+    assert sum(found) > 0.9 * len(texts)  # two or three of eight stay; by lot it would be a third
+    alone = [forward(model, ids[i : i + 1], lengths[i : i + 1], 0.5, variant, scorer=probe)[1][0] for i in range(4)]
+    assert all(torch.equal(one[0], both) for one, both in zip(alone, trail[0]))
+    plain = Variant(schedule=schedule, tau=2)
+    layers = model.config.num_hidden_layers
+    extra = ablation.macs(model.config, 20, 0.8, variant) - ablation.macs(model.config, 20, 0.8, plain)
+    entering = [20, *counts(20, 0.8, layers, plain)]
+    assert extra == sum(100 * n for n, after in pairwise(entering) if after < n)
+    rows = curve(model, texts[:40], labels[:40], variant, training, probe, [1, 2])
+    assert [row["control"] for row in rows] == ["scorer", "alpha", "alpha"] and log["steps"] == 96
 
 
 def test_settings_that_cannot_be_are_refused():
