@@ -8,6 +8,7 @@ import tiny
 import torch
 
 import zsaa
+from zsaa import dial
 
 ALPHA, TAU = 0.7, 3
 # transformers' RMSNorm and eager softmax round to float32 on the way, also in a float64 model; GPT-2 does not.
@@ -213,3 +214,25 @@ def test_low_precision_is_finite_and_close(family, dtype):
     if dtype == torch.float32:
         a, b = exact(ids, attention_mask=mask).logits, low(ids, attention_mask=mask).logits
         torch.testing.assert_close(a, b.double(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_scores_are_computed_where_they_decide_something_and_nowhere_else(family, monkeypatch):
+    """Once tau is reached no layer drops a token: nobody asks for its sums, and its output is the same without."""
+    asked, real = [], dial.attend_and_score
+
+    def watched(*args, score, **kwargs):
+        output, sums = real(*args, score=score, **kwargs)
+        assert (sums is not None) == score
+        with_sums, _ = real(*args, score=True, **kwargs)
+        assert torch.equal(output, with_sums)
+        asked.append(score)
+        return output, sums
+
+    monkeypatch.setattr(dial, "attend_and_score", watched)
+    model = zsaa.enable(tiny.make(family), alpha=0.3, tau=5)
+    ids, mask, positions = tiny.tokens([30, 8], padding="left")
+    model(ids, attention_mask=mask, position_ids=positions)
+    assert zsaa.kept_counts(30, 0.3, 4, 5) == [9, 5, 5, 5]
+    assert asked == [True, True, False, False]

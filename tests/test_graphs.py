@@ -5,8 +5,10 @@ as a replay does: keys, copies, limits and fallbacks are those of the real thing
 """
 
 import copy
+import gc
 import threading
 import warnings
+import weakref
 
 import peft
 import pytest
@@ -197,6 +199,38 @@ def test_other_weights_end_a_recording(stand_in, change):
     assert next(iter(model.model._zsaa.graphs.recordings.values())) is not recording
     zsaa.enable(model, graphs=False)
     assert torch.equal(after, model(ids).logits)
+
+
+@torch.no_grad()
+def test_replays_do_not_walk_over_the_modules(stand_in, monkeypatch):
+    """What a recording depends on is looked up in flat lists; a walk takes as long as a small model's replay."""
+    model, ids = model_of(graphs=True), tiny.tokens([23])[0]
+    model(ids)
+    walks, walk = [], graphs._state
+    monkeypatch.setattr(graphs, "_state", lambda decoder: walks.append(1) or walk(decoder))
+    model(ids)
+    assert not walks
+    layer = model.model.layers[1]
+    weight = layer.mlp.up_proj.weight
+    layer.mlp.up_proj.weight = torch.nn.Parameter(weight.detach())  # another object, the same memory
+    model(ids), model(ids)
+    assert (len(walks), [replays for *_, replays in held(model)]) == (1, [4]), "one walk, and all is as it was"
+
+
+@torch.no_grad()
+def test_replaced_weights_are_not_kept_alive(stand_in):
+    model, ids = model_of(graphs=True), tiny.tokens([23])[0]
+    model(ids)
+    gone = weakref.ref(model.model.layers[1].mlp.up_proj.weight)
+    model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(48, 32, dtype=torch.float64))
+    assert gone() is None
+    decoder = weakref.ref(model.model)
+    zsaa.enable(model, graphs=False)
+    zsaa.enable(model, graphs=True)
+    model(ids)
+    del model
+    gc.collect()
+    assert decoder() is None
 
 
 @torch.no_grad()

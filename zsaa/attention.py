@@ -133,8 +133,8 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> tuple[Te
 
 
 def _with_kernels(
-    q: Tensor, k: Tensor, v: Tensor, *, rows, scale, softcap, dropout, real, positions, window
-) -> tuple[Tensor, Tensor] | None:
+    q: Tensor, k: Tensor, v: Tensor, *, rows, scale, softcap, dropout, real, positions, window, score
+) -> tuple[Tensor, Tensor | None] | None:
     """`attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more pass for the
     sums, in memory linear in the rows. None where PyTorch must do it."""
     if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as PyTorch's own attention does under autocast
@@ -155,7 +155,7 @@ def _with_kernels(
         return None  # our own has no backward pass
     else:
         output, lse = kernels.attention(q, k, v, **settings)
-    return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings)
+    return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings) if score else None
 
 
 def attend_and_score(
@@ -171,21 +171,22 @@ def attend_and_score(
     positions: Tensor | None = None,
     window: int | None = None,
     future: Callable[[int], Tensor | None] | None = None,
-) -> tuple[Tensor, Tensor]:
+    score: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Causal self-attention and the attention that each row receives.
 
     q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]; all three may have more rows, zeros that are not
     there (see `padded_rows`), if `rows` is given. real: bool [batch, rows], or None if all rows are;
     padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
     future: gives bool [rows, rows], True above the diagonal, for a number of rows, if the caller shares one between
-    layers.
+    layers. score: False where nobody asks for the sums: the output is the same, and they are None.
 
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
     """
     rows = q.shape[2] if rows is None else rows
     settings = {"softcap": softcap, "dropout": dropout, "real": real, "positions": positions, "window": window}
-    done = _with_kernels(q, k, v, rows=rows, scale=scale, **settings)
+    done = _with_kernels(q, k, v, rows=rows, scale=scale, score=score, **settings)
     if done is not None:
         return done
     q, k, v = (x[:, :, :rows] for x in (q, k, v))
@@ -200,6 +201,8 @@ def attend_and_score(
             # A padding row sees nothing: let it see itself, or its NaN would reach the gradients.
             mask |= torch.eye(rows, dtype=torch.bool, device=q.device)
         output = _sdpa(q, k, v, mask, scale, dropout, causal=mask is None)
+        if not score:
+            return output, None
         q, k = q.detach(), k.detach()
 
     grouped = q.unflatten(1, (k.shape[1], -1))
@@ -217,16 +220,17 @@ def attend_and_score(
         else:
             hidden = index[start:end, None] < index[None, :end]
         p = _soft_score(grouped[:, :, :, start:end], k[:, :, :end], scale, softcap, hidden)
-        with torch.no_grad():
-            if real is None:
-                votes = p.sum(dim=(1, 2, 3))
-            else:  # padding does not vote
-                votes = torch.matmul(real[:, None, start:end].to(p.dtype), p.sum(dim=(1, 2))).squeeze(1)
-            if end == rows and start == 0:
-                sums = votes
-            else:
-                sums = votes.new_zeros(batch, rows) if sums is None else sums
-                sums[:, :end] += votes
+        if score:
+            with torch.no_grad():
+                if real is None:
+                    votes = p.sum(dim=(1, 2, 3))
+                else:  # padding does not vote
+                    votes = torch.matmul(real[:, None, start:end].to(p.dtype), p.sum(dim=(1, 2))).squeeze(1)
+                if end == rows and start == 0:
+                    sums = votes
+                else:
+                    sums = votes.new_zeros(batch, rows) if sums is None else sums
+                    sums[:, :end] += votes
         if not fused:
             p = F.dropout(p, dropout) if dropout else p
             blocks.append(torch.matmul(p.to(v.dtype).flatten(2, 3), v[:, :, :end]).unflatten(2, p.shape[2:4]))

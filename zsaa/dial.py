@@ -229,9 +229,8 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
             positions = zsaa.positions(layer) if cache is not None or window is not None else None
             if cache is not None:
                 cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], positions, real is None, zsaa.request.width)
-            output, sums = attend_and_score(
-                q, k, v, rows=n, real=real, positions=positions, window=window, future=zsaa.future, **settings
-            )
+            given = {"rows": n, "real": real, "positions": positions, "window": window, "future": zsaa.future}
+            output, sums = attend_and_score(q, k, v, score=zsaa.plan.drops[layer], **given, **settings)
             output = output.transpose(1, 2).flatten(2)
             hidden_states, output = zsaa.pass_on(layer, sums, hidden_states, output)
         else:

@@ -10,6 +10,7 @@ gradients, training, traces, hooks inside the decoder, weights that are not plai
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
 import time
@@ -17,6 +18,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import contains, itemgetter
 from typing import Any
 
 import torch
@@ -75,7 +78,7 @@ def _recover(pool) -> None:
 class Recording:
     request: Request
     plan: Plan  # its tensors are read at every replay
-    state: tuple  # see _state
+    state: State
     inputs: dict[str, Tensor]
     outputs: list[Tensor]  # the last hidden states; then keys, values and positions of every layer
     cached: bool
@@ -88,11 +91,58 @@ class Recording:
     replays: int = 0
 
 
-def _state(decoder: nn.Module) -> tuple | None:
-    """What a recording depends on beside its inputs: modules, where their weights lie, which adapters are on. None if
-    something inside must run on every call: a hook, a forward of an instance's own, dropout, weights of a special kind.
+class State:
+    """What a recording depends on beside its inputs: modules, where their weights lie, which adapters are on.
+
+    marks: all of it, from a walk over the modules. Before every replay a walk would take longer than the replay itself,
+    so `holds` looks at flat lists of the same things, and walks only where one of them differs. Replaced weights are
+    not kept alive.
     """
+
+    def __init__(self, decoder: nn.Module, modules: list[nn.Module], marks: list):
+        self.marks = marks
+        self.owns = [module.__dict__ for module in modules]  # without the decoder's: it owns the recordings
+        owns = [decoder.__dict__, *self.owns]
+        self.parents = [own["_modules"] for own in owns if own["_modules"]]
+        self.holders = [own[kind] for own in owns for kind in ("_parameters", "_buffers") if own[kind]]
+        hooks = [own[kind] for own in self.owns for kind in ("_forward_hooks", "_forward_pre_hooks")]
+        self.unhooked, self.hooked = [h for h in hooks if not h], [h for h in hooks if h]
+        self.adapters = [own for own in self.owns if "_active_adapter" in own]
+        self.seen = self._look(copies=True)
+
+    def _look(self, copies: bool = False) -> tuple:
+        tensors = [t for t in chain.from_iterable(map(dict.values, self.holders)) if t is not None]
+        adapters = [[own.get(name) for name in ADAPTER_SETTINGS] for own in self.adapters]
+        return (
+            any(map(itemgetter("training"), self.owns)),
+            any(map(contains, self.owns, repeat("forward"))),
+            any(self.unhooked),
+            [*chain.from_iterable(self.hooked)],
+            [*chain.from_iterable(map(dict.values, self.parents))],
+            [*map(id, tensors)],
+            [*map(Tensor.data_ptr, tensors)],
+            copy.deepcopy(adapters) if copies else adapters,
+        )
+
+    def holds(self, decoder: nn.Module) -> bool:
+        """Is all as it was?"""
+        if self._look() == self.seen:
+            return True
+        now = _state(decoder)
+        if now is None or now.marks != self.marks:
+            return False
+        self.__dict__ = now.__dict__  # what differs does not matter
+        return True
+
+
+ADAPTER_SETTINGS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of a layer of PEFT
+
+
+def _state(decoder: nn.Module) -> State | None:
+    """The state of `decoder`. None if something inside must run on every call: a hook, a forward of an instance's own,
+    dropout, weights of a special kind."""
     marks: list = []
+    modules: list[nn.Module] = []
     stack = [decoder]
     while stack:
         module = stack.pop()
@@ -106,16 +156,16 @@ def _state(decoder: nn.Module) -> tuple | None:
             return None
         if module is not decoder:  # it would never be freed, as it owns the recordings
             marks.append(module)
+            modules.append(module)
         for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
             if tensor is not None:
                 if type(tensor) not in (nn.Parameter, Tensor):
                     return None
                 marks.append(tensor.data_ptr())
-        if "_active_adapter" in own:  # a layer of PEFT
-            marks.append(str([own.get(name) for name in ("_active_adapter", "_disable_adapters", "merged_adapters")]))
-            marks.append(str(own.get("scaling")))
+        if "_active_adapter" in own:
+            marks.append(str([own.get(name) for name in ADAPTER_SETTINGS]))
         stack.extend(child for child in own["_modules"].values() if child is not None)
-    return tuple(marks)
+    return State(decoder, modules, marks)
 
 
 def _budget(device: torch.device) -> float:
@@ -186,7 +236,7 @@ class Graphs:
         self.calls += 1
         recording = self.recordings.get(key)
         if recording is not None:
-            if recording.state == _state(decoder):
+            if recording.state.holds(decoder):
                 return recording
             del self.recordings[key], recording  # other weights, or other adapters: not what was recorded
             self.seen[key] = 0
@@ -221,7 +271,7 @@ class Graphs:
         del self.recordings[key]
         return True
 
-    def _record(self, key: tuple, state: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
+    def _record(self, key: tuple, state: State, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
         step, cached = call["zsaa"], key[3]
         request, plan, layers = step.request, step.plan, step.request.num_layers
         # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.

@@ -44,7 +44,7 @@ class Plan:
     """The shapes of a pass, and the tensors that follow from them. Stage l is what enters layer l (0: the input).
 
     counts: per layer and sample, N_l. widths: rows per stage, the most of any sample. sizes: int64 [stages, batch],
-    real rows. real: per stage bool [batch, rows], or None where no row is padding.
+    real rows. real: per stage bool [batch, rows], or None where no row is padding. drops: does a layer drop any?
     """
 
     def __init__(self, request: Request):
@@ -53,6 +53,7 @@ class Plan:
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]
         self.widths = [max(stage) for stage in stages]
+        self.drops = [before != after for before, after in zip(stages, self.counts)]
         self.sizes = torch.tensor(stages, device=device)
         self.samples = torch.arange(len(lengths), device=device)[:, None]
         self.index = torch.arange(request.width, device=device)
@@ -147,9 +148,9 @@ class Prefill:
         cos, sin = (self.embeddings(layer, table) for table in tables)
         return *rotate(q, k, cos, sin), v
 
-    def pass_on(self, layer: int, sums: Tensor, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    def pass_on(self, layer: int, sums: Tensor | None, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Choose by `sums` [batch, rows] what `layer` passes on, of its hidden states and its attention's output
-        [batch, rows, size]."""
+        [batch, rows, size]. sums may be None where it drops nothing."""
         kernels = backend.row_kernels(hidden)
         if layer not in self.choice:
             self._choose(layer, sums, kernels)
@@ -168,9 +169,9 @@ class Prefill:
     def _choose(self, layer: int, sums: Tensor, kernels) -> None:
         """Fill in `choice` of a layer, (indices into the rows that entered it, their places or None) or None where all
         go on, and the rows that the next one gets."""
-        counts, before, after = self.plan.counts[layer], self.plan.sizes[layer], self.plan.sizes[layer + 1]
+        before, after = self.plan.sizes[layer], self.plan.sizes[layer + 1]
         rows, choice, width = self.rows[layer], None, self.plan.widths[layer + 1]
-        if counts != (self.plan.counts[layer - 1] if layer else list(self.request.lengths)):
+        if self.plan.drops[layer]:
             scores = SCORES[self.request.score](sums, before)
             if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
                 *choice, rows = kernels.choose(scores, before, after, width, rows)
