@@ -181,6 +181,7 @@ def test_first_tokens_at_the_reductions_of_table_2(tmp_path):
         assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.05) and row["mac_reduction"] >= row["target"]
         assert row["by_kernel_speedup"] == row["speedup"] > 0
     assert record["provenance"]["gpu_joules"] is None
+    assert "--reductions 1.5 2" in record["command"] and str(tmp_path) not in record["command"]
 
 
 def test_nf4_models_are_built_layer_by_layer_and_equal_what_loading_leaves(monkeypatch):

@@ -663,7 +663,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     backend.use_backend(args.backend)
-    command = "python -m zsaa.bench " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+    given = list(arguments if arguments is not None else sys.argv[1:])
+    if "--output" in given:  # a path of one machine, and no part of how
+        del given[given.index("--output") : given.index("--output") + 2]
+    command = "python -m zsaa.bench " + shlex.join(given)
     args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
     started = time.perf_counter()
 
