@@ -18,6 +18,7 @@ Decoding does not get shorter by pruning: a new token passes all layers, and onl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import shlex
@@ -25,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -471,6 +473,9 @@ def bench_footprint(args, device, dtype) -> dict:
     nothing (the control "all"): what pruning alone gives, where stock attention and ours take different memory.
     """
     rows, facts = [], {"kind": "footprint", "name": "footprint", "model": {"name": ", ".join(args.models)}}
+    if "nf4" in args.storage:  # releases differ in when they unpack a matrix, which takes memory
+        with contextlib.suppress(PackageNotFoundError):
+            facts["bitsandbytes"] = version("bitsandbytes")
     for storage, name in itertools.product(args.storage, args.models):
         began = time.perf_counter()
         kept = getattr(torch, storage) if storage != "nf4" else dtype
