@@ -116,8 +116,8 @@ def _ours(cell: Cell) -> str:
 
 
 def _masked(protocol: str) -> str:
-    """A protocol without its numbers: what is the same in all places of a table."""
-    return re.sub(r"\d+([.,]\d+)*", "…", protocol)
+    """A protocol without its numbers: what is the same in all places of a table. Of a list of numbers, the first."""
+    return re.sub(r"(?<= )(…[^,;]*)(?:, \1)+", r"\1, …", re.sub(r"\d+([.,]\d+)*", "…", protocol))
 
 
 def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:

@@ -279,7 +279,7 @@ def _over_lengths(values: Sequence[float]) -> dict:
     """What a Cell says of facts without chance that were measured at several lengths: the one in the middle, and the
     range."""
     values = sorted(round(value, 2) for value in values)
-    return {"ours": values[len(values) // 2], "interval": (values[0], values[-1])}
+    return {"ours": values[(len(values) - 1) // 2], "interval": (values[0], values[-1])}
 
 
 def _lengths(rows: Sequence[dict], field: str) -> str:
