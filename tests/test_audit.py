@@ -258,8 +258,8 @@ def test_table_3_cells(known):
     assert len(empty) == 2 * (4 + 3 * 2) and {c.verdict for c in empty} == {"not run"}
     footprint = {"name": "footprint", "kind": "footprint", "rows": [
         {"model": "llama3-8b", "storage": "nf4", "attention": "sdpa", "batch": 1, "tokens": 2048, "control": "printed",
-         "target": 2.5, "alpha": 0.98, "peak_bytes": peak, "footprint_reduction": 1.3}
-        for peak in (100, None)]}  # fmt: skip
+         "target": 2.5, "alpha": 0.98, "peak_bytes": peak, "footprint_reduction": 1.3, "over_all": 1.2}
+        for peak in (100, None)], "provenance": {"hardware": {"device": "A GPU"}}}  # fmt: skip
     cells = tables.table_3_cells([*known[:2], footprint, score([]), score(["data", "no nf4"])])
     at = {}
     for c in cells:
@@ -272,7 +272,7 @@ def test_table_3_cells(known):
     assert (solved.verdict, printed.verdict) == ("differs", "reproduced")
     assert "solved" in solved.protocol and "as printed" in printed.protocol
     (foot,) = at["LLaMA-3-8B-4bit: GPU footprint", "2.5x"]
-    assert (foot.verdict, foot.ours, foot.substitute) == ("substitute", 1.3, "weights")
+    assert (foot.verdict, foot.ours, foot.interval, foot.substitute) == ("differs", 1.3, (1.3, 1.3), "")
     alphas = [c for (column, _), found in at.items() if column.endswith("alpha") for c in found]
     assert len(alphas) == 6 and all(c.verdict == "differs" and c.ours < c.published for c in alphas)
     assert at["Gemma-2-2B-4bit: MMLU", "3.5x"][0].verdict == "not run"
@@ -282,8 +282,9 @@ def test_table_3_cells(known):
         "62.0 [57.0, 67.0], reproduced", "50.0 [45.0, 55.0], differs", "not run", "not run"
     ]  # fmt: skip
     assert wide["LLaMA-3-8B-4bit: MMLU"][f"{mine}, printed alpha"]["1.5x"] == "57.0 [52.0, 62.0], reproduced"
-    foot = "llama3-8b shape, nf4, 1 x 2048 tokens (substitute: weights), footprint, printed alpha"
-    assert wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist() == ["-", "not run", "1.30, substitute", "not run"]
+    foot = "llama3-8b's true shape, random weights, nf4, batch 1, A GPU, footprint, printed alpha"
+    shown = wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist()
+    assert shown == ["-", "not run", "1.30 [1.30, 1.30], differs", "not run"]
     assert list(wide.index) == ["1x", "1.5x", "2.5x", "3.5x"]
     assert wide["LLaMA-3-8B-4bit: MMLU"]["paper"].tolist() == ["62.95", "58.28", "54.32", "49.95"]
     assert "not run" in set(wide["Gemma-2-2B-4bit: MMLU"]["ours"])

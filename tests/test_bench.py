@@ -143,12 +143,13 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
     code, record = run(
         tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2"
     )
-    assert (code, record["kind"]) == (0, "footprint")
+    assert (code, record["kind"], "bitsandbytes" in record) == (0, "footprint", storage == "nf4")
     rows = record["rows"]
     assert [(r["control"], r["target"]) for r in rows] == [
-        *(("alpha", t) for t in (1, 1.5, 2.5, 3.5)), *(("printed", t) for t in (1.5, 2.5, 3.5))
+        *(("alpha", t) for t in (1, 1.5, 2.5, 3.5)), *(("printed", t) for t in (1.5, 2.5, 3.5)), ("all", 1)
     ]  # fmt: skip
     assert [r["alpha"] for r in rows if r["control"] == "printed"] == [0.99, 0.98, 0.97]
+    assert rows[-1]["kv_bytes"] == rows[0]["kv_bytes"] and rows[-1]["alpha"] < 1
     for row in rows:
         if row["control"] == "alpha":
             assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.02)
@@ -157,11 +158,30 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
         assert row["peak_bytes"] is None and row["footprint_reduction"] is None, "a CPU keeps no count"
 
 
-def test_footprint_where_memory_is_counted(tmp_path, monkeypatch):
-    peaks = iter([1000, 1000, 800, 500, 400, 900, 750, 700])
+def test_a_footprint_that_is_cut_off_keeps_what_was_measured(tmp_path, monkeypatch):
+    """Where memory is counted; and killed after its first shape."""
+    peaks = iter([1000, 800, 500, 400, 900, 750, 700, 960])
     monkeypatch.setattr(bench, "peak_bytes", lambda run, device: next(peaks))
-    _, record = run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", "float32")
+    with pytest.raises(StopIteration):
+        run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "300", "--storage", "float32")
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["complete"] is False and {r["tokens"] for r in record["rows"]} == {200}
     assert [r["footprint_reduction"] for r in record["rows"]][:3] == [1.0, 1.25, 2.0]
+    assert [r["over_all"] for r in record["rows"]][:3] == [0.96, 1.2, 1.92]
+    assert record["provenance"]["seconds"] > 0
+
+
+def test_first_tokens_at_the_reductions_of_table_2(tmp_path):
+    code, record = run(tmp_path, "ttft", "--model", "tiny", "--tokens", "60", "80", "--reductions", "1.5", "2")
+    assert (code, record["kind"], record["name"], "complete" in record) == (0, "ttft", "result", False)
+    assert [(r["tokens"], r["control"], r["target"]) for r in record["rows"]] == [
+        (n, "alpha", t) for n in (60, 80) for t in (1, 1.5, 2)
+    ]  # fmt: skip
+    for row in record["rows"]:
+        assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.05) and row["mac_reduction"] >= row["target"]
+        assert row["by_kernel_speedup"] == row["speedup"] > 0
+    assert record["provenance"]["gpu_joules"] is None
+    assert "--reductions 1.5 2" in record["command"] and str(tmp_path) not in record["command"]
 
 
 def test_nf4_models_are_built_layer_by_layer_and_equal_what_loading_leaves(monkeypatch):

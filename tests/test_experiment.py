@@ -59,6 +59,32 @@ def test_latency_only_trains_nothing(places):
     assert [p.name for p in places["out"].iterdir()] == ["results"]
 
 
+SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads")  # fmt: skip
+
+
+def test_settings_are_timed_again_without_model_and_data(places, monkeypatch):
+    from tiny import CONFIGS
+
+    from zsaa import bench
+
+    given = ["--name", "times", "--latency-only", "--latency-batches", "1", "--latency-repeats", "1", "--tau", "1"]
+    assert experiment.main(arguments(places, *given)) == 0
+    earlier = places["out"] / "results/times.json"
+    before = json.loads(earlier.read_text())
+    shape = {k: v for k, v in CONFIGS["llama"]().to_dict().items() if k in SHAPE}
+    monkeypatch.setitem(bench.MODELS, before["model"]["name"], shape)
+    again = ["--latency-only", "--settings-of", str(earlier), "--latency-batches", "1", "--latency-repeats", "1"]
+    assert experiment.main([*again, "--name", "again", "--output-dir", str(places["out"])]) == 0
+    after = json.loads((places["out"] / "results/again.json").read_text())
+    fixed = ("control", "target", "alpha", "keep_tokens", "mac_reduction", "latency_tokens", "latency_mac_reduction")
+    assert [[row[key] for key in fixed] for row in after["rows"]] == [[r[key] for key in fixed] for r in before["rows"]]
+    assert after["model"]["kind"] == "random weights" and after["recipe"]["tau"] == 1 and after["name"] == "again"
+    monkeypatch.setitem(bench.MODELS, before["model"]["name"], {**shape, "intermediate_size": 64})
+    with pytest.raises(ValueError, match="another model"):
+        experiment.main([*again, "--output-dir", str(places["out"])])
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     """All data sets in the hub's layout, and a tiny GPT-2 whose tokenizer has no pad token."""

@@ -156,6 +156,12 @@ def test_a_result_with_several_protocols_has_a_letter_for_each():
     assert [line["run"] for line in row["places"][0]["lines"]] == ["A"]
 
 
+def test_a_list_of_numbers_is_masked_as_one():
+    assert reporting._masked("prompts of 512 tokens 1.2x, 1024 tokens 1.3x, 9 tokens 2x; over all 1x, 2x") == (
+        "prompts of … tokens …x, …; over all …x, …"
+    )
+
+
 def test_a_damaged_result_is_named(run):
     (run / "results/cut.json").write_text("{")
     with pytest.raises(ValueError, match=r"cut\.json is not a result file"):

@@ -3,19 +3,22 @@
     python -m zsaa.bench attention --tokens 2048 8192
     python -m zsaa.bench prefill --model llama3-8b --tokens 2048 8192 --alphas 0.99 0.97 0.9
     python -m zsaa.bench decode --model smollm2-135m --tokens 2048 --alphas 0.97 0.9
-    python -m zsaa.bench footprint --models llama3-8b gemma2-2b --storage float16 nf4    (Table 3, but for its scores)
+    python -m zsaa.bench footprint --models llama3-8b gemma2-2b --storage nf4 float16    (Table 3, but for its scores)
+    python -m zsaa.bench ttft --models gpt2-124m gpt2-355m --tokens 224 512 1024         (Table 2's speed-ups)
     python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
     python -m zsaa.bench profile --model llama3-8b --tokens 8192 --alphas 0.97    (where the time goes)
     python -m zsaa.bench sweep --tokens 2048 8192        (block sizes of the kernels)
 
 Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
 failed check ends the run. Variants are timed in turn, round after round; medians and quartiles go to one JSON file.
+`prefill`, `ttft` and `footprint` write it anew after every shape ("complete": false until the last one).
 Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import shlex
@@ -23,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -37,7 +41,7 @@ from zsaa.families import find_decoder
 from zsaa.graphs import Graphs
 from zsaa.keep import attention_widths, kept_counts, kv_bytes, layer_weights, mac_reduction
 from zsaa.kernels import naive
-from zsaa.measure import alternate, provenance, write_json
+from zsaa.measure import alternate, energy, provenance, write_json
 from zsaa.models import never_repack
 
 MODELS = {
@@ -361,19 +365,31 @@ def check_model(model: nn.Module, ids: Tensor, alpha: float) -> None:
         raise WrongNumbersError(f"logits at alpha {alpha} are not finite, or a repeat differs")
 
 
-def _checked_models(args, device, dtype):
-    """For every model, batch and length: the model, its input and the settings of alpha, numerics checked."""
+def _given(args, config, tokens: int, tau: int) -> dict[str, float]:
+    """The settings of --alphas, by name."""
+    return {f"{alpha:g}": alpha for alpha in args.alphas}
+
+
+def _solved(args, config, tokens: int, tau: int) -> dict[str, float]:
+    """The alphas for the MAC reductions of --reductions, by reduction."""
+    return {f"{times:g}": alpha_for(config, tokens, times, tau) for times in args.reductions}
+
+
+def _checked_models(args, device, dtype, alphas_of=_given):
+    """For every model, batch and length: the model, its input and the settings of alpha, stock ("1") first, numerics
+    checked."""
     for name in args.models:
         model = build(name, max(args.tokens) + getattr(args, "new", 0), device, dtype)
-        config = model.config
+        config, tau = model.config, dial.settings(model)["tau"]
         heads, (q_dim, kv_dim) = config.num_attention_heads, attention_widths(config)
         shape = (q_dim // heads, heads, kv_dim * heads // q_dim)
         check_attention(shape, min(2048, max(args.tokens)), device, dtype)
         for tokens, batch in itertools.product(args.tokens, args.batches):
             ids = torch.randint(0, config.vocab_size, (batch, tokens), device=device)
-            for alpha in args.alphas:
+            alphas = alphas_of(args, config, tokens, tau)
+            for alpha in alphas.values():
                 check_model(model, ids, alpha)
-            yield name, model, ids, {f"{alpha:g}": alpha for alpha in (1.0, *args.alphas)}
+            yield name, model, ids, {"1": 1.0, **alphas}
 
 
 def _graphs(model: nn.Module) -> Graphs:
@@ -390,15 +406,15 @@ def _by_kernel(model: nn.Module, ids: Tensor, alpha: float):
         graphs.mode = before
 
 
-def bench_prefill(args, device, dtype) -> dict:
+def bench_prefill(args, device, dtype, alphas_of=_given) -> dict:
     """Time to the first token's logits, by the clock; where CUDA graphs are recorded, without them too."""
     rates, rows = ceilings(device, dtype), []
-    for name, model, ids, alphas in _checked_models(args, device, dtype):
+    for name, model, ids, alphas in _checked_models(args, device, dtype, alphas_of):
         (batch, tokens), config, tau = ids.shape, model.config, dial.settings(model)["tau"]
         runs = {key: functools.partial(prefill, model, ids, alpha) for key, alpha in alphas.items()}
         recorded = {g["alphas"][0]: g for g in dial.captured(model)["graphs"] if g["lengths"] == [tokens] * batch}
-        plain = {f"{key} by kernel": functools.partial(_by_kernel, model, ids, a) for key, a in alphas.items()}
-        runs |= {key: run for key, run in plain.items() if float(key.split()[0]) in recorded}
+        plain = {key: functools.partial(_by_kernel, model, ids, a) for key, a in alphas.items() if a in recorded}
+        runs |= {f"{key} by kernel": run for key, run in plain.items()}
         times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds)
         ideals = {k: roofline_ms(config, batch, tokens, a, tau, dtype.itemsize, rates) for k, a in alphas.items()}
         for key, alpha in alphas.items():
@@ -407,18 +423,24 @@ def bench_prefill(args, device, dtype) -> dict:
             if measured != predicted:
                 raise WrongNumbersError(f"the cache holds {measured} bytes at alpha {alpha}, expected {predicted}")
             ideal, graph = ideals["1"] / ideals[key], recorded.get(alpha, {})
+            by_kernel = times.get(f"{key} by kernel", times[key])
             rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha,
                          "mac_reduction": round(mac_reduction(config, tokens, alpha, tau), 3),
                          **times[key], "roofline_ms": round(ideals[key], 3), "roofline_speedup": round(ideal, 3),
                          "realised": round(times[key]["speedup"] / ideal, 3),
                          "of_roofline": round(ideals[key] / times[key]["latency_ms"], 3),
-                         "by_kernel_ms": times.get(f"{key} by kernel", times[key])["latency_ms"],
+                         "by_kernel_ms": by_kernel["latency_ms"],
                          "graph_bytes": graph.get("bytes"), "capture_ms": graph.get("capture_ms"),
                          "kv_bytes": measured, "peak_bytes": peak_bytes(runs[key], device)})  # fmt: skip
+            if alphas_of is _solved:
+                rows[-1] |= {"control": "alpha", "target": _whole(key), "by_kernel_speedup": by_kernel["speedup"]}
         if off := dial.captured(model)["off"]:
             print(f"  no CUDA graphs: {off}")
+        shown = [f"{row['alpha']:.4f} {row['latency_ms']} ms" for row in rows[-len(alphas) :]]
+        print(f"{name}, {batch} x {tokens} tokens: {', '.join(shown)}", flush=True)
         _graphs(model).clear()
         del runs, plain, model
+        args.keep({"ceilings": rates, "rows": rows})
     print_rows(
         rows,
         "model batch tokens alpha mac_reduction latency_ms by_kernel_ms speedup roofline_speedup realised of_roofline "
@@ -427,46 +449,75 @@ def bench_prefill(args, device, dtype) -> dict:
     return {"ceilings": rates, "rows": rows}
 
 
+def _whole(number: str | float) -> float | int:
+    number = float(number)
+    return int(number) if number == int(number) else number
+
+
+def bench_ttft(args, device, dtype) -> dict:
+    """Table 2's speed-ups of the time to first token, which no weight decides: a prefill at the alphas that Eq. 2 needs
+    for these reductions in MACs, by the clock over stock."""
+    return {"name": args.output.stem, "model": {"name": ", ".join(args.models)},
+            **bench_prefill(args, device, dtype, _solved)}  # fmt: skip
+
+
+ALL = 1 - 1e-10  # so near 1 that a layer drops none of 10,000 tokens, and still the pruned code
+
+
 def bench_footprint(args, device, dtype) -> dict:
     """Table 3's columns that no weight decides: what a prefill takes at its peak on top of the weights, the cache that
     it leaves, MACs, and the time to the first token, at the paper's printed alphas ("printed") and at those that Eq. 2
     needs for its reductions ("alpha"). Without CUDA graphs, whose memory is another. On a CPU peaks are not measured.
+
+    Reductions of the footprint are over the stock model. "over_all" are those over the dial's own code while it drops
+    nothing (the control "all"): what pruning alone gives, where stock attention and ours take different memory.
     """
-    rows = []
-    for name, storage in itertools.product(args.models, args.storage):
+    rows, facts = [], {"kind": "footprint", "name": "footprint", "model": {"name": ", ".join(args.models)}}
+    if "nf4" in args.storage:  # releases differ in when they unpack a matrix, which takes memory
+        with contextlib.suppress(PackageNotFoundError):
+            facts["bitsandbytes"] = version("bitsandbytes")
+    for storage, name in itertools.product(args.storage, args.models):
+        began = time.perf_counter()
         kept = getattr(torch, storage) if storage != "nf4" else dtype
         model = build(name, max(args.tokens), device, kept, storage)
         dial.enable(model, graphs=False)
-        config, tau = model.config, dial.settings(model)["tau"]
+        config, tau, weights = model.config, dial.settings(model)["tau"], sum(p.nbytes for p in model.parameters())
+        print(f"{name} in {storage}: {weights / 1e9:.2f} GB, made in {time.perf_counter() - began:.1f} s", flush=True)
         printed = paper.TABLE_3["Gemma-2-2B-4bit" if config.model_type.startswith("gemma") else "LLaMA-3-8B-4bit"]
         for tokens, batch in itertools.product(args.tokens, args.batches):
+            began = time.perf_counter()
             ids = torch.randint(0, config.vocab_size, (batch, tokens), device=device)
             wanted = [("alpha", t, 1.0 if t == 1 else alpha_for(config, tokens, t, tau)) for t in printed]
             wanted += [("printed", t, row["alpha"]) for t, row in printed.items() if t != 1]
+            wanted += [("all", 1, ALL)]
             for _, _, alpha in wanted[1:]:
                 check_model(model, ids, alpha)
             runs = {str(i): functools.partial(prefill, model, ids, alpha) for i, (*_, alpha) in enumerate(wanted)}
-            times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds)
-            stock = peak_bytes(runs["0"], device)
-            for i, (control, target, alpha) in enumerate(wanted):
-                measured, peak = cache_bytes(runs[str(i)]().past_key_values), peak_bytes(runs[str(i)], device)
+            # The checks have warmed up all but stock.
+            times = alternate(runs, repeats=args.repeats, warmup=1, seconds=args.seconds)
+            peaks = [peak_bytes(run, device) for run in runs.values()]
+            for (control, target, alpha), run, clock, peak in zip(wanted, runs.values(), times.values(), peaks):
+                measured = cache_bytes(run().past_key_values)
                 if measured != kv_bytes(config, tokens, alpha, tau, batch, kept.itemsize):
                     raise WrongNumbersError(f"the cache of {name} holds {measured} bytes at alpha {alpha}")
                 rows.append({"model": name, "storage": storage, "attention": config._attn_implementation,
                              "batch": batch, "tokens": tokens, "control": control, "target": target,
                              "alpha": alpha,
                              "mac_reduction": round(mac_reduction(config, tokens, alpha, tau), 3),
-                             "kv_bytes": measured, "peak_bytes": peak, **times[str(i)],
-                             "footprint_reduction": round(stock / peak, 3) if peak else None})  # fmt: skip
-        weights = sum(p.nbytes for p in model.parameters())
-        for row in rows:
-            row.setdefault("weight_bytes", weights)
-        del model, runs
+                             "weight_bytes": weights, "kv_bytes": measured, "peak_bytes": peak, **clock,
+                             "footprint_reduction": round(peaks[0] / peak, 3) if peak else None,
+                             "over_all": round(peaks[-1] / peak, 3) if peak else None})  # fmt: skip
+            del runs, run
+            shown = [f"{row['control']} {row['target']}x {row['footprint_reduction']}" for row in rows[-len(wanted) :]]
+            seconds = time.perf_counter() - began
+            print(f"  {batch} x {tokens} tokens, {seconds:.1f} s; footprint over stock: {', '.join(shown)}", flush=True)
+            args.keep({**facts, "rows": rows})
+        del model
     print_rows(
         rows, "model storage batch tokens control target alpha mac_reduction latency_ms kv_bytes peak_bytes "
-        "footprint_reduction",
+        "footprint_reduction over_all",
     )  # fmt: skip
-    return {"kind": "footprint", "name": "footprint", "model": {"name": ", ".join(args.models)}, "rows": rows}
+    return {**facts, "rows": rows}
 
 
 def bench_decode(args, device, dtype) -> dict:
@@ -580,6 +631,7 @@ def print_rows(rows: list[dict], columns: str) -> None:
 BENCHES = {
     "attention": bench_attention,
     "prefill": bench_prefill,
+    "ttft": bench_ttft,
     "footprint": bench_footprint,
     "decode": bench_decode,
     "train": bench_train,
@@ -601,6 +653,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", nargs="+", type=int, default=[2048, 8192] if gpu else [64], help="prompt lengths")
     parser.add_argument("--batches", "--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--alphas", nargs="+", type=float, default=[0.99, 0.97, 0.9, 0.7])
+    parser.add_argument("--reductions", nargs="+", type=float, default=[t for t in paper.TABLE_2 if t != 1],
+                        help="ttft: of the MACs; alpha is solved for them")  # fmt: skip
     parser.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
                         help="footprint: of the weights")  # fmt: skip
     parser.add_argument("--new", type=int, default=32, help="decode: tokens to generate")
@@ -614,18 +668,29 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     backend.use_backend(args.backend)
-    command = "python -m zsaa.bench " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+    given = list(arguments if arguments is not None else sys.argv[1:])
+    if "--output" in given:  # a path of one machine, and no part of how
+        del given[given.index("--output") : given.index("--output") + 2]
+    command = "python -m zsaa.bench " + shlex.join(given)
+    args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
     started = time.perf_counter()
+
+    def write(result: dict, **spent) -> Path:
+        facts = {"seed": 0, "repeats": args.repeats, "seconds": round(time.perf_counter() - started, 1), **spent}
+        kind = args.bench if args.bench == "ttft" else f"bench-{args.bench}"
+        return write_json(args.output, {"kind": kind, "command": command, "dtype": args.dtype,
+                                        "backends": backend.backends(device), "provenance": provenance(**facts),
+                                        **result})  # fmt: skip
+
+    args.keep = lambda result: write({**result, "complete": False})
     try:
-        result = BENCHES[args.bench](args, device, dtype)
+        with energy() as spent:
+            result = BENCHES[args.bench](args, device, dtype)
     except WrongNumbersError as error:
-        print(f"the numbers are wrong, nothing was written: {error}", file=sys.stderr)
+        print(f"the numbers are wrong, nothing more was written: {error}", file=sys.stderr)
         return 1
-    facts = {"seed": 0, "repeats": args.repeats, "seconds": round(time.perf_counter() - started, 1)}
-    record = {"kind": f"bench-{args.bench}", "command": command, "dtype": args.dtype,
-              "backends": backend.backends(device), "provenance": provenance(**facts), **result}  # fmt: skip
-    path = write_json(args.output or Path("outputs/bench") / f"{args.bench}.json", record)
-    print(f"{path} ({facts['seconds']} s, {record['backends']})")
+    path = write(result, **spent)
+    print(f"{path} ({spent['seconds']} s, {backend.backends(device)})")
     return 0
 
 

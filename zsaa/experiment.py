@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
-from zsaa.measure import cached, hash_of, provenance, write_json
+from zsaa.measure import cached, energy, hash_of, provenance, write_json
 from zsaa.results import RESULTS, load_results, measured
 
 # For Figure 2 B and C, which cost no forward pass.
@@ -60,12 +61,16 @@ def latency(
     tau: int = 5,
     targets=TARGETS,
     repeats: int = 15,
+    settings_of: str | Path | None = None,
     output_dir: str | Path = "outputs/experiments",
     name: str | None = None,
     command: str | None = None,
 ) -> dict:
     """Time the untrained model (time does not depend on the weights) at each target MAC reduction, for the dial and for
-    inputs cut to the same compute, on batches of the longest samples; write output_dir/results/<name>.json."""
+    inputs cut to the same compute, on batches of the longest samples; write output_dir/results/<name>.json.
+
+    settings_of: a result file of this kind. Its settings are timed again, on random tokens and random weights of the
+    same shapes, which needs neither model nor data."""
     from zsaa.models import load_model
     from zsaa.tasks import load_task, tokenize
 
@@ -74,6 +79,8 @@ def latency(
     device = _device()
     precision = resolve_precision()
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    if settings_of is not None:
+        return _latency_again(Path(settings_of), batches, repeats, device, dtype, output_dir, name, command)
     data = load_task(task, source=source, test=test, seed=0)
     net, tokenizer = load_model(
         model, kind="sequence-classification", num_labels=len(data.label_names), device=device, dtype=dtype
@@ -104,6 +111,54 @@ def latency(
         "rows": rows,
     }
     write_json(Path(output_dir) / "results" / f"{name}.json", result)
+    return result
+
+
+def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_dir, name, command) -> dict:
+    """`latency` at the settings of an earlier result of it, with random tokens and weights."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from zsaa.bench import MODELS
+
+    before = json.loads(earlier.read_text(encoding="utf-8"))
+    if before.get("kind") != "latency":
+        raise ValueError(f"{earlier} is of the kind {before.get('kind')!r}: give a file that --latency-only wrote.")
+    shape, tau = before["model"]["name"], before["recipe"]["tau"]
+    if shape not in MODELS:
+        raise ValueError(f"the shape of {shape!r} is not known here; these are: {', '.join(MODELS)}")
+    config = dict(MODELS[shape])
+    torch.manual_seed(0)
+    with torch.device(device):
+        net = AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(config.pop("model_type"), **config, num_labels=2, pad_token_id=0), dtype=dtype
+        )
+    zsaa.enable(net.eval(), tau=tau)
+    generator, rows = torch.Generator().manual_seed(0), []
+    with energy() as spent:
+        for batch in batches:
+            same = [row for row in before["rows"] if row["latency_batch"] == batch]
+            if not same:
+                raise ValueError(f"{earlier} holds no batch of {batch}")
+            ids = torch.randint(1, net.config.vocab_size, (batch, same[0]["latency_tokens"]), generator=generator)
+            kept = ("control", "target", "alpha", "keep_tokens", "mac_reduction")
+            plain = [{key: row[key] for key in kept} for row in same]
+            rows += add_latency(net, plain, SimpleNamespace(bos_token_id=None), ids.tolist(), repeats)
+            for row, old in zip(plain, same):  # the earlier batch had no padding either, or this would be another
+                if row["latency_mac_reduction"] != old["latency_mac_reduction"]:
+                    raise ValueError(f"{earlier} timed another model, or texts of unequal lengths: {old}")
+    facts = {"eval_samples": before["provenance"]["eval_samples"], "repeats": repeats}
+    result = {
+        **{key: before[key] for key in ("name", "kind", "task", "recipe")},
+        "name": name or before["name"],
+        "command": command,
+        "model": {"name": shape, "kind": "random weights", "timed on": "random tokens"},
+        "provenance": provenance(seed=0, **facts, **spent),
+        "rows": rows,
+    }
+    result["recipe"] = {**result["recipe"], "dtype": str(dtype).removeprefix("torch.")}
+    write_json(Path(output_dir) / "results" / f"{result['name']}.json", result)
     return result
 
 
@@ -388,6 +443,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--latency-only", action="store_true", help="no training: only time the dial")
     parser.add_argument("--latency-batches", type=int, nargs="+", default=[1, 8, 32], help="for --latency-only")
     parser.add_argument("--latency-repeats", type=int, default=15, help="0 leaves latency out, as torchrun does")
+    parser.add_argument("--settings-of", help="for --latency-only: time the settings of this result file again, with "
+                        "random weights and tokens")  # fmt: skip
     parser.add_argument("--lengths-only", action="store_true", help="no training: what the lengths say (Figure 2 B, C)")
     parser.add_argument("--shape", choices=["gpt2"], help="for --lengths-only: count GPT-2's layers, not the model's")
     parser.add_argument("--eval-batch-size", type=int, help="default: 8, on a GPU 64")
@@ -411,7 +468,7 @@ def main(arguments: list[str] | None = None) -> int:
         done = [lengths(**shared, **given_as("model", "shape"), **fixed)]
     elif chosen.latency_only:
         fixed = {"tau": recipe.tau, "max_length": recipe.max_length, "repeats": chosen.latency_repeats}
-        done = [latency(**shared, **given_as("model"), **fixed, batches=chosen.latency_batches)]
+        done = [latency(**shared, **given_as("model", "settings_of"), **fixed, batches=chosen.latency_batches)]
     elif chosen.adapter:
         done = [run_adapter(chosen.adapter, **shared, **evaluation)]
     else:

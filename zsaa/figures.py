@@ -492,6 +492,62 @@ def choice_figure(results: Sequence[dict]):
     return figure
 
 
+def footprint_figure(results: Sequence[dict], storage: str = "nf4"):
+    """Table 3's footprint (kind "footprint"): by how much a prefill's peak memory on top of the weights shrinks,
+    against the MAC reduction, a panel per model and a line per prompt length; hollow where alpha is as the paper prints
+    it, filled where Eq. 2 gives the paper's reduction. Grey squares: the paper's. Dotted: the cache alone, at the
+    longest. Where `storage` was not measured, the first that was. Returns figure and caption, or None without peaks."""
+    import matplotlib.pyplot as plt
+
+    measured = [row for result in results for row in result["rows"] if row["peak_bytes"] and row["control"] != "all"]
+    if not measured:
+        return None
+    held = list(dict.fromkeys(row["storage"] for row in measured))
+    storage = storage if storage in held else held[0]
+    measured = [row for row in measured if row["storage"] == storage]
+    names = {"llama3-8b": "LLaMA-3-8B-4bit", "gemma2-2b": "Gemma-2-2B-4bit"}
+    models = list(dict.fromkeys(row["model"] for row in measured))
+    lengths = sorted({(row["tokens"], row["batch"]) for row in measured})
+    palette, markers = ("#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00"), "os^vDP"
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(models), figsize=(3.4 * len(models), 3.3), layout="constrained", sharey=True, squeeze=False
+        )
+        named = {}
+        for axis, model in zip(axes.flat, models):
+            for number, (tokens, batch) in enumerate(lengths):
+                rows = [r for r in measured if (r["model"], r["tokens"], r["batch"]) == (model, tokens, batch)]
+                rows.sort(key=lambda row: row["mac_reduction"])
+                style = {"color": palette[number % 6], "marker": markers[number % 6], "markersize": 4.5}
+                x, y = ([row[key] for row in rows] for key in ("mac_reduction", "footprint_reduction"))
+                name = f"{tokens} tokens" + (f", batch {batch}" if batch > 1 else "")
+                (named[name],) = axis.plot(x, y, **style, linewidth=1.3)
+                hollow = [row for row in rows if row["control"] == "printed"]
+                x, y = ([row[key] for row in hollow] for key in ("mac_reduction", "footprint_reduction"))
+                axis.plot(x, y, **style, linestyle="none", markerfacecolor="white")
+            if rows:
+                stock = max(row["kv_bytes"] for row in rows)
+                x, y = [row["mac_reduction"] for row in rows], [stock / row["kv_bytes"] for row in rows]
+                (named[f"cache alone, {tokens} tokens"],) = axis.plot(x, y, color="#000000", linestyle=":", linewidth=1)
+            if model in names:
+                printed = paper.TABLE_3[names[model]]
+                (named["printed in Table 3"],) = axis.plot(
+                    list(printed), [row["GPU footprint"] for row in printed.values()], "s--", color=COLOURS["paper"],
+                    markersize=5, linewidth=1,
+                )  # fmt: skip
+            axis.set(title=f"{model}, {storage}", xlabel="MAC reduction")
+            axis.set_xticks([1, 1.5, 2.5, 3.5], ["1x", "1.5x", "2.5x", "3.5x"])
+        axes.flat[0].set_ylabel("footprint reduction")
+        axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    devices = ", ".join(dict.fromkeys(result["provenance"]["hardware"]["device"] for result in results))
+    return figure, (
+        f"Table 3's footprint: peak memory of a prefill on top of the weights, stock over dial, at the models' true "
+        f"shapes with random weights, {storage}, {devices}. Hollow: alpha as the paper prints it; filled: as Eq. 2 "
+        "needs it for 1.5x, 2.5x and 3.5x. The paper gives no prompt length."
+    )
+
+
 def audit_reductions_figure(audit: dict):
     """Table 3's printed reductions (squares; bars: alpha's rounding) beside what Eq. 2 and alpha^3 make of alpha."""
     import matplotlib.pyplot as plt
@@ -577,6 +633,8 @@ def draw_committed(folder: str | Path) -> list[Path]:
         figures["perplexity"] = perplexity_figure(perplexities)
     if choices := load_results(RESULTS, kind="choice"):
         figures["choice"] = choice_figure(choices)
+    if drawn := footprint_figure(load_results(RESULTS, kind="footprint")):
+        figures["footprint"], captions["footprint"] = drawn
     for audit in load_results(RESULTS, kind="audit"):
         figures["audit_table3"] = audit_reductions_figure(audit)
         figures["audit_exponents"] = audit_exponents_figure(audit)

@@ -27,7 +27,7 @@ from zsaa.verdicts import VERDICTS, Cell, counts
 ROOT = RESULTS.parent
 MEANING = {
     "reproduced": "the paper's own model and data; its number lies in our 95% interval, or is a fact and equal",
-    "differs": "the paper's own model and data; its number does not",
+    "differs": "the paper's own model and data, or a fact that no weight decides; its number does not",
     "substitute": "another model, other data or settings: shown beside the paper's, never called reproduced",
     "not run": "nothing was measured",
 }
@@ -69,9 +69,15 @@ SECTIONS = (
     Section("Figure 2", "Accuracy, preserved activations and alpha against the speed-up.", "06_figure2",
             drawn=("lengths",), figures=("figure2*", "figure_2*")),
     Section("Table 2", "Perplexity of GPT-2 at 1 to 3 times faster first tokens.", "02_table2", "table_2_cells",
-            more=(("The dial and its rivals at equal MACs, over the stock model", "table_2_controls", "perplexity"),),
+            more=(
+                ("Time to the first token at the true shapes, random weights", "ttft_table", "ttft"),
+                ("The dial and its rivals at equal MACs, over the stock model", "table_2_controls", "perplexity"),
+            ),
             figures=("table2*", "perplexity*")),
     Section("Table 3", "MMLU, MACs and GPU memory of LLaMA 3 and Gemma 2 in 4 bits.", "04_table3", "table_3_cells",
+            more=(
+                ("Footprint, cache and first token at the true shapes, random weights", "footprint_table", "footprint"),
+            ),
             figures=("table3*", "choice*", "footprint*")),
     Section("Table 4", "The architectures, from the models' configurations.", "05_table4", "table_4_cells"),
     Section("Figure 3", "Which tokens each layer keeps.", "03_figure3", drawn=("preservation",),
@@ -110,8 +116,8 @@ def _ours(cell: Cell) -> str:
 
 
 def _masked(protocol: str) -> str:
-    """A protocol without its numbers: what is the same in all places of a table."""
-    return re.sub(r"\d+([.,]\d+)*", "…", protocol)
+    """A protocol without its numbers: what is the same in all places of a table. Of a list of numbers, the first."""
+    return re.sub(r"(?<= )(…[^,;]*)(?:, \1)+", r"\1, …", re.sub(r"\d+([.,]\d+)*", "…", protocol))
 
 
 def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:

@@ -30,7 +30,7 @@ def cells_table(cells: Iterable[Cell]):
             "column": cell.column,
             "paper": "-" if cell.published is None else cell.published,
             "ours": "not run" if cell.ours is None else cell.ours,
-            "95% interval": "-" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval),
+            "95% interval, or range": _ends(cell.interval),
             "n": "-" if cell.n is None else cell.n,
             "verdict": cell.verdict,
             "stands in": cell.substitute or "-",
@@ -40,6 +40,12 @@ def cells_table(cells: Iterable[Cell]):
         }
         for cell in cells
     )
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return "-"
+    return "{:.{d}f} to {:.{d}f}".format(*interval, d=1 if max(interval) >= 20 else 2)
 
 
 def table_1_cells(results: Iterable[dict]) -> list[Cell]:
@@ -229,7 +235,13 @@ def _table_2_substitutes(result: dict) -> str:
 def table_2_cells(results: Iterable[dict]) -> list[Cell]:
     """Every number of Table 2, with a Cell for each result (of kind "perplexity") that bears on it, per token and per
     word (the paper does not say which; last words: per word). Only the dial with the paper's score counts, at alpha
-    solved for that MAC reduction; the paper's rows are speed-ups of time-to-first-token."""
+    solved for that MAC reduction; the paper's rows are speed-ups of time-to-first-token.
+
+    These speed-ups are the column TTFT (1x is by definition), with a Cell for each model and batch of results of the
+    kind "ttft" (zsaa.bench): the clock at the alpha that is solved for that reduction. No weight decides it, so random
+    ones of the true shape will do; another device than the paper's T4 stands in."""
+    results = list(results)
+    clocks = [r for r in results if r["kind"] == "ttft"]
     results = [r for r in results if r["kind"] == "perplexity"]
     cells = []
     for target, columns in paper.TABLE_2.items():
@@ -247,31 +259,130 @@ def table_2_cells(results: Iterable[dict]) -> list[Cell]:
                         measured |= {"subject": perplexity_subject(result), "substitute": _table_2_substitutes(result)}
                         found.append(Cell(**where, **measured, result=result["name"]))
             cells += found or [Cell(**where)]
+        if target != 1:
+            where = {"table": "Table 2", "row": f"{target}x", "column": "TTFT", "published": target}
+            found = [_ttft_cell(where, result, rows) for result in clocks for rows in _shapes(result["rows"], target)]
+            cells += found or [Cell(**where)]
     return cells
+
+
+def _shapes(rows: Sequence[dict], target: float) -> list[list[dict]]:
+    """The rows at that reduction, a list for each model and batch, by length."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["tokens"]):
+        if row["target"] == target:
+            groups.setdefault((row["model"], row["batch"]), []).append(row)
+    return list(groups.values())
+
+
+def _over_lengths(values: Sequence[float]) -> dict:
+    """What a Cell says of facts without chance that were measured at several lengths: the one in the middle, and the
+    range."""
+    values = sorted(round(value, 2) for value in values)
+    return {"ours": values[(len(values) - 1) // 2], "interval": (values[0], values[-1])}
+
+
+def _lengths(rows: Sequence[dict], field: str) -> str:
+    """The lengths, with what was measured at each."""
+    return "prompts of " + ", ".join(f"{row['tokens']} tokens {row[field]:.2f}x" for row in rows)
+
+
+def _ttft_cell(where: dict, result: dict, rows: list[dict]) -> Cell:
+    device = result["provenance"]["hardware"]["device"]
+    stands_in = ["device"] * ("T4" not in device) + ["model"] * (rows[0]["model"] != "gpt2-124m")
+    how = "by the clock over stock at the alphas that Eq. 2 needs; " + _lengths(rows, "speedup")
+    if any(row["capture_ms"] for row in rows):
+        how += "; from CUDA graphs, kernel by kernel " + ", ".join(f"{row['by_kernel_speedup']:.2f}x" for row in rows)
+    return Cell(
+        **where, **_over_lengths([row["speedup"] for row in rows]), substitute=", ".join(stands_in), protocol=how,
+        subject=f"{rows[0]['model']}'s true shape, random weights, {result['dtype']}, batch {rows[0]['batch']}, "
+        f"{_device(result)}", result=result["name"],
+    )  # fmt: skip
+
+
+def _device(result: dict) -> str:
+    hardware = result["provenance"]["hardware"]
+    return f"CPU, {hardware['threads']} threads" if hardware["device"] == "cpu" else hardware["device"]
+
+
+def ttft_table(results: Sequence[dict]):
+    """Results of the kind "ttft", a row per setting."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "shape, random weights": row["model"],
+            "prefill": f"{row['batch']} x {row['tokens']} tokens",
+            "MACs": f"{row['mac_reduction']:.2f}x",
+            "alpha": round(row["alpha"], 4),
+            "first token, ms": f"{row['latency_ms']:.2f}",
+            "speed-up": f"{row['speedup']:.2f}x",
+            "without CUDA graphs": f"{row['by_kernel_speedup']:.2f}x" if row["capture_ms"] else "-",
+            "on": f"{_device(result)}, {result['dtype']}",
+        }
+        for result in results
+        for row in result["rows"]
+    )
+
+
+def footprint_table(results: Sequence[dict]):
+    """Results of the kind "footprint", a row per setting."""
+    import pandas as pd
+
+    def times(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}x"
+
+    kinds = {"alpha": "solved", "printed": "as printed", "all": "dial's code, nothing dropped"}
+    return pd.DataFrame(
+        {
+            "shape, random weights": f"{row['model']}, {row['storage']}",
+            "prefill": f"{row['batch']} x {row['tokens']} tokens",
+            "alpha": "1" if row["alpha"] == 1 else f"{row['alpha']:.4f} ({kinds[row['control']]})",
+            "MACs": f"{row['mac_reduction']:.2f}x",
+            "footprint, MB": "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+            "over stock": times(row["footprint_reduction"]),
+            "over the dial's own code": times(row["over_all"]),
+            "cache, MB": f"{row['kv_bytes'] / 1e6:.1f}",
+            "first token, ms": f"{row['latency_ms']:.1f}",
+            "speed-up": f"{row['speedup']:.2f}x",
+            "on": _device(result),
+        }
+        for result in results
+        for row in sorted(result["rows"], key=lambda row: (row["model"], row["storage"], row["tokens"], row["batch"]))
+    )
 
 
 def table_2(cells: Sequence[Cell]):
     """Table 2, a row for the paper and one for each of ours: perplexity [95% interval] at each speed-up (the paper's of
-    time-to-first-token, ours of MACs)."""
+    time-to-first-token, ours of MACs), and last what the clock makes of these [range over prompt lengths]."""
     import pandas as pd
 
     table = []
-    for column in paper.TABLE_2_COLUMNS:
-        numbers = {f"{t}x": f"{row[column]:.2f}" for t, row in paper.TABLE_2.items()}
+    for column in (*paper.TABLE_2_COLUMNS, "TTFT"):
+        clock = column == "TTFT"
+        numbers = {f"{t}x": f"{t}x" if clock else f"{row[column]:.2f}" for t, row in paper.TABLE_2.items()}
         table.append(
-            {"corpus": column, "measured": f"paper: {paper.TABLE_2_MODEL}", "protocol": "not stated", **numbers}
+            {
+                "corpus": "any: speed-up of the first token" if clock else column,
+                "measured": f"paper: {paper.TABLE_2_MODEL}",
+                "protocol": "not stated",
+                **numbers,
+            }
         )
         groups: dict[tuple, list[Cell]] = {}
         for cell in cells:
             if cell.column == column:
-                groups.setdefault((cell.subject, cell.protocol, cell.result), []).append(cell)
+                groups.setdefault((cell.subject, "" if clock else cell.protocol, cell.result), []).append(cell)
         if len(groups) > 1:  # what no result bears on is said in the rows of those that bear on other speed-ups
             groups.pop(("", "", ""), None)
         for (what, how, _), group in groups.items():
             measured = {cell.row: cell for cell in group if cell.ours is not None}
-            row = {"corpus": column, "measured": what or "not run", "protocol": how or "-"}
+            row = {"corpus": table[-1]["corpus"], "measured": what or "not run", "protocol": how or "-"}
             row |= {t: _perplexity(measured[t]) if t in measured else "not run" for t in numbers}
             verdicts = {t: measured[t].verdict if t in measured else "not run" for t in numbers}
+            if clock:
+                del verdicts["1x"]
+                row |= {"1x": "1x"}
             same = len({*verdicts.values()}) == 1
             row["verdict"] = group[0].verdict if same else ", ".join(f"{t} {v}" for t, v in verdicts.items())
             table.append({**row, "n": group[0].n or "-", "stands in": group[0].substitute or "-"})
@@ -367,11 +478,14 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
     bears on it. (Footprint and alpha are 1.00 at 1x by definition.)
 
     "MMLU": results of kind "choice" (zsaa.mmlu). At one reduction there are two of each: at the alpha that Eq. 2 needs
-    for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint" (zsaa.bench), random weights.
+    for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint" (zsaa.bench), in 4 bits, at both
+    alphas: the range over prompt lengths, which the paper does not state. No weight decides it, so random ones of the
+    true shape are no substitute: a number outside the range differs. Inside, it may or may not be what the paper's
+    prompts give: ours stand in for them.
     "alpha": kind "audit" (zsaa.audit), exact for the published configurations, and rounded as the paper rounds.
     """
     scores = [r for r in results if r["kind"] == "choice"]
-    footprints = [(r, row) for r in results if r["kind"] == "footprint" for row in r["rows"]]
+    footprints = [r for r in results if r["kind"] == "footprint"]
     implied = [(r, row) for r in results if r["kind"] == "audit" for row in r["rows"]]
     shapes = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}
     cells = []
@@ -393,9 +507,10 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
                     continue
                 elif column == "GPU footprint":
                     found = [
-                        _footprint_cell(where, r, row)
-                        for r, row in footprints
-                        if (row["model"], row["target"]) == (shapes[model], target) and row["peak_bytes"]
+                        _footprint_cell(where, r, rows)
+                        for r in footprints
+                        for control in ("alpha", "printed")
+                        for rows in _shapes(_in_4_bits(r, shapes[model], control), target)
                     ]
                 else:
                     found = [
@@ -427,18 +542,29 @@ def _score_cell(where: dict, result: dict, row: dict) -> Cell:
     )  # fmt: skip
 
 
-def _footprint_cell(where: dict, result: dict, row: dict) -> Cell:
-    how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
+def _in_4_bits(result: dict, shape: str, control: str) -> list[dict]:
+    """The rows of a footprint result that bear on Table 3: in 4 bits, and measured."""
+    mine = [row for row in result["rows"] if (row["model"], row["control"]) == (shape, control)]
+    return [row for row in mine if row["storage"] == "nf4" and row["peak_bytes"]]
+
+
+def _footprint_cell(where: dict, result: dict, rows: list[dict]) -> Cell:
+    how = "solved for this reduction" if rows[0]["control"] == "alpha" else "as printed"
+    alphas = [f"{end([row['alpha'] for row in rows]):.4f}" for end in (min, max)]
+    over = _over_lengths([row["footprint_reduction"] for row in rows])
+    low, high = over["interval"]
     return Cell(
-        **where, ours=round(row["footprint_reduction"], 2), substitute="weights", result=result["name"],
-        subject=f"{row['model']} shape, {row['storage']}, {row['batch']} x {row['tokens']} tokens",
-        protocol=f"peak on top of the weights, {row['attention']} attention at 1x, alpha {row['alpha']:.4f} ({how})",
+        **where, **over, substitute="prompts" if low <= where["published"] <= high else "", result=result["name"],
+        subject=f"{rows[0]['model']}'s true shape, random weights, nf4, batch {rows[0]['batch']}, {_device(result)}",
+        protocol=f"peak on top of the weights, {rows[0]['attention']} attention at 1x, alpha "
+        f"{' to '.join(dict.fromkeys(alphas))} ({how}); {_lengths(rows, 'footprint_reduction')}; over the dial's own "
+        "code while it drops nothing " + ", ".join(f"{row['over_all']:.2f}x" for row in rows),
     )  # fmt: skip
 
 
 def table_3(results: Sequence[dict]):
     """Table 3 in the paper's shape, as a DataFrame: rows are reductions; each column of the paper is followed by one of
-    each of our results, the score with its interval. "not run" where there is none."""
+    each of our results, the score with its interval, the footprint with its range. "not run" where there is none."""
     import pandas as pd
 
     columns: dict[tuple, dict] = {}
@@ -448,10 +574,14 @@ def table_3(results: Sequence[dict]):
         if cell.ours is None:
             columns.setdefault((cell.column, "ours"), {})[cell.row] = "not run"
             continue
-        stands_in = f"substitute: {cell.substitute}" if cell.substitute else "the paper's"
+        stands_in = ""
+        if cell.column.endswith("MMLU"):
+            stands_in = f" (substitute: {cell.substitute})" if cell.substitute else " (the paper's)"
         how = ", printed alpha" if "(as printed)" in cell.protocol else ""
-        heading = f"{cell.subject} ({stands_in}), {cell.result}{how}"
-        shown = f"{cell.ours:.1f} [{cell.interval[0]:.1f}, {cell.interval[1]:.1f}]" if cell.n else f"{cell.ours:.2f}"
+        heading = f"{cell.subject}{stands_in}, {cell.result}{how}"
+        digits = 1 if cell.n else 2
+        shown = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(cell.ours, *cell.interval or (0, 0), d=digits)
+        shown = shown if cell.interval else f"{cell.ours:.2f}"
         columns.setdefault((cell.column, heading), {})[cell.row] = f"{shown}, {cell.verdict}"
     names = list(dict.fromkeys(name for name, _ in columns))
     for name in names:  # one column says that nothing was run, unless there is one of a run

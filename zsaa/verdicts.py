@@ -17,7 +17,8 @@ class Cell:
     table, row, column: where the paper prints it ("Table 1", "2x", "IMDB").
     published: the paper's number; None where it prints none.
     ours: the number measured, in the paper's unit; None: not run.
-    interval: its 95% interval (low, high); None for facts without chance, which must equal the paper's as printed.
+    interval: its 95% interval (low, high), or, of a fact without chance that hangs on what the paper leaves open (the
+        length of its prompts), the range of what was measured. None for other facts, which must equal the paper's.
     n: samples behind `ours`.
     protocol: how it was measured, in a line.
     subject: the model and data that were measured.
