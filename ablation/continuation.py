@@ -37,7 +37,7 @@ def windows(texts: Sequence[Sequence[int]], prompt: int, scored: int, count: int
 
 
 def curve(
-    model: nn.Module, ids: Tensor, scored: int, variants: dict[str, Variant], targets: Sequence[float], batch_size=8
+    model: nn.Module, ids: Tensor, scored: int, variants: dict[str, Variant], targets: Sequence[float], batch_size=32
 ) -> list[dict]:
     """One dict per variant and target MAC reduction of the prompt, and for each target one of the prompt's last tokens
     alone ("truncation"): agreement with alpha = 1 on the next token (percent), perplexity, and for a paired test the

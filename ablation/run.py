@@ -49,8 +49,18 @@ def load_config(path: str | Path = FOLDER / "config.yaml") -> dict:
     return config
 
 
+_tokenized: dict[str, tuple] = {}  # for the next row of the same call
+
+
 def _data(task: str, settings: dict, tokenizer, limits: dict):
     """((train samples, labels), (test samples, labels), provenance line)"""
+    key = str((task, settings, limits, tokenizer.name_or_path))
+    if key not in _tokenized:
+        _tokenized[key] = _load_data(task, settings, tokenizer, limits)
+    return _tokenized[key]
+
+
+def _load_data(task: str, settings: dict, tokenizer, limits: dict):
     source = "rotten_tomatoes" if task == "depth" else task
     data = load_task(source, train=limits["train"], test=limits["test"], seed=0)
     sides = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 import time
@@ -24,7 +23,7 @@ SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "truncated")
 PROBES = ("", "gradient", "words", "evidence")
 CUTS = ("first", "last", "ends")
 STRONGEST = 12.0  # the largest MAC reduction that training draws
-ROWS = 8192  # rows of a pass in training, padding included; larger batches are split
+ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,14 @@ class Probe(nn.Module):
         self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
 
     def forward(self, layer: int, hidden: Tensor, *_) -> Tensor:
-        return self.heads[str(layer)](hidden).squeeze(-1)
+        return self.heads[str(layer)](hidden.float()).squeeze(-1)
 
     def loss(self, entered: dict[int, Tensor], real: Tensor) -> Tensor:
         """Cross-entropy to each token's share of |state x gradient|; call after the backward pass of alpha = 1."""
         total = real.new_zeros((), dtype=torch.float32)
         for name in self.heads:
             state = entered[int(name)]
-            share = (state.detach() * state.grad).sum(-1).abs().float() * real
+            share = (state.detach().float() * state.grad.float()).sum(-1).abs() * real
             share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
             logits = self(int(name), state.detach()).float().masked_fill(~real, float("-inf"))
             total = total - (share * logits.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
@@ -119,6 +118,7 @@ class Evidence(nn.Module):
     tells wherever it stands."""
 
     WIDTH = 64  # of the head's hidden layer
+    PRICE = 0.1  # of a vote
 
     def __init__(self, config, layers: Sequence[int], classes: int):
         super().__init__()
@@ -135,11 +135,18 @@ class Evidence(nn.Module):
             nn.init.zeros_(head["votes"].weight)
             self.heads[str(layer)] = head
         self.together: dict[int, Tensor] = {}  # the last pass' votes of each layer, summed: class logits by themselves
+        self.spread: dict[int, Tensor] = {}  # and how far they are apart on average
 
     @classmethod
     def macs(cls, config, classes: int) -> int:
         """Multiply-accumulates per row that is scored."""
         return cls.WIDTH * (config.hidden_size + attention_widths(config)[0] + classes)
+
+    def loss(self, wanted: Tensor) -> Tensor:
+        """Of the last pass: cross-entropy of the votes alone, and a price on votes, so that tokens that tell nothing
+        have none."""
+        losses = [F.cross_entropy(self.together[n], wanted) + self.PRICE * self.spread[n] for n in self.together]
+        return sum(losses) / len(losses)
 
     def watches(self, layer: int) -> bool:
         """Is it to see the layer's rows even if all of them go on?"""
@@ -147,11 +154,13 @@ class Evidence(nn.Module):
 
     def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
         head = self.heads[str(layer)]
-        seen = torch.cat([norm(x) for norm, x in zip(head["norms"], (hidden, output))], -1)
+        seen = torch.cat([norm(x.float()) for norm, x in zip(head["norms"], (hidden, output))], -1)
         features = F.dropout(F.gelu(head["features"](seen)), 0.1, self.training)
-        votes = (head["votes"](features) + self.table(tokens)).float() * real[..., None]
+        votes = (head["votes"](features) + self.table(tokens)) * real[..., None]
         self.together[layer] = 2 * votes.sum(1) / real.sum(1, keepdim=True).sqrt()
-        return votes.amax(-1) - votes.amin(-1)
+        apart = votes.amax(-1) - votes.amin(-1)
+        self.spread[layer] = apart.sum() / real.sum()
+        return apart
 
 
 def dropping(config, variant: Variant) -> list[int]:
@@ -161,12 +170,6 @@ def dropping(config, variant: Variant) -> list[int]:
         plan = [512, *counts(512, alpha, layers, variant)]
         found |= {n for n in range(layers) if plan[n + 1] < plan[n]}
     return sorted(found)
-
-
-def _autocast(device: torch.device):
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16)
 
 
 def logits_of(model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more) -> Tensor:
@@ -192,9 +195,10 @@ def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]
 def train(
     model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True
 ) -> tuple[Probe | Words | None, dict]:
-    """Fine-tune `model` (a sequence classifier, float32 weights; bf16 autocast on a GPU) in place on samples (lists of
-    token ids). Returns the trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one
-    epoch at alpha = 1, loss per 1/20 of the training, seconds."""
+    """Fine-tune `model` (a sequence classifier, float32 weights) in place on samples (lists of token
+    ids). On a GPU it is computed, and left, in bfloat16, while the optimizer keeps its weights in float32. Returns the
+    trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one epoch at alpha = 1, loss
+    per 1/20 of the training, seconds."""
     torch.manual_seed(training.seed)
     decoder, _ = find_decoder(model)
     config, device = decoder.config, next(model.parameters()).device
@@ -208,7 +212,12 @@ def train(
         probe = Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size)).to(device)
     elif training.probe == "evidence":
         probe = Evidence(config, dropping(config, variant), max(labels) + 1).to(device)
-    groups = [{"params": model.parameters(), "lr": training.learning_rate}]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    exact = weights
+    if device.type == "cuda":
+        exact = [p.detach().float().clone() for p in weights]
+        model.to(torch.bfloat16)
+    groups = [{"params": exact, "lr": training.learning_rate}]
     if isinstance(probe, Probe):
         groups.append({"params": probe.parameters(), "lr": 1e-3})
     elif isinstance(probe, Evidence):
@@ -232,9 +241,15 @@ def train(
             group["lr"] = rate * min(1.0, (step + 1) / 20, done / 0.05 + 0.05) * (1 - done)
         texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
         loss, cost = _step(model, probe, texts, wanted, variant, training, draw, warm=done < training.warm)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if exact is not weights:
+            for p, low in zip(exact, weights):
+                p.grad, low.grad = low.grad.float(), None
+        nn.utils.clip_grad_norm_(exact, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if exact is not weights:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, exact)
         losses.append((done, loss))
         seen, spent, step = seen + len(batch), spent + cost, step + 1
         bar.n = round(100 * done)
@@ -298,19 +313,17 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
     teacher, first = None, None
     for alpha in alphas:
         entered = {} if isinstance(probe, Probe) and alpha == 1.0 else None
-        with _autocast(device):
-            more = {"scorer": probe} if probe is not None else {}
-            if entered is not None:
-                more["entered"] = _Retaining(entered, probe)
-            logits = logits_of(model, ids, lengths, alpha, variant, **more)
-            loss = F.cross_entropy(logits, wanted)
-            if teacher is not None and training.distill:
-                soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
-                loss = (1 - training.distill) * loss + training.distill * soft
-            whole = loss
-            if isinstance(probe, Evidence):
-                votes = [F.cross_entropy(found, wanted) for found in probe.together.values()]
-                whole = loss + training.auxiliary * sum(votes) / len(votes)
+        more = {"scorer": probe} if probe is not None else {}
+        if entered is not None:
+            more["entered"] = _Retaining(entered, probe)
+        logits = logits_of(model, ids, lengths, alpha, variant, **more)
+        loss = F.cross_entropy(logits, wanted)
+        if teacher is not None and training.distill:
+            soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
+            loss = (1 - training.distill) * loss + training.distill * soft
+        whole = loss
+        if isinstance(probe, Evidence):
+            whole = loss + training.auxiliary * probe.loss(wanted)
         (share * whole / len(alphas)).backward()
         if entered is not None:
             (share * probe.loss(entered, mask.bool())).backward()
@@ -344,9 +357,8 @@ def accuracy(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         ids, _ = pad([samples[i] for i in batch], 0, device)
-        with _autocast(device):
-            more = {"scorer": probe} if probe is not None else {}
-            logits = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
+        more = {"scorer": probe} if probe is not None else {}
+        logits = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
         found = (logits if votes_of is None else probe.together[votes_of]).argmax(-1)
         for i, answer in zip(batch, found.tolist()):
             right[i] = int(answer == labels[i])
@@ -355,7 +367,7 @@ def accuracy(
 
 def curve(
     model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, probe, targets,
-    batch_size: int = 64, sides: Sequence[str] = (),
+    batch_size: int = 192, sides: Sequence[str] = (),
 ) -> list[dict]:  # fmt: skip
     """Accuracy at each target MAC reduction; for the dial, and for inputs cut by each of `sides` at alpha = 1. Targets
     out of reach are left out."""
