@@ -1,7 +1,7 @@
 """Norms and activations between a layer's matrix products, as Triton kernels without gradient: one launch each where
 transformers' modules take up to eight, and each number is read and rounded once.
 
-`add_norm` adds a residual and applies RMSNorm or LayerNorm; `silu_mul` is SwiGLU's. The same in plain PyTorch: naive.py.
+`add_norm` adds a residual and applies RMSNorm or LayerNorm; `silu_mul` is SwiGLU's. Plain PyTorch's are in naive.py.
 The stock models have no such kernels, so what they gain is not pruning's: zsaa.backend.use_fused(False) runs without.
 """
 
@@ -26,7 +26,9 @@ def _add_norm_kernel(
     mask = dims < SIZE
     a = tl.load(x + row * x_row + dims, mask=mask, other=0.0).to(tl.float32)
     if ADD:  # rounded, as the sum is stored: the norm is that of what goes on
-        a = (a + tl.load(other + row * other_row + dims, mask=mask, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+        a = (a + tl.load(other + row * other_row + dims, mask=mask, other=0.0).to(tl.float32)).to(
+            total.dtype.element_ty
+        )
         tl.store(total + row * SIZE + dims, a, mask=mask)
         a = a.to(tl.float32)
     if CENTRE:
@@ -38,9 +40,7 @@ def _add_norm_kernel(
     tl.store(out + row * SIZE + dims, a.to(out.dtype.element_ty), mask=mask)
 
 
-def add_norm(
-    x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """x + other (or x itself, for None), and its norm times `weight`: LayerNorm with a bias, RMSNorm without one.
 
     x, other [batch, n, size], a row contiguous and the rows equally far apart; weight and bias [size], of any dtype;

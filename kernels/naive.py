@@ -38,9 +38,7 @@ def attention_and_column_sums(
     return output, lse.masked_fill(~voters, 0.0), p.sum(dim=(1, 2))
 
 
-def add_norm(
-    x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """The sum, and its RMSNorm or (with a bias) LayerNorm, as the models' own modules round them."""
     x = x if other is None else x + other
     if bias is not None:

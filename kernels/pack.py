@@ -57,8 +57,8 @@ def _segments(x: Tensor) -> list[tuple[int, int, int, int]] | None:
 
 
 class Pack:
-    """A copy of `tensors`, which stay where they are, in one of `words` words of 8 bytes, each from its offset on: dense
-    there, in the order of its own strides. Raises ValueError for tensors that do not come in whole words."""
+    """A copy of `tensors`, which stay where they are, in one of `words` words of 8 bytes, each from its offset on,
+    dense, in the order of its own strides. Raises ValueError for tensors that do not come in whole words."""
 
     def __init__(self, tensors: list[Tensor], offsets: list[int], words: int):
         device, table, self.words = tensors[0].device, [], words

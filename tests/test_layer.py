@@ -150,3 +150,28 @@ def test_they_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch
     monkeypatch.setattr(kernels, broken, wrong[broken])
     with pytest.warns(UserWarning, match=f"do not agree with PyTorch on .*{broken}"):
         assert not ask(device)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_gradients_through_pytorchs_fused_operations(family, monkeypatch):
+    ids, grads, calls = tiny.tokens([14, 14])[0], [], []
+    for name in ("rms_norm", "gelu"):
+        stock = getattr(nn.functional, name)
+        monkeypatch.setattr(nn.functional, name, lambda *a, _f=stock, **k: calls.append(1) or _f(*a, **k))
+    for on in (False, True):
+        assert not calls
+        monkeypatch.setattr(backend, "fuses_training", lambda x, on=on: on)
+        model = zsaa.enable(tiny.make(family, dtype=torch.float32), alpha=0.7, tau=3)
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert len(calls) == model.config.num_hidden_layers * (1 if family == "gpt2" else 2)
+    for a, b in zip(*grads):
+        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-7
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_training_takes_them_on_a_gpu():
+    x = torch.zeros(1, device=DEVICE)
+    assert backend.fuses_training(x)
+    with torch.no_grad():
+        assert not backend.fuses_training(x)

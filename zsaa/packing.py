@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,8 @@ ALIGNED = 64  # words of 8 bytes: as PyTorch aligns tensors of their own
 
 
 class Packing:
-    """Copies of `tensors`, which stay where they are. Several share the memory of one new tensor, so that the host makes
-    one instead of many; the first, a model's last states, which are often let go before the cache, has its own.
+    """Copies of `tensors`, which stay where they are. Several share the memory of one new tensor, so that the host
+    makes one instead of many; the first, a model's last states, often let go before the cache, has its own.
 
     With Triton one kernel per group copies all of it; without, PyTorch copies one by one.
     """
@@ -27,9 +29,17 @@ class Packing:
             groups[-1].append(x)
             held += x.nbytes
         self.layouts = [_layout(group) for group in groups]
-        self.packs = [_pack(*of) for of in zip(groups, self.layouts)] if backend.copies(tensors[0].device) else []
-        if not all(self.packs) or (self.packs and not self._agrees()):
-            self.packs = []
+        self.packs: list = []
+        if backend.copies(tensors[0].device):
+            try:
+                self.packs = [_pack(*of) for of in zip(groups, self.layouts)]
+                why = "" if not all(self.packs) or self._agrees() else "it copies something else"
+            except Exception as error:  # a compiler's, most likely
+                why = f"{type(error).__name__}: {error}"
+            if why:
+                warnings.warn(f"zsaa's copying kernel is not used: {why}. Please report it.", stacklevel=2)
+            if why or not all(self.packs):
+                self.packs = []
 
     def _agrees(self) -> bool:
         """Does the kernel copy what is there? Asked once per recording."""
