@@ -706,8 +706,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     parser.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto")
-    parser.add_argument("--no-fused", action="store_true",
-                        help="pruned passes without fused norms and activations, which stock models do not have")  # fmt: skip
+    without = "pruned passes without fused norms and activations, which stock models do not have"
+    parser.add_argument("--no-fused", action="store_true", help=without)
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     backend.use_backend(args.backend)
