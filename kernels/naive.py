@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain PyTorch: slow, attention in memory quadratic in the rows, and easy to check by eye."""
+"""What the kernels compute, in plain PyTorch: slow, attention quadratic in the rows, and easy to check by eye."""
 
 from __future__ import annotations
 
