@@ -257,4 +257,4 @@ def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
     finally:
         backend._without_triton.cache_clear()
     for a, b in zip(*grads, strict=True):
-        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
+        assert (a - b).norm() <= (5e-3 if GPU else 1e-3) * b.norm() + 1e-6  # flash's backward pass repeats inexactly
