@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain PyTorch: slow, in memory quadratic in the rows, and easy to check by eye."""
+"""What the kernels compute, in plain PyTorch: slow, attention quadratic in the rows, and easy to check by eye."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def attention_and_column_sums(
     p = logits.softmax(dim=-1).masked_fill(~voters[..., None], 0.0)
     output = p @ v.masked_fill(~voters.mT.reshape(batch, 1, rows, 1), 0.0)
     return output, lse.masked_fill(~voters, 0.0), p.sum(dim=(1, 2))
+
+
+def add_norm(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum, and its RMSNorm or (with a bias) LayerNorm, as the models' own modules round them."""
+    x = x if other is None else x + other
+    if bias is not None:
+        return x, torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    wide = x if x.dtype == torch.float64 else x.float()
+    return x, weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.nn.functional.silu(gate) * up

@@ -78,7 +78,7 @@ def _fill(target, SIZE: tl.constexpr, BLOCK: tl.constexpr):
         tl.store(target + dims, tl.zeros([BLOCK], target.dtype.element_ty), mask=dims < SIZE)
 
 
-@triton.jit(do_not_specialize=["n", "width", "final_rows"])
+@triton.jit(do_not_specialize=["r_sample", "n", "width", "final_rows"])
 def _pass_on_kernel(
     hidden, output, kept, places, lengths, rows, next_hidden, next_output, final,
     h_sample, h_row, o_sample, o_row, r_sample, n, width, final_rows,
@@ -97,10 +97,10 @@ def _pass_on_kernel(
             _copy(hidden + row * h_row, final + (sample * final_rows + original) * HIDDEN, HIDDEN, BLOCK)
 
 
-@triton.jit(do_not_specialize=["n", "width"])
+@triton.jit(do_not_specialize=["n", "width", "r_sample", "final_rows"])
 def _pass_back_kernel(
-    next_hidden, next_output, places, hidden, output, n, width,
-    HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr,
+    next_hidden, next_output, places, hidden, output, final, lengths, rows, r_sample, n, width, final_rows,
+    CARRY: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     place = tl.load(places + sample * n + row).to(tl.int64)
@@ -110,8 +110,15 @@ def _pass_back_kernel(
         _copy(next_hidden + (sample * width + place) * HIDDEN, hidden, HIDDEN, BLOCK)
         _copy(next_output + (sample * width + place) * OUTPUT, output, OUTPUT, BLOCK)
     else:
-        _fill(hidden, HIDDEN, BLOCK)
         _fill(output, OUTPUT, BLOCK)
+        if CARRY:
+            if row < tl.load(lengths + sample):
+                original = tl.load(rows + sample * r_sample + row)
+                _copy(final + (sample * final_rows + original) * HIDDEN, hidden, HIDDEN, BLOCK)
+            else:
+                _fill(hidden, HIDDEN, BLOCK)
+        else:
+            _fill(hidden, HIDDEN, BLOCK)
 
 
 def _block(*sizes: int) -> dict:
@@ -133,24 +140,31 @@ def _pass_on(hidden, output, kept, places, lengths, rows, final):
 
 
 class _PassOn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, output, kept, places, lengths, rows):
-        ctx.save_for_backward(places)
-        ctx.sizes = kept.shape[1], hidden.shape[2], output.shape[2]
-        return _pass_on(hidden, output, kept, places, lengths, rows, None)
+    """Passes `final` along too, if there is one: each layer writes rows of its own, so its gradient stays as it is."""
 
     @staticmethod
-    def backward(ctx, next_hidden, next_output):
-        (places,), (width, size, out_size) = ctx.saved_tensors, ctx.sizes
+    def forward(ctx, hidden, output, kept, places, lengths, rows, final):
+        ctx.save_for_backward(places, lengths, rows)
+        ctx.sizes = kept.shape[1], hidden.shape[2], output.shape[2]
+        if final is None:
+            return _pass_on(hidden, output, kept, places, lengths, rows, None)
+        ctx.mark_dirty(final)
+        return *_pass_on(hidden, output, kept, places, lengths, rows, final), final
+
+    @staticmethod
+    def backward(ctx, next_hidden, next_output, final=None):
+        (places, lengths, rows), (width, size, out_size), carry = ctx.saved_tensors, ctx.sizes, final is not None
         batch, n = places.shape
         next_hidden, next_output = next_hidden.contiguous(), next_output.contiguous()
         hidden, output = next_hidden.new_empty(batch, n, size), next_output.new_empty(batch, n, out_size)
+        final = final.contiguous() if carry else None
         with _on(places):
             _pass_back_kernel[(n, batch)](
-                next_hidden, next_output, places, hidden, output, n, width,
-                HIDDEN=size, OUTPUT=out_size, **_block(size, out_size),
+                next_hidden, next_output, places, hidden, output, final if carry else hidden, lengths, rows,
+                rows.stride(0), n, width, final.shape[1] if carry else 0,
+                CARRY=carry, HIDDEN=size, OUTPUT=out_size, **_block(size, out_size),
             )  # fmt: skip
-        return hidden, output, None, None, None, None
+        return hidden, output, None, None, None, None, final
 
 
 def pass_on(
@@ -161,18 +175,20 @@ def pass_on(
     lengths: Tensor,
     rows: Tensor,
     final: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """hidden [batch, n, size] and output [batch, n, out_size] at `kept` [batch, width]: two new tensors.
 
-    kept, places and rows as of `choose`; lengths: int64 [batch], the real rows among n. final: [batch, N, size], where
-    a dropped row of `hidden` is written at its original row; not where gradients are needed. Rows of hidden and output
-    must be contiguous. Differentiable; padding rows of the result, copies of some row, hand no gradient back.
+    kept, places and rows as of `choose`; lengths: int64 [batch], the real rows among n. final: contiguous [batch, N,
+    size] of hidden's type, where a dropped row of `hidden` is written at its original row; it comes back as the third,
+    and that is what has the gradient. Rows of hidden and output must be contiguous. Differentiable; padding rows of the
+    result, copies of some row, hand no gradient back.
     """
     if hidden.stride(-1) != 1 or output.stride(-1) != 1:
         raise ValueError("the last dimension of hidden and output must be contiguous; call .contiguous() on them.")
-    if final is None and torch.is_grad_enabled() and (hidden.requires_grad or output.requires_grad):
-        return _PassOn.apply(hidden, output, kept, places, lengths, rows)
-    return _pass_on(hidden, output, kept, places, lengths, rows, final)
+    if torch.is_grad_enabled() and (hidden.requires_grad or output.requires_grad):
+        passed = _PassOn.apply(hidden, output, kept, places, lengths, rows, final)
+        return passed if final is not None else (*passed, None)
+    return *_pass_on(hidden, output, kept, places, lengths, rows, final), final
 
 
 @triton.jit
@@ -192,7 +208,7 @@ def _turned(x, out, cosine, sine, x_head, heads, mask, dims, HALF: tl.constexpr,
     tl.store(place + HALF, (second * c2 + first * s2).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["n", "padded"])
+@triton.jit(do_not_specialize=["r_sample", "n", "padded"])
 def _rotate_kernel(
     q, k, v, cosine, sine, rows, q_out, k_out, v_out,
     q_sample, q_head, q_row, k_sample, k_head, k_row, v_sample, v_head, v_row, t_sample, t_row, r_sample, n, padded,

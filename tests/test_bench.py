@@ -67,7 +67,24 @@ def test_training_steps_are_paired(tmp_path):
     assert (code, row["steps"], row["batch"]) == (0, 3, 2)
     ratio = row["sampled_ms"] / row["conventional_ms"]
     assert row["sampled_over_conventional"] == pytest.approx(ratio, abs=1e-3)
-    assert row["slowest_sampled_ms"] >= row["sampled_ms"] > 0
+    assert row["slowest_sampled_ms"] >= row["sampled_ms"] >= row["sampled_host_ms"] > 0
+    assert row["conventional_ms"] >= row["conventional_host_ms"] > 0
+    assert 0 < row["ideal"] < 1
+
+
+def test_memory_against_the_length(tmp_path):
+    code, record = run(tmp_path, "memory", "--model", "tiny", "--tokens", "20", "40", "--alphas", "0.5")
+    assert code == 0
+    assert [(row["tokens"], row["alpha"]) for row in record["rows"]] == [(20, 1), (20, 0.5), (40, 1), (40, 0.5)]
+    assert all((row["peak_bytes"] is None) != torch.cuda.is_available() for row in record["rows"])
+
+
+def test_fused_kernels_can_be_left_out(tmp_path):
+    arguments = ("prefill", "--model", "tiny", "--tokens", "20", "--alphas", "0.5")
+    try:
+        assert run(tmp_path, *arguments, "--no-fused")[1]["fused"] is False
+    finally:
+        assert run(tmp_path, *arguments)[1]["fused"] is True
 
 
 def test_profile_accounts_for_the_whole(tmp_path):

@@ -115,7 +115,7 @@ def test_what_was_handed_out_is_never_written_again(stand_in):
     second = everything(model(tiny.tokens([23], seed=1)[0]))
     same(first, before)
     assert not torch.equal(first[0], second[0])
-    memory = {x.data_ptr() for g in model.model._zsaa.graphs.recordings.values() for x in g.outputs}
+    memory = {x.data_ptr() for g in model.model._zsaa.graphs.recordings.values() for x in g.outputs.tensors}
     assert not memory & {x.data_ptr() for x in (*first, *second)}
 
 

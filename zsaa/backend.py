@@ -18,6 +18,7 @@ from torch import Tensor
 
 NAMES = ("auto", "torch", "triton")
 _chosen: str | None = None  # None: not asked for yet, the environment decides
+_fused = True
 
 
 @functools.cache
@@ -80,6 +81,70 @@ def row_kernels(x: Tensor) -> ModuleType | None:
     return rows
 
 
+def use_fused(on: bool) -> None:
+    """Whether pruned passes take the fused norms and activations of kernels/layer.py, which stock models do not have:
+    without them a benchmark shows what pruning alone gives."""
+    global _fused
+    _fused = bool(on)
+
+
+def layer_kernels(x: Tensor) -> ModuleType | None:
+    """The fused norms and activations, if they are to be used for hidden states like x, else None."""
+    fits = _fused and x.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled()
+    if not fits or torch.compiler.is_compiling() or _choice() == "torch" or _without_triton(x.device):
+        return None
+    if torch.is_autocast_enabled(x.device.type) or not _layers_agree(x.device):
+        return None
+    from zsaa.kernels import layer
+
+    return layer
+
+
+def fuses_training(x: Tensor) -> bool:
+    """Are PyTorch's own fused operations to stand in for norms and activations of a pruned pass with gradient?"""
+    on = _fused and x.is_cuda and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return on and _choice() != "torch"
+
+
+@functools.cache
+def _layers_agree(device: torch.device) -> bool:
+    """Are the fused norms and activations as near to the exact numbers on this device as PyTorch's? Warns if not."""
+    from zsaa.kernels import layer, naive
+
+    failed = []
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            x, y, *_ = xs = [torch.randn(3, 5, 200, generator=generator).half().to(device) for _ in range(2)]
+            weight, bias = (torch.randn(200, generator=generator).half().to(device) for _ in range(2))
+            wide = [t.double() for t in (*xs, weight, bias)]
+            runs = {
+                "add_norm": (lambda k, x, y, w, b: k.add_norm(x, y, w, None, 1e-6)),
+                "add_norm with a bias": (lambda k, x, y, w, b: k.add_norm(x, y, w, b, 1e-6)),
+                "silu_mul": (lambda k, x, y, w, b: (k.silu_mul(x, y),)),
+            }
+            for name, run in runs.items():
+                ours, theirs, exact = run(layer, x, y, weight, bias), run(naive, x, y, weight, bias), run(naive, *wide)
+                for a, b, c in zip(ours, theirs, exact, strict=True):
+                    worst = (a.double() - c).abs().max()
+                    failed += [name] * bool(~(worst <= 2 * (b.double() - c).abs().max() + 1e-6))
+    except Exception as error:  # a compiler's, most likely
+        failed.append(f"{type(error).__name__}: {error}")
+    if failed:
+        warnings.warn(
+            f"zsaa's fused norms and activations do not agree with PyTorch on {device} ({failed[0]}): the models' own "
+            "modules do their work, more slowly. Please report it with the versions of torch and triton.",
+            stacklevel=2,
+        )
+    return not failed
+
+
+def copies(device: torch.device) -> bool:
+    """Does a kernel copy what a recording hands out?"""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device.type == "cuda" or interpreted) and _choice() != "torch" and _without_triton(device) is None
+
+
 @functools.cache
 def _rows_agree(device: torch.device, n: int = 777) -> bool:
     """Do the row kernels do on this GPU what PyTorch does? Asked once, of a ragged batch of n rows; warns if not."""
@@ -101,7 +166,7 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
             hidden, output = (torch.randn(3, n, size, generator=generator).half().to(device) for size in (96, 64))
             moved = rows.pass_on(hidden, output, kept, places, lengths, index)
             expected = (x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (hidden, output))
-            failed += ["pass_on"] * (not all(torch.equal(a, b) for a, b in zip(moved, expected)))
+            failed += ["pass_on"] * (not all(torch.equal(a, b) for a, b in zip(moved[:2], expected)))
             q, k, v = (torch.randn(3, n, h, 64, generator=generator).half().to(device) for h in (6, 2, 2))
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             angles = torch.rand(1, n, 64, generator=generator).to(device) * 6

@@ -5,13 +5,14 @@
     python -m zsaa.bench decode --model smollm2-135m --tokens 2048 --alphas 0.97 0.9
     python -m zsaa.bench footprint --models llama3-8b gemma2-2b --storage nf4 float16    (Table 3, but for its scores)
     python -m zsaa.bench ttft --models gpt2-124m gpt2-355m --tokens 224 512 1024         (Table 2's speed-ups)
+    python -m zsaa.bench memory --model llama3-8b --tokens 4096 8192 16384 32768 --alphas 0.9
     python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
     python -m zsaa.bench profile --model llama3-8b --tokens 8192 --alphas 0.97    (where the time goes)
     python -m zsaa.bench sweep --tokens 2048 8192        (block sizes of the kernels)
 
 Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
 failed check ends the run. Variants are timed in turn, round after round; medians and quartiles go to one JSON file.
-`prefill`, `ttft` and `footprint` write it anew after every shape ("complete": false until the last one).
+`prefill`, `ttft`, `footprint` and `train` write it anew after every shape ("complete": false until the last one).
 Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller.
 """
 
@@ -49,6 +50,8 @@ MODELS = {
                  intermediate_size=128, vocab_size=256),
     "smollm2-135m": dict(model_type="llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
                          num_key_value_heads=3, intermediate_size=1536, vocab_size=49152, rope_theta=100000.0),
+    "tinyllama-1.1b": dict(model_type="llama", hidden_size=2048, num_hidden_layers=22, num_attention_heads=32,
+                           num_key_value_heads=4, intermediate_size=5632, vocab_size=32000),
     **{name: settings for name, (_, _, settings) in PUBLISHED.items()},
 }  # fmt: skip
 # (head size, heads, key/value heads): LLaMA 3 8B, one with heads of 64, and small ones for the CPU
@@ -520,6 +523,28 @@ def bench_footprint(args, device, dtype) -> dict:
     return {**facts, "rows": rows}
 
 
+def bench_memory(args, device, dtype) -> dict:
+    """What a prefill takes at its peak on top of the weights, cache and last logits included, against its length:
+    stock and at each alpha, kernel by kernel (what CUDA graphs hold beside it is in `prefill`'s rows)."""
+    rows = []
+    for name in args.models:
+        model = build(name, max(args.tokens), device, dtype)
+        config, tau = model.config, dial.settings(model)["tau"]
+        for tokens, batch, alpha in itertools.product(args.tokens, args.batches, [1.0, *args.alphas]):
+            ids = torch.zeros(batch, tokens, dtype=torch.long, device=device)
+            run = functools.partial(_by_kernel, model, ids, alpha)
+            measured = cache_bytes(run().past_key_values)
+            predicted = kv_bytes(config, tokens, alpha, tau, batch, dtype.itemsize)
+            if measured != predicted:
+                raise WrongNumbersError(f"the cache holds {measured} bytes at alpha {alpha}, expected {predicted}")
+            rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha, "kv_bytes": measured,
+                         "peak_bytes": peak_bytes(run, device)})  # fmt: skip
+            args.keep({"rows": rows})
+        del model, run
+    print_rows(rows, " ".join(rows[0]))
+    return {"rows": rows}
+
+
 def bench_decode(args, device, dtype) -> dict:
     """Milliseconds per new token, and the cache, after a prefill at each alpha. A new token passes all layers."""
     rows = []
@@ -550,6 +575,8 @@ def bench_train(args, device, dtype) -> dict:
     """A training step with alpha drawn anew each time, every draw a new shape, over a conventional step (alpha = 1).
 
     As the Trainer does it: weights in float32, autocast to `dtype`, AdamW. Steps are timed in turn, one after another.
+    host_ms: until the step's last launch has returned. Where that is most of a step, the host decides what it takes,
+    and fewer rows save little. ideal: the mean of what Eq. 2 leaves of the decoder's multiplications.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     rows = []
@@ -571,23 +598,36 @@ def bench_train(args, device, dtype) -> dict:
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
+                launched = time.perf_counter()
                 wait()
                 if not torch.isfinite(loss):
                     raise WrongNumbersError(f"the loss at alpha {alpha} is {loss.item()}")
-                return 1000 * (time.perf_counter() - started)
+                return 1000 * (time.perf_counter() - started), 1000 * (launched - started)
 
-            times: dict[str, list[float]] = {"conventional": [], "sampled": []}
-            for round_ in range(3 + args.repeats):
+            tau, config = dial.settings(model)["tau"], model.config
+            warmup = 3
+            if device.type == "cuda":  # kernels of several sizes are compiled at their first use
+                warmup = 1
+                for i in range(8):
+                    step(low + (high - low) * (i + 0.5) / 8)
+            pairs, left, began = [], [], time.perf_counter()
+            for round_ in range(warmup + args.repeats):
                 alpha = low + (high - low) * torch.rand((), generator=draws).item()
                 pair = step(1.0), step(alpha)
-                if round_ >= 3:
-                    times["conventional"].append(pair[0])
-                    times["sampled"].append(pair[1])
-            means = {f"{key}_ms": round(statistics.mean(values), 3) for key, values in times.items()}
-            facts = {"model": name, "batch": batch, "tokens": tokens, "low": low, "high": high, "steps": args.repeats}
-            ratio = round(means["sampled_ms"] / means["conventional_ms"], 3)
-            rows.append({**facts, **means, "sampled_over_conventional": ratio,
-                         "slowest_sampled_ms": round(max(times["sampled"]), 3)})  # fmt: skip
+                if round_ >= warmup:
+                    pairs.append(pair)
+                    left.append(1 / mac_reduction(config, tokens, alpha, tau))
+                if len(pairs) >= 5 and time.perf_counter() - began > args.seconds:
+                    break
+            facts = {"model": name, "batch": batch, "tokens": tokens, "low": low, "high": high, "steps": len(pairs)}
+            for which, steps in zip(("conventional", "sampled"), zip(*pairs)):
+                facts |= {f"{which}{part}_ms": round(statistics.mean(x), 3)
+                          for part, x in zip(("", "_host"), zip(*steps))}  # fmt: skip
+            ratio = round(facts["sampled_ms"] / facts["conventional_ms"], 3)
+            rows.append({**facts, "sampled_over_conventional": ratio, "ideal": round(statistics.mean(left), 3),
+                         "slowest_sampled_ms": round(max(took for _, (took, _) in pairs), 3),
+                         "fused": backend._fused})  # fmt: skip
+            args.keep({"rows": rows})
         del model, optimizer
     print_rows(rows, " ".join(rows[0]))
     return {"rows": rows}
@@ -634,6 +674,7 @@ BENCHES = {
     "ttft": bench_ttft,
     "footprint": bench_footprint,
     "decode": bench_decode,
+    "memory": bench_memory,
     "train": bench_train,
     "profile": bench_profile,
     "sweep": bench_sweep,
@@ -665,9 +706,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     parser.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto")
+    without = "pruned passes without fused norms and activations, which stock models do not have"
+    parser.add_argument("--no-fused", action="store_true", help=without)
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     backend.use_backend(args.backend)
+    backend.use_fused(not args.no_fused)
     given = list(arguments if arguments is not None else sys.argv[1:])
     if "--output" in given:  # a path of one machine, and no part of how
         del given[given.index("--output") : given.index("--output") + 2]
@@ -679,7 +723,8 @@ def main(arguments: list[str] | None = None) -> int:
         facts = {"seed": 0, "repeats": args.repeats, "seconds": round(time.perf_counter() - started, 1), **spent}
         kind = args.bench if args.bench == "ttft" else f"bench-{args.bench}"
         return write_json(args.output, {"kind": kind, "command": command, "dtype": args.dtype,
-                                        "backends": backend.backends(device), "provenance": provenance(**facts),
+                                        "backends": backend.backends(device), "fused": not args.no_fused,
+                                        "provenance": provenance(**facts),
                                         **result})  # fmt: skip
 
     args.keep = lambda result: write({**result, "complete": False})

@@ -22,6 +22,7 @@ from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.compat import check_transformers
 from zsaa.families import Family, find_decoder
+from zsaa.fused import add_norm, mlp
 from zsaa.graphs import Graphs, check_mode, empty, replaying
 from zsaa.keep import check_alpha, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
@@ -213,7 +214,8 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         if prefill and layer == 0:
             hidden_states = zsaa.enter(hidden_states)
 
-        q, k, v = family.qkv(attention, getattr(self, family.attention_norm)(hidden_states))
+        hidden_states, normed = add_norm(hidden_states, None, getattr(self, family.attention_norm))
+        q, k, v = family.qkv(attention, normed)
         tables, window = kwargs.get("position_embeddings"), _window(attention)
         settings = {
             "scale": attention.scaling,
@@ -243,8 +245,8 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         output = family.output(attention, output)
         if family.after_attention_norm:
             output = getattr(self, family.after_attention_norm)(output)
-        hidden_states = hidden_states + output
-        output = getattr(self, family.mlp)(getattr(self, family.mlp_norm)(hidden_states))
+        hidden_states, normed = add_norm(hidden_states, output, getattr(self, family.mlp_norm))
+        output = mlp(getattr(self, family.mlp), normed)
         if family.after_mlp_norm:
             output = getattr(self, family.after_mlp_norm)(output)
         hidden_states = hidden_states + output

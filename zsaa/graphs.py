@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from zsaa import backend
 from zsaa.cache import pruned_cache
+from zsaa.packing import Packing
 from zsaa.passes import Plan, Prefill, Request
 
 LIMIT = 16  # recordings per model
@@ -80,7 +81,7 @@ class Recording:
     plan: Plan  # its tensors are read at every replay
     state: State
     inputs: dict[str, Tensor]
-    outputs: list[Tensor]  # the last hidden states; then keys, values and positions of every layer
+    outputs: Packing  # the last hidden states; then keys, values and positions of every layer
     cached: bool
     output_class: type
     names: tuple[str, ...]  # of the fields that the output fills
@@ -230,7 +231,8 @@ class Graphs:
         autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         precision = torch.get_float32_matmul_precision()
         cached = call["past_key_values"] is not None if "past_key_values" in call else False
-        return step.request, shapes, plain, cached, autocast, precision, backend.backends(device)["used"]
+        used = backend.backends(device)["used"], backend._fused
+        return step.request, shapes, plain, cached, autocast, precision, used
 
     def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
         self.calls += 1
@@ -308,9 +310,11 @@ class Graphs:
         if nbytes + sum(r.nbytes for r in self.recordings.values()) > _budget(request.device):
             self.seen[key] = -(1 << 30)  # too large: no second try
             return None
+        with torch.inference_mode(False), torch.no_grad():
+            packing = Packing(tensors)
         elapsed = 1000 * (time.perf_counter() - started)
         facts = (cached, type(output), tuple(output.keys()), graph, nbytes, elapsed, self.calls)
-        self.recordings[key] = Recording(request, plan, state, inputs, tensors, *facts)
+        self.recordings[key] = Recording(request, plan, state, inputs, packing, *facts)
         return self.recordings[key]
 
     def _replay(self, recording: Recording, call: dict):
@@ -323,11 +327,9 @@ class Graphs:
         for name, tensor in recording.inputs.items():
             tensor.copy_(call["zsaa"].mask if name == "zsaa" else call[name])
         recording.graph.replay()
-        # Copies: the next replay overwrites what this one left.
-        outputs = [torch.empty_like(x) for x in recording.outputs]
-        torch._foreach_copy_(outputs, recording.outputs)
+        # Copies: the next replay overwrites what this one left. All that follows runs while the device is at work.
+        hidden, *rest = recording.outputs.copies()
         recording.used, recording.replays = self.calls, recording.replays + 1
-        hidden, *rest = outputs
         cache = call.get("past_key_values")
         if recording.cached:
             real = call["zsaa"].real

@@ -76,6 +76,15 @@ def plan(request: Request) -> Plan:
     return _plan(request, torch.cuda.current_stream(request.device).cuda_stream if cuda else None)
 
 
+def _recomputed() -> bool:
+    """Does something decide what is saved for the backward pass here, as gradient checkpointing does? Then this layer
+    may run again, and must write nothing of its own where others look."""
+    if not torch.is_grad_enabled():
+        return False
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return hooks is None or hooks(True) is not None
+
+
 class Prefill:
     """One pruned pass over whole inputs: which rows are alive, layer after layer.
 
@@ -93,7 +102,7 @@ class Prefill:
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
-        self.final: Tensor | None = None  # or, without gradient: [batch x width + 1, hidden_size], written at once
+        self.final: Tensor | None = None  # or: [batch, width, hidden_size], where they are written at once
         self._future: Tensor | None = None
 
     @property
@@ -157,14 +166,17 @@ class Prefill:
         if self.choice[layer] is None:
             return hidden, output
         (kept, places), carry = self.choice[layer], self.request.carry
-        if carry and (kernels is None or places is None or self.entered or torch.is_grad_enabled()):
+        if carry and (kernels is None or places is None or self.entered or _recomputed()):
             self.entered.setdefault(layer, hidden)
         elif carry and self.final is None:
-            self.final = hidden.new_zeros(hidden.shape[0] * self.request.width + 1, hidden.shape[2])
+            self.final = hidden.new_zeros(hidden.shape[0], self.request.width, hidden.shape[2])
         if kernels is None or places is None:
             return self.take(hidden, kept), self.take(output, kept)
-        final = None if self.final is None else self.final[:-1].unflatten(0, (hidden.shape[0], -1))
-        return kernels.pass_on(hidden, output, kept, places, self.plan.sizes[layer], self.rows[layer], final)
+        chosen = kept, places, self.plan.sizes[layer], self.rows[layer]
+        final = self.final if layer not in self.entered else None
+        hidden, output, final = kernels.pass_on(hidden, output, *chosen, final)
+        self.final = self.final if final is None else final
+        return hidden, output
 
     def _choose(self, layer: int, sums: Tensor, kernels) -> None:
         """Fill in `choice` of a layer, (indices into the rows that entered it, their places or None) or None where all
@@ -187,14 +199,18 @@ class Prefill:
         entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
         """
         batch, width = hidden.shape[0], self.request.width
-        final = self.final  # the extra row takes the padding
-        if final is None:
-            final = hidden.new_zeros(batch * width + 1, hidden.shape[2])
-        for stage, states in (*self.entered.items(), (len(self.rows) - 1, hidden)):
+        stages = (*self.entered.items(), (len(self.rows) - 1, hidden))
+        if self.final is not None and all(self.real[stage] is None for stage, _ in stages):
+            final = self.final.flatten(0, 1)
+        else:
+            final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
+            if self.final is not None:
+                final[:-1] = self.final.flatten(0, 1)
+        for stage, states in stages:
             flat, real = self.rows[stage] + self.plan.samples * width, self.real[stage]
             flat = flat if real is None else flat.masked_fill(~real, batch * width)
             final.index_copy_(0, flat.flatten(), states.flatten(0, 1))
-        return final[:-1].unflatten(0, (batch, width))
+        return final[: batch * width].unflatten(0, (batch, width))
 
 
 class Decode:

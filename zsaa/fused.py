@@ -1,0 +1,67 @@
+"""The parts of a decoder layer between its matrix products, by kernels that do them at once where that is safe.
+
+Without gradient they are those of kernels/layer.py, with gradient PyTorch's own RMSNorm and GELU (on a GPU).
+
+Only modules of known classes, without hooks, are replaced by what they compute; all others are called. Stock models
+have no such kernels: a speed-up over them is not pruning's alone, and `backend.use_fused(False)` shows the difference.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsaa import backend
+
+RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}  # weight * normed
+GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}  # down(act(gate) * up)
+
+
+SILU = ("SiLUActivation", "SiLU")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _known(module: nn.Module, names: set[str]) -> bool:
+    """Is this just one of transformers' modules of these names, with nothing hooked to it?"""
+    kind, own = type(module), module.__dict__
+    if kind.__name__ not in names or not kind.__module__.startswith("transformers."):
+        return False
+    return _unhooked(own)
+
+
+def _unhooked(own: dict) -> bool:
+    return "forward" not in own and not any(own[kind] for kind in HOOKS)
+
+
+def _norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, float] | None:
+    """Weight, bias and epsilon of a plain RMSNorm or LayerNorm, else None."""
+    if type(norm) is nn.LayerNorm:
+        return (norm.weight, norm.bias, norm.eps) if _unhooked(norm.__dict__) and norm.bias is not None else None
+    return (norm.weight, None, norm.variance_epsilon) if _known(norm, RMS_NORMS) else None
+
+
+def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """hidden + output (or hidden itself, for None), and `norm` of it."""
+    kernels = backend.layer_kernels(hidden)
+    parts = _norm_parts(norm) if kernels is not None else None
+    alike = parts is not None and parts[0].dtype == hidden.dtype and (output is None or output.dtype == hidden.dtype)
+    if alike and hidden.shape[-1] <= kernels.NORM_LIMIT:
+        return kernels.add_norm(hidden, output, *parts)
+    hidden = hidden if output is None else hidden + output
+    if backend.fuses_training(hidden) and _known(norm, RMS_NORMS) and norm.weight.dtype == hidden.dtype:
+        return hidden, F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return hidden, norm(hidden)
+
+
+def mlp(module: nn.Module, x: Tensor) -> Tensor:
+    kernels = backend.layer_kernels(x)
+    if kernels is None and not backend.fuses_training(x):
+        return module(x)
+    if kernels is not None and _known(module, GATED_MLPS) and type(module.act_fn).__name__ in SILU:
+        gate, up = module.gate_proj(x), module.up_proj(x)
+        if gate.is_contiguous() and up.is_contiguous() and gate.dtype == up.dtype:
+            return module.down_proj(kernels.silu_mul(gate, up))
+        return module.down_proj(module.act_fn(gate) * up)
+    if _known(module, {"GPT2MLP"}) and _known(module.act, {"NewGELUActivation"}):
+        return module.dropout(module.c_proj(F.gelu(module.c_fc(x), approximate="tanh")))
+    return module(x)

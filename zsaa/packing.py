@@ -1,0 +1,79 @@
+"""Handing out copies of tensors that a recording will write again, with as little work for the host as possible."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from zsaa import backend
+
+LIMIT = 64 << 20  # bytes that share memory: what is handed out is freed when all that it shares memory with is
+ALIGNED = 64  # words of 8 bytes: as PyTorch aligns tensors of their own
+
+
+class Packing:
+    """Copies of `tensors`, which stay where they are. Several share the memory of one new tensor, so that the host
+    makes one instead of many; the first, a model's last states, often let go before the cache, has its own.
+
+    With Triton one kernel per group copies all of it; without, PyTorch copies one by one.
+    """
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors, groups, held = tensors, [tensors[:1]], LIMIT
+        for x in tensors[1:]:
+            if held + x.nbytes > LIMIT:
+                groups.append([])
+                held = 0
+            groups[-1].append(x)
+            held += x.nbytes
+        self.layouts = [_layout(group) for group in groups]
+        self.packs: list = []
+        if backend.copies(tensors[0].device):
+            try:
+                self.packs = [_pack(*of) for of in zip(groups, self.layouts)]
+                why = "" if not all(self.packs) or self._agrees() else "it copies something else"
+            except Exception as error:  # a compiler's, most likely
+                why = f"{type(error).__name__}: {error}"
+            if why:
+                warnings.warn(f"zsaa's copying kernel is not used: {why}. Please report it.", stacklevel=2)
+            if why or not all(self.packs):
+                self.packs = []
+
+    def _agrees(self) -> bool:
+        """Does the kernel copy what is there? Asked once per recording."""
+        return all(torch.equal(a, b) for a, b in zip(self.copies(), self.tensors, strict=True))
+
+    def copies(self) -> list[Tensor]:
+        copies = []
+        for pack, (words, parts) in zip(self.packs or [None] * len(self.layouts), self.layouts):
+            flat = pack() if pack else torch.empty(words, dtype=torch.int64, device=self.tensors[0].device)
+            views = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
+            copies += [views[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
+        if not self.packs:
+            torch._foreach_copy_(copies, self.tensors)
+        return copies
+
+
+def _layout(group: list[Tensor]) -> tuple[int, list[tuple]]:
+    """Words of 8 bytes that a group takes, and of each tensor dtype, size, strides and offset there: dense, in the
+    order of its own strides."""
+    words, parts = 0, []
+    for x in group:
+        strides, step = [0] * x.dim(), 1
+        for i in sorted(range(x.dim()), key=lambda i: (-x.stride(i) or -(1 << 62), i), reverse=True):
+            strides[i], step = step, step * x.shape[i]
+        parts.append((x.dtype, tuple(x.shape), tuple(strides), words * 8 // x.element_size()))
+        words += -(-x.nbytes // (8 * ALIGNED)) * ALIGNED
+    return words, parts
+
+
+def _pack(group: list[Tensor], layout: tuple[int, list[tuple]]):
+    from zsaa.kernels.pack import Pack
+
+    words, parts = layout
+    try:
+        return Pack(group, [offset * dtype.itemsize // 8 for dtype, *_, offset in parts], words)
+    except ValueError:
+        return None
