@@ -244,7 +244,7 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
         if family.after_attention_norm:
             output = getattr(self, family.after_attention_norm)(output)
         hidden_states = hidden_states + output
-        output = getattr(self, family.mlp)(getattr(self, family.mlp_norm)(hidden_states))
+        output = family.feed_forward(getattr(self, family.mlp), getattr(self, family.mlp_norm)(hidden_states))
         if family.after_mlp_norm:
             output = getattr(self, family.after_mlp_norm)(output)
         hidden_states = hidden_states + output

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from zsaa.linear import linear, quick, untouched
+
 
 def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: [batch, heads, rows, head_dim] each."""
     q, k, v = (
-        projection(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        linear(projection, hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if hasattr(attention, "q_norm"):
@@ -34,11 +36,22 @@ def _fused_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _output(attention: nn.Module, x: Tensor) -> Tensor:
-    return attention.o_proj(x)
+    return linear(attention.o_proj, x)
 
 
 def _gpt2_output(attention: nn.Module, x: Tensor) -> Tensor:
     return attention.resid_dropout(attention.c_proj(x))
+
+
+def _gated_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
+    """What all gated MLPs of transformers do, with its products as `linear` chooses them."""
+    if not (quick(x) and untouched(mlp) and type(mlp).__module__.startswith("transformers.")):
+        return mlp(x)
+    return linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, x)) * linear(mlp.up_proj, x))
+
+
+def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
+    return mlp(x)
 
 
 def _dropout(attention: nn.Module) -> float:
@@ -63,6 +76,7 @@ class Family:
     after_mlp_norm: str | None
     qkv: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]
     output: Callable[[nn.Module, Tensor], Tensor]
+    feed_forward: Callable[[nn.Module, Tensor], Tensor]
     dropout: Callable[[nn.Module], float]
     mlp_matrices: int  # weight matrices in the MLP: 3 when gated (SwiGLU), 2 otherwise
 
@@ -77,6 +91,7 @@ LLAMA = Family(
     after_mlp_norm=None,
     qkv=_separate_qkv,
     output=_output,
+    feed_forward=_gated_mlp,
     dropout=_dropout,
     mlp_matrices=3,
 )
@@ -94,6 +109,7 @@ GPT2 = replace(
     mlp_norm="ln_2",
     qkv=_fused_qkv,
     output=_gpt2_output,
+    feed_forward=_mlp,
     dropout=_gpt2_dropout,
     mlp_matrices=2,
 )
