@@ -1,4 +1,4 @@
-"""Linear layers of a pruned pass: few rows, for which oneDNN's product is faster on a CPU than PyTorch's default one."""
+"""Linear layers of a pruned pass: on a CPU oneDNN computes products of few rows faster than PyTorch's default does."""
 
 from __future__ import annotations
 
