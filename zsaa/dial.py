@@ -24,11 +24,12 @@ from zsaa.compat import check_transformers
 from zsaa.families import Family, find_decoder
 from zsaa.fused import add_norm, mlp
 from zsaa.graphs import Graphs, check_mode, empty, replaying
-from zsaa.keep import check_alpha, check_tau
+from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.score import check_score
 
-DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
+DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
+RULE = ("tau", "schedule", "score")  # what decides, beside alpha, how many tokens go on and what that costs
 PER_TOKEN = ("attention_mask", "position_ids")  # arguments of a decoder that have one column per token
 
 
@@ -37,7 +38,7 @@ class Dial:
 
     def __init__(self, decoder: nn.Module, family: Family, carry: bool):
         self.alpha: float | tuple[float, ...]  # a tuple: one per request of the batch
-        self.alpha, self.tau, self.score = (DEFAULTS[name] for name in ("alpha", "tau", "score"))
+        self.alpha, self.tau, self.schedule, self.score = (DEFAULTS[name] for name in ("alpha", *RULE))
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = False
         self.num_layers = decoder.config.num_hidden_layers
@@ -48,7 +49,8 @@ class Dial:
         self.hooks = [decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)]
 
     def settings(self) -> dict:
-        return {"alpha": self.alpha, "tau": self.tau, "score": self.score, "alpha_range": self.trained}
+        rule = {"tau": self.tau, "score": self.score, "schedule": self.schedule}
+        return {"alpha": self.alpha, **rule, "alpha_range": self.trained}
 
     def turn(self, alpha: float | tuple[float, ...]) -> None:
         self.alpha = alpha
@@ -134,6 +136,7 @@ class Dial:
                 width=shape[1],
                 alphas=tuple(self.alphas(shape[0])),
                 tau=self.tau,
+                schedule=self.schedule,
                 num_layers=self.num_layers,
                 score=self.score,
                 carry=self.carry,
@@ -295,6 +298,7 @@ def enable(
     tau: int | None = None,
     score: str | None = None,
     graphs: bool | str | None = None,
+    schedule: str | None = None,
 ) -> nn.Module:
     """Put the dial on `model`, in place, and return it.
 
@@ -306,11 +310,14 @@ def enable(
     score: "column_sum" (the paper's contribution) or "column_mean" (per query that can see the token).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
+    schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), or the same token-layers in a single drop,
+        "once" (in the first layer) or "deep" (the weaker the pruning, the later), both sparing short texts; see
+        `zsaa.kept_counts`.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
-    writes and stock transformers ignores); at first alpha = 1, tau = 5, score = "column_sum". Calling it again changes
-    the settings. graphs is never saved, and "auto" at first. Raises UnsupportedModelError (a TypeError) for other
-    models, TypeError or ValueError for settings out of range.
+    writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
+    "geometric". Calling it again changes the settings. graphs is never saved, and "auto" at first. Raises
+    UnsupportedModelError (a TypeError) for other models, TypeError or ValueError for settings out of range.
     """
     check_transformers()
     decoder, family = find_decoder(model)
@@ -326,6 +333,7 @@ def enable(
     saved = current_settings(decoder)
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
+    schedule = check_schedule(schedule or saved["schedule"])
     graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
     if dial is None:
@@ -340,7 +348,8 @@ def enable(
     head = _head(model, decoder)
     if head is not None and len(dial.hooks) == 1:
         dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
-    dial.tau, dial.score, dial.trained = tau, score, tuple(trained) if trained else None
+    dial.tau, dial.schedule, dial.score = tau, schedule, score
+    dial.trained = tuple(trained) if trained else None
     dial.turn(alpha)
     decoder.config.zsaa = dial.settings()
     return model
@@ -392,14 +401,21 @@ def current_settings(decoder: nn.Module) -> dict:
 
 
 def settings(model: nn.Module) -> dict:
-    """The dial's settings: {"alpha", "tau", "score", "alpha_range"} (the last: trained for, or None)."""
+    """The dial's settings: {"alpha", "tau", "score", "schedule", "alpha_range"} (the last: trained for, or None)."""
     return _dial(model)[1].settings()
 
 
+def rule(model: nn.Module) -> dict:
+    """Those of the dial's settings that decide, with alpha, how many tokens each layer keeps and what that costs: as
+    keyword arguments of `zsaa.macs`, `mac_reduction` and `alpha_for`."""
+    dial = _dial(model)[1]
+    return {name: getattr(dial, name) for name in RULE}
+
+
 def captured(model: nn.Module) -> dict:
-    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, score, cache, bytes,
-    capture_ms, replays), "bytes": together, "off": why no more are made, or None}. `enable(model, graphs=False)` frees
-    them."""
+    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, schedule, score,
+    cache, bytes, capture_ms, replays), "bytes": together, "off": why no more are made, or None}.
+    `enable(model, graphs=False)` frees them."""
     return _dial(model)[1].graphs.report()
 
 

@@ -61,6 +61,7 @@ class Recipe:
     alpha_range: tuple[float, float] | None = None
     tau: int = 5
     score: str = "column_sum"
+    schedule: str = "geometric"
     learning_rate: float = 4e-5
     batch_size: int = 8
     epochs: float = 5.0
@@ -231,7 +232,7 @@ def fine_tune(
     _set_dropout(model, recipe.dropout)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score)
+    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score, schedule=recipe.schedule)
     precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
@@ -339,7 +340,7 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
             "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
     model, tokenizer = load_model(str(folder), **kwargs)
-    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"])
+    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"], schedule=saved.get("schedule"))
     trained_for(model, saved["alpha_range"])
     return model, tokenizer
 

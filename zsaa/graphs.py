@@ -347,6 +347,7 @@ class Graphs:
                     "lengths": list(request.lengths),
                     "alphas": list(request.alphas),
                     "tau": request.tau,
+                    "schedule": request.schedule,
                     "score": request.score,
                     "cache": recording.cached,
                     "bytes": recording.nbytes,

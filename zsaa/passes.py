@@ -29,6 +29,7 @@ class Request:
     width: int
     alphas: tuple[float, ...]
     tau: int
+    schedule: str
     num_layers: int
     score: str
     carry: bool  # do dropped tokens leave with the state that they had?
@@ -49,7 +50,8 @@ class Plan:
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
-        counts = (kept_counts(n, a, request.num_layers, request.tau) for n, a in zip(lengths, request.alphas))
+        fixed = request.num_layers, request.tau, request.schedule
+        counts = (kept_counts(n, alpha, *fixed) for n, alpha in zip(lengths, request.alphas))
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]
         self.widths = [max(stage) for stage in stages]
