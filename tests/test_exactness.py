@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import zsaa
-from zsaa import dial
+from zsaa import attention, dial
 
 ALPHA, TAU = 0.7, 3
 # transformers' RMSNorm and eager softmax round to float32 on the way, also in a float64 model; GPT-2 does not.
@@ -254,3 +254,18 @@ def test_scores_are_computed_where_they_decide_something_and_nowhere_else(family
     model(ids, attention_mask=mask, position_ids=positions)
     assert zsaa.kept_counts(30, 0.3, 4, 5) == [9, 5, 5, 5]
     assert asked == [True, True, False, False]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_blocks_of_query_rows_decide_nothing(family, monkeypatch):
+    ids, mask, _ = tiny.tokens([41, 23])
+    results = []
+    for rows in (1 << 40, 16):
+        monkeypatch.setitem(attention.BLOCK_ROWS, "cpu", rows)
+        model = zsaa.enable(tiny.make(family), alpha=0.9, tau=3)
+        with torch.no_grad(), zsaa.trace(model) as t:
+            model(ids, attention_mask=mask)
+        loss = model(ids, attention_mask=mask).logits[mask == 1].square().mean()
+        loss.backward()
+        results.append((t.kept, loss.detach(), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*results, **TOLERANCE[family])

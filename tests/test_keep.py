@@ -126,6 +126,7 @@ def test_column_mean_divides_by_the_queries_that_see_a_token():
 def test_macs_agree_with_a_flop_counter(family, alpha, monkeypatch):
     """On a path made of plain products, and one block, so that nothing is skipped: exactly."""
     monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", 1 << 40)
+    monkeypatch.delitem(attention.BLOCK_ROWS, "cpu")
     model = zsaa.enable(tiny.make(family, "base"), alpha=alpha, tau=3)
     n = 40
     with torch.no_grad(), zsaa.trace(model), FlopCounterMode(display=False) as counter:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from zsaa.linear import linear
+
 
 def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: [batch, heads, rows, head_dim] each."""
     q, k, v = (
-        projection(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        linear(projection, hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if hasattr(attention, "q_norm"):
@@ -34,7 +36,7 @@ def _fused_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _output(attention: nn.Module, x: Tensor) -> Tensor:
-    return attention.o_proj(x)
+    return linear(attention.o_proj, x)
 
 
 def _gpt2_output(attention: nn.Module, x: Tensor) -> Tensor:

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsaa import backend
+from zsaa.linear import linear, quick, untouched
 
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}  # weight * normed
-GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}  # down(act(gate) * up)
-
-
+GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP"}  # down(act(gate) * up)
 SILU = ("SiLUActivation", "SiLU")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -54,6 +53,9 @@ def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Te
 
 
 def mlp(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x)."""
+    if quick(x) and untouched(module) and _known(module, GATED_MLPS):
+        return linear(module.down_proj, module.act_fn(linear(module.gate_proj, x)) * linear(module.up_proj, x))
     kernels = backend.layer_kernels(x)
     if kernels is None and not backend.fuses_training(x):
         return module(x)
