@@ -170,7 +170,7 @@ def test_macs_of_one_drop(family, schedule, score):
 @given(lengths=st.lists(st.integers(30, 900), min_size=1, max_size=5), target=st.floats(1.0, 2.0))
 def test_alpha_for_reaches_the_target_under_every_schedule(schedule, lengths, target):
     config = tiny.CONFIGS["llama"]()
-    rule = {"schedule": schedule}
+    rule = {"schedule": schedule, "score": "evidence"}
     most = zsaa.mac_reduction(config, lengths, 1e-5, **rule)
     if target > most:
         with pytest.raises(ValueError, match=f"from 1 to {most:.2f}"):

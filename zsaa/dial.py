@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.compat import check_transformers
+from zsaa.evidence import attach, detach, needed
 from zsaa.families import Family, find_decoder
 from zsaa.fused import add_norm, mlp
 from zsaa.graphs import Graphs, check_mode, empty, replaying
 from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
-from zsaa.score import check_score
+from zsaa.score import LEARNED, check_score
 
 DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
 RULE = ("tau", "schedule", "score")  # what decides, beside alpha, how many tokens go on and what that costs
@@ -142,7 +143,14 @@ class Dial:
                 carry=self.carry,
                 device=device,
             )
-            step = Prefill(request, plan(request), mask)
+            scorer, ids = decoder.evidence if self.score == LEARNED else None, call.get("input_ids")
+            if scorer is not None and ids is None:
+                raise ValueError(
+                    'score="evidence" asks which tokens stand in the text, and this call has inputs_embeds only (as '
+                    "prompt tuning makes them). Pass input_ids, choose another score, or set alpha to 1."
+                )
+            watched = scorer is not None and decoder.training and self.tracer is not None
+            step = Prefill(request, plan(request), mask, scorer, ids, watched)
             if self.tracer is not None:
                 self.tracer.step = step
             if _wants_cache(decoder, call):
@@ -235,8 +243,11 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
             if cache is not None:
                 cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], positions, real is None, zsaa.request.width)
             given = {"rows": n, "real": real, "positions": positions, "window": window, "future": zsaa.future}
-            output, sums = attend_and_score(q, k, v, score=zsaa.plan.drops[layer], **given, **settings)
+            output, sums = attend_and_score(
+                q, k, v, score=zsaa.plan.drops[layer] and zsaa.scorer is None, **given, **settings
+            )
             output = output.transpose(1, 2).flatten(2)
+            sums = sums if zsaa.scorer is None else zsaa.judge(layer, hidden_states, output)
             hidden_states, output = zsaa.pass_on(layer, sums, hidden_states, output)
         else:
             if tables is not None:
@@ -307,7 +318,8 @@ def enable(
     alpha: share of tokens that each layer keeps, in (0, 1] (paper, Eq. 2); 1 runs the stock model bit for bit. A tensor
         or list [batch] sets one for each request.
     tau: least number of tokens that a layer keeps (the paper uses 5).
-    score: "column_sum" (the paper's contribution) or "column_mean" (per query that can see the token).
+    score: "column_sum" (the paper's contribution), "column_mean" (per query that can see the token), "random" (a
+        control), or "evidence" (learned, by zsaa.finetune; saved beside the model).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
     schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), or the same token-layers in a single drop,
@@ -334,6 +346,7 @@ def enable(
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
     schedule = check_schedule(schedule or saved["schedule"])
+    scorer = needed(decoder, schedule) if score == LEARNED else None
     graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
     if dial is None:
@@ -348,6 +361,8 @@ def enable(
     head = _head(model, decoder)
     if head is not None and len(dial.hooks) == 1:
         dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
+    if scorer is not None and scorer is not getattr(decoder, "evidence", None):
+        attach(model, scorer)
     dial.tau, dial.schedule, dial.score = tau, schedule, score
     dial.trained = tuple(trained) if trained else None
     dial.turn(alpha)
@@ -372,7 +387,8 @@ def _head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
 
 
 def disable(model: nn.Module) -> nn.Module:
-    """Take the dial off again: the model is the stock one, classes and hooks included. Harmless if it was not on."""
+    """Take the dial off again: the model is the stock one, classes, hooks and a learned score included. Harmless if it
+    was not on."""
     decoder, family = find_decoder(model)
     dial = getattr(decoder, "_zsaa", None)
     if dial is not None:
@@ -383,6 +399,7 @@ def disable(model: nn.Module) -> nn.Module:
         for layer in getattr(decoder, family.layers):
             layer.__class__ = type(layer).__bases__[0]
         decoder.__class__ = type(decoder).__bases__[0]
+        detach(model)
     return model
 
 
@@ -442,7 +459,8 @@ class Trace:
     """What the last prefill under `trace` kept; positions count from the first real token of each sample.
 
     counts: list over layers of lists over samples, N_l. lengths: N_0 of each sample. kept: list over layers of lists
-    over samples of int64 tensors, the original positions that the layer passed on.
+    over samples of int64 tensors, the original positions that the layer passed on. votes: of a learned score in
+    training, see `zsaa.passes.Prefill`.
     """
 
     def __init__(self):
@@ -460,6 +478,10 @@ class Trace:
     @property
     def lengths(self) -> list[int]:
         return list(self._seen().request.lengths)
+
+    @property
+    def votes(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return self._seen().votes
 
     @property
     def kept(self) -> list[list[Tensor]]:

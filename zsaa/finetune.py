@@ -31,6 +31,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
+from zsaa import evidence
 from zsaa.dial import settings, trained_for
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
@@ -302,7 +303,7 @@ def fine_tune(
 def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None = None) -> None:
     """Write model (or adapter), tokenizer and the dial's settings to `folder`, all at once: a crash or a full disk
     leaves what was there before. weights: the state dict, where the model holds only a shard of it. The settings lie in
-    the model's config.json; an adapter has none, and gets zsaa.json."""
+    the model's config.json; an adapter has none, and gets zsaa.json. A learned score gets a file of its own."""
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -311,6 +312,8 @@ def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None =
         tokenizer.save_pretrained(draft)
         if hasattr(model, "peft_config"):
             (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
+        if (scorer := evidence.scorer_of(model)) is not None:
+            evidence.save(scorer, draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except OSError as error:
@@ -340,6 +343,8 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
             "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
     model, tokenizer = load_model(str(folder), **kwargs)
+    if (Path(folder) / evidence.FILE).is_file():
+        evidence.attach(model, evidence.read(find_decoder(model)[0].config, folder))
     zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"], schedule=saved.get("schedule"))
     trained_for(model, saved["alpha_range"])
     return model, tokenizer

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from zsaa.families import FAMILIES, SUPPORTED
+from zsaa.score import LEARNED
 
 SCHEDULES = ("geometric", "once", "deep")  # the first is the paper's
 DEPTH = 0.6  # of "deep": how far down the single drop goes, as a share of the layers that all tokens could afford
@@ -114,7 +115,7 @@ def layer_weights(config: Any) -> tuple[int, int]:
 def scorer_macs(config: Any, score: str) -> int:
     """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
     head. The others are sums of what attention computes anyway, and count nothing."""
-    if score != "evidence":
+    if score != LEARNED:
         return 0
     return EVIDENCE_WIDTH * (config.hidden_size + attention_widths(config)[0] + config.num_labels)
 
