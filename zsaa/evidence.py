@@ -76,7 +76,7 @@ class Evidence(nn.Module):
 
     def groups(self) -> list[dict]:
         """For an optimizer: the heads and the table learn faster than the model."""
-        heads = {"params": list(self.heads.parameters()), "lr": 1e-3}
+        heads = {"params": list(self.heads.parameters()), "lr": 1e-3, "weight_decay": 0.01}
         return [heads, {"params": list(self.table.parameters()), "lr": 3e-3, "weight_decay": 0.0}]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):

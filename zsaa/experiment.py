@@ -26,7 +26,7 @@ from zsaa.dial import settings
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
-from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
+from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.measure import cached, energy, hash_of, provenance, write_json
 from zsaa.results import RESULTS, load_results, measured
 
@@ -404,20 +404,22 @@ def _tokenized(split, tokenizer, max_length: int, net):
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of a Recipe."""
+    """An option for each field of a Recipe, and --recipe, whose fields they change."""
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", help="the fields that the options below change")
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         elif field.name == "alpha_range":
-            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
+            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"), default=argparse.SUPPRESS)
         else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
+            parser.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS)
 
 
 def recipe_of(chosen: argparse.Namespace) -> Recipe:
     """The Recipe in parsed arguments."""
-    return Recipe(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe)})
+    given = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe) if hasattr(chosen, f.name)}
+    return Recipe.named(chosen.recipe, **given)
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:

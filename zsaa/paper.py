@@ -24,6 +24,8 @@ TABLE_1_RECIPE = {
     "tau": 5,
     "score": "column_sum",
     "schedule": "geometric",
+    "sampling": "alpha",
+    "warm": 0.0,
     "learning_rate": 4e-5,
     "batch_size": 8,
     "gradient_accumulation": 1,

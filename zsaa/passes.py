@@ -180,12 +180,13 @@ class Prefill:
         if not (self.plan.drops[layer] or watched):
             return None
         votes = self.scorer(layer, hidden, output, self.ids.gather(1, self.rows[layer]))
-        if watched and layer not in self.votes:  # gradient checkpointing comes by again
+        if watched:
             votes_of, sizes, real = votes, self.plan.sizes[layer], self.real[layer]
             if real is not None:
                 votes_of = votes * real[..., None]
             summed = 2 * votes_of.sum(1) / sizes[:, None].sqrt()
-            self.votes[layer] = summed, spread(votes_of).sum() / sizes.sum()
+            apart = spread(votes_of).sum() / sizes.sum()
+            self.votes.setdefault(layer, (summed, apart))  # gradient checkpointing comes by again
         return spread(votes.detach())
 
     def pass_on(self, layer: int, sums: Tensor | None, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
