@@ -1,6 +1,10 @@
 """A recipe of our own beside the paper's, which stays as it is: sandwich steps, distillation, the learned score."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -8,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from test_finetune import model, samples
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
+
 import zsaa
 from ablation import forward as bench
 from ablation.train import Evidence as BenchEvidence
 from ablation.train import Training, _passes
-from zsaa import evidence, finetune
+from zsaa import distributed, evidence, finetune
 from zsaa.dial import settings
 from zsaa.finetune import RECIPES, Recipe, draw_reduction, fine_tune
 from zsaa.keep import kept_counts
@@ -237,3 +243,32 @@ def test_half_precision(tmp_path):
     trained, log = run(Recipe.named("zsaa+", **OWN, precision="bf16"), tmp_path, log_steps=1)
     assert all(math.isfinite(loss) for _, loss in log["loss"])
     assert all(p.dtype == torch.float32 for p in evidence.scorer_of(trained).parameters())
+
+
+def _shared(folder, processes):
+    """One process' part of a small run, on texts of one length: alpha is then the same in all batches."""
+    evidence.Evidence.DROPOUT = 0.0
+    data = samples(32).map(lambda row: {k: v[:8] if isinstance(v, list) else v for k, v in row.items()})
+    changes = {"tau": 2, "strongest": 2.0, "max_steps": 6, "learning_rate": 1e-3, "warm": 0.2, "schedule": "once"}
+    recipe = Recipe.named("zsaa+", **changes, batch_size=8 // processes, dropout=0.0, precision="fp32")
+    net, _ = run(recipe, folder, model(dtype=torch.float64), data)
+    everywhere = distributed.gather({k: v.double().sum().item() for k, v in net.state_dict().items()})
+    assert all(theirs == everywhere[0] for theirs in everywhere)
+    distributed.on_first(lambda: torch.save(net.state_dict(), f"{folder}.pt"))
+
+
+def test_two_processes_train_like_one(tmp_path):
+    pytest.importorskip("transformers", minversion="5.18", reason="older Trainers do not train on several CPUs")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "hf")}
+    here = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for processes in (1, 2):
+        command = [*here, str(processes), __file__, str(tmp_path / str(processes)), str(processes)]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+if __name__ == "__main__":
+    _shared(sys.argv[1], int(sys.argv[2]))
