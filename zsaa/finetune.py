@@ -371,7 +371,7 @@ def fine_tune(
             f"are about class labels, which a {type(model).__name__} has not. Use sampling='alpha' and a score that is "
             "not learned, as Recipe.named('paper') does."
         )
-    lengths = [len(ids) for ids in train_dataset["input_ids"]] if recipe.sampling == "sandwich" else None
+    lengths = [len(row["input_ids"]) for row in train_dataset] if recipe.sampling == "sandwich" else None
     low, high = alpha_range(recipe, model, lengths)
     if getattr(model, "is_quantized", False):
         model = prepare_quantized(model, recipe)
