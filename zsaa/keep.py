@@ -136,14 +136,7 @@ def macs(
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
     learned score is not (see `scorer_macs`).
     """
-    per_entering_row, per_kept_row = layer_weights(config)
-    q_dim, _ = attention_widths(config)
-    total, per_scored_row = 0, scorer_macs(config, score)
-    for kept in kept_counts(n, alpha, config.num_hidden_layers, tau, schedule):
-        total += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
-        total += n * per_scored_row if kept < n else 0
-        n = kept
-    return total
+    return total_macs(config, Counter([n]), alpha, tau, schedule, score)
 
 
 def kv_bytes(
@@ -180,7 +173,18 @@ def histogram(lengths: int | Iterable[int]) -> Counter:
 def total_macs(
     config: Any, counted: Counter, alpha: float, tau: int = 5, schedule: str = "geometric", score: str = "column_sum"
 ) -> int:
-    return sum(times * macs(config, n, alpha, tau, schedule, score) for n, times in counted.items())
+    """`macs`, summed over samples: how often each length occurs."""
+    per_entering_row, per_kept_row = layer_weights(config)
+    (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
+    total = 0
+    for n, times in counted.items():
+        cost = 0
+        for kept in kept_counts(n, alpha, layers, tau, schedule):
+            cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
+            cost += n * per_scored_row if kept < n else 0
+            n = kept
+        total += times * cost
+    return total
 
 
 def mac_reduction(
