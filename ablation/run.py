@@ -100,7 +100,11 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.score.weight, std=0.02)
-        if training.lora:
+        if training.start:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, training.start, is_trainable=True)
+        elif training.lora:
             recipe = Recipe(tuning="lora", lora_rank=training.lora, lora_alpha=2 * training.lora, seed=seed)
             model = add_lora(model, recipe)
         rule = variant
@@ -116,7 +120,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
                     {k: v.half() for k, v in probe.state_dict().items()},
                     Path(options.save) / name / "evidence.safetensors",
                 )
-            model.to(torch.bfloat16 if device == "cuda" else torch.float32)
+            model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
         for found in rows:
             print(f"  {name} {found['control']} {found['mac_reduction']:.2f}x: {found['accuracy']}%", flush=True)

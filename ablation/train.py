@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
@@ -42,6 +43,10 @@ class Training:
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".
+    ahead: epochs in which "evidence" is trained alone beforehand, through the first layers only, the model as it is.
+    weakest: the least MAC reduction that "log" draws; every 16th step is then at alpha = 1, lest it be forgotten.
+    start: a folder with a trained LoRA adapter to go on from.
+    half: compute in bfloat16 on a CPU, too.
     lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights.
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
         samples seen: at equal compute the cheaper draws see more samples.
@@ -54,6 +59,10 @@ class Training:
     probe: str = ""
     warm: float = 0.0
     auxiliary: float = 0.3
+    ahead: float = 0.0
+    weakest: float = 1.0
+    start: str = ""
+    half: bool = False
     lora: int = 0
     epochs: float | None = 1.0
     compute: float | None = None
@@ -216,7 +225,7 @@ def train(
         probe = Evidence(config, dropping(config, variant), max(labels) + 1).to(device)
     weights = [p for p in model.parameters() if p.requires_grad]
     exact = weights
-    if device.type == "cuda":
+    if device.type == "cuda" or training.half:
         exact = [p.detach().float().clone() for p in weights]
         model.to(torch.bfloat16)
     groups = [{"params": exact, "lr": training.learning_rate}]
@@ -231,12 +240,14 @@ def train(
     epoch = sum(macs(config, n, 1.0, variant) for n in lengths)
     draw = random.Random(f"ablation draws {training.seed}")
     seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
+    if training.ahead:
+        _votes_alone(model, probe, samples, labels, variant, training, optimizer, progress)
     model.train()
     bar = tqdm(total=100, disable=not progress, mininterval=5, unit="%")
     for batch in _batches(lengths, training.batch_size, training.seed):
         shares = [seen / len(samples) / training.epochs] if training.epochs else []
         shares += [spent / epoch / training.compute] if training.compute else []
-        done = max(shares)
+        done = max(shares, default=1.0)  # no epochs at all: the scorer alone
         if done >= 1:
             break
         for group, rate in zip(optimizer.param_groups, rates):  # 5% warm-up, then linearly to zero
@@ -273,6 +284,47 @@ def train(
     }
 
 
+def _votes_alone(model, probe, samples, labels, variant, training, optimizer, progress) -> None:
+    """Train the scorer through the first layers only, the model as it is."""
+    device = next(model.parameters()).device
+    batches = _batches([len(s) for s in samples], training.batch_size, training.seed + 1)
+    steps = round(training.ahead * len(samples) / training.batch_size)
+    groups = optimizer.param_groups
+    rates = [group["lr"] for group in groups]
+    for step in tqdm(range(steps), disable=not progress, mininterval=5, desc="votes"):
+        for group, rate in zip(groups, rates):
+            group["lr"] = rate * (1 - step / steps)
+        texts, wanted = zip(*((samples[i], labels[i]) for i in next(batches)))
+        ids, _ = pad(texts, 0, device)
+        watch = _Watch(probe)
+        with torch.no_grad(), contextlib.suppress(_SeenEnough):
+            forward(model, ids, [len(text) for text in texts], 1.0, variant, scorer=watch)
+        for inputs in watch.inputs:
+            probe(*inputs)
+        probe.loss(torch.tensor(wanted, device=device)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(groups, rates):
+        group["lr"] = rate
+
+
+class _SeenEnough(Exception):
+    """The layers above are not needed."""
+
+
+class _Watch:
+    """Notes what the scorer is shown."""
+
+    def __init__(self, probe: Evidence):
+        self.watches, self.inputs, self.last = probe.watches, [], max(map(int, probe.heads))
+
+    def __call__(self, layer: int, *inputs) -> Tensor:
+        self.inputs.append((layer, *inputs))
+        if layer == self.last:
+            raise _SeenEnough
+        return inputs[-1].float()
+
+
 def _step(model, probe, texts, wanted, variant, training, draw, warm=False) -> tuple[float, int]:
     """Forward and backward passes of one optimizer step; returns the first pass' loss and the MACs of all."""
     decoder, _ = find_decoder(model)
@@ -284,8 +336,9 @@ def _step(model, probe, texts, wanted, variant, training, draw, warm=False) -> t
         except ValueError:  # short texts: as far as tau lets them
             return 1e-4
 
-    log_uniform = math.exp(draw.uniform(0, math.log(STRONGEST)))
+    log_uniform = math.exp(draw.uniform(math.log(training.weakest), math.log(STRONGEST)))
     kind, alphas = training.sampling, [1.0]
+    warm = warm or (training.weakest > 1 and draw.random() < 1 / 16)
     if kind == "truncated":
         k = truncation_for(config, lengths, log_uniform)
         texts = [cut(text, k, training.side) for text in texts]
