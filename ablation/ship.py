@@ -47,8 +47,10 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
     drawn = {"alpha_range": training.alpha_range}
     if training.sampling in ("sandwich", "log"):
         drawn = {"sampling": "sandwich", "strongest": STRONGEST}
-    elif training.sampling != "alpha":
-        return {"alpha": 1.0, **rule, "alpha_range": None}
+    elif training.sampling != "alpha":  # nothing was drawn, but where it went on from an adapter that has met the dial
+        earlier = Path(training.start) / SETTINGS_FILE
+        known = training.start and earlier.is_file() and json.loads(earlier.read_text(encoding="utf-8"))["alpha_range"]
+        return {"alpha": 1.0, **rule, "alpha_range": known or None}
     model, _ = load_model(str(folder), kind="sequence-classification")
     return {"alpha": 1.0, **rule, "alpha_range": alpha_range(Recipe(**rule, **drawn), model, lengths)}
 

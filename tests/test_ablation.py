@@ -427,6 +427,15 @@ def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
         ship.settings_of(tmp_path, Variant(), Training(sampling="log", probe="words"), [20])
 
 
+def test_a_shipped_scorer_beside_an_adapter_keeps_the_adapter_s_range(tmp_path):
+    (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": [0.5, 1.0]}))
+    (tmp_path / "evidence.safetensors").touch()
+    for start, known in ((str(tmp_path), [0.5, 1.0]), ("", None)):
+        training = Training(sampling="conventional", probe="evidence", start=start)
+        found = ship.settings_of(tmp_path, Variant(schedule="once", reference=512), training, [20])
+        assert found == {"alpha": 1.0, "tau": 5, "score": "evidence", "schedule": "once", "alpha_range": known}
+
+
 # ------------------------------------------------------------------------------------------------ showing
 
 

@@ -54,7 +54,7 @@ LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for
 # What a name changes of the defaults, which are the paper's. Each ingredient can be taken out again by its default.
 RECIPES: dict[str, dict] = {
     "paper": {},
-    "zsaa+": {"score": LEARNED, "schedule": "deep", "sampling": "sandwich", "distill": 0.5, "warm": 0.15},
+    "zsaa+": {"score": LEARNED, "schedule": "once", "sampling": "sandwich", "distill": 0.5, "warm": 0.15},
 }
 
 
