@@ -1,7 +1,7 @@
 """Turns what `ablation.run --save` left of a row into a folder that zsaa.finetune.load reads, with the dial on.
 
-python -m ablation.run --task imdb --rows lora-deep --save outputs/rows
-python -m ablation.ship outputs/rows/lora-deep --task imdb
+python -m ablation.run --task imdb --rows lora-once --save outputs/rows
+python -m ablation.ship outputs/rows/lora-once --task imdb
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
     )
     if variant.schedule not in SCHEDULES or variant != plain:
         raise ValueError(
-            f"the package has no {variant}: its schedules are {', '.join(SCHEDULES)}, the last two with "
+            f"the package has no {variant}: its schedules are {', '.join(SCHEDULES)}, the last with "
             f"reference={REFERENCE}, and sinks, recent, smooth and dropped are as in the paper."
         )
     rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score)}

@@ -387,7 +387,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("row", ["lora-deep", "deep", "paper"])
+@pytest.mark.parametrize("row", ["lora-once", "evidence-distilled", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
@@ -411,16 +411,21 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     assert 0 < dial["alpha_range"][0] < dial["alpha_range"][1] == 1
     ids, _, _ = tiny.tokens([150], vocab=90)
     bench, (probe, _) = kept
-    alpha = 0.9 if row == "paper" else 0.3
+    alpha = theirs = 0.9
+    if row != "paper":
+        alpha, kept_of_512 = 0.3, kept_counts(512, 0.3, 4, 5, "once")[0]
+        theirs = (kept_of_512 / 512) ** (1 / 4)  # as many tokens by another alpha
     with zsaa.at(net, alpha), torch.no_grad():
         found = net(ids).logits
-        expected = logits_of(bench, ids, [150], alpha, variant, **({} if probe is None else {"scorer": probe}))
+        expected = logits_of(bench, ids, [150], theirs, variant, **({} if probe is None else {"scorer": probe}))
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-    assert counts(150, alpha, 4, variant)[-1] < 150
+    assert counts(150, theirs, 4, variant) == kept_counts(150, alpha, 4, 5, variant.schedule)
+    assert counts(150, theirs, 4, variant)[-1] < 150
 
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
-    for fields in ({"schedule": "once"}, {"dropped": "merged"}, {"schedule": "late"}, {"smooth": 3}):
+    deep = {"schedule": "deep", "reference": 512}
+    for fields in ({"schedule": "once"}, deep, {"dropped": "merged"}, {"schedule": "late"}, {"smooth": 3}):
         with pytest.raises(ValueError, match="the package has no Variant"):
             ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
     with pytest.raises(ValueError, match="probe='words'"):

@@ -433,7 +433,7 @@ CHANGES = {
     "the dial's tau": lambda model, patch: zsaa.enable(model, tau=6) and {},
     "score": lambda model, patch: zsaa.enable(model, score="column_mean") and {},
     "schedule": lambda model, patch: {"schedule": "once"},
-    "the dial's schedule": lambda model, patch: zsaa.enable(model, schedule="deep") and {},
+    "the dial's schedule": lambda model, patch: zsaa.enable(model, schedule="once") and {},
     "dtype": lambda model, patch: model.to(torch.bfloat16) and {},
     "attention": lambda model, patch: model.set_attn_implementation("eager"),
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),

@@ -322,9 +322,8 @@ def enable(
         control), or "evidence" (learned, by zsaa.finetune; saved beside the model).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
-    schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), or the same token-layers in a single drop,
-        "once" (in the first layer) or "deep" (the weaker the pruning, the later), both sparing short texts; see
-        `zsaa.kept_counts`.
+    schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), or "once": the same token-layers in a
+        single drop, in the first layer, sparing short texts; see `zsaa.kept_counts`.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =

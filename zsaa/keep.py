@@ -13,8 +13,7 @@ from typing import Any
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.score import LEARNED
 
-SCHEDULES = ("geometric", "once", "deep")  # the first is the paper's
-DEPTH = 0.6  # of "deep": how far down the single drop goes, as a share of the layers that all tokens could afford
+SCHEDULES = ("geometric", "once")  # the first is the paper's
 EVIDENCE_WIDTH = 64  # of the hidden layer of a head of zsaa/evidence.py
 REFERENCE = 512  # tokens: where all is dropped at once, shorter texts may keep what a text of this length keeps
 
@@ -55,11 +54,9 @@ def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: s
     schedule:
         "geometric": Eq. 2. N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that
             are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
-        "once": one drop, in the first layer, to as many tokens as spend the token-layers of Eq. 2 at this alpha.
-        "deep": the same in a later layer, the deeper the more token-layers there are: of T of them, layer
-            floor(DEPTH T / N_0) drops.
-        Under both, texts shorter than REFERENCE keep what a text of that length would, as far as they have it: a budget
-        in tokens, which spares them as truncation to a fixed length does. No layer keeps fewer than tau.
+        "once": one drop, in the first layer, to as many tokens as spend the token-layers of Eq. 2 at this alpha, but
+            not fewer than tau. Texts shorter than REFERENCE keep what a text of that length would, as far as they have
+            it: a budget in tokens, which spares them as truncation to a fixed length does.
     """
     alpha, tau = check_alpha(alpha), check_tau(tau)
     check_schedule(schedule)
@@ -67,7 +64,7 @@ def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: s
         raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
     if schedule == "geometric":
         return list(_geometric(n, alpha, num_layers, tau))
-    return [min(n, kept) for kept in _at_once(max(n, REFERENCE), alpha, num_layers, tau, schedule)]
+    return [min(n, _at_once(max(n, REFERENCE), alpha, num_layers, tau))] * num_layers
 
 
 def _geometric(n: int, alpha: float, num_layers: int, tau: int) -> Iterator[int]:
@@ -77,19 +74,13 @@ def _geometric(n: int, alpha: float, num_layers: int, tau: int) -> Iterator[int]
 
 
 @functools.lru_cache(maxsize=1024)
-def _at_once(n: int, alpha: float, num_layers: int, tau: int, schedule: str) -> tuple[int, ...]:
-    budget = sum(_geometric(n, alpha, num_layers, tau))
-    # The 1e-9 is for products that are whole numbers in exact arithmetic.
-    spared = max(0, math.floor(DEPTH * budget / n + 1e-9) - 1) if schedule == "deep" else 0
-    kept = min(n, max(tau, (budget - spared * n) // (num_layers - spared)))
-    return (n,) * spared + (kept,) * (num_layers - spared)
+def _at_once(n: int, alpha: float, num_layers: int, tau: int) -> int:
+    return max(tau, sum(_geometric(n, alpha, num_layers, tau)) // num_layers)
 
 
 def dropping_layers(num_layers: int, schedule: str) -> range:
     """The layers (0: the first) that may drop tokens, at one alpha or another."""
-    # Below alpha = 1 the budget of "deep" is less than all token-layers.
-    count = {"geometric": num_layers, "once": 1, "deep": max(1, math.ceil(DEPTH * num_layers - 1e-9) - 1)}
-    return range(count[check_schedule(schedule)])
+    return range(1 if check_schedule(schedule) == "once" else num_layers)
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
