@@ -26,11 +26,11 @@ ALPHA = {"geometric": 0.7, "once": 0.06}  # short texts keep tokens by a budget
 LENGTHS = [23, 60, 9]
 
 
-def trained(config, layers=range(4), seed=0, bias=False):
-    """A scorer with an opinion, as from training; in the bench's own class where it has a bias."""
+def trained(config, layers=range(4), seed=0, kind=Evidence):
+    """A scorer with an opinion, as from training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = bench_train.Evidence(config, layers, 2) if bias else Evidence(config, layers, 2)
+        made = kind(config, layers, 2)
         for parameter in made.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return made.eval()
@@ -48,21 +48,17 @@ def schedule(request):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("padding", ["right", "left"])
-def test_it_equals_the_bench(family, schedule, bias, padding, monkeypatch):
+def test_it_equals_the_bench(family, schedule, padding, monkeypatch):
     """Kept positions and hidden states, with a scorer of the bench's own; its plan is the package's here."""
     monkeypatch.setattr(bench, "counts", lambda n, a, layers, v: kept_counts(n, a, layers, v.tau, schedule))
     model = tiny.make(family, "base")
-    judge = trained(model.config, bias=True)
-    if not bias:
-        for head in judge.heads.values():
-            head["votes"].bias.data.zero_()
+    judge = trained(model.config, kind=bench_train.Evidence)
     want, trail = bench.forward(
         model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA[schedule], bench.Variant(tau=3), scorer=judge
     )
-    mine = Evidence(model.config, range(4), 2, bias)
-    mine.load_state_dict({k: v for k, v in judge.state_dict().items() if bias or not k.endswith("votes.bias")})
+    mine = Evidence(model.config, range(4), 2)
+    mine.load_state_dict(judge.state_dict())
     evidence.attach(model, mine.eval())
     ids, mask, positions = tiny.tokens(LENGTHS, padding=padding)
     zsaa.enable(model, ALPHA[schedule], tau=3, score="evidence", schedule=schedule)
@@ -124,6 +120,20 @@ def test_macs_are_the_bench_s():
         theirs = (kept_counts(longest, alpha, 4, 5, "once")[0] / longest) ** (1 / 4)  # as many tokens by another alpha
         assert kept_counts(n, alpha, 4, 5, "once") == bench.counts(n, theirs, 4, variant)
         assert zsaa.macs(config, n, alpha, 5, "once", "evidence") == bench.macs(config, n, theirs, variant)
+
+
+def test_a_fresh_one_is_the_bench_s():
+    """Its votes' bias included, and it tells no token from another."""
+    model = tiny.make("llama", "sequence-classification")
+    made = []
+    for make in (evidence.fresh, lambda model, _: bench_train.Evidence(model.config, [0], 2)):
+        torch.manual_seed(0)
+        made.append(make(model, "once").state_dict())
+    assert made[0].keys() == made[1].keys() and "heads.0.votes.bias" in made[0]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    scorer, (ids, _, _) = evidence.fresh(model, "once").eval(), tiny.tokens([9])
+    votes = scorer(0, torch.randn(1, 9, 32), torch.randn(1, 9, 32), ids)
+    torch.testing.assert_close(votes, scorer.heads["0"]["votes"].bias.expand(1, 9, 2))
 
 
 def test_the_bench_s_heads_are_enough():
@@ -197,7 +207,7 @@ def test_a_schedule_that_the_heads_do_not_cover_is_refused():
     assert settings(model)["schedule"] == "once"
 
 
-@pytest.mark.parametrize("change", ["width", "shape", "empty"])
+@pytest.mark.parametrize("change", ["width", "shape", "bias", "empty"])
 def test_a_file_of_another_model_is_refused(change, tmp_path):
     config = tiny.CONFIGS["llama"]()
     weights = trained(config).state_dict()
@@ -205,6 +215,8 @@ def test_a_file_of_another_model_is_refused(change, tmp_path):
         weights = {k: v[..., :5].contiguous() if "features.weight" in k else v for k, v in weights.items()}
     elif change == "shape":
         weights["table.weight"] = weights["table.weight"][:5].contiguous()
+    elif change == "bias":
+        weights = {k: v for k, v in weights.items() if not k.endswith("votes.bias")}
     save_file({} if change == "empty" else weights, tmp_path / FILE)
     with pytest.raises(ValueError, match="is not a scorer for this llama"):
         evidence.read(config, tmp_path)

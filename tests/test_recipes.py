@@ -183,8 +183,7 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     plain.load_state_dict({k: v for k, v in start.items() if "evidence" not in k})
     judge = BenchEvidence(plain.config, [0], 2)
     judged = {k.split("evidence.")[1]: v for k, v in start.items() if "evidence" in k}
-    judge.load_state_dict({**judge.state_dict(), **judged})
-    torch.nn.init.zeros_(judge.heads["0"]["votes"].bias)
+    judge.load_state_dict(judged)
     monkeypatch.setattr(bench, "counts", lambda n, a, layers, v: kept_counts(n, a, layers, 5, "once"))
     lengths = [len(t) for t in texts]
     drawn = draw_reduction(recipe.strongest, 0, 0)
@@ -194,9 +193,8 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
     for name, parameter in judge.named_parameters():
-        if not name.endswith("votes.bias"):
-            found = gradients[f"model.evidence.{name}"]
-            torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+        found = gradients[f"model.evidence.{name}"]
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_warm_steps_and_the_scorer_s_rates(tmp_path, monkeypatch):
@@ -216,7 +214,7 @@ def test_warm_steps_and_the_scorer_s_rates(tmp_path, monkeypatch):
     assert turned[5] == 1.0 and turned[4] < 1 and turned[3] < 1
     everything = len(list(net.parameters()))
     assert sum(count for *_, count in rates) == everything
-    assert rates[2:] == [(1e-3, 0.01, 7), (3e-3, 0.0, 1)] and {rate for rate, *_ in rates[:2]} == {1e-3}
+    assert rates[2:] == [(1e-3, 0.01, 8), (3e-3, 0.0, 1)] and {rate for rate, *_ in rates[:2]} == {1e-3}
 
 
 def test_accumulated_batches_add_up(tmp_path):

@@ -32,12 +32,12 @@ class Evidence(nn.Module):
     """What each token tells about the label by itself, as it was learned.
 
     The heads of `layers` (0: the first) and the table, for a decoder with this `config` and so many classes. Fresh ones
-    vote for nothing. bias: do votes have one that no token earns? Ours have not; those of ablation/ have."""
+    vote alike on every token: by their bias alone."""
 
     DROPOUT = 0.1
     PRICE = 0.1  # of a vote
 
-    def __init__(self, config, layers: Iterable[int], classes: int, bias: bool = False):
+    def __init__(self, config, layers: Iterable[int], classes: int):
         super().__init__()
         hidden, (q_dim, _) = config.hidden_size, attention_widths(config)
         self.table = nn.Embedding(config.vocab_size, classes, dtype=torch.float32)
@@ -46,7 +46,7 @@ class Evidence(nn.Module):
         for layer in layers:
             norms = [nn.LayerNorm(size, dtype=torch.float32) for size in (hidden, q_dim)]
             features = nn.Linear(hidden + q_dim, EVIDENCE_WIDTH, dtype=torch.float32)
-            votes = nn.Linear(EVIDENCE_WIDTH, classes, bias=bias, dtype=torch.float32)
+            votes = nn.Linear(EVIDENCE_WIDTH, classes, dtype=torch.float32)
             nn.init.zeros_(votes.weight)
             parts = {"norms": nn.ModuleList(norms), "features": features, "votes": votes}
             self.heads[str(layer)] = nn.ModuleDict(parts)
@@ -144,8 +144,7 @@ def read(config, folder: str | Path) -> Evidence:
     weights = load_file(Path(folder) / FILE)
     try:
         layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("heads.")})
-        bias = any(name.endswith("votes.bias") for name in weights)
-        scorer = Evidence(config, layers, weights["table.weight"].shape[1], bias)
+        scorer = Evidence(config, layers, weights["table.weight"].shape[1])
         scorer.load_state_dict(weights)
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         raise ValueError(
