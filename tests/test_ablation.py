@@ -18,12 +18,12 @@ from test_models import save_tiny
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import continuation, depth, run, show, words
+from ablation import continuation, depth, run, ship, show, words
 from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
 from ablation.run import load_config
-from ablation.train import SAMPLINGS, Evidence, Training, curve, train
-from zsaa import figures
+from ablation.train import SAMPLINGS, Evidence, Training, curve, logits_of, train
+from zsaa import figures, finetune
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
 from zsaa.results import RESULTS, from_bits, to_bits
@@ -386,6 +386,55 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     before = path.stat().st_ino  # a new file would be another one
     assert run.main(command) == 0 and path.stat().st_ino == before
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("row", ["lora-deep", "deep", "paper"])
+def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
+    """What the package then says is what the bench says, to the float16 that both were saved in."""
+    base = save_tiny(tmp_path / "model", "llama")
+    monkeypatch.setattr(run, "load_task", lambda *args, **kwargs: two_reviews())
+    shared = ["--task", "depth", "--model", str(base)]
+    command = ["--rows", row, "--epochs", "0.5", "--targets", "1", "--output-dir", str(tmp_path / "out")]
+    kept = []
+
+    def learn(net, *given):
+        kept.extend((net, trained := train(net, *given)))
+        return trained
+
+    monkeypatch.setattr(run, "train", learn)
+    assert run.main([*command, *shared, "--save", str(tmp_path / "rows")]) == 0
+    folder = tmp_path / "rows" / row
+    assert ship.main([str(folder), *shared]) == 0
+    net, _ = finetune.load(folder, kind="sequence-classification", dtype=torch.float32)
+    variant = Variant(**load_config()["rows"][row].get("variant", {}))
+    dial = zsaa.dial.settings(net)
+    assert dial["schedule"] == variant.schedule and dial["score"] == ("column_sum" if row == "paper" else "evidence")
+    assert 0 < dial["alpha_range"][0] < dial["alpha_range"][1] == 1
+    ids, _, _ = tiny.tokens([150], vocab=90)
+    bench, (probe, _) = kept
+    alpha = 0.9 if row == "paper" else 0.3
+    with zsaa.at(net, alpha), torch.no_grad():
+        found = net(ids).logits
+        expected = logits_of(bench, ids, [150], alpha, variant, **({} if probe is None else {"scorer": probe}))
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    assert counts(150, alpha, 4, variant)[-1] < 150
+
+
+def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
+    for fields in ({"schedule": "once"}, {"dropped": "merged"}, {"schedule": "late"}, {"smooth": 3}):
+        with pytest.raises(ValueError, match="the package has no Variant"):
+            ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
+    with pytest.raises(ValueError, match="probe='words'"):
+        ship.settings_of(tmp_path, Variant(), Training(sampling="log", probe="words"), [20])
+
+
+def test_a_shipped_scorer_beside_an_adapter_keeps_the_adapter_s_range(tmp_path):
+    (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": [0.5, 1.0]}))
+    (tmp_path / "evidence.safetensors").touch()
+    for start, known in ((str(tmp_path), [0.5, 1.0]), ("", None)):
+        training = Training(sampling="conventional", probe="evidence", start=start)
+        found = ship.settings_of(tmp_path, Variant(schedule="once", reference=512), training, [20])
+        assert found == {"alpha": 1.0, "tau": 5, "score": "evidence", "schedule": "once", "alpha_range": known}
 
 
 # ------------------------------------------------------------------------------------------------ showing

@@ -18,6 +18,7 @@ from zsaa.dial import settings as dial_settings
 from zsaa.keep import kv_bytes
 
 N = 60
+RULE = {"tau": 5, "schedule": "geometric", "score": "column_sum"}
 
 
 @pytest.fixture(autouse=True)
@@ -177,8 +178,8 @@ def test_a_peft_model_is_timed_like_its_base(monkeypatch, llama):
 @given(alpha=st.floats(0.01, 0.998))
 def test_time_that_rises_with_macs_is_predicted_exactly(alpha):
     model = zsaa.enable(tiny.make("llama", dtype=torch.float32))
-    rows = [{"alpha": a, "latency_ms": affine(model, a, 1, N)} for a in budget._alphas(model.config, N, 5)]
-    calibration = budget.Calibration(model.config, {"n": N, "tau": 5, "batch": 1}, rows, {})
+    rows = [{"alpha": a, "latency_ms": affine(model, a, 1, N)} for a in budget._alphas(model.config, N, RULE)]
+    calibration = budget.Calibration(model.config, {"n": N, "batch": 1, **RULE}, rows, {})
     assert calibration.predict(alpha) == pytest.approx(affine(model, alpha, 1, N))
 
 
@@ -200,7 +201,7 @@ def noisy(values):
     config = tiny.CONFIGS["llama"]()
     alphas = [1.0, 0.999, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 5 / N]
     rows = [{"alpha": alpha, "latency_ms": value} for alpha, value in zip(alphas, values)]
-    return budget.Calibration(config, {"n": N, "tau": 5, "batch": 1}, rows, {})
+    return budget.Calibration(config, {"n": N, "batch": 1, **RULE}, rows, {})
 
 
 @settings(deadline=None)
@@ -431,6 +432,8 @@ CHANGES = {
     "tau": lambda model, patch: {"tau": 6},
     "the dial's tau": lambda model, patch: zsaa.enable(model, tau=6) and {},
     "score": lambda model, patch: zsaa.enable(model, score="column_mean") and {},
+    "schedule": lambda model, patch: {"schedule": "once"},
+    "the dial's schedule": lambda model, patch: zsaa.enable(model, schedule="deep") and {},
     "dtype": lambda model, patch: model.to(torch.bfloat16) and {},
     "attention": lambda model, patch: model.set_attn_implementation("eager"),
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),

@@ -45,12 +45,12 @@ def test_alpha_turns_between_calls(model):
 
 
 def test_enable_again_changes_the_settings_and_a_bad_one_changes_nothing(model):
-    zsaa.enable(model, alpha=0.4, tau=7, score="column_mean")
-    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
-    for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}):
-        with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum"):
+    zsaa.enable(model, alpha=0.4, tau=7, score="column_mean", schedule="once")
+    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "once", "alpha_range": None}
+    for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}, {"schedule": "luck"}):
+        with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum|schedule 'luck'"):
             zsaa.enable(model, **{"alpha": 0.9, "tau": 9, **bad})
-    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
+    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "once", "alpha_range": None}
 
 
 def test_a_bad_setting_leaves_a_stock_model_untouched():

@@ -1,5 +1,6 @@
 """A whole experiment, from a local model and data in the hub's layout to its result file."""
 
+import dataclasses
 import json
 
 import datasets
@@ -49,6 +50,29 @@ def test_from_command_line_to_result_file(places, capsys):
     assert tables.table_1([result])["IMDB"].iloc[0, 1].endswith("substitute")
     model, _ = finetune.load(next(places["out"].glob("trained/run-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (0.7, 0.9) and settings(model)["tau"] == 1
+
+
+def test_our_own_recipe_from_the_command_line(places):
+    given = ["--name", "own", "--recipe", "zsaa+", "--max-steps", "3", "--batch-size", "4", "--tau", "1", "--warm", "0",
+             "--strongest", "2.5", "--latency-repeats", "1", "--max-length", "32", "--targets", "1", "2"]  # fmt: skip
+    assert experiment.main(arguments(places, *given)) == 0
+    (path,) = (places["out"] / "results").glob("own.json")
+    result = json.loads(path.read_text())
+    recipe = finetune.Recipe.named("zsaa+", max_steps=3, batch_size=4, tau=1, warm=0.0, strongest=2.5, max_length=32)
+    assert {**result["recipe"], "alpha_range": None} == dataclasses.asdict(recipe)
+    low, high = result["train"]["alpha_range"]
+    model, _ = finetune.load(next(places["out"].glob("trained/own-*/model")), kind="sequence-classification")
+    assert settings(model)["alpha_range"] == (low, high) and 0 < low < high == 1
+    assert zsaa.dial.rule(model) == {"tau": 1, "schedule": "once", "score": "evidence"}
+    (row,) = [row for row in result["rows"] if row["control"] == "alpha" and row["target"] == 2]
+    lengths = [min(32, 20 + i % 10) for i in range(12)]
+    rule = zsaa.dial.rule(model)
+    assert row["mac_reduction"] == round(zsaa.mac_reduction(model.config, lengths, row["alpha"], **rule), 4) >= 2
+    assert {row["control"] for row in result["rows"]} == {"alpha", "first", "last", "ends", "random"}
+    assert tables.table_1([result])["IMDB"].iloc[0, 1].endswith("substitute")
+    # What is finished is found again.
+    before = path.stat().st_ino
+    assert experiment.main(arguments(places, *given)) == 0 and path.stat().st_ino == before
 
 
 def test_latency_only_trains_nothing(places):

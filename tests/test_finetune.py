@@ -70,7 +70,8 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
     assert log["steps"] == 36 and log["alpha_range"] == [0.6, 1.0]
     losses = [loss for _, loss in log["loss"]]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
-    assert settings(trained) == {"alpha": 1.0, "tau": 4, "score": "column_sum", "alpha_range": (0.6, 1.0)}
+    rule = {"tau": 4, "score": "column_sum", "schedule": "geometric"}
+    assert settings(trained) == {"alpha": 1.0, **rule, "alpha_range": (0.6, 1.0)}
     folder = tmp_path / "model"
     file = json.loads((folder / ("zsaa.json" if tuning == "lora" else "config.json")).read_text())
     assert (file if tuning == "lora" else file["zsaa"])["alpha_range"] == [0.6, 1.0]

@@ -240,7 +240,7 @@ def test_save_and_load_keep_the_settings(family, head, tmp_path):
         stock.set_attn_implementation("eager")
     reloaded = zsaa.enable(stock)
     assert zsaa.dial.settings(reloaded) == {
-        "alpha": 0.6, "tau": 4, "score": "column_mean", "alpha_range": (0.5, 1.0)
+        "alpha": 0.6, "tau": 4, "score": "column_mean", "schedule": "geometric", "alpha_range": (0.5, 1.0)
     }  # fmt: skip
     torch.testing.assert_close(reloaded(ids)[0], want, rtol=1e-9, atol=1e-9)
     with pytest.warns(UserWarning, match="below the range"):

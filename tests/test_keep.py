@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
 from zsaa import attention
-from zsaa.keep import check_alpha, check_tau
+from zsaa.keep import DEPTH, REFERENCE, SCHEDULES, check_alpha, check_tau, dropping_layers
 from zsaa.score import SCORES, select
 
 alphas = st.floats(min_value=0.01, max_value=1.0)
@@ -48,6 +48,52 @@ def test_alpha_one_keeps_everything():
     assert zsaa.kept_counts(100, 1.0, 3) == [100, 100, 100]
     assert zsaa.kept_counts(3, 0.1, 4, tau=5) == [3, 3, 3, 3], "inputs shorter than tau are never emptied"
     assert zsaa.kept_counts(100, 0.3, 4, tau=5) == [30, 9, 5, 5]
+
+
+AT_ONCE = [schedule for schedule in SCHEDULES if schedule != "geometric"]
+
+
+@pytest.mark.parametrize("schedule", AT_ONCE)
+@given(n=st.integers(1, 4096), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
+def test_one_drop_spends_the_token_layers_of_eq_2(schedule, n, alpha, layers, tau):
+    counts = zsaa.kept_counts(n, alpha, layers, tau, schedule)
+    assert len(counts) == layers and counts == sorted(counts, reverse=True)
+    assert len({n, *counts}) <= 2, "one drop"
+    assert min(counts) >= min(n, tau)
+    if n < REFERENCE:
+        planned = zsaa.kept_counts(REFERENCE, alpha, layers, tau, schedule)
+        assert counts == [min(n, kept) for kept in planned], "short texts keep what one of 512 tokens keeps"
+        return
+    budget = sum(zsaa.kept_counts(n, alpha, layers, tau))
+    assert budget - layers < sum(counts) <= budget or min(counts) == tau, "the same, but for rounding"
+    drop = next((layer for layer in range(layers) if counts[layer] < n), None)
+    if drop is not None:
+        assert drop in dropping_layers(layers, schedule)
+        assert schedule == "deep" or drop == 0
+        assert drop == 0 or drop == math.floor(DEPTH * budget / n + 1e-9) - 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@given(n=st.integers(1, 2048), layers=st.integers(1, 40))
+def test_every_schedule_keeps_all_at_alpha_one(schedule, n, layers):
+    assert zsaa.kept_counts(n, 1.0, layers, 5, schedule) == [n] * layers
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_layers_that_may_drop(schedule):
+    found = set()
+    for alpha in [k / 2000 for k in range(1, 2000)]:
+        before = 6000
+        for layer, kept in enumerate(zsaa.kept_counts(6000, alpha, 30, 5, schedule)):
+            found |= {layer} if kept < before else set()
+            before = kept
+    assert found == set(dropping_layers(30, schedule))
+    assert len(found) == {"geometric": 30, "once": 1, "deep": 17}[schedule]
+
+
+def test_unknown_schedules():
+    with pytest.raises(ValueError, match="unknown schedule 'luck'. Available: geometric, once, deep"):
+        zsaa.kept_counts(9, 0.5, 3, schedule="luck")
 
 
 @settings(deadline=None)
@@ -96,6 +142,42 @@ def test_macs_of_known_shapes():
 
     gpt2 = tf.GPT2Config()  # 12 layers of 12 x 768^2 weights
     assert zsaa.macs(gpt2, 100) == 12 * (100 * 12 * 768**2 + 2 * 100 * 100 * 768)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("schedule", AT_ONCE)
+@pytest.mark.parametrize("score", ["column_sum", "evidence"])
+def test_macs_of_one_drop(family, schedule, score):
+    """Layer by layer: the head of a learned score is paid for every row that enters the layer which drops."""
+    config, n, alpha = tiny.CONFIGS[family](), 700, 0.4
+    counts = zsaa.kept_counts(n, alpha, 4, 5, schedule)
+    heads, size = config.num_attention_heads, config.hidden_size
+    pairs = 2 * size  # of queries and keys, attention and values
+    want = zsaa.macs(config, n) - sum(
+        (a - b) * per_row
+        for a, b, per_row in (
+            (4 * n, n + sum(counts[:-1]), zsaa.keep.layer_weights(config)[0]),
+            (4 * n * n, n * n + sum(k * k for k in counts[:-1]), pairs),
+            (4 * n, sum(counts), zsaa.keep.layer_weights(config)[1]),
+        )
+    )
+    want += n * 64 * (size + heads * (size // heads) + config.num_labels) if score == "evidence" else 0
+    assert zsaa.macs(config, n, alpha, 5, schedule, score) == want
+    assert zsaa.macs(config, n, 1.0, 5, schedule, score) == zsaa.macs(config, n), "who drops nothing asks no head"
+
+
+@pytest.mark.parametrize("schedule", AT_ONCE)
+@given(lengths=st.lists(st.integers(30, 900), min_size=1, max_size=5), target=st.floats(1.0, 2.0))
+def test_alpha_for_reaches_the_target_under_every_schedule(schedule, lengths, target):
+    config = tiny.CONFIGS["llama"]()
+    rule = {"schedule": schedule, "score": "evidence"}
+    most = zsaa.mac_reduction(config, lengths, 1e-5, **rule)
+    if target > most:
+        with pytest.raises(ValueError, match=f"from 1 to {most:.2f}"):
+            zsaa.alpha_for(config, lengths, target, **rule)
+    else:
+        alpha = zsaa.alpha_for(config, lengths, target, **rule)
+        assert zsaa.mac_reduction(config, lengths, alpha, **rule) >= target
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])

@@ -7,6 +7,7 @@ import pytest
 import test_kernels as base  # sets Triton's interpreter up
 import tiny
 import torch
+from test_evidence import model_of
 from zsaa.kernels import rows as kernels
 
 import zsaa
@@ -258,3 +259,29 @@ def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
         backend._without_triton.cache_clear()
     for a, b in zip(*grads, strict=True):
         assert (a - b).norm() <= (5e-3 if GPU else 1e-3) * b.norm() + 1e-6  # flash's backward pass repeats inexactly
+
+
+@pytest.mark.parametrize("lengths", [[40, 40], [40, 23, 9]], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_learned_scores_go_through_the_kernels(lengths, grad, monkeypatch):
+    """In float16 through Triton (without a GPU, its interpreter) and through plain PyTorch."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    backend._without_triton.cache_clear()
+    model = model_of(dtype=torch.float32, alpha=0.06).to(DEVICE, torch.float16)
+    zsaa.enable(model, graphs=False)
+    ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths, padding="left"))
+    found = {}
+    try:
+        for name in ("auto", "torch"):
+            monkeypatch.setattr(backend, "_chosen", name)
+            with torch.set_grad_enabled(grad), zsaa.trace(model) as t:
+                logits = model(ids, attention_mask=mask, use_cache=not grad).logits
+            found[name] = logits.float(), [k.tolist() for layer in t.kept for k in layer]
+    finally:
+        backend._without_triton.cache_clear()
+    assert len(found["torch"][1][0]) < 40
+    for a, b in zip(found["auto"][1], found["torch"][1]):  # a near tie may fall either way
+        assert len(a) == len(b) and len({*a} & {*b}) >= 0.8 * len(a) - 1
+    if found["auto"][1] == found["torch"][1]:
+        torch.testing.assert_close(found["auto"][0], found["torch"][0], rtol=3e-2, atol=3e-2)

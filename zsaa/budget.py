@@ -28,11 +28,23 @@ import torch
 from torch import nn
 
 from zsaa.backend import backends
-from zsaa.dial import current_settings, disable, enable
+from zsaa.dial import DEFAULTS, RULE, current_settings, disable, enable
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.graphs import Graphs
-from zsaa.keep import check_alpha, check_tau, histogram, kept_counts, kv_bytes, mac_reduction, macs, total_macs
+from zsaa.keep import (
+    REFERENCE,
+    check_alpha,
+    check_schedule,
+    check_tau,
+    histogram,
+    kept_counts,
+    kv_bytes,
+    mac_reduction,
+    macs,
+    total_macs,
+)
 from zsaa.measure import alternate, hardware, hash_of, provenance, write_json
+from zsaa.score import check_score
 
 FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes
 NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
@@ -57,13 +69,16 @@ def alpha_for(
     *,
     latency_ms: float | None = None,
     batch: int = 1,
+    schedule: str | None = None,
+    score: str | None = None,
 ) -> float:
     """The largest alpha (to 1e-5) that keeps to one budget, for inputs of `n` tokens.
 
     model_or_config: a supported model, with the dial on or not, or its config.
     n: one length in tokens, or the length of each sample.
     mac_reduction: times by which the multiply-accumulates, summed over the samples, must fall at least.
-    tau: least number of tokens that a layer keeps; by default that of the model's dial, and 5 for a config.
+    tau, schedule, score: as in `zsaa.enable`; by default those of the model's dial, and the paper's for a config. A
+        score matters for its own cost only, and not to latency_ms, which times the model's.
     latency_ms: milliseconds that one prefill of `batch` texts of the longest length may take on this machine, by
         prediction from `calibrate`, which runs first if need be (under a minute for a small model). Needs a model.
 
@@ -81,24 +96,25 @@ def alpha_for(
                 f"latency_ms needs a model to time, not a {type(model_or_config).__name__}. Pass the model itself, or "
                 "give mac_reduction, for which a config will do."
             )
-        return calibrate(model_or_config, max(counted), batch, tau=tau).alpha_for(latency_ms)
-    config = model_or_config
+        return calibrate(model_or_config, max(counted), batch, tau=tau, schedule=schedule).alpha_for(latency_ms)
+    config, chosen = model_or_config, DEFAULTS
     if isinstance(model_or_config, nn.Module):
-        config, tau = find_decoder(model_or_config)[0].config, _settings(model_or_config, tau)["tau"]
-    return _alpha_for_macs(config, counted, mac_reduction, 5 if tau is None else tau)
+        decoder, _ = find_decoder(model_or_config)
+        config, chosen = decoder.config, current_settings(decoder)
+    return _alpha_for_macs(config, counted, mac_reduction, _rule(chosen, tau=tau, schedule=schedule, score=score))
 
 
-def _alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, tau: int) -> float:
+def _alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, rule: dict) -> float:
     if mac_reduction == 1:
         return 1.0
-    stock, low = total_macs(config, counted, 1.0, tau), 1e-5
-    most = stock / total_macs(config, counted, low, tau)
+    stock, low = total_macs(config, counted, 1.0), 1e-5
+    most = stock / total_macs(config, counted, low, **rule)
     if not 1 <= mac_reduction <= most:
         raise ValueError(
-            f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={tau} it ranges from 1 to "
-            f"{most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
+            f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={rule['tau']} it ranges "
+            f"from 1 to {most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
         )
-    return _largest(lambda alpha: stock / total_macs(config, counted, alpha, tau) >= mac_reduction, low, 1.0)
+    return _largest(lambda alpha: stock / total_macs(config, counted, alpha, **rule) >= mac_reduction, low, 1.0)
 
 
 def _check_budget(name: str, value: Any) -> None:
@@ -112,7 +128,7 @@ def _check_budget(name: str, value: Any) -> None:
 class Calibration:
     """How long one prefill takes on one machine at several settings; made by `calibrate`.
 
-    key: what was timed and on what: n, batch, tau, score, model, device, versions, ...
+    key: what was timed and on what: n, batch, tau, schedule, score, model, device, versions, ...
     rows: per setting {"alpha", "latency_ms": median, "latency_ms_quartiles": [q1, q3], "speedup": over stock}; the
         stock model (alpha = 1) first, then falling alpha.
     provenance: commit, date, versions, hardware of the measurement.
@@ -139,12 +155,12 @@ class Calibration:
         """Milliseconds at `alpha`, rising with it below 1. At 1 the stock code runs, which may be faster or slower."""
         if check_alpha(alpha) == 1:
             return self.stock_ms
-        n, tau = self.key["n"], self.key["tau"]
+        n, rule = self.key["n"], {name: self.key[name] for name in RULE}
         rows = self.rows[:0:-1]
-        cost = [macs(self.config, n, row["alpha"], tau) for row in rows]
+        cost = [macs(self.config, n, row["alpha"], **rule) for row in rows]
         # More work cannot truly take less time; where noise says so, the slower reading counts.
         times = np.maximum.accumulate([row["latency_ms"] for row in rows])
-        return float(np.interp(macs(self.config, n, alpha, tau), cost, times))
+        return float(np.interp(macs(self.config, n, alpha, **rule), cost, times))
 
     def alpha_for(self, latency_ms: float) -> float:
         """The largest alpha, to 1e-5, with a predicted time of at most `latency_ms`; ValueError names what is
@@ -171,6 +187,7 @@ def calibrate(
     batch: int = 1,
     *,
     tau: int | None = None,
+    schedule: str | None = None,
     seconds: float = 30.0,
     refresh: bool = False,
     progress: bool = True,
@@ -181,14 +198,14 @@ def calibrate(
     mode, without gradients, in the autocast that is on. The model comes out as it went in; if the dial was off, it is
     on for the measurement only. Readings that scatter widely bring a warning.
 
-    tau: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is saved in
-    the cache folder (ZSAA_CACHE, see zsaa/models.py) and read from there next time, unless `refresh`, if hardware,
-    threads, versions, zsaa's code, the model's shape, dtype, device and the arguments are the same.
+    tau, schedule: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is
+    saved in the cache folder (ZSAA_CACHE, see zsaa/models.py) and read from there next time, unless `refresh`, if
+    hardware, threads, versions, zsaa's code, the model's shape, dtype, device and the arguments are the same.
 
     ValueError: n or batch is no whole number of at least 1, or n is longer than the model's positions.
     """
     decoder, _ = find_decoder(model)
-    config, key = decoder.config, _key(model, n, batch, tau)
+    config, key = decoder.config, _key(model, n, batch, tau=tau, schedule=schedule)
     n, batch = key["n"], key["batch"]
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and n > limit:
@@ -196,8 +213,9 @@ def calibrate(
     path = _path(key)
     record = None if refresh else _saved(path, key)
     if record is None:
-        alphas = _alphas(config, n, key["tau"])
-        with _measuring(model, key["tau"]) as dial:
+        rule = {name: key[name] for name in RULE}
+        alphas = _alphas(config, n, rule)
+        with _measuring(model, rule) as dial:
             prefill = _prefill(model, n, batch)
 
             def at(alpha: float) -> Callable[[], None]:
@@ -225,12 +243,13 @@ def calibrate(
     return Calibration(config, **record)
 
 
-def _alphas(config: Any, n: int, tau: int) -> list[float]:
+def _alphas(config: Any, n: int, rule: dict) -> list[float]:
     """The settings to time, from 1 downwards: evenly spread over the factors by which MACs can fall, down to the alpha
     at which each layer is left with tau tokens."""
-    low = min(tau / n, NEAR)
-    targets = np.geomspace(1, mac_reduction(config, n, low, tau), POINTS)[1:-1]
-    solved = {round(_alpha_for_macs(config, Counter([n]), target, tau), 3) for target in targets.tolist()}
+    spread = n if rule["schedule"] == "geometric" else max(n, REFERENCE)
+    low = min(rule["tau"] / spread, NEAR)
+    targets = np.geomspace(1, max(1, mac_reduction(config, n, low, **rule)), POINTS)[1:-1]
+    solved = {round(_alpha_for_macs(config, Counter([n]), target, rule), 3) for target in targets.tolist()}
     return [1.0, *sorted({NEAR, low, *(a for a in solved if low < a < NEAR)}, reverse=True)]
 
 
@@ -249,14 +268,15 @@ def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
     return run
 
 
-def _settings(model: nn.Module, tau: int | None = None) -> dict:
-    """The dial's settings that bear on the time: as they are, or as `enable` would choose them; `tau` overrides."""
-    chosen = current_settings(find_decoder(model)[0])
-    return {"score": chosen["score"], "tau": check_tau(chosen["tau"] if tau is None else tau)}
+def _rule(chosen: dict, **given) -> dict:
+    """The rule (see `zsaa.dial.rule`) in a dial's settings; what is `given`, and not None, overrides."""
+    found = {name: chosen[name] if given.get(name) is None else given[name] for name in RULE}
+    check_tau(found["tau"]), check_schedule(found["schedule"]), check_score(found["score"])
+    return found
 
 
 @contextmanager
-def _measuring(model: nn.Module, tau: int) -> Iterator[Any]:
+def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
     """The model's dial, on and untraced; eval mode, no gradients. Everything is put back, after exceptions too."""
     decoder, _ = find_decoder(model)
     was_on, saved = getattr(decoder, "_zsaa", None) is not None, getattr(decoder.config, "zsaa", None)
@@ -264,15 +284,16 @@ def _measuring(model: nn.Module, tau: int) -> Iterator[Any]:
     if not was_on:
         enable(model, alpha=1.0)
     dial = decoder._zsaa
-    before = dial.alpha, dial.tau, dial.tracer, dial.graphs
+    before = dial.alpha, dial.tau, dial.schedule, dial.tracer, dial.graphs
     try:
         # Recordings of the measurement's own: they are freed with it, and the model's stay as they are.
-        dial.tau, dial.tracer, dial.graphs = tau, None, Graphs(dial.graphs.mode)
+        dial.tau, dial.schedule = rule["tau"], rule["schedule"]
+        dial.tracer, dial.graphs = None, Graphs(dial.graphs.mode)
         model.eval()
         with torch.no_grad():  # not inference_mode: tensors that a model keeps from it could never be trained with
             yield dial
     finally:
-        dial.alpha, dial.tau, dial.tracer, dial.graphs = before
+        dial.alpha, dial.tau, dial.schedule, dial.tracer, dial.graphs = before
         for module, training in modes:
             module.training = training
         if not was_on:
@@ -293,7 +314,7 @@ def _code() -> str:
     return hash_of([file.read_text(encoding="utf-8") for file in files])
 
 
-def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
+def _key(model: nn.Module, n: int, batch: int, **given) -> dict:
     """All that bears on the time of a prefill, as JSON: two calls with the same key take the same time."""
     for name, value in (("n", n), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -311,7 +332,7 @@ def _key(model: nn.Module, n: int, batch: int, tau: int | None) -> dict:
         "format": FORMAT,
         "n": int(n),
         "batch": int(batch),
-        **_settings(model, tau),
+        **_rule(current_settings(decoder), **given),
         "model": type(model).__name__,
         "config": hash_of([config, decoder.config._attn_implementation]),
         "modules": hash_of(modules),
@@ -369,13 +390,15 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
     import pandas as pd
 
     decoder, _ = find_decoder(model)
-    config, key = decoder.config, _key(model, n, batch, None)
-    n, batch, tau = key["n"], key["batch"], key["tau"]
+    config, key = decoder.config, _key(model, n, batch)
+    n, batch, rule = key["n"], key["batch"], {name: key[name] for name in RULE}
+    tau, schedule = rule["tau"], rule["schedule"]
     record = _saved(_path(key), key)
     calibration = record and Calibration(config, **record)
     measured = {row["alpha"]: row["latency_ms"] for row in record["rows"]} if record else {}
-    alphas = _alphas(config, n, tau) if alphas is None else [alphas] if isinstance(alphas, Real) else alphas
-    tokens = {alpha: kept_counts(n, alpha, config.num_hidden_layers, tau) for alpha in map(check_alpha, alphas)}
+    alphas = _alphas(config, n, rule) if alphas is None else [alphas] if isinstance(alphas, Real) else alphas
+    layers, alphas = config.num_hidden_layers, map(check_alpha, alphas)
+    tokens = {alpha: kept_counts(n, alpha, layers, tau, schedule) for alpha in alphas}
     rows = []
     for alpha, counts in tokens.items():
         predicted = calibration.predict(alpha) if calibration else math.nan
@@ -387,16 +410,16 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
                 "median layer": statistics.median_low(counts),
                 "last layer": counts[-1],
                 "kept": round(sum(counts) / (n * len(counts)), 3),
-                "GMACs": round(batch * macs(config, n, alpha, tau) / 1e9, 3),
-                "MAC reduction": round(mac_reduction(config, n, alpha, tau), 2),
-                "KV bytes": kv_bytes(config, n, alpha, tau, batch, decoder.dtype.itemsize),
+                "GMACs": round(batch * macs(config, n, alpha, **rule) / 1e9, 3),
+                "MAC reduction": round(mac_reduction(config, n, alpha, **rule), 2),
+                "KV bytes": kv_bytes(config, n, alpha, tau, batch, decoder.dtype.itemsize, schedule),
                 "predicted ms": round(predicted, 2),
                 "measured ms": round(taken, 2),
                 "speed-up": round(calibration.stock_ms / clock, 2) if calibration else math.nan,
             }
         )
     table = pd.DataFrame(rows, index=pd.Index(tokens, name="alpha"))
-    about = ("model", "n", "batch", "tau", "score", "dtype", "device")
+    about = ("model", "n", "batch", *RULE, "dtype", "device")
     if calibration:
         timing = f"measured {record['provenance']['date']}, medians, scatter {calibration.scatter:.0%}"
     else:

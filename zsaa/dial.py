@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.compat import check_transformers
+from zsaa.evidence import attach, detach, needed
 from zsaa.families import Family, find_decoder
 from zsaa.fused import add_norm, mlp
 from zsaa.graphs import Graphs, check_mode, empty, replaying
-from zsaa.keep import check_alpha, check_tau
+from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
-from zsaa.score import check_score
+from zsaa.score import LEARNED, check_score
 
-DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
+DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
+RULE = ("tau", "schedule", "score")  # what decides, beside alpha, how many tokens go on and what that costs
 PER_TOKEN = ("attention_mask", "position_ids")  # arguments of a decoder that have one column per token
 
 
@@ -37,7 +39,7 @@ class Dial:
 
     def __init__(self, decoder: nn.Module, family: Family, carry: bool):
         self.alpha: float | tuple[float, ...]  # a tuple: one per request of the batch
-        self.alpha, self.tau, self.score = (DEFAULTS[name] for name in ("alpha", "tau", "score"))
+        self.alpha, self.tau, self.schedule, self.score = (DEFAULTS[name] for name in ("alpha", *RULE))
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = False
         self.num_layers = decoder.config.num_hidden_layers
@@ -48,7 +50,8 @@ class Dial:
         self.hooks = [decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)]
 
     def settings(self) -> dict:
-        return {"alpha": self.alpha, "tau": self.tau, "score": self.score, "alpha_range": self.trained}
+        rule = {"tau": self.tau, "score": self.score, "schedule": self.schedule}
+        return {"alpha": self.alpha, **rule, "alpha_range": self.trained}
 
     def turn(self, alpha: float | tuple[float, ...]) -> None:
         self.alpha = alpha
@@ -134,12 +137,20 @@ class Dial:
                 width=shape[1],
                 alphas=tuple(self.alphas(shape[0])),
                 tau=self.tau,
+                schedule=self.schedule,
                 num_layers=self.num_layers,
                 score=self.score,
                 carry=self.carry,
                 device=device,
             )
-            step = Prefill(request, plan(request), mask)
+            scorer, ids = decoder.evidence if self.score == LEARNED else None, call.get("input_ids")
+            if scorer is not None and ids is None:
+                raise ValueError(
+                    'score="evidence" asks which tokens stand in the text, and this call has inputs_embeds only (as '
+                    "prompt tuning makes them). Pass input_ids, choose another score, or set alpha to 1."
+                )
+            watched = scorer is not None and decoder.training and self.tracer is not None
+            step = Prefill(request, plan(request), mask, scorer, ids, watched)
             if self.tracer is not None:
                 self.tracer.step = step
             if _wants_cache(decoder, call):
@@ -232,8 +243,11 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
             if cache is not None:
                 cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], positions, real is None, zsaa.request.width)
             given = {"rows": n, "real": real, "positions": positions, "window": window, "future": zsaa.future}
-            output, sums = attend_and_score(q, k, v, score=zsaa.plan.drops[layer], **given, **settings)
+            output, sums = attend_and_score(
+                q, k, v, score=zsaa.plan.drops[layer] and zsaa.scorer is None, **given, **settings
+            )
             output = output.transpose(1, 2).flatten(2)
+            sums = sums if zsaa.scorer is None else zsaa.judge(layer, hidden_states, output)
             hidden_states, output = zsaa.pass_on(layer, sums, hidden_states, output)
         else:
             if tables is not None:
@@ -295,6 +309,7 @@ def enable(
     tau: int | None = None,
     score: str | None = None,
     graphs: bool | str | None = None,
+    schedule: str | None = None,
 ) -> nn.Module:
     """Put the dial on `model`, in place, and return it.
 
@@ -303,14 +318,18 @@ def enable(
     alpha: share of tokens that each layer keeps, in (0, 1] (paper, Eq. 2); 1 runs the stock model bit for bit. A tensor
         or list [batch] sets one for each request.
     tau: least number of tokens that a layer keeps (the paper uses 5).
-    score: "column_sum" (the paper's contribution) or "column_mean" (per query that can see the token).
+    score: "column_sum" (the paper's contribution), "column_mean" (per query that can see the token), "random" (a
+        control), or "evidence" (learned, by zsaa.finetune; saved beside the model).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
+    schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), or the same token-layers in a single drop,
+        "once" (in the first layer) or "deep" (the weaker the pruning, the later), both sparing short texts; see
+        `zsaa.kept_counts`.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
-    writes and stock transformers ignores); at first alpha = 1, tau = 5, score = "column_sum". Calling it again changes
-    the settings. graphs is never saved, and "auto" at first. Raises UnsupportedModelError (a TypeError) for other
-    models, TypeError or ValueError for settings out of range.
+    writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
+    "geometric". Calling it again changes the settings. graphs is never saved, and "auto" at first. Raises
+    UnsupportedModelError (a TypeError) for other models, TypeError or ValueError for settings out of range.
     """
     check_transformers()
     decoder, family = find_decoder(model)
@@ -326,6 +345,8 @@ def enable(
     saved = current_settings(decoder)
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
+    schedule = check_schedule(schedule or saved["schedule"])
+    scorer = needed(decoder, schedule) if score == LEARNED else None
     graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
     if dial is None:
@@ -340,7 +361,10 @@ def enable(
     head = _head(model, decoder)
     if head is not None and len(dial.hooks) == 1:
         dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
-    dial.tau, dial.score, dial.trained = tau, score, tuple(trained) if trained else None
+    if scorer is not None and scorer is not getattr(decoder, "evidence", None):
+        attach(model, scorer)
+    dial.tau, dial.schedule, dial.score = tau, schedule, score
+    dial.trained = tuple(trained) if trained else None
     dial.turn(alpha)
     decoder.config.zsaa = dial.settings()
     return model
@@ -363,7 +387,8 @@ def _head(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
 
 
 def disable(model: nn.Module) -> nn.Module:
-    """Take the dial off again: the model is the stock one, classes and hooks included. Harmless if it was not on."""
+    """Take the dial off again: the model is the stock one, classes, hooks and a learned score included. Harmless if it
+    was not on."""
     decoder, family = find_decoder(model)
     dial = getattr(decoder, "_zsaa", None)
     if dial is not None:
@@ -374,6 +399,7 @@ def disable(model: nn.Module) -> nn.Module:
         for layer in getattr(decoder, family.layers):
             layer.__class__ = type(layer).__bases__[0]
         decoder.__class__ = type(decoder).__bases__[0]
+        detach(model)
     return model
 
 
@@ -392,14 +418,21 @@ def current_settings(decoder: nn.Module) -> dict:
 
 
 def settings(model: nn.Module) -> dict:
-    """The dial's settings: {"alpha", "tau", "score", "alpha_range"} (the last: trained for, or None)."""
+    """The dial's settings: {"alpha", "tau", "score", "schedule", "alpha_range"} (the last: trained for, or None)."""
     return _dial(model)[1].settings()
 
 
+def rule(model: nn.Module) -> dict:
+    """Those of the dial's settings that decide, with alpha, how many tokens each layer keeps and what that costs: as
+    keyword arguments of `zsaa.macs`, `mac_reduction` and `alpha_for`."""
+    dial = _dial(model)[1]
+    return {name: getattr(dial, name) for name in RULE}
+
+
 def captured(model: nn.Module) -> dict:
-    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, score, cache, bytes,
-    capture_ms, replays), "bytes": together, "off": why no more are made, or None}. `enable(model, graphs=False)` frees
-    them."""
+    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, schedule, score,
+    cache, bytes, capture_ms, replays), "bytes": together, "off": why no more are made, or None}.
+    `enable(model, graphs=False)` frees them."""
     return _dial(model)[1].graphs.report()
 
 
@@ -426,7 +459,8 @@ class Trace:
     """What the last prefill under `trace` kept; positions count from the first real token of each sample.
 
     counts: list over layers of lists over samples, N_l. lengths: N_0 of each sample. kept: list over layers of lists
-    over samples of int64 tensors, the original positions that the layer passed on.
+    over samples of int64 tensors, the original positions that the layer passed on. votes: of a learned score in
+    training, see `zsaa.passes.Prefill`.
     """
 
     def __init__(self):
@@ -444,6 +478,10 @@ class Trace:
     @property
     def lengths(self) -> list[int]:
         return list(self._seen().request.lengths)
+
+    @property
+    def votes(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return self._seen().votes
 
     @property
     def kept(self) -> list[list[Tensor]]:

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 import zsaa
-from zsaa.dial import settings
+from zsaa.dial import rule, settings
 from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
@@ -126,16 +126,17 @@ def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CON
     """One row per control and target MAC reduction: the alpha or the cut that reaches it on samples of these lengths.
     A target out of reach (tau) is left out."""
     decoder, _ = find_decoder(model)
-    config, tau, lengths = decoder.config, settings(model)["tau"], list(lengths)
+    config, chosen, lengths = decoder.config, rule(model), list(lengths)
     rows = []
     for target in targets:
         try:
-            alpha = zsaa.alpha_for(config, lengths, target, tau)
+            alpha = zsaa.alpha_for(config, lengths, target, **chosen)
         except ValueError:
             continue
         k = zsaa.truncation_for(config, lengths, target)
         whole, short = (sum(zsaa.macs(config, n) for n in ns) for ns in (lengths, [min(n, k) for n in lengths]))
-        dial = {"alpha": alpha, "keep_tokens": None, "mac_reduction": zsaa.mac_reduction(config, lengths, alpha, tau)}
+        reached = zsaa.mac_reduction(config, lengths, alpha, **chosen)
+        dial = {"alpha": alpha, "keep_tokens": None, "mac_reduction": reached}
         cut_off = {"alpha": None, "keep_tokens": k, "mac_reduction": whole / short}
         for control in CONTROLS:
             if control in controls and (target > 1 or control == "alpha"):
@@ -219,11 +220,11 @@ def add_latency(
     chosen = {str(i): row for i, row in enumerate(rows) if row["control"] in ("alpha", cut_short)}
     warmup = 2 if device.type == "cuda" else 1  # a shape's second run records a CUDA graph
     timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats, warmup)
-    config, tau, lengths = decoder.config, settings(model)["tau"], [len(s) for s in samples]
+    config, chosen_rule, lengths = decoder.config, rule(model), [len(s) for s in samples]
     whole = sum(zsaa.macs(config, n) for n in lengths)
     for i, row in chosen.items():
         kept = [min(n, row["keep_tokens"] or n) for n in lengths]
-        cost = sum(zsaa.macs(config, n, row["alpha"] or 1.0, tau) for n in kept)
+        cost = sum(zsaa.macs(config, n, row["alpha"] or 1.0, **chosen_rule) for n in kept)
         shape = {"latency_batch": len(samples), "latency_tokens": max(lengths)}
         row.update(timed[i], **shape, latency_mac_reduction=round(whole / cost, 4))
     return rows

@@ -26,7 +26,7 @@ from zsaa.dial import settings
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
-from zsaa.finetune import Recipe, describe, fine_tune, load, resolve_precision
+from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.measure import cached, energy, hash_of, provenance, write_json
 from zsaa.results import RESULTS, load_results, measured
 
@@ -59,6 +59,7 @@ def latency(
     batches: tuple[int, ...] = (1, 8),
     max_length: int = 512,
     tau: int = 5,
+    schedule: str = "geometric",
     targets=TARGETS,
     repeats: int = 15,
     settings_of: str | Path | None = None,
@@ -85,7 +86,7 @@ def latency(
     net, tokenizer = load_model(
         model, kind="sequence-classification", num_labels=len(data.label_names), device=device, dtype=dtype
     )
-    zsaa.enable(net, tau=tau)
+    zsaa.enable(net, tau=tau, schedule=schedule)
     samples = list(tokenize(data.test, tokenizer, max_length)["input_ids"])
     started = time.perf_counter()
     # Solved for the data set, as the accuracy curve is, so that the rows of both can be read side by side.
@@ -104,6 +105,7 @@ def latency(
         "recipe": {
             "tau": tau,
             "score": settings(net)["score"],
+            "schedule": schedule,
             "dtype": str(dtype).removeprefix("torch."),
             "max_length": max_length,
         },
@@ -126,6 +128,7 @@ def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_d
     if before.get("kind") != "latency":
         raise ValueError(f"{earlier} is of the kind {before.get('kind')!r}: give a file that --latency-only wrote.")
     shape, tau = before["model"]["name"], before["recipe"]["tau"]
+    schedule = before["recipe"].get("schedule")
     if shape not in MODELS:
         raise ValueError(f"the shape of {shape!r} is not known here; these are: {', '.join(MODELS)}")
     config = dict(MODELS[shape])
@@ -134,7 +137,7 @@ def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_d
         net = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model(config.pop("model_type"), **config, num_labels=2, pad_token_id=0), dtype=dtype
         )
-    zsaa.enable(net.eval(), tau=tau)
+    zsaa.enable(net.eval(), tau=tau, schedule=schedule)
     generator, rows = torch.Generator().manual_seed(0), []
     with energy() as spent:
         for batch in batches:
@@ -171,6 +174,7 @@ def lengths(
     test: int | None = None,
     max_length: int = 512,
     tau: int = 5,
+    schedule: str = "geometric",
     targets=FINE_TARGETS,
     output_dir: str | Path = "outputs/experiments",
     name: str | None = None,
@@ -194,7 +198,8 @@ def lengths(
     name = name or "-".join(("lengths", task, Path(model).name, *([shape] if shape else [])))
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load_model(model)
-    recipe = {"tau": tau, "max_length": max_length, "shape": shape}
+    recipe = {"tau": tau, "schedule": schedule, "max_length": max_length, "shape": shape}
+    rule = {"tau": tau, "schedule": schedule}
     header = {"name": name, "kind": "lengths", "command": command, "model": _model_record(model)}
     header |= {"task": _task_record(data), "recipe": recipe}
 
@@ -204,13 +209,13 @@ def lengths(
         rows = []
         for target in targets:
             try:
-                alpha = zsaa.alpha_for(config, list(counted.elements()), target, tau)
+                alpha = zsaa.alpha_for(config, list(counted.elements()), target, **rule)
             except ValueError:  # tau keeps it out of reach
                 continue
-            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, tau)) for n in counted}
+            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, **rule)) for n in counted}
             preserved = sum(kept[n] * times for n, times in counted.items())
             preserved /= config.num_hidden_layers * sum(n * times for n, times in counted.items())
-            reached = zsaa.mac_reduction(config, counted.elements(), alpha, tau)
+            reached = zsaa.mac_reduction(config, counted.elements(), alpha, **rule)
             row = {"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": round(reached, 4)}
             rows.append({**row, "preserved": round(preserved, 5)})
         tokens = sorted(counted.elements())
@@ -399,20 +404,22 @@ def _tokenized(split, tokenizer, max_length: int, net):
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of a Recipe."""
+    """An option for each field of a Recipe, and --recipe, whose fields they change."""
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", help="the fields that the options below change")
     for field in dataclasses.fields(Recipe):
         flag = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         elif field.name == "alpha_range":
-            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
+            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"), default=argparse.SUPPRESS)
         else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
+            parser.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS)
 
 
 def recipe_of(chosen: argparse.Namespace) -> Recipe:
     """The Recipe in parsed arguments."""
-    return Recipe(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe)})
+    given = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe) if hasattr(chosen, f.name)}
+    return Recipe.named(chosen.recipe, **given)
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:
@@ -464,10 +471,11 @@ def main(arguments: list[str] | None = None) -> int:
         shared["targets"] = tuple(int(t) if t == int(t) else t for t in chosen.targets)
     evaluation = given_as("controls", "eval_batch_size", "latency_repeats", "progress")
     if chosen.lengths_only:
-        fixed = {"tau": recipe.tau, "max_length": recipe.max_length}
+        fixed = {"tau": recipe.tau, "schedule": recipe.schedule, "max_length": recipe.max_length}
         done = [lengths(**shared, **given_as("model", "shape"), **fixed)]
     elif chosen.latency_only:
-        fixed = {"tau": recipe.tau, "max_length": recipe.max_length, "repeats": chosen.latency_repeats}
+        fixed = {"tau": recipe.tau, "schedule": recipe.schedule, "max_length": recipe.max_length}
+        fixed["repeats"] = chosen.latency_repeats
         done = [latency(**shared, **given_as("model", "settings_of"), **fixed, batches=chosen.latency_batches)]
     elif chosen.adapter:
         done = [run_adapter(chosen.adapter, **shared, **evaluation)]

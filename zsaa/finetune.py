@@ -3,22 +3,30 @@
 Each optimizer step draws its own alpha ~ U(low, high), so that the model meets every setting of the dial and none last.
 The conventional fine-tuning beside it is the same run with alpha fixed at 1.
 
+Not in the paper, and off unless a recipe says so: "sandwich" steps, which see the whole text, a drawn MAC reduction and
+the strongest one, the first teaching the others; and a score that is learned on the way (zsaa/evidence.py).
+
 Several GPUs: start the same script with torchrun or `accelerate launch`, one process a GPU (DDP, or FSDP when
 accelerate is told so). All processes draw the same alpha.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
@@ -31,25 +39,43 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
+from zsaa import evidence
 from zsaa.dial import settings, trained_for
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
-from zsaa.keep import check_alpha
+from zsaa.keep import check_alpha, check_schedule
+from zsaa.score import LEARNED, check_score
 
 SETTINGS_FILE = "zsaa.json"
 # Section 4.2: GPT-2 (12 layers) is trained from 0.02 on, the deeper LLaMA 3 and Gemma 2 from 0.5 on.
 ALPHA_RANGE = {"gpt2": (0.02, 1.0)}
 DEEP_ALPHA_RANGE = (0.5, 1.0)
+LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for: as far as tau lets them
+# What a name changes of the defaults, which are the paper's. Each ingredient can be taken out again by its default.
+RECIPES: dict[str, dict] = {
+    "paper": {},
+    "zsaa+": {"score": LEARNED, "schedule": "once", "sampling": "sandwich", "distill": 0.5, "warm": 0.15},
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters; the defaults are the paper's (section 4.2). What the paper leaves open is marked.
+    """Hyperparameters; the defaults are the paper's (section 4.2). What the paper leaves open, or has not, is marked.
+    `Recipe.named` has others.
 
     method: "alpha-sampled" (Eq. 3) or "conventional" (alpha = 1 throughout).
     tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full; a quantized model needs
         "lora", which is then QLoRA, as in section 4.3).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
+    tau, score, schedule: of the dial, as in `zsaa.enable`. The score "evidence" is learned on the way.
+    sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "sandwich": three passes in
+        turn, alpha = 1, a MAC reduction drawn log-uniformly from 1 to `strongest`, and `strongest` itself; alpha is
+        solved for the lengths of each batch. Classifiers only.
+    distill (not the paper's): of the loss of the pruned passes of a sandwich, the share that is the divergence from
+        what its alpha = 1 pass says; the rest is the labels'.
+    warm (not the paper's): the first share of the steps that runs at alpha = 1 alone, so that a learned score knows
+        something before it decides.
+    auxiliary (not the paper's): weight of the loss that trains the learned score.
     batch_size: samples a process and pass; a step sees batch_size x gradient_accumulation x processes of them.
     dropout: attention dropout and, for LoRA, adapter dropout.
     precision (open): "auto" (bf16 where the GPU has it, else fp16; fp32 on a CPU), "fp32", "tf32", "bf16" or "fp16".
@@ -61,6 +87,7 @@ class Recipe:
     alpha_range: tuple[float, float] | None = None
     tau: int = 5
     score: str = "column_sum"
+    schedule: str = "geometric"
     learning_rate: float = 4e-5
     batch_size: int = 8
     epochs: float = 5.0
@@ -74,9 +101,24 @@ class Recipe:
     group_by_length: bool = False
     gradient_checkpointing: bool = False
     gradient_accumulation: int = 1
+    sampling: str = "alpha"  # this and what follows: not the paper's
+    distill: float = 0.0
+    warm: float = 0.0
+    auxiliary: float = 0.3
+    strongest: float = 12.0
+
+    @classmethod
+    def named(cls, name: str = "paper", **changes) -> Recipe:
+        """ "paper": the defaults. "zsaa+": what won our ablation: evidence, one drop, sandwich steps with distillation.
+        Keyword arguments change single fields."""
+        if name not in RECIPES:
+            raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
+        return cls(**{**RECIPES[name], **changes})
 
     def __post_init__(self):
+        check_score(self.score), check_schedule(self.schedule)
         choices = {
+            "sampling": ("alpha", "sandwich"),
             "method": ("alpha-sampled", "conventional"),
             "tuning": ("full", "lora"),
             "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
@@ -88,12 +130,29 @@ class Recipe:
             low, high = (check_alpha(a) for a in self.alpha_range)
             if low > high:
                 raise ValueError(f"alpha_range must be (low, high) with low <= high, got {self.alpha_range}.")
+        limits = {"distill": (0, 1), "warm": (0, 1), "auxiliary": (0, math.inf), "strongest": (1, math.inf)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}.")
+        if self.sampling == "sandwich" and (self.method == "conventional" or self.alpha_range is not None):
+            raise ValueError(
+                "sampling='sandwich' draws MAC reductions up to `strongest`: it goes neither with method='conventional'"
+                " nor with an alpha_range. Use sampling='alpha' for those."
+            )
+        if self.distill and self.sampling != "sandwich":
+            raise ValueError(f"distill={self.distill} needs the alpha = 1 pass of sampling='sandwich'.")
 
 
-def alpha_range(recipe: Recipe, model: nn.Module) -> tuple[float, float]:
-    """The range that `recipe` draws alpha from on `model`."""
+def alpha_range(
+    recipe: Recipe, model: nn.Module, lengths: Sequence[int] | None = None
+) -> tuple[float, float] | tuple[None, None]:
+    """The range that `recipe` draws alpha from on `model`. Of a sandwich, which draws MAC reductions: down to the alpha
+    that divides the MACs of samples of these `lengths`, taken together, by `strongest`; (None, None) without lengths.
+    """
     if recipe.method == "conventional":
         return 1.0, 1.0
+    if recipe.sampling == "sandwich":
+        return (None, None) if lengths is None else (reduced_to(recipe.strongest, recipe, model, lengths), 1.0)
     return tuple(recipe.alpha_range or ALPHA_RANGE.get(find_decoder(model)[0].config.model_type, DEEP_ALPHA_RANGE))
 
 
@@ -101,6 +160,20 @@ def draw_alpha(low: float, high: float, seed: int, step: int) -> float:
     """Eq. 3 for one optimizer step: a function of seed and step alone, so that a resumed run and every process of a
     distributed one draw the same."""
     return random.Random(f"zsaa {seed} {step}").uniform(low, high)
+
+
+def draw_reduction(strongest: float, seed: int, step: int) -> float:
+    """The MAC reduction of one sandwich step, log-uniform from 1 to `strongest`; of seed and step alone, too."""
+    return math.exp(random.Random(f"zsaa sandwich {seed} {step}").uniform(0, math.log(strongest)))
+
+
+def reduced_to(mac_reduction: float, recipe: Recipe, model: nn.Module, lengths: Sequence[int]) -> float:
+    """The alpha that divides the MACs of a batch of these lengths so, or comes as close as tau lets it."""
+    rule = {"tau": recipe.tau, "schedule": recipe.schedule, "score": recipe.score}
+    try:
+        return zsaa.alpha_for(find_decoder(model)[0].config, lengths, mac_reduction, **rule)
+    except ValueError:
+        return LEAST_ALPHA
 
 
 class AlphaSampler(TrainerCallback):
@@ -114,6 +187,74 @@ class AlphaSampler(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         zsaa.set_alpha(self.model, 1.0)
+
+
+class Passes(Trainer):
+    """A Trainer whose steps may make several passes, one after another, for the memory's sake, and which trains a
+    learned score beside the model. model: the one with the dial."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, drawn_from: tuple[float, float], **kwargs):
+        super().__init__(model=model, **kwargs)
+        self.dialed, self.recipe, self.drawn_from = model, recipe, drawn_from
+        self.scorer = evidence.scorer_of(model) if recipe.score == LEARNED else None
+        self.share, self.teacher = 1.0, None
+
+    def alphas(self, inputs: dict) -> list[float]:
+        """Of the passes over this batch. Draws are per optimizer step, the same in all processes."""
+        recipe, step = self.recipe, self.state.global_step
+        if step < recipe.warm * self.state.max_steps:
+            return [1.0]
+        if recipe.sampling == "alpha":
+            return [draw_alpha(*self.drawn_from, recipe.seed, step)]
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        drawn = draw_reduction(recipe.strongest, recipe.seed, step)
+        return [1.0, *(reduced_to(times, recipe, self.dialed, lengths) for times in (drawn, recipe.strongest))]
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        alphas, loss = self.alphas(inputs), 0.0
+        self.share, self.teacher = 1 / len(alphas), None
+        for number, alpha in enumerate(alphas, start=1):
+            zsaa.set_alpha(self.dialed, alpha)
+            # Gradients add up; several processes exchange them with the last pass.
+            with contextlib.nullcontext() if number == len(alphas) else self.accelerator.no_sync(model):
+                loss = loss + super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with contextlib.nullcontext() if self.scorer is None else zsaa.trace(self.dialed) as seen:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        distill = self.recipe.distill
+        if distill and self.teacher is None:
+            self.teacher = outputs["logits"].detach().float().softmax(-1)
+        elif distill:
+            said = outputs["logits"].float().log_softmax(-1)
+            loss = (1 - distill) * loss + distill * F.kl_div(said, self.teacher, reduction="batchmean")
+        if self.scorer is not None:
+            loss = loss + self.recipe.auxiliary * self.scorer.loss(seen.votes, inputs["labels"])
+        loss = self.share * loss
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        apart = [] if self.scorer is None else self.scorer.groups()
+        learned = {id(p) for group in apart for p in group["params"]}
+        if learned & {id(p) for group in optimizer.param_groups[:2] for p in group["params"]}:  # made just now
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in learned]
+            for group in apart:
+                optimizer.add_param_group(group)
+        return optimizer
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.scorer is not None and self.args.should_save:
+            evidence.save(self.scorer, output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.scorer is not None:
+            config = find_decoder(self.dialed)[0].config
+            self.scorer.load_state_dict(evidence.read(config, resume_from_checkpoint).state_dict())
 
 
 def add_lora(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -222,8 +363,16 @@ def fine_tune(
     """
     start()
     output_dir = Path(output_dir)
-    low, high = alpha_range(recipe, model)
     classifies = hasattr(model, "score")
+    plain = recipe.sampling == "alpha" and recipe.score != LEARNED and not recipe.warm
+    if not classifies and (recipe.sampling == "sandwich" or recipe.score == LEARNED):
+        raise ValueError(
+            f"sampling={recipe.sampling!r} with score={recipe.score!r} needs a classifier: sandwich steps and evidence "
+            f"are about class labels, which a {type(model).__name__} has not. Use sampling='alpha' and a score that is "
+            "not learned, as Recipe.named('paper') does."
+        )
+    lengths = [len(row["input_ids"]) for row in train_dataset] if recipe.sampling == "sandwich" else None
+    low, high = alpha_range(recipe, model, lengths)
     if getattr(model, "is_quantized", False):
         model = prepare_quantized(model, recipe)
     if recipe.tuning == "lora" and not hasattr(model, "peft_config"):
@@ -231,7 +380,12 @@ def fine_tune(
     _set_dropout(model, recipe.dropout)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score)
+    if recipe.score == LEARNED:
+        if evidence.scorer_of(model) is None:
+            set_seed(recipe.seed)
+            evidence.attach(model, evidence.fresh(model, recipe.schedule))
+        evidence.scorer_of(model).requires_grad_(True)
+    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score, schedule=recipe.schedule)
     precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
@@ -255,18 +409,23 @@ def fine_tune(
         ddp_find_unused_parameters=False,  # at every alpha each weight has its part in the loss
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits each batch over all GPUs it sees, in one process
-    trainer = Trainer(
+    make = Trainer if plain else partial(Passes, recipe=recipe, drawn_from=(low, high))
+    trainer = make(
         model=model,
         args=arguments,
         train_dataset=train_dataset,
         data_collator=(DataCollatorWithPadding if classifies else DataCollatorForSeq2Seq)(tokenizer),
-        callbacks=[AlphaSampler(model, low, high, recipe.seed)],
+        callbacks=[AlphaSampler(model, low, high, recipe.seed)] if plain else None,
     )
     # Trainer takes a classifier that accepts keyword arguments for a model that divides its loss by the samples of the
     # whole step, and would multiply loss and gradients by processes and accumulated batches.
     trainer.model_accepts_loss_kwargs &= not classifies
     if trainer.is_deepspeed_enabled:
         raise NotImplementedError("zsaa does not train under DeepSpeed. Shard the model with FSDP instead.")
+    if trainer.is_fsdp_enabled and not plain:
+        raise NotImplementedError(
+            "sandwich steps, warm starts and evidence are not made for FSDP. Use DDP, or Recipe.named('paper')."
+        )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir / "checkpoints") if resume else None)
     seconds = time.perf_counter() - started
@@ -278,6 +437,8 @@ def fine_tune(
         for tied in getattr(model, "all_tied_weights_keys", None) or ():  # gathered twice, saved once
             whole.pop(tied, None)
     model.eval()
+    if not plain:
+        zsaa.set_alpha(model, 1.0)
     trained_for(model, (low, high))
 
     def finish():
@@ -301,7 +462,7 @@ def fine_tune(
 def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None = None) -> None:
     """Write model (or adapter), tokenizer and the dial's settings to `folder`, all at once: a crash or a full disk
     leaves what was there before. weights: the state dict, where the model holds only a shard of it. The settings lie in
-    the model's config.json; an adapter has none, and gets zsaa.json."""
+    the model's config.json; an adapter has none, and gets zsaa.json. A learned score gets a file of its own."""
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -310,6 +471,8 @@ def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None =
         tokenizer.save_pretrained(draft)
         if hasattr(model, "peft_config"):
             (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
+        if (scorer := evidence.scorer_of(model)) is not None:
+            evidence.save(scorer, draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except OSError as error:
@@ -339,11 +502,15 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
             "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
     model, tokenizer = load_model(str(folder), **kwargs)
-    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"])
+    if (Path(folder) / evidence.FILE).is_file():
+        evidence.attach(model, evidence.read(find_decoder(model)[0].config, folder))
+    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"], schedule=saved.get("schedule"))
     trained_for(model, saved["alpha_range"])
     return model, tokenizer
 
 
 def describe(recipe: Recipe, model: nn.Module) -> dict:
-    """The recipe as a dict for a result file, with the range that alpha was really drawn from."""
-    return {**asdict(recipe), "alpha_range": list(alpha_range(recipe, model))}
+    """The recipe as a dict for a result file, with the range that alpha was really drawn from (None of a sandwich,
+    whose draws depend on the lengths; the training's log has it)."""
+    drawn_from = alpha_range(recipe, model)
+    return {**asdict(recipe), "alpha_range": None if drawn_from[0] is None else list(drawn_from)}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import zsaa
-from zsaa.dial import settings
+from zsaa.dial import rule
 from zsaa.evaluate import predict
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision
@@ -69,9 +69,9 @@ def write_predictions(
             f"Fine-tune it on {task} first (python -m zsaa.experiment --task {task})."
         )
     samples = list(tokenize(split, tokenizer, max_length)["input_ids"])
-    tau, lengths = settings(model)["tau"], list(map(len, samples))
+    chosen, lengths = rule(model), list(map(len, samples))
     if alpha is None:
-        alpha = zsaa.alpha_for(decoder.config, lengths, mac_reduction, tau)
+        alpha = zsaa.alpha_for(decoder.config, lengths, mac_reduction, **chosen)
     alpha = check_alpha(alpha)
     bar = tqdm(total=len(samples), unit="text", desc=task, disable=not progress, mininterval=10.0)
     with bar, zsaa.at(model, alpha):
@@ -83,8 +83,8 @@ def write_predictions(
     draft = path.with_name(f".{path.name}")
     draft.write_text("index\tprediction\n" + "".join(lines))
     draft.replace(path)
-    reached = round(zsaa.mac_reduction(decoder.config, lengths, alpha, tau), 4)
-    facts = {"task": task, "source": origin, "alpha": alpha, "tau": tau, "mac_reduction": reached}
+    reached = round(zsaa.mac_reduction(decoder.config, lengths, alpha, **chosen), 4)
+    facts = {"task": task, "source": origin, "alpha": alpha, **chosen, "mac_reduction": reached}
     write_json(path.with_suffix(".json"), {**facts, "provenance": provenance(eval_samples=len(samples))})
     return path
 

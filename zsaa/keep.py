@@ -1,14 +1,22 @@
-"""How many tokens each layer keeps (Eq. 2 of the paper), and what that costs: multiply-accumulates and memory."""
+"""How many tokens each layer keeps (Eq. 2 of the paper, or another schedule), and what that costs:
+multiply-accumulates and memory."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
 from zsaa.families import FAMILIES, SUPPORTED
+from zsaa.score import LEARNED
+
+SCHEDULES = ("geometric", "once", "deep")  # the first is the paper's
+DEPTH = 0.6  # of "deep": how far down the single drop goes, as a share of the layers that all tokens could afford
+EVIDENCE_WIDTH = 64  # of the hidden layer of a head of zsaa/evidence.py
+REFERENCE = 512  # tokens: where all is dropped at once, shorter texts may keep what a text of this length keeps
 
 
 def check_alpha(alpha: Any) -> float:
@@ -35,20 +43,53 @@ def check_tau(tau: Any) -> int:
     return int(tau)
 
 
-def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5) -> list[int]:
-    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens (Eq. 2).
+def check_schedule(schedule: Any) -> str:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}.")
+    return schedule
 
-    N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that are whole numbers in
-    exact arithmetic (0.7 x 10) from being floored to one less.
+
+def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
+    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens.
+
+    schedule:
+        "geometric": Eq. 2. N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that
+            are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
+        "once": one drop, in the first layer, to as many tokens as spend the token-layers of Eq. 2 at this alpha.
+        "deep": the same in a later layer, the deeper the more token-layers there are: of T of them, layer
+            floor(DEPTH T / N_0) drops.
+        Under both, texts shorter than REFERENCE keep what a text of that length would, as far as they have it: a budget
+        in tokens, which spares them as truncation to a fixed length does. No layer keeps fewer than tau.
     """
     alpha, tau = check_alpha(alpha), check_tau(tau)
+    check_schedule(schedule)
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
-    counts = []
+    if schedule == "geometric":
+        return list(_geometric(n, alpha, num_layers, tau))
+    return [min(n, kept) for kept in _at_once(max(n, REFERENCE), alpha, num_layers, tau, schedule)]
+
+
+def _geometric(n: int, alpha: float, num_layers: int, tau: int) -> Iterator[int]:
     for _ in range(num_layers):
         n = min(n, max(math.floor(alpha * n + 1e-6), tau))
-        counts.append(n)
-    return counts
+        yield n
+
+
+@functools.lru_cache(maxsize=1024)
+def _at_once(n: int, alpha: float, num_layers: int, tau: int, schedule: str) -> tuple[int, ...]:
+    budget = sum(_geometric(n, alpha, num_layers, tau))
+    # The 1e-9 is for products that are whole numbers in exact arithmetic.
+    spared = max(0, math.floor(DEPTH * budget / n + 1e-9) - 1) if schedule == "deep" else 0
+    kept = min(n, max(tau, (budget - spared * n) // (num_layers - spared)))
+    return (n,) * spared + (kept,) * (num_layers - spared)
+
+
+def dropping_layers(num_layers: int, schedule: str) -> range:
+    """The layers (0: the first) that may drop tokens, at one alpha or another."""
+    # Below alpha = 1 the budget of "deep" is less than all token-layers.
+    count = {"geometric": num_layers, "once": 1, "deep": max(1, math.ceil(DEPTH * num_layers - 1e-9) - 1)}
+    return range(count[check_schedule(schedule)])
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
@@ -71,24 +112,42 @@ def layer_weights(config: Any) -> tuple[int, int]:
     return hidden * (q_dim + 2 * kv_dim), hidden * (q_dim + FAMILIES[kind].mlp_matrices * inner)
 
 
-def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5) -> int:
+def scorer_macs(config: Any, score: str) -> int:
+    """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
+    head. The others are sums of what attention computes anyway, and count nothing."""
+    if score != LEARNED:
+        return 0
+    return EVIDENCE_WIDTH * (config.hidden_size + attention_widths(config)[0] + config.num_labels)
+
+
+def macs(
+    config: Any,
+    n: int,
+    alpha: float = 1.0,
+    tau: int = 5,
+    schedule: str = "geometric",
+    score: str = "column_sum",
+) -> int:
     """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
 
     Convention: every linear layer costs rows x inputs x outputs; QK^T and the weighted sum over V cost
     rows^2 x head_dim x heads each, that is, causal attention counts as a full square (as most FLOP counters do), for
     the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
-    MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out.
+    MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
+    learned score is not (see `scorer_macs`).
     """
-    per_entering_row, per_kept_row = layer_weights(config)
-    q_dim, _ = attention_widths(config)
-    total = 0
-    for kept in kept_counts(n, alpha, config.num_hidden_layers, tau):
-        total += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
-        n = kept
-    return total
+    return total_macs(config, Counter([n]), alpha, tau, schedule, score)
 
 
-def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int = 1, itemsize: int = 2) -> int:
+def kv_bytes(
+    config: Any,
+    n: int,
+    alpha: float = 1.0,
+    tau: int = 5,
+    batch: int = 1,
+    itemsize: int = 2,
+    schedule: str = "geometric",
+) -> int:
     """Bytes of the keys and values that a prefill of `batch` texts of `n` tokens leaves in the cache.
 
     itemsize: bytes per number (2 for float16 and bfloat16). A layer caches what entered it, N_{l-1} rows. The stock
@@ -96,7 +155,7 @@ def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int =
     """
     from transformers import DynamicCache
 
-    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau)[:-1]]
+    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau, schedule)[:-1]]
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         entering = [n if window is None else min(n, window - 1) for window in windows]
@@ -111,14 +170,34 @@ def histogram(lengths: int | Iterable[int]) -> Counter:
     return counted
 
 
-def total_macs(config: Any, counted: Counter, alpha: float, tau: int) -> int:
-    return sum(times * macs(config, n, alpha, tau) for n, times in counted.items())
+def total_macs(
+    config: Any, counted: Counter, alpha: float, tau: int = 5, schedule: str = "geometric", score: str = "column_sum"
+) -> int:
+    """`macs`, summed over samples: how often each length occurs."""
+    per_entering_row, per_kept_row = layer_weights(config)
+    (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
+    total = 0
+    for n, times in counted.items():
+        cost = 0
+        for kept in kept_counts(n, alpha, layers, tau, schedule):
+            cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
+            cost += n * per_scored_row if kept < n else 0
+            n = kept
+        total += times * cost
+    return total
 
 
-def mac_reduction(config: Any, lengths: int | Iterable[int], alpha: float, tau: int = 5) -> float:
+def mac_reduction(
+    config: Any,
+    lengths: int | Iterable[int],
+    alpha: float,
+    tau: int = 5,
+    schedule: str = "geometric",
+    score: str = "column_sum",
+) -> float:
     """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
     counted = histogram(lengths)
-    return total_macs(config, counted, 1.0, tau) / total_macs(config, counted, alpha, tau)
+    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, tau, schedule, score)
 
 
 def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: float) -> int:
@@ -127,7 +206,7 @@ def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: flo
     The control that a dial must beat: the same compute, spent on fewer input tokens in all layers.
     """
     counted = histogram(lengths)
-    stock = total_macs(config, counted, 1.0, 5)
+    stock = total_macs(config, counted, 1.0)
     low, high = 1, max(counted)  # k = low always reduces at least as much as k = high
     while low < high:
         middle = (low + high + 1) // 2

@@ -33,7 +33,7 @@ from torch import nn
 
 import zsaa
 from zsaa import choice, paper
-from zsaa.dial import settings
+from zsaa.dial import rule, settings
 from zsaa.evaluate import applied, cut, plan, tally
 from zsaa.experiment import _model_record
 from zsaa.families import find_decoder
@@ -170,14 +170,14 @@ def curve(
     MAC reductions are those of the prefills, summed over the questions. A target out of reach is left out.
     """
     model = reader.model
-    config, tau = find_decoder(model)[0].config, settings(model)["tau"]
+    config, chosen = find_decoder(model)[0].config, rule(model)
     first, digest = right(reader, questions, limit)
     lengths = list(reader.lengths)
     rows = plan(model, lengths, targets, controls)
     printed = {t: facts["alpha"] for t, facts in paper.TABLE_3[paper_row(model)].items()}
     for target in [t for t in targets if "printed" in controls and t > 1 and t in printed]:
         alpha = printed[target]
-        reached = zsaa.mac_reduction(config, lengths, alpha, tau)
+        reached = zsaa.mac_reduction(config, lengths, alpha, **chosen)
         rows.append(
             {"control": "printed", "target": target, "alpha": alpha, "keep_tokens": None, "mac_reduction": reached}
         )

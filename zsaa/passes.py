@@ -14,8 +14,9 @@ from torch import Tensor
 
 from zsaa import backend
 from zsaa.attention import rotate, visible
+from zsaa.evidence import Evidence, spread
 from zsaa.keep import kept_counts
-from zsaa.score import SCORES, select
+from zsaa.score import LEARNED, SCORES, select
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Request:
     width: int
     alphas: tuple[float, ...]
     tau: int
+    schedule: str
     num_layers: int
     score: str
     carry: bool  # do dropped tokens leave with the state that they had?
@@ -49,7 +51,8 @@ class Plan:
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
-        counts = (kept_counts(n, a, request.num_layers, request.tau) for n, a in zip(lengths, request.alphas))
+        fixed = request.num_layers, request.tau, request.schedule
+        counts = (kept_counts(n, alpha, *fixed) for n, alpha in zip(lengths, request.alphas))
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]
         self.widths = [max(stage) for stage in stages]
@@ -92,13 +95,26 @@ class Prefill:
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
     mask: bool [batch, width], the real columns of the input; read only if some are not. rows: per stage int64 [batch,
-    rows], the input rows that are alive, in order.
+    rows], the input rows that are alive, in order. scorer: the learned score, and ids [batch, width], the tokens that
+    it asks for; None where another score decides. watched: is it to judge in all its layers, whether they drop or not?
+    votes is then filled in: per layer the votes of all rows [batch, classes], weighed as logits of the label, and how
+    far the votes of a row are apart on average.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
 
-    def __init__(self, request: Request, plan: Plan, mask: Tensor | None):
+    def __init__(
+        self,
+        request: Request,
+        plan: Plan,
+        mask: Tensor | None,
+        scorer: Evidence | None = None,
+        ids: Tensor | None = None,
+        watched: bool = False,
+    ):
         self.request, self.plan, self.mask = request, plan, mask
+        self.scorer, self.ids, self.watched = scorer, ids, watched
+        self.votes: dict[int, tuple[Tensor, Tensor]] = {}
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
@@ -157,9 +173,25 @@ class Prefill:
         cos, sin = (self.embeddings(layer, table) for table in tables)
         return *rotate(q, k, cos, sin), v
 
+    def judge(self, layer: int, hidden: Tensor, output: Tensor) -> Tensor | None:
+        """The learned score of the rows that enter `layer`, of its hidden states and its attention's output, float32
+        [batch, rows]; None where it is not asked."""
+        watched = self.watched and layer in self.scorer.layers
+        if not (self.plan.drops[layer] or watched):
+            return None
+        votes = self.scorer(layer, hidden, output, self.ids.gather(1, self.rows[layer]))
+        if watched:
+            votes_of, sizes, real = votes, self.plan.sizes[layer], self.real[layer]
+            if real is not None:
+                votes_of = votes * real[..., None]
+            summed = 2 * votes_of.sum(1) / sizes[:, None].sqrt()
+            apart = spread(votes_of).sum() / sizes.sum()
+            self.votes.setdefault(layer, (summed, apart))  # gradient checkpointing comes by again
+        return spread(votes.detach())
+
     def pass_on(self, layer: int, sums: Tensor | None, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose by `sums` [batch, rows] what `layer` passes on, of its hidden states and its attention's output
-        [batch, rows, size]. sums may be None where it drops nothing."""
+        """Choose by `sums` [batch, rows], or learned scores, what `layer` passes on, of its hidden states and its
+        attention's output [batch, rows, size]. sums may be None where it drops nothing."""
         kernels = backend.row_kernels(hidden)
         if layer not in self.choice:
             self._choose(layer, sums, kernels)
@@ -184,7 +216,7 @@ class Prefill:
         before, after = self.plan.sizes[layer], self.plan.sizes[layer + 1]
         rows, choice, width = self.rows[layer], None, self.plan.widths[layer + 1]
         if self.plan.drops[layer]:
-            scores = SCORES[self.request.score](sums, before)
+            scores = sums if self.request.score == LEARNED else SCORES[self.request.score](sums, before)
             if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
                 *choice, rows = kernels.choose(scores, before, after, width, rows)
             else:

@@ -30,10 +30,11 @@ import anywidget
 import torch
 import traitlets
 
+from zsaa.evidence import Evidence
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.keep import check_alpha, check_tau
 from zsaa.measure import hardware, provenance
-from zsaa.score import SCORES, check_score
+from zsaa.score import LEARNED, SCORES, check_score
 from zsaa.slider import page
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
 from zsaa.slider.worker import Worker
@@ -148,7 +149,7 @@ class Slider(anywidget.AnyWidget):
             "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type,
             "alphas": self.alphas,
             "taus": self.taus,
-            "scores": {name: _first_sentence(function) for name, function in SCORES.items()},
+            "scores": {name: _first_sentence(what) for name, what in _scores(dial["score"]).items()},
             "trained": list(trained) if trained else None,
             "accuracy": accuracy_curve(model, accuracy),
             "texts": [{k: v for k, v in sample.items() if k != "text"} for sample in self._samples],
@@ -321,8 +322,9 @@ class Slider(anywidget.AnyWidget):
         self._streams[text][key] = {"alpha": alpha, "events": events}
 
     def _saving(self, text: str, tau: int) -> Iterator[None]:
-        yield from self._completing(text, [tau], list(SCORES))
-        self.send({"type": "page", "html": self._page([text], [tau], list(SCORES))})
+        scores = list(self.meta["scores"])
+        yield from self._completing(text, [tau], scores)
+        self.send({"type": "page", "html": self._page([text], [tau], scores)})
 
     def _completing(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> Iterator[None]:
         """Every point of a text that the page needs."""
@@ -419,7 +421,7 @@ class Slider(anywidget.AnyWidget):
         texts, taus = list(texts or [self.text]), [check_tau(t) for t in taus or [self.tau]]
         if unknown := [t for t in taus if t not in self.taus]:
             raise ValueError(f"tau {unknown[0]} is none of the slider's stops: {self.taus}.")
-        scores = [check_score(s) for s in scores or SCORES]
+        scores = [check_score(s) for s in scores or self.meta["scores"]]
         complete, errors = [], []
 
         def job() -> Iterator[None]:
@@ -492,3 +494,8 @@ class Slider(anywidget.AnyWidget):
 def _first_sentence(function: Any) -> str:
     text = " ".join((function.__doc__ or function.__name__).split())
     return text.split(". ")[0].rstrip(".") + "."
+
+
+def _scores(own: str) -> dict[str, Any]:
+    """The scores to choose from; a learned one only for a model that has learned it."""
+    return {**SCORES, LEARNED: Evidence} if own == LEARNED else SCORES

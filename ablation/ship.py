@@ -1,0 +1,95 @@
+"""Turns what `ablation.run --save` left of a row into a folder that zsaa.finetune.load reads, with the dial on.
+
+python -m ablation.run --task imdb --rows lora-deep --save outputs/rows
+python -m ablation.ship outputs/rows/lora-deep --task imdb
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablation import run
+from ablation.forward import Variant
+from ablation.train import STRONGEST, Training
+from zsaa import evidence
+from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
+from zsaa.keep import REFERENCE, SCHEDULES
+from zsaa.models import load_model
+from zsaa.score import LEARNED, check_score
+
+
+def settings_of(folder: Path, variant: Variant, training: Training, lengths: Sequence[int]) -> dict:
+    """The dial's settings for a trained row; ValueError for a variant that the package does not have. lengths: tokens
+    of the samples that it was trained on."""
+    learned = (folder / evidence.FILE).is_file()
+    if training.probe not in ("", "evidence") or learned != bool(training.probe):
+        raise ValueError(
+            f"{folder} was trained with probe={training.probe!r}, and {evidence.FILE} is{'' if learned else ' not'} "
+            "there: of learned scores the package knows evidence alone."
+        )
+    plain = Variant(
+        score=variant.score,
+        schedule=variant.schedule,
+        tau=variant.tau,
+        reference=None if variant.schedule == "geometric" else REFERENCE,
+        scorer_macs=variant.scorer_macs,
+    )
+    if variant.schedule not in SCHEDULES or variant != plain:
+        raise ValueError(
+            f"the package has no {variant}: its schedules are {', '.join(SCHEDULES)}, the last two with "
+            f"reference={REFERENCE}, and sinks, recent, smooth and dropped are as in the paper."
+        )
+    rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score)}
+    rule["schedule"] = variant.schedule
+    drawn = {"alpha_range": training.alpha_range}
+    if training.sampling in ("sandwich", "log"):
+        drawn = {"sampling": "sandwich", "strongest": STRONGEST}
+    elif training.sampling != "alpha":  # nothing was drawn, but where it went on from an adapter that has met the dial
+        earlier = Path(training.start) / SETTINGS_FILE
+        known = training.start and earlier.is_file() and json.loads(earlier.read_text(encoding="utf-8"))["alpha_range"]
+        return {"alpha": 1.0, **rule, "alpha_range": known or None}
+    model, _ = load_model(str(folder), kind="sequence-classification")
+    return {"alpha": 1.0, **rule, "alpha_range": alpha_range(Recipe(**rule, **drawn), model, lengths)}
+
+
+def ship(folder: str | Path, variant: Variant, training: Training, lengths: Sequence[int], base: str) -> Path:
+    """Write the settings into `folder`, beside the weights and the scorer that lie there already. base: the name by
+    which an adapter finds its base model anywhere (the bench notes the folder that it was loaded from)."""
+    folder = Path(folder)
+    adapter, config = folder / "adapter_config.json", folder / "config.json"
+    settings = settings_of(folder, variant, training, lengths)
+    if adapter.is_file():
+        noted = json.loads(adapter.read_text(encoding="utf-8"))
+        adapter.write_text(json.dumps({**noted, "base_model_name_or_path": base}, indent=2) + "\n", encoding="utf-8")
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    else:
+        noted = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**noted, "zsaa": settings}, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    config = run.load_config()
+    parser = argparse.ArgumentParser(prog="python -m ablation.ship", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="the row's folder below that of --save")
+    parser.add_argument("--row", choices=list(config["rows"]), metavar="ROW", help="default: the folder's name")
+    parser.add_argument("--task", choices=list(config["tasks"]), default="imdb")
+    parser.add_argument("--model", default="smollm2-135m", help="the base model, by name")
+    parser.add_argument("--train", type=int, help="as for the run")
+    options = parser.parse_args(arguments)
+    row, settings = config["rows"][options.row or options.folder.name], config["tasks"][options.task]
+    variant = Variant(**row.get("variant", {}))
+    training = Training(**{**settings.get("training", {}), **row.get("training", {})})
+    limits = {"train": min(settings["train"], options.train or settings["train"]), "test": 1}
+    _, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2)
+    (texts, _), *_ = run._data(options.task, settings, tokenizer, limits)
+    ship(options.folder, variant, training, list(map(len, texts)), options.model)
+    print(f"{options.folder} is ready for zsaa.finetune.load.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

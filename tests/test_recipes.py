@@ -1,0 +1,274 @@
+"""A recipe of our own beside the paper's, which stays as it is: sandwich steps, distillation, the learned score."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from test_finetune import model, samples
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
+
+import zsaa
+from ablation import forward as bench
+from ablation.train import Evidence as BenchEvidence
+from ablation.train import Training, _passes
+from zsaa import distributed, evidence, finetune
+from zsaa.dial import settings
+from zsaa.finetune import RECIPES, Recipe, draw_reduction, fine_tune
+from zsaa.keep import kept_counts
+
+OWN = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-3, "strongest": 3.0}
+
+
+def run(recipe, folder, net=None, data=None, **kwargs):
+    net = model() if net is None else net
+    return fine_tune(net, tiny.Padder(), data or samples(24), recipe, folder, progress=False, **kwargs)
+
+
+def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
+    assert Recipe() == Recipe.named() == Recipe.named("paper")
+    paper = Recipe.named("paper")
+    assert (paper.sampling, paper.schedule, paper.score, paper.distill, paper.warm) == (
+        "alpha", "geometric", "column_sum", 0, 0
+    )  # fmt: skip
+    own = Recipe.named("zsaa+", epochs=2)
+    assert own.epochs == 2 and own.sampling == "sandwich" and own.score == "evidence"
+    assert Recipe.named("zsaa+", **{name: getattr(paper, name) for name in RECIPES["zsaa+"]}) == paper
+
+
+def test_the_paper_s_run_is_what_it_was(tmp_path):
+    """Trainer with alpha turned at each step, and nothing else: the same weights bit for bit."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    trained, _ = run(Recipe.named("paper", max_steps=5), tmp_path / "a")
+    plain = zsaa.enable(model())
+    finetune._set_dropout(plain, 0.1)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "b"), learning_rate=4e-5, per_device_train_batch_size=8, max_steps=5, seed=0,
+        use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    sampler = finetune.AlphaSampler(plain, 0.5, 1.0, 0)
+    collator = DataCollatorWithPadding(tiny.Padder())
+    trainer = Trainer(plain, arguments, train_dataset=samples(24), data_collator=collator, callbacks=[sampler])
+    trainer.model_accepts_loss_kwargs = False
+    trainer.train()
+    for (name, a), b in zip(trained.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"sampling": "salad"}, "sampling must be one of"),
+        ({"schedule": "luck"}, "unknown schedule"),
+        ({"score": "luck"}, "unknown score"),
+        ({"distill": 0.5}, "needs the alpha = 1 pass"),
+        ({"distill": 1.5, "sampling": "sandwich"}, r"distill must be in \[0, 1\]"),
+        ({"warm": -0.1}, "warm must be in"),
+        ({"strongest": 0.5}, r"strongest must be in \[1, inf\]"),
+        ({"auxiliary": -1}, "auxiliary must be in"),
+        ({"sampling": "sandwich", "method": "conventional"}, "goes neither with"),
+        ({"sampling": "sandwich", "alpha_range": (0.5, 1)}, "nor with an alpha_range"),
+    ],
+)
+def test_bad_recipes(bad, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**bad)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="no recipe 'best'. Available: paper, zsaa"):
+        Recipe.named("best")
+
+
+def test_reductions_are_log_uniform_reproducible_and_differ_by_step_and_seed():
+    draws = [draw_reduction(12.0, 0, step) for step in range(4000)]
+    assert draws == [draw_reduction(12.0, 0, step) for step in range(4000)]
+    assert draws[:10] != [draw_reduction(12.0, 1, step) for step in range(10)]
+    shares = torch.histc(torch.tensor(draws).log(), bins=10, min=0, max=math.log(12)) / 4000
+    assert (shares - 0.1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["sandwich", "evidence", "zsaa+"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_it_learns(name, tuning, tmp_path):
+    changes = {"sandwich": {"sampling": "sandwich"}, "evidence": {"score": "evidence"}, "zsaa+": RECIPES["zsaa+"]}
+    recipe = Recipe(**{**changes[name], **OWN, "tuning": tuning, "max_steps": 60, "learning_rate": 3e-3})
+    base = tmp_path / "base"
+    net = model()
+    net.save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    net = type(net).from_pretrained(base)
+    trained, log = run(recipe, tmp_path, net, samples(48), log_steps=6)
+    losses = [loss for _, loss in log["loss"]]
+    assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses
+    assert log["steps"] == 60 and settings(trained)["alpha"] == 1 and settings(trained)["schedule"] == recipe.schedule
+    low = log["alpha_range"][0]
+    assert 0 < low < 1 and log["alpha_range"][1] == 1 and settings(trained)["alpha_range"][0] == low
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    again, _ = finetune.load(tmp_path / "model", kind="sequence-classification", dtype=torch.float32)
+    assert settings(again) == settings(trained)
+    ids = tiny.tokens([25])[0]
+    with torch.no_grad(), zsaa.at(trained, 0.7), zsaa.at(again, 0.7):
+        torch.testing.assert_close(again(ids).logits, trained.eval()(ids).logits)
+    scorer = evidence.scorer_of(trained)
+    assert (scorer is not None) == (recipe.score == "evidence")
+    if scorer is not None:
+        votes = scorer.table.weight.detach()
+        apart = (votes[:, 1] - votes[:, 0]).abs()
+        assert apart[7] == apart.max(), "the telling token tells most"
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_resuming_gives_the_same_weights(tuning, tmp_path, monkeypatch):
+    recipe = Recipe.named("zsaa+", **{**OWN, "max_steps": 8, "tuning": tuning, "warm": 0.3})
+    whole, _ = run(recipe, tmp_path / "whole", save_steps=4)
+
+    class Killed(Exception):
+        pass
+
+    step = finetune.Passes.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 6:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(finetune.Passes, "training_step", die)
+    with pytest.raises(Killed):
+        run(recipe, tmp_path / "parts", save_steps=4)
+    monkeypatch.undo()
+    assert (tmp_path / "parts" / "checkpoints" / "checkpoint-4" / evidence.FILE).is_file()
+    resumed, log = run(recipe, tmp_path / "parts", save_steps=4)
+    assert log["steps"] == 8
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert any("evidence" in name for name in whole.state_dict())
+
+
+class Steps(finetune.Passes):
+    """Keeps the gradients of the first step."""
+
+    def training_step(self, model, inputs, *args):
+        loss = super().training_step(model, inputs, *args)
+        Steps.seen.append((loss, {n: p.grad.clone() for n, p in self.dialed.named_parameters()}, dict(inputs)))
+        return loss
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
+    """Three passes over the same batch, in the bench's plain code: loss, distillation, votes."""
+    monkeypatch.setattr(finetune, "Passes", Steps)
+    monkeypatch.setattr(Steps, "seen", [], raising=False)
+    monkeypatch.setattr(evidence.Evidence, "DROPOUT", 0.0)
+    monkeypatch.setattr(F, "dropout", lambda x, *_, **__: x)
+    recipe = Recipe.named("zsaa+", **OWN, dropout=0.0, warm=0.0, schedule="once", gradient_checkpointing=checkpointing)
+    net = model(dtype=torch.float64)
+    torch.manual_seed(5)
+    scorer = evidence.attach(net, evidence.fresh(net, "once"))
+    for parameter in scorer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    start = {k: v.clone() for k, v in net.state_dict().items()}
+    run(recipe, tmp_path, net)
+    _, gradients, inputs = Steps.seen[0]
+    ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+    texts = [row[: int(n)].tolist() for row, n in zip(ids, mask.sum(1))]
+    plain = model(dtype=torch.float64).train()
+    plain.load_state_dict({k: v for k, v in start.items() if "evidence" not in k})
+    judge = BenchEvidence(plain.config, [0], 2)
+    judged = {k.split("evidence.")[1]: v for k, v in start.items() if "evidence" in k}
+    judge.load_state_dict({**judge.state_dict(), **judged})
+    torch.nn.init.zeros_(judge.heads["0"]["votes"].bias)
+    monkeypatch.setattr(bench, "counts", lambda n, a, layers, v: kept_counts(n, a, layers, 5, "once"))
+    lengths = [len(t) for t in texts]
+    drawn = draw_reduction(recipe.strongest, 0, 0)
+    alphas = [1.0, *(finetune.reduced_to(times, recipe, net, lengths) for times in (drawn, recipe.strongest))]
+    assert alphas[2] < alphas[1] < 1
+    _passes(plain, judge, texts, labels, alphas, bench.Variant(), Training(sampling="sandwich", distill=0.5), 1.0)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
+    for name, parameter in judge.named_parameters():
+        if not name.endswith("votes.bias"):
+            found = gradients[f"model.evidence.{name}"]
+            torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_warm_steps_and_the_scorer_s_rates(tmp_path, monkeypatch):
+    turned = []
+    turn = zsaa.set_alpha
+    monkeypatch.setattr(finetune.zsaa, "set_alpha", lambda net, alpha: (turned.append(alpha), turn(net, alpha)))
+    rates = []
+
+    class Peek(finetune.Passes):
+        def create_scheduler(self, *args, **kwargs):
+            rates.extend((g["lr"], g["weight_decay"], len(g["params"])) for g in self.optimizer.param_groups)
+            return super().create_scheduler(*args, **kwargs)
+
+    monkeypatch.setattr(finetune, "Passes", Peek)
+    net, _ = run(Recipe.named("zsaa+", **{**OWN, "max_steps": 4, "warm": 0.5, "schedule": "once"}), tmp_path)
+    assert turned[:3] == [1.0, 1.0, 1.0] and len(turned) == 2 + 2 * 3 + 1 and turned[-1] == 1.0
+    assert turned[5] == 1.0 and turned[4] < 1 and turned[3] < 1
+    everything = len(list(net.parameters()))
+    assert sum(count for *_, count in rates) == everything
+    assert rates[2:] == [(1e-3, 0.01, 7), (3e-3, 0.0, 1)] and {rate for rate, *_ in rates[:2]} == {1e-3}
+
+
+def test_accumulated_batches_add_up(tmp_path):
+    """Each batch solves alpha for its own lengths, so all have the same here."""
+    data = samples(24).map(lambda row: {k: v[:8] if isinstance(v, list) else v for k, v in row.items()})
+    losses = []
+    for size, times in ((4, 1), (2, 2)):
+        changes = {**OWN, "max_steps": 2, "batch_size": size, "gradient_accumulation": times, "dropout": 0.0}
+        recipe = Recipe(sampling="sandwich", schedule="geometric", **changes)
+        _, log = run(recipe, tmp_path / str(size), data=data, log_steps=1)
+        losses.append([loss for _, loss in log["loss"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_language_models_are_refused(tmp_path):
+    rows = samples(8).map(lambda row: {"labels": row["input_ids"]})
+    for recipe in (Recipe(score="evidence"), Recipe(sampling="sandwich")):
+        with pytest.raises(ValueError, match="needs a classifier"):
+            run(recipe, tmp_path, tiny.make("llama", dtype=torch.float32), rows)
+
+
+def test_half_precision(tmp_path):
+    """Autocast stays out of the votes."""
+    trained, log = run(Recipe.named("zsaa+", **OWN, precision="bf16"), tmp_path, log_steps=1)
+    assert all(math.isfinite(loss) for _, loss in log["loss"])
+    assert all(p.dtype == torch.float32 for p in evidence.scorer_of(trained).parameters())
+
+
+def _shared(folder, processes):
+    """One process' part of a small run, on texts of one length: alpha is then the same in all batches."""
+    evidence.Evidence.DROPOUT = 0.0
+    data = samples(32).map(lambda row: {k: v[:8] if isinstance(v, list) else v for k, v in row.items()})
+    changes = {"tau": 2, "strongest": 2.0, "max_steps": 6, "learning_rate": 1e-3, "warm": 0.2, "schedule": "once"}
+    recipe = Recipe.named("zsaa+", **changes, batch_size=8 // processes, dropout=0.0, precision="fp32")
+    net, _ = run(recipe, folder, model(dtype=torch.float64), data)
+    everywhere = distributed.gather({k: v.double().sum().item() for k, v in net.state_dict().items()})
+    assert all(theirs == everywhere[0] for theirs in everywhere)
+    distributed.on_first(lambda: torch.save(net.state_dict(), f"{folder}.pt"))
+
+
+def test_two_processes_train_like_one(tmp_path):
+    pytest.importorskip("transformers", minversion="5.18", reason="older Trainers do not train on several CPUs")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "hf")}
+    here = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for processes in (1, 2):
+        command = [*here, str(processes), __file__, str(tmp_path / str(processes)), str(processes)]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+if __name__ == "__main__":
+    _shared(sys.argv[1], int(sys.argv[2]))
