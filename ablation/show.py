@@ -116,7 +116,7 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
 
 # Those that the story is about: (row, control) -> name, colour, marker, dashes. All others are thin and grey.
 PROTAGONISTS = {
-    ("evidence-distilled", "alpha"): ("evidence, dial", "#0072B2", "o", "-"),
+    ("evidence-distilled", "alpha"): ("evidence (zsaa+)", "#0072B2", "o", "-"),
     ("paper", "alpha"): ("paper's recipe, dial", "#D55E00", "s", "-"),
     ("conventional", "alpha"): ("conventional, dial", "#000000", "P", "-"),
     ("truncated-ends", "ends"): ("tuned on both ends", "#CC79A7", "D", "--"),
@@ -459,8 +459,9 @@ def survival_figure(depths: dict[str, list[float]], words: Sequence[str], title:
 
 
 def load_evidence(folder: str | Path, config):
-    """The scorer that `ablation.run --save` left in `folder`, and the variant that it decides in; None without one. Its
-    layers say how it drops: behind the first, behind two, or deeper."""
+    """The scorer that `ablation.run --save` or zsaa.finetune (whose votes have no bias) left in `folder`, and the
+    variant that it decides in; None without one. Its layers tell the schedule: once, twice or deep."""
+    import torch
     from safetensors.torch import load_file
 
     from ablation.forward import Variant
@@ -473,6 +474,8 @@ def load_evidence(folder: str | Path, config):
     layers = sorted({int(name.split(".")[1]) for name in state if name.startswith("heads.")})
     classes = state["table.weight"].shape[1]
     scorer = Evidence(config, layers, classes)
+    for layer in layers:
+        state.setdefault(f"heads.{layer}.votes.bias", torch.zeros(classes))
     scorer.load_state_dict(state)
     schedule = {1: "once", 2: "twice"}.get(len(layers), "deep")
     return scorer.eval(), Variant(schedule=schedule, reference=512, scorer_macs=Evidence.macs(config, classes))

@@ -24,6 +24,8 @@ from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
 from ablation.run import load_config
 from ablation.train import SAMPLINGS, Evidence, Training, curve, logits_of, train
 from zsaa import figures, finetune
+from zsaa.evidence import Evidence as PackageEvidence
+from zsaa.evidence import save as save_scorer
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
 from zsaa.results import RESULTS, from_bits, to_bits
@@ -518,7 +520,8 @@ def test_committed_rows_are_drawn_by_name(task, tmp_path):
     assert f"{alone['mac_reduction']:.0f}x" in ticks
     caption = show.accuracy_caption(results)
     assert (
-        f"evidence {results['evidence-distilled']['log']['epochs_of_compute']:.2g}," in caption and "control" in caption
+        f"evidence (zsaa+) {results['evidence-distilled']['log']['epochs_of_compute']:.2g}," in caption
+        and "control" in caption
     )
     places = sorted(t.get_position()[1] for t in figure.axes[0].texts if not t.get_text().startswith("scorer"))
     gap = 0.04 * (figure.axes[0].get_ylim()[1] - figure.axes[0].get_ylim()[0])
@@ -596,6 +599,9 @@ def test_a_saved_scorer_is_found_and_decides(schedule, layers, tmp_path):
     torch.nn.init.normal_(scorer.table.weight)
     save_file({name: weight.half() for name, weight in scorer.state_dict().items()}, tmp_path / "evidence.safetensors")
     found, variant = show.load_evidence(tmp_path, model.config)
+    theirs = PackageEvidence(model.config, layers, 2)
+    save_scorer(theirs, tmp_path)
+    assert isinstance(show.load_evidence(tmp_path, model.config)[0], Evidence), "votes without a bias"
     assert variant.schedule == schedule and variant.scorer_macs == Evidence.macs(model.config, 2)
     ids, _, _ = tiny.tokens([30])
     with torch.no_grad():
