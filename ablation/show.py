@@ -6,13 +6,15 @@ python -m ablation.show      draws figures/ablation_*.png from results/ablation 
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsaa.figures import COLOURS, DATA_SETS, STYLE, save_figure
+from zsaa.figures import DATA_SETS, STYLE, save_figure
 from zsaa.results import RESULTS, from_bits, with_interval
-from zsaa.stats import difference
+from zsaa.stats import difference, interval
 
 NOT_RUN = "not run"
 
@@ -31,10 +33,31 @@ def _cell(result: dict, control: str, target: float) -> dict | None:
 
 
 def _curves(results: dict[str, dict]):
-    """(name, result, control) of every curve."""
+    """(name, result, control) of every curve. A scorer alone is a point, not a curve: see `_scorer`."""
     for name, result in results.items():
         for control in dict.fromkeys(r["control"] for r in result["rows"]):
-            yield (name if control == "alpha" else f"{name}, {control} tokens"), result, control
+            if control != "scorer":
+                yield (name if control == "alpha" else f"{name}, {control} tokens"), result, control
+
+
+def _scorer(result: dict) -> dict | None:
+    """What the learned scores know by themselves: the first scored layer's votes, summed."""
+    return next((r for r in result["rows"] if r["control"] == "scorer"), None)
+
+
+def _seed(result: dict) -> int:
+    return result.get("training", {}).get("seed", 0)
+
+
+def _main(result: dict) -> bool:
+    """Trained on the task's own budget, not on one of equal compute?"""
+    return result.get("training", {}).get("compute") is None
+
+
+def _ahead(ours: dict, rival: dict) -> tuple[float, tuple[float, float]]:
+    """Points by which one row of results is ahead of another on the same held-out texts, and the paired interval."""
+    n = ours["n"]
+    return difference("accuracy", [1] * n, from_bits(ours["right"], n), from_bits(rival["right"], n))
 
 
 def accuracy_table(results: dict[str, dict], targets: Sequence[float], rows: dict[str, dict]):
@@ -45,9 +68,10 @@ def accuracy_table(results: dict[str, dict], targets: Sequence[float], rows: dic
     lines = []
     for name, result, control in _curves(results):
         cells = {f"{t:g}x": _cell(result, control, t) for t in targets}
-        log = result["log"]
+        log, alone = result["log"], _scorer(result)
         lines.append(
             {"row": name, **{t: with_interval(cell) if cell else "-" for t, cell in cells.items()},
+             "scorer alone": f"{with_interval(alone)} at {alone['mac_reduction']:.0f}x" if alone else "-",
              "training MACs (epochs)": log["epochs_of_compute"], "GPU minutes": round(log["seconds"] / 60, 1),
              "what it shows": result["about"]}
         )  # fmt: skip
@@ -55,7 +79,7 @@ def accuracy_table(results: dict[str, dict], targets: Sequence[float], rows: dic
     for name, row in rows.items():
         if name not in ran:
             cells = dict.fromkeys((f"{t:g}x" for t in targets), NOT_RUN)
-            cost = {"training MACs (epochs)": "-", "GPU minutes": "-"}
+            cost = {"scorer alone": "-", "training MACs (epochs)": "-", "GPU minutes": "-"}
             lines.append({"row": name, **cells, **cost, "what it shows": row["about"]})
     return pd.DataFrame(lines)
 
@@ -63,7 +87,8 @@ def accuracy_table(results: dict[str, dict], targets: Sequence[float], rows: dic
 def paired_table(results: dict[str, dict], targets: Sequence[float], against: str = "paper"):
     """Points by which each curve is ahead of the row `against` on the same held-out texts, with the 95% interval of a
     paired bootstrap, and a star where it leaves out 0; against="truncation" takes at each target the best of the
-    curves that read truncated inputs. None where `against` was not run."""
+    curves that read truncated inputs, against="scorer" each curve's own scorer alone, at its one, far lower price. None
+    where `against` was not run."""
     import pandas as pd
 
     curves = list(_curves(results))
@@ -72,6 +97,8 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
         line: dict = {"row": name}
         for target in targets:
             cell, rivals = _cell(result, control, target), []
+            if against == "scorer" and control == "alpha":
+                rivals.append(_scorer(result))
             for other, rival, side in curves:
                 if (side != "alpha" and target > 1) if against == "truncation" else other == against:
                     rivals.append(_cell(rival, side, target))
@@ -80,33 +107,211 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
                 line[f"{target:g}x"] = "-"
                 continue
             best = max(rivals, key=lambda r: r["accuracy"])
-            n = cell["n"]
-            gain, (low, high) = difference(
-                "accuracy", [1] * n, from_bits(cell["right"], n), from_bits(best["right"], n)
-            )
+            gain, (low, high) = _ahead(cell, best)
             line[f"{target:g}x"] = f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]" + ("*" if low > 0 or high < 0 else "")
         lines.append(line)
     table = pd.DataFrame(lines)
     return table if len(table) and (table.drop(columns="row") != "-").any(axis=None) else None
 
 
+# Those that the story is about: (row, control) -> name, colour, marker, dashes. All others are thin and grey.
+PROTAGONISTS = {
+    ("evidence-distilled", "alpha"): ("evidence (zsaa+)", "#0072B2", "o", "-"),
+    ("paper", "alpha"): ("paper's recipe, dial", "#D55E00", "s", "-"),
+    ("conventional", "alpha"): ("conventional, dial", "#000000", "P", "-"),
+    ("truncated-ends", "ends"): ("tuned on both ends", "#CC79A7", "D", "--"),
+    ("truncated-last", "last"): ("tuned on last tokens", "#009E73", "v", "--"),
+}
+OURS = "evidence-distilled"
+GREY = "#9A9A9A"
+
+
+def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The places moved as little as it takes to be `gap` apart, within [low, high] if there is room."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    groups: list[list] = []  # (first place, count): runs of neighbours that touch
+    for i in order:
+        groups.append([[places[i]], places[i]])
+        while len(groups) > 1 and groups[-2][1] + gap * (len(groups[-2][0]) + len(groups[-1][0])) / 2 > groups[-1][1]:
+            joined = groups.pop(-2)[0] + groups[-1][0]
+            middle = statistics.fmean(v - gap * k for k, v in enumerate(joined)) + gap * (len(joined) - 1) / 2
+            half = gap * (len(joined) - 1) / 2
+            groups[-1] = [joined, max(low + half, min(high - half, middle))]
+    spread = [middle + gap * (k - (len(run) - 1) / 2) for run, middle in groups for k in range(len(run))]
+    found = [0.0] * len(places)
+    for i, place in zip(order, spread):
+        found[i] = place
+    return found
+
+
+def _label(axis, ends: Sequence[tuple], x: float, gap: float, low: float, high: float, scale=(float, float)) -> None:
+    """Names beside the lines' ends, ends: (x, y, name, colour, strong), in a column at `x`, none over another. scale:
+    into the measure in which `gap`, `low` and `high` are given, and back."""
+    there, back = scale
+    for (at, y, name, colour, strong), place in zip(ends, _apart([there(end[1]) for end in ends], gap, low, high)):
+        colour = colour if strong else "#6A6A6A"
+        axis.plot([at * 1.01, x * 0.99], [y, back(place)], color=colour, linewidth=0.5, alpha=0.6, clip_on=False)
+        axis.text(x, back(place), name, color=colour, va="center", fontsize=8 if strong else 6.5,
+                  fontweight="bold" if strong else "normal")  # fmt: skip
+
+
 def accuracy_figure(results: dict[str, dict], title: str, names: Sequence[str] | None = None):
-    """Accuracy against MAC reduction, a line per curve (those of `names`, default all); truncated inputs dashed."""
+    """Accuracy against MAC reduction (log scale), a line per curve (those of `names`, default all), named beside its
+    end. Solid: the dial, dashed: inputs cut. `PROTAGONISTS` are in colour with 95% bands, further seeds of theirs
+    hollow and without a line; the rest is grey. A star is a protagonist's scorer alone."""
     import matplotlib.pyplot as plt
 
-    palette = [*COLOURS.values(), "#CC79A7", "#56B4E9", "#F0E442"]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        figure, axis = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
         curves = [curve for curve in _curves(results) if names is None or curve[1]["row"] in names]
-        for number, (name, result, control) in enumerate(curves):
+        ends, lowest, highest, n, most, seeds = [], 50.0, 50.0, 0, 1.0, False
+        for name, result, control in curves:
             rows = sorted((r for r in result["rows"] if r["control"] == control), key=lambda r: r["target"])
-            axis.plot(
-                [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows], markersize=3.5, linewidth=1.2,
-                color=palette[number % len(palette)], marker="o^vsDPX*"[number % 8], label=name,
-                linestyle="-" if control == "alpha" else "--",
-            )  # fmt: skip
-        axis.set(xlabel="MAC reduction", ylabel="accuracy (%)", title=title)
-        figure.legend(fontsize=7, loc="outside right upper")
+            rows = [
+                r
+                for r, after in zip(rows, [*rows[1:], None])
+                if not after or after["mac_reduction"] > r["mac_reduction"]
+            ]
+            x, y = [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
+            lowest, highest, n, most = min(lowest, *y), max(highest, *y), rows[0]["n"], max(most, *x)
+            hero = PROTAGONISTS.get((result["row"], control)) if _main(result) else None
+            if hero is None:
+                dashes = "-" if control == "alpha" else (0, (3, 1.5))
+                axis.plot(x, y, color=GREY, linewidth=0.8, linestyle=dashes, zorder=2)
+                ends.append((x[-1], y[-1], name.removesuffix(" tokens"), GREY, False))
+                continue
+            shown, colour, marker, dashes = hero
+            if _seed(result):
+                seeds = True
+                axis.plot(
+                    x, y, color=colour, marker=marker, markersize=5, markerfacecolor="white", linestyle="none", zorder=5
+                )
+                continue
+            axis.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.8, linestyle=dashes, zorder=4)
+            axis.fill_between(x, *zip(*(r["ci95"] for r in rows)), color=colour, alpha=0.15, linewidth=0, zorder=3)
+            ends.append((x[-1], y[-1], shown, colour, True))
+        axis.axhline(50, color="#777777", linewidth=0.8, linestyle=(0, (1, 3)))
+        beside, priced = max(13.0, 1.1 * most), []
+        for _, result, control in curves:
+            alone, hero = _scorer(result), PROTAGONISTS.get((result["row"], control))
+            if control == "alpha" and hero and alone and not _seed(result) and _main(result):
+                x, y = alone["mac_reduction"], alone["accuracy"]
+                priced.append(x)
+                axis.errorbar(x, y, yerr=[[y - alone["ci95"][0]], [alone["ci95"][1] - y]], color=hero[1], marker="*",
+                              markersize=11, capsize=2, markeredgecolor="white", zorder=6)  # fmt: skip
+                axis.annotate(f"scorer\nalone,\n{y:.1f}%", (x, alone["ci95"][1]), xytext=(0, 5), color=hero[1],
+                              textcoords="offset points", ha="center", fontsize=8, fontweight="bold")  # fmt: skip
+        bottom, top = min(47.0, lowest - 1.5), highest + 2.0
+        gap = (top - bottom) * 0.04
+        _label(axis, ends, beside, gap, bottom + gap / 2, top)
+        axis.set(
+            xscale="log",
+            xlabel="MAC reduction (log scale)",
+            ylabel="accuracy (%)",
+            ylim=(bottom, top),
+            xlim=(0.94, 290),
+        )
+        ticks = [1, 2, 3, 5, 7, 11, 30, *priced]
+        axis.set_xticks(ticks, [f"{t:.0f}x" for t in ticks])
+        axis.minorticks_off()
+        key = f"solid: the dial; dashed: inputs cut; {'hollow: another seed; ' if seeds else ''}bands: 95%"
+        axis.set_title(f"{title}, n = {n:,}\n{key}", fontsize=8)
+    return figure
+
+
+def accuracy_caption(results: dict[str, dict]) -> str:
+    """What the reader of `accuracy_figure` must know: what training cost, and what the star is."""
+    cost = [
+        f"{shown.removesuffix(', dial')} {result['log']['epochs_of_compute']:.2g}"
+        for (row, _), (shown, *_) in PROTAGONISTS.items()
+        for result in results.values()
+        if result["row"] == row and _main(result) and not _seed(result)
+    ]
+    text = f"Training MACs, in epochs at alpha = 1, on the same samples: {', '.join(cost)}."
+    if any(_scorer(result) for result in results.values()):
+        text += (
+            " The star is a control: the learned scores' own verdict, layer 1's votes summed, without the layers "
+            "above. What these add is the line's distance from it."
+        )
+    return text + " Grey: the other rows of ablation/config.yaml."
+
+
+def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, tuple[dict, dict]]]:
+    """What row `ours` is set beside: rival -> target -> (our cell, the rival's), on the same held-out texts. The best
+    cut inputs at each target (for every seed of ours; chosen on these very texts, in the rival's favour), each kind of
+    cut inputs, the paper's recipe, conventional fine-tuning under the dial, and our own scorer alone. Rivals that were
+    not run are left out; {} without ours."""
+    mine = sorted((r for r in results.values() if r["row"] == ours and _main(r)), key=_seed)
+    if not mine:
+        return {}
+    others: dict[str, list[dict]] = {}
+    sides = {"ends": "both ends", "last": "last tokens", "first": "first tokens"}
+    for _, result, control in _curves(results):
+        if _seed(result) or not _main(result) or result["row"] == ours:
+            continue
+        rows = [r for r in result["rows"] if r["control"] == control]
+        if control in sides and result["row"].startswith("truncated"):
+            others[f"tuned on {sides[control]}"] = rows
+        elif control in sides:
+            others[f"{result['row']}, {sides[control]}"] = rows
+        elif result["row"] in ("paper", "conventional"):
+            others[{"paper": "paper's recipe, dial"}.get(result["row"], "conventional, dial")] = rows
+    cut = {name: rows for name, rows in others.items() if not name.endswith("dial")}
+    found: dict[str, dict] = {}
+
+    def compare(name: str, result: dict, rival_at) -> None:
+        for row in (r for r in result["rows"] if r["control"] == "alpha"):
+            there = [r for r in rival_at(row["target"]) if r is not None and r["n"] == row["n"]]
+            if there:
+                found.setdefault(name, {})[row["target"]] = (row, max(there, key=lambda r: r["accuracy"]))
+
+    def at(rows: list[dict], target: float) -> dict | None:
+        return next((r for r in rows if r["target"] == target), None)
+
+    for result in mine:
+        suffix = f" (seed {_seed(result)})" if _seed(result) else ""
+        compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut.values()])
+    for name in (*cut, *(name for name in others if name not in cut)):
+        compare(name, mine[0], lambda t, rows=others[name]: [at(rows, t)])
+    if alone := _scorer(mine[0]):
+        compare(f"own scorer alone, {alone['mac_reduction']:.0f}x", mine[0], lambda t: [alone])
+    return found
+
+
+def paired_figure(results: dict[str, dict], title: str, ours: str = OURS):
+    """Points by which `ours` is ahead of each of its `rivals`, with the paired 95% interval: a cell per rival and
+    target, blue where ahead, orange where behind, white where the interval holds 0. None without rivals."""
+    import matplotlib.pyplot as plt
+
+    table = rivals(results, ours)
+    targets = sorted({target for row in table.values() for target in row})
+    if not targets:
+        return None
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, axis = plt.subplots(figsize=(1.4 + 0.52 * len(targets), 0.8 + 0.36 * len(table)), layout="constrained")
+        for y, row in enumerate(table.values()):
+            for x, target in enumerate(targets):
+                if target not in row:
+                    axis.text(x, y, "-", ha="center", va="center", fontsize=8, color="#777777")
+                    continue
+                gain, (low, high) = _ahead(*row[target])
+                sure = low > 0 or high < 0
+                strength = min(1.0, 0.25 + abs(gain) / 25)
+                colour = ((0.0, 0.447, 0.698) if gain > 0 else (0.90, 0.52, 0.0)) if sure else (1.0, 1.0, 1.0)
+                axis.add_patch(plt.Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, color=(*colour, strength), linewidth=0))
+                ink = "white" if sure and gain > 0 and strength > 0.6 else "#111111" if sure else "#555555"
+                axis.text(x, y - 0.17, f"{gain:+.1f}", ha="center", va="center", fontsize=8.5, color=ink,
+                          fontweight="bold" if sure else "normal")  # fmt: skip
+                axis.text(x, y + 0.24, f"{low:.1f}, {high:.1f}", ha="center", va="center", fontsize=6.5, color=ink)
+        axis.set(xlim=(-0.5, len(targets) - 0.5), ylim=(len(table) - 0.5, -0.5), xlabel="MAC reduction")
+        axis.set_xticks(range(len(targets)), [f"{t:g}x" for t in targets])
+        axis.set_yticks(range(len(table)), [name.replace(", ", ",\n") for name in table], fontsize=7.5)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        n = next(iter(next(iter(table.values())).values()))[0]["n"]
+        figure.suptitle(
+            f"{title}: evidence minus ..., points\npaired 95% intervals, n = {n:,}; white: undecided", fontsize=8.5
+        )
     return figure
 
 
@@ -166,37 +371,75 @@ def continuation_table(result: dict):
     return pd.DataFrame(lines)
 
 
-def continuation_figure(result: dict, worst: float = 3.0):
-    """Perplexity over stock against MAC reduction, a line per variant, log scale; what is beyond `worst` is named below
-    the legend instead of drawn."""
+CONTINUED = {  # as PROTAGONISTS
+    "truncation": ("#000000", "o", "--"),
+    "column sum (paper)": ("#D55E00", "s", "-"),
+    "column mean": ("#E69F00", "^", "-"),
+    "hybrid": ("#0072B2", "D", "-"),
+    "recent, once": ("#009E73", "v", "-"),
+    "random": ("#CC79A7", "x", "-"),
+}
+
+
+def continuation_figure(result: dict, worst: float = 2.2):
+    """Behind a pruned prompt, against its MAC reduction: how often the next token is the stock model's, and perplexity
+    over stock (log scale, up to `worst`). `CONTINUED` are in colour, with 95% bands (of the ratio: paired over the
+    windows, normal); the rest is grey. A line below says which leave the scale, and how far they go."""
     import matplotlib.pyplot as plt
 
-    stock = next(r["perplexity"] for r in result["rows"] if r["variant"] == "stock")
+    stock = next(r for r in result["rows"] if r["variant"] == "stock")
     lines: dict[str, list] = {}
     for row in result["rows"]:
         if row["variant"] != "stock":
-            lines.setdefault(row["variant"], []).append((row["mac_reduction"], row["perplexity"] / stock))
-    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+            lines.setdefault(row["variant"], []).append(row)
+    ratio = {name: [row["perplexity"] / stock["perplexity"] for row in rows] for name, rows in lines.items()}
+    beyond = {name: values for name, values in ratio.items() if max(values) > worst}
+    hopeless = [name for name, values in beyond.items() if min(values) > worst]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.6, 3.6), layout="constrained")
-        beyond = []
-        for number, (name, points) in enumerate(sorted(lines.items(), key=lambda item: item[1][-1][1])):
-            if max(y for _, y in points) > worst:
-                beyond.append(name)
+        figure, (above, below) = plt.subplots(
+            2, 1, figsize=(5.0, 6.2), layout="constrained", sharex=True, height_ratios=(1, 1.25)
+        )
+        ends, most = {above: [], below: []}, max(r["mac_reduction"] for r in result["rows"])
+        for name, rows in lines.items():
+            if name in hopeless:
                 continue
-            plain = name == "truncation"
-            axis.plot(
-                *zip(*points), label=name, markersize=4, linewidth=2.2 if plain else 1.2,
-                color="black" if plain else palette[number % 6], marker="os^vDPX*"[number % 8],
-                linestyle="--" if plain else ("-", "-.")[number // 6 % 2],
-            )  # fmt: skip
-        axis.set(xlabel="MAC reduction of the prompt", ylabel="perplexity over stock", yscale="log")
-        axis.set_title(f"Untuned {result['model']['name']}: {result['rows'][0]['n']} held-out reviews")
-        ticks = [t for t in (1, 1.1, 1.2, 1.5, 2, 2.5, 3) if t <= worst]
-        axis.set_yticks(ticks, [f"{t:g}x" for t in ticks])
-        axis.minorticks_off()
-        note = f"beyond {worst:g}x: {', '.join(beyond)}" if beyond else None
-        figure.legend(fontsize=7.5, loc="outside right upper", title=note, title_fontsize=7, alignment="left")
+            colour, marker, dashes = CONTINUED.get(name, (GREY, None, "-"))
+            strong = name in CONTINUED
+            style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.8 if strong else 0.7,
+                     "linestyle": dashes, "zorder": 4 if strong else 2}  # fmt: skip
+            x = [1.0, *(row["mac_reduction"] for row in rows)]
+            for axis, y in ((above, [100.0, *(r["agreement"] for r in rows)]), (below, [1.0, *ratio[name]])):
+                axis.plot(x, y, **style)
+                if (x[-1] > 0.95 * most or strong) and (axis is above or y[-1] <= worst):
+                    ends[axis].append((x[-1], y[-1], name, colour, strong))
+            if strong:
+                around = [interval(round(row["agreement"] * row["n"] / 100), row["n"]) for row in rows]
+                above.fill_between(x, *zip((100, 100), *around), color=colour, alpha=0.13, linewidth=0)
+                edges = [(1.0, 1.0)]
+                for row in rows:
+                    apart = [a - b for a, b in zip(row["nll"], stock["nll"])]
+                    error = 1.96 * statistics.stdev(apart) / len(apart) ** 0.5
+                    edges.append(tuple(math.exp(statistics.fmean(apart) + s * error) for s in (-1, 1)))
+                below.fill_between(x, *zip(*edges), color=colour, alpha=0.13, linewidth=0)
+        beside = 1.07 * most
+        _label(above, ends[above], beside, 6.3, 2, 100)
+        _label(below, ends[below], beside, 0.05 * math.log(worst), 0.0, math.log(worst), (math.log, math.exp))
+        above.set(ylabel="next token as stock's (%)", ylim=(0, 102), xscale="log")
+        below.set(xlabel="MAC reduction of the prompt", ylabel="perplexity over stock", yscale="log",
+                  ylim=(0.985, worst), xlim=(0.98, most * 1.9))  # fmt: skip
+        ticks = [t for t in (1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3) if t <= worst]
+        below.set_yticks(ticks, [f"{t:g}x" for t in ticks])
+        ticks = sorted({1, *(row["target"] for row in result["rows"])})
+        below.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+        for axis in (above, below):
+            axis.minorticks_off()
+        above.set_title(f"Untuned {result['model']['name']}: {stock['n']} held-out reviews, bands: 95%")
+        if beyond:
+            reach = {
+                name: [f"{v:,.0f}" if v > 99 else f"{v:.1f}" for v in (min(vs), max(vs))] for name, vs in beyond.items()
+            }
+            text = "; ".join(f"{name} ({' to '.join(dict.fromkeys(ends))}x)" for name, ends in reach.items())
+            figure.supxlabel("\n".join(textwrap.wrap(f"beyond {worst:g}x: {text}", 84)), fontsize=6.5, color="#555555")
     return figure
 
 
@@ -215,17 +458,49 @@ def survival_figure(depths: dict[str, list[float]], words: Sequence[str], title:
     return figure
 
 
+def load_evidence(folder: str | Path, config):
+    """The scorer that `ablation.run --save` or zsaa.finetune (whose votes have no bias) left in `folder`, and the
+    variant that it decides in; None without one. Its layers tell the schedule: once, twice or deep."""
+    import torch
+    from safetensors.torch import load_file
+
+    from ablation.forward import Variant
+    from ablation.train import Evidence
+
+    path = Path(folder) / "evidence.safetensors"
+    if not path.is_file():
+        return None
+    state = {name: weight.float() for name, weight in load_file(path).items()}
+    layers = sorted({int(name.split(".")[1]) for name in state if name.startswith("heads.")})
+    classes = state["table.weight"].shape[1]
+    scorer = Evidence(config, layers, classes)
+    for layer in layers:
+        state.setdefault(f"heads.{layer}.votes.bias", torch.zeros(classes))
+    scorer.load_state_dict(state)
+    schedule = {1: "once", 2: "twice"}.get(len(layers), "deep")
+    return scorer.eval(), Variant(schedule=schedule, reference=512, scorer_macs=Evidence.macs(config, classes))
+
+
 def draw_committed(folder: str | Path) -> list[Path]:
     """Draw what results/ablation holds into `folder` (the repository's figures/); returns the PNGs."""
-    committed, figures = RESULTS / "ablation", {}
+    committed, figures, captions = RESULTS / "ablation", {}, {}
     if words := [json.loads(path.read_text()) for path in sorted(committed.glob("words-*.json"))]:
         figures["ablation_words"] = words_figure(words)
     if (path := committed / "continuation.json").is_file():
         figures["ablation_continuation"] = continuation_figure(json.loads(path.read_text()))
     for task in sorted(path for path in committed.glob("*") if path.is_dir()):
-        figures[f"ablation_{task.name}"] = accuracy_figure(load(committed, task.name), _title(task.name))
+        results = load(committed, task.name)
+        figures[f"ablation_{task.name}"] = accuracy_figure(results, _title(task.name))
+        captions[f"ablation_{task.name}"] = f"{_title(task.name)}. {accuracy_caption(results)}"
+        if paired := paired_figure(results, _title(task.name)):
+            figures[f"ablation_paired_{task.name}"] = paired
+            captions[f"ablation_paired_{task.name}"] = (
+                f"{_title(task.name)}: evidence (seed 0, unless it says otherwise) minus each rival on the same texts, "
+                "percentile bootstrap over these. The best cut inputs are chosen at each MAC reduction on these very "
+                "texts, in the rival's favour. Each interval is of one cell, and does not cover training seeds."
+            )
     for name, figure in figures.items():
-        save_figure(figure, Path(folder) / name)
+        save_figure(figure, Path(folder) / name, captions.get(name))
     return [Path(folder) / f"{name}.png" for name in figures]
 
 

@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers
 from datasets import Dataset
+from safetensors.torch import save_file
 from test_models import save_tiny
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
@@ -21,11 +22,13 @@ from ablation import continuation, depth, run, ship, show, words
 from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
 from ablation.run import load_config
-from ablation.train import SAMPLINGS, Training, curve, logits_of, train
+from ablation.train import SAMPLINGS, Evidence, Training, curve, logits_of, train
 from zsaa import figures, finetune
+from zsaa.evidence import Evidence as PackageEvidence
+from zsaa.evidence import save as save_scorer
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
-from zsaa.results import to_bits
+from zsaa.results import RESULTS, from_bits, to_bits
 
 LENGTHS = [23, 40, 9]
 
@@ -488,7 +491,124 @@ def test_continuations_are_shown_beside_truncation(tmp_path):
     assert table.loc["good", "nats over truncation"] == "-0.047 ± 0.000"
     assert table.loc["good", "over stock"] == "1.050x"
     figure = show.continuation_figure(result)
-    assert "bad" in figure.legends[0].get_title().get_text()
+    assert "bad (90.0x)" in figure.get_supxlabel()
+    assert figure.axes[1].get_ylim()[1] < 3, "what blows up squashes nothing"
     figures.save_figure(figure, tmp_path / "continuation")
     depths = {"column_sum": [1.0, 0.2], "random": [0.5, 1.0]}
     figures.save_figure(show.survival_figure(depths, ["a", " b"], "made up"), tmp_path / "survival")
+
+
+COMMITTED = RESULTS / "ablation"
+TASKS = sorted(path.name for path in COMMITTED.iterdir() if path.is_dir())
+TARGETS = (1, 2, 3, 5, 7, 9, 11)
+
+
+def texts_of(figure) -> set[str]:
+    return {text.get_text() for axis in figure.axes for text in axis.texts}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_committed_rows_are_drawn_by_name(task, tmp_path):
+    results = show.load(COMMITTED, task)
+    figure = show.accuracy_figure(results, task)
+    named = texts_of(figure)
+    assert {name for name, *_ in show.PROTAGONISTS.values()} <= named
+    grey = {
+        name.removesuffix(" tokens")
+        for name, result, control in show._curves(results)
+        if (result["row"], control) not in show.PROTAGONISTS
+    }
+    assert grey <= named and not any("seed" in name or "None" in name for name in named)
+    alone = show._scorer(results["evidence-distilled"])
+    assert f"scorer\nalone,\n{alone['accuracy']:.1f}%" in named
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert f"{alone['mac_reduction']:.0f}x" in ticks
+    caption = show.accuracy_caption(results)
+    assert (
+        f"evidence (zsaa+) {results['evidence-distilled']['log']['epochs_of_compute']:.2g}," in caption
+        and "control" in caption
+    )
+    places = sorted(t.get_position()[1] for t in figure.axes[0].texts if not t.get_text().startswith("scorer"))
+    gap = 0.04 * (figure.axes[0].get_ylim()[1] - figure.axes[0].get_ylim()[0])
+    assert all(after - before > 0.99 * gap for before, after in pairwise(places)), "no name over another"
+    figures.save_figure(figure, tmp_path / "accuracy")
+
+
+def test_committed_rows_are_tested_in_pairs(tmp_path):
+    """What the figure says of IMDB follows from the bits of the files."""
+    results = show.load(COMMITTED, "imdb")
+    table = show.rivals(results)
+    assert {"best cut inputs", "best cut inputs (seed 1)", "tuned on both ends", "conventional, last tokens",
+            "paper's recipe, dial", "own scorer alone, 116x"} <= set(table)  # fmt: skip
+    ours, ends = (
+        next(r for r in results[name]["rows"] if (r["control"], r["target"]) == (control, 11))
+        for name, control in (("evidence-distilled", "alpha"), ("truncated-ends", "ends"))
+    )
+    assert table["tuned on both ends"][11] == (ours, ends)
+    gain, (low, high) = show._ahead(ours, ends)
+    assert gain == pytest.approx(ours["accuracy"] - ends["accuracy"], abs=0.02) and low < gain < high
+    a, b = (sum(from_bits(r["right"], r["n"])) for r in (ours, ends))
+    assert gain == pytest.approx(100 * (a - b) / ours["n"], abs=0.006)
+    for name, row in table.items():  # the best is at least as good as each
+        if name.startswith(("tuned", "conventional")) and not name.endswith("dial"):
+            best = table["best cut inputs"]
+            assert all(best[t][1]["accuracy"] >= rival["accuracy"] for t, (_, rival) in row.items())
+    figure = show.paired_figure(results, "IMDB")
+    assert f"{gain:+.1f}" in texts_of(figure) and f"{low:.1f}, {high:.1f}" in texts_of(figure)
+    figures.save_figure(figure, tmp_path / "paired")
+    without = {name: r for name, r in results.items() if r["row"] in ("evidence-distilled", "paper")}
+    assert set(show.rivals(without)) == {"paper's recipe, dial", "own scorer alone, 116x"}, "missing rows are left out"
+    assert show.paired_figure({"paper": results["paper"]}, "IMDB") is None
+    half = {**results["paper"], "training": {**results["paper"]["training"], "compute": 0.5}}
+    assert show.rivals({**results, "paper-compute": half}) == table, "rows of another budget are no rivals"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_committed_tables_know_seeds_scorers_and_rows_not_run(task):
+    results, rows = show.load(COMMITTED, task), load_config()["rows"]
+    table = show.accuracy_table(results, TARGETS, rows).set_index("row")
+    assert table.index.is_unique and not any("scorer" in name for name in table.index)
+    alone = show._scorer(results["evidence-distilled"])
+    assert table.loc["evidence-distilled", "scorer alone"].endswith(f"at {alone['mac_reduction']:.0f}x")
+    assert table.loc["paper", "scorer alone"] == "-" and (table["11x"] == show.NOT_RUN).sum() > 5
+    for against in ("paper", "truncation", "scorer"):
+        paired = show.paired_table(results, TARGETS, against).set_index("row")
+        assert set(paired.index) <= set(table.index)
+    assert paired.loc["evidence-distilled", "1x"].endswith("*") and paired.loc["paper", "1x"] == "-"
+    if task == "imdb":
+        assert "evidence-distilled-seed1" in table.index
+
+
+def test_committed_continuations_are_not_squashed(tmp_path):
+    figure = show.continuation_figure(json.loads((COMMITTED / "continuation.json").read_text()))
+    agreement, ratio = figure.axes
+    assert ratio.get_ylim()[1] < 2.5 and set(show.CONTINUED) <= texts_of(figure)
+    assert "hybrid, kept as keys (665 to 7,316x)" in " ".join(figure.get_supxlabel().split())
+    figures.save_figure(figure, tmp_path / "continuation")
+
+
+def test_names_are_moved_apart_and_no_further():
+    assert show._apart([1.0, 5.0, 9.0], 1, 0, 10) == [1.0, 5.0, 9.0]
+    assert show._apart([5.0, 5.0], 2, 0, 10) == [4.0, 6.0]
+    assert show._apart([0.0, 0.1, 0.2], 1, 0, 10) == pytest.approx([0, 1, 2])
+    many = show._apart([3.0, 3.1, 9.9, 10.0, 3.05], 1, 0, 10)
+    assert all(after - before > 0.999 for before, after in pairwise(sorted(many)))
+    assert sorted(range(5), key=many.__getitem__) == [0, 4, 1, 2, 3]
+
+
+@pytest.mark.parametrize("schedule, layers", [("once", [0]), ("twice", [0, 3])])
+def test_a_saved_scorer_is_found_and_decides(schedule, layers, tmp_path):
+    model = tiny.make("llama", "base", dtype=torch.float32)
+    assert show.load_evidence(tmp_path, model.config) is None
+    scorer = Evidence(model.config, layers, 2).eval()
+    torch.nn.init.normal_(scorer.table.weight)
+    save_file({name: weight.half() for name, weight in scorer.state_dict().items()}, tmp_path / "evidence.safetensors")
+    found, variant = show.load_evidence(tmp_path, model.config)
+    theirs = PackageEvidence(model.config, layers, 2)
+    save_scorer(theirs, tmp_path)
+    assert isinstance(show.load_evidence(tmp_path, model.config)[0], Evidence), "votes without a bias"
+    assert variant.schedule == schedule and variant.scorer_macs == Evidence.macs(model.config, 2)
+    ids, _, _ = tiny.tokens([30])
+    with torch.no_grad():
+        for one, other in zip(*(forward(model, ids, [30], 0.7, variant, scorer=s)[1] for s in (scorer, found))):
+            assert torch.equal(one, other)

@@ -230,3 +230,29 @@ def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
     drawn = {path.name for path in (*figures.draw_committed(tmp_path), *show.draw_committed(tmp_path))}
     committed = {path.name for path in (results.RESULTS.parent / "figures").glob("*.png")}
     assert drawn == committed - {"slider.png"}, "the slider's picture is a screenshot"
+
+
+def test_controls_of_a_prefill_are_hollow_and_off_the_lines(tmp_path):
+    benchmarks = results.load_results(results.RESULTS / "h100", kind="bench-prefill")
+    figure = figures.prefill_figure(benchmarks)
+    speed = figure.axes[0]
+    shapes = {(r["model"], r["tokens"], r["batch"]) for b in benchmarks for r in b["rows"]}
+    solid = [line for line in speed.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
+    assert len(solid) == len(shapes)
+    for line in solid:
+        x = list(line.get_xdata())
+        assert len(set(x)) == len(x), "each setting once: the control is no part of the line"
+    hollow = sum(len(line.get_xdata()) for line in speed.lines if line.get_markerfacecolor() == "white")
+    assert hollow == sum(r["alpha"] < 1 for b in benchmarks if not b["fused"] for r in b["rows"]) > 0
+    figures.save_figure(figure, tmp_path / "prefill")
+
+
+def test_memory_and_training_steps_are_drawn(tmp_path):
+    memory, training = (results.load_results(results.RESULTS / "h100", kind=f"bench-{n}") for n in ("memory", "train"))
+    held, steps = (figure := figures.memory_and_training_figure(memory, training)).axes
+    drawn = sum(len(line.get_xdata()) for line in held.lines)
+    assert drawn == 2 * sum(len(result["rows"]) for result in memory), "peak and cache of every row, none made up"
+    assert [bar.get_width() for bar in steps.patches][::-1] == [
+        row["sampled_over_conventional"] for result in training for row in result["rows"]
+    ]
+    figures.save_figure(figure, tmp_path / "memory")

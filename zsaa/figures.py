@@ -327,13 +327,19 @@ def speed_figure(results: Sequence[dict], title: str):
 def prefill_figure(results: Sequence[dict]):
     """Benchmarks of prefills (kind "bench-prefill"), one line per model, length and batch. Left: speed-up over stock
     against MAC reduction, and the roofline's (dotted: weights must be read, whatever alpha). Middle: the measured
-    speed-up as a share of the roofline's. Right: memory of activations, cache and CUDA graphs, over stock's."""
+    speed-up as a share of the roofline's. Right: memory of activations, cache and CUDA graphs, over stock's.
+    Hollow: the control with PyTorch's own kernels between the products ("fused": false)."""
     import matplotlib.pyplot as plt
 
     lines: dict[tuple, list[dict]] = {}
+    controls: dict[tuple, list[dict]] = {}
     for result in results:
         for row in result["rows"]:
-            lines.setdefault((row["model"], row["tokens"], row["batch"]), []).append(row)
+            shape = row["model"], row["tokens"], row["batch"]
+            if result.get("fused", True):
+                lines.setdefault(shape, []).append(row)
+            elif row["alpha"] < 1:
+                controls.setdefault(shape, []).append(row)
     top = max(row["mac_reduction"] for rows in lines.values() for row in rows)
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#000000")
     with plt.rc_context(STYLE):
@@ -345,6 +351,10 @@ def prefill_figure(results: Sequence[dict]):
             speed.plot(x, [r["speedup"] for r in rows], label=f"{model}, {batch} x {tokens} tokens", **style)
             speed.plot(x, [r["roofline_speedup"] for r in rows], color=style["color"], linewidth=0.9, linestyle=":")
             realised.plot(x, [r["realised"] for r in rows], **style)
+            hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+            for axis, field in ((speed, "speedup"), (realised, "realised")):
+                plain = controls.get((model, tokens, batch), [])
+                axis.plot([r["mac_reduction"] for r in plain], [r[field] for r in plain], **hollow)
             if all(r["peak_bytes"] for r in rows):
                 held = [r["peak_bytes"] + (r["graph_bytes"] or 0) for r in rows]
                 memory.plot(x, [bytes_ / stock["peak_bytes"] for bytes_ in held], **style)
@@ -361,8 +371,57 @@ def prefill_figure(results: Sequence[dict]):
         speed.set_yticks([1, 2, 5, 10], ["1x", "2x", "5x", "10x"])
         realised.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
         realised.set(ylim=(0, None))
-        memory.set(ylim=(0, 1.05))
+        memory.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+        memory.set(yscale="log")
+        memory.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        memory.minorticks_off()
+        if controls:
+            plain = {"color": "#555555", "markerfacecolor": "white", "linestyle": "none"}
+            speed.plot(
+                [], [], marker="o", markersize=4, label="hollow: PyTorch's kernels between the products", **plain
+            )
         figure.legend(fontsize=7.5, loc="outside lower center", ncols=3)
+    return figure
+
+
+def memory_and_training_figure(memory: Sequence[dict], training: Sequence[dict]):
+    """Left (kind "bench-memory"): peak memory of a prefill on top of the weights, and in it the cache, against the
+    length. Right (kind "bench-train"): a training step with alpha drawn from its range, over one at alpha = 1; the tick
+    is what the MACs promise."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, (held, steps) = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained", width_ratios=(1.1, 1))
+        measured = [row for result in memory for row in result["rows"]]
+        lines = sorted({(row["model"], row["alpha"]) for row in measured}, key=lambda line: (line[0], -line[1]))
+        for (model, alpha), colour, marker in zip(lines, ("#555555", "#0072B2", "#D55E00", "#009E73"), "so^v"):
+            rows = sorted(
+                (r for r in measured if (r["model"], r["alpha"]) == (model, alpha)), key=lambda r: r["tokens"]
+            )
+            x, name = [r["tokens"] for r in rows], "stock" if alpha == 1 else rf"$\alpha$ = {alpha:g}"
+            style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4}
+            held.plot(x, [r["peak_bytes"] / 1e9 for r in rows], **style, label=f"{name}: peak")
+            held.plot(x, [r["kv_bytes"] / 1e9 for r in rows], **style, linestyle=":", label=f"{name}: cache in it")
+        held.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel="GB on top of the weights")
+        ticks = sorted({row["tokens"] for row in measured})
+        held.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7.5)
+        held.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
+        held.minorticks_off()
+        held.set(title=f"memory, {', '.join(dict.fromkeys(model for model, _ in lines))}")
+        held.legend(fontsize=7.5)
+        rows = [row for result in training for row in result["rows"]][::-1]
+        for y, row in enumerate(rows):
+            ratio = row["sampled_over_conventional"]
+            colour = "#0072B2" if ratio < 1 else "#E69F00"
+            steps.barh(y, ratio, height=0.55, color=colour)
+            steps.plot([row["ideal"]] * 2, [y - 0.38, y + 0.38], color="#000000", linewidth=2)
+            steps.text(0.55, y, f"{ratio:.2f}", va="center", ha="center", fontsize=9, fontweight="bold", color="white")
+        steps.axvline(1, color="#555555", linewidth=0.9, linestyle="--")
+        names = [f"{row['model']}\n{row['batch']} x {row['tokens']}" for row in rows]
+        steps.set_yticks(range(len(rows)), names, fontsize=8)
+        steps.grid(axis="y", visible=False)
+        drawn = ", ".join(dict.fromkeys(rf"$\alpha$ ~ U({row['low']:g}, {row['high']:g})" for row in rows))
+        steps.set(title=f"training step, {drawn}", xlabel=r"time / step at $\alpha$ = 1 (tick: MACs)", xlim=(0, 1.3))
     return figure
 
 
@@ -625,6 +684,9 @@ def draw_committed(folder: str | Path) -> list[Path]:
     for name, draw in (("prefill", prefill_figure), ("attention", attention_figure)):
         if benchmarks := load_results(RESULTS / "h100", kind=f"bench-{name}"):
             figures[f"h100_{name}"] = draw(benchmarks)
+    memory, training = (load_results(RESULTS / "h100", kind=f"bench-{name}") for name in ("memory", "train"))
+    if memory and training:
+        figures["h100_memory_training"] = memory_and_training_figure(memory, training)
     for result in load_results(RESULTS, kind="preservation"):
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)
