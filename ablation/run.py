@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ablation import continuation, depth, words
 from ablation.forward import Variant
-from ablation.train import Evidence, Training, curve, train
+from ablation.train import Evidence, Training, curve, dropping, train
 from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
@@ -77,6 +77,16 @@ def _load_data(task: str, settings: dict, tokenizer, limits: dict):
     return *sides, data.source
 
 
+def _read(folder: Path, model, rule: Variant) -> tuple:
+    """(model, scorer, log) of a row that --save left: nothing is trained, and the log says so."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    probe = Evidence(model.config, dropping(model.config, rule), model.config.num_labels).eval()
+    probe.load_state_dict({k: v.float() for k, v in load_file(folder / "evidence.safetensors").items()})
+    return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0}
+
+
 def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config: dict) -> dict:
     """One row's result, from results/ablation/<task>/<name>[-seed N].json if it is there."""
     row, settings = config["rows"][name], config["tasks"][task]
@@ -91,7 +101,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
         "data": {**settings, **limits}, "targets": targets, "sides": row.get("sides", []),
-        "ablation": _code("forward", "train", "depth"),
+        "ablation": _code("forward", "train", "depth"), **({"saved": options.saved} if options.saved else {}),
     }  # fmt: skip
 
     def compute() -> dict:
@@ -111,7 +121,11 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         if training.probe == "evidence":
             rule = replace(variant, scorer_macs=Evidence.macs(model.config, 2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
-        probe, log = train(model, texts, labels, rule, training)
+        if options.saved:
+            model, probe, log = _read(Path(options.saved), model.get_base_model() if training.start else model, rule)
+            model = model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32).eval()
+        else:
+            probe, log = train(model, texts, labels, rule, training)
         if options.save:
             model.half().save_pretrained(Path(options.save) / name)
             tokenizer.save_pretrained(Path(options.save) / name)
@@ -200,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--words", action="store_true", help="a bag of words on what each rule keeps, instead")
     add("--windows", type=int, help="held-out windows, with --continuation")
     add("--save", help="a folder for the trained models (adapters), in float16, and their scorers")
+    add("--saved", help="evaluate an adapter and its scorer in this folder, as --save leaves them, without training")
     add("--output-dir", default=str(RESULTS))
     add("--list", action="store_true", help="list the rows, and stop")
     options = parser.parse_args(arguments)
