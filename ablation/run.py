@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from ablation import continuation, depth, words
 from ablation.forward import Variant
 from ablation.train import Evidence, Training, curve, dropping, train
+from zsaa.evidence import FILE as EVIDENCE_FILE
 from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
@@ -83,7 +84,7 @@ def _read(folder: Path, model, rule: Variant) -> tuple:
 
     model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     probe = Evidence(model.config, dropping(model.config, rule), model.config.num_labels).eval()
-    probe.load_state_dict({k: v.float() for k, v in load_file(folder / "evidence.safetensors").items()})
+    probe.load_state_dict({k: v.float() for k, v in load_file(folder / EVIDENCE_FILE).items()})
     return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0}
 
 
@@ -132,7 +133,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             if isinstance(probe, Evidence):
                 save_file(
                     {k: v.half() for k, v in probe.state_dict().items()},
-                    Path(options.save) / name / "evidence.safetensors",
+                    Path(options.save) / name / EVIDENCE_FILE,
                 )
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
