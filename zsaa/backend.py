@@ -106,6 +106,17 @@ def fuses_training(x: Tensor) -> bool:
     return on and _choice() != "torch"
 
 
+def _agreed(failed: list[str], what: str, who: str) -> bool:
+    """Did nothing fail? Warns if something did, and says who does the work instead."""
+    if failed:
+        warnings.warn(
+            f"zsaa's {what} ({failed[0]}): {who} their work, more slowly. Please report it with the versions of torch "
+            "and triton.",
+            stacklevel=3,
+        )
+    return not failed
+
+
 @functools.cache
 def _layers_agree(device: torch.device) -> bool:
     """Are the fused norms and activations as near to the exact numbers on this device as PyTorch's? Warns if not."""
@@ -130,13 +141,9 @@ def _layers_agree(device: torch.device) -> bool:
                     failed += [name] * bool(~(worst <= 2 * (b.double() - c).abs().max() + 1e-6))
     except Exception as error:  # a compiler's, most likely
         failed.append(f"{type(error).__name__}: {error}")
-    if failed:
-        warnings.warn(
-            f"zsaa's fused norms and activations do not agree with PyTorch on {device} ({failed[0]}): the models' own "
-            "modules do their work, more slowly. Please report it with the versions of torch and triton.",
-            stacklevel=2,
-        )
-    return not failed
+    return _agreed(
+        failed, f"fused norms and activations do not agree with PyTorch on {device}", "the models' own modules do"
+    )
 
 
 def copies(device: torch.device) -> bool:
@@ -176,13 +183,8 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
                 failed += ["rotate"] * bool((turned.float() - wanted).abs().max() > 1e-2)
     except Exception as error:  # a compiler's, most likely
         failed.append(f"{type(error).__name__}: {error}")
-    if failed:
-        warnings.warn(
-            f"zsaa's row kernels do not agree with PyTorch on {torch.cuda.get_device_name(device)} ({failed[0]}): "
-            "PyTorch does their work, more slowly. Please report it with the versions of torch and triton.",
-            stacklevel=2,
-        )
-    return not failed
+    where = torch.cuda.get_device_name(device) if failed else ""
+    return _agreed(failed, f"row kernels do not agree with PyTorch on {where}", "PyTorch does")
 
 
 def kernels(q: Tensor) -> ModuleType | None:
