@@ -20,7 +20,7 @@ from zsaa.attention import rotate
 from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights
 
-DROPPED = ("gone", "merged", "weighted", "keys")
+DROPPED = ("gone", "merged", "weighted", "keys", "noted")
 SCHEDULES = ("geometric", "late", "early", "once", "twice", "deep", "linear")
 
 
@@ -39,8 +39,8 @@ class Variant:
     reference: None counts by each sample's own length (Eq. 2); a number counts as if shorter samples had so many
         tokens, so that they keep all for longer, as they do when inputs are truncated.
     dropped: "gone" (the paper), "merged" (into the next kept token: its mean, by the tokens it stands for), "weighted"
-        (merged by score) or "keys" (kept as keys and values, of the state in which it was dropped, for all layers
-        above).
+        (merged by score), "keys" (kept as keys and values, of the state in which it was dropped, for all layers
+        above) or "noted" (a learned note of what it said is added to the next kept token: needs a scorer with notes).
     """
 
     score: str = "column_sum"
@@ -251,7 +251,9 @@ def forward(
     tokens of each sample neither vote nor are dropped, as if they were decoded behind the pruned prompt.
     scorer: a module in place of the variant's score: (layer, hidden states that enter it [batch, rows, size], output of
         its attention before the projection [batch, rows, q_dim], token ids [batch, rows], real rows, bool [batch,
-        rows]) -> scores [batch, rows]. It may have a method watches(layer): is it called where nothing is dropped?
+        rows]) -> scores [batch, rows], or None: the variant's score decides. It may have a method watches(layer): is it
+        called where nothing is dropped? For dropped="noted" it has notes[layer], of its last call, [batch, rows, any],
+        and read(layer, sums of notes [batch, kept, any]) -> what is added to the kept rows' states.
     entered: is filled with the hidden states that enter each layer.
 
     Returns hidden [batch, rows, size] after the final norm (real rows first, the sample's last token the last of them)
@@ -290,7 +292,7 @@ def forward(
         q, k, v = family.qkv(attention, _normed(norm, hidden))
         at = positions
         drops = any(plan[number + 1] < plan[number] for plan in plans)
-        gone = variant.dropped == "gone" or (bank is None and variant.dropped == "keys")
+        gone = variant.dropped in ("gone", "noted") or (bank is None and variant.dropped == "keys")
         visible = None
         if drops or not gone:
             visible = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()[None, None] & real[:, None, None]
@@ -319,11 +321,13 @@ def forward(
         output = output.transpose(1, 2).flatten(2)
 
         if scorer is not None and (drops or scorer_watches(number)):  # it may be in training
-            scores = scorer(number, hidden, output, ids.gather(1, positions), real).detach().to(wide)
+            learned = scorer(number, hidden, output, ids.gather(1, positions), real)
         if drops:
             wanted, width = stages[:, number + 1], max(plan[number + 1] for plan in plans)
             with torch.no_grad():
-                if scorer is None:
+                if scorer is not None and learned is not None:
+                    scores = learned.detach().to(wide)
+                else:
                     voters = torch.arange(rows, device=device) < (sizes - tail)[:, None]
                     view = View(q, k, v, hidden, positions, real, voters, visible, attention.scaling, number)
                     scores = SCORES[variant.score](view).to(wide)
@@ -341,6 +345,8 @@ def forward(
                     new = _take(hidden, out), positions.gather(1, out), lost.gather(1, out)
                     bank = new if bank is None else tuple(torch.cat(pair, 1) for pair in zip(bank, new))
                 hidden, output = _take(hidden, kept), _take(output, kept)
+                if variant.dropped == "noted":
+                    hidden = hidden + scorer.read(number, _between(scorer.notes[number], kept)).to(hidden.dtype)
             positions = positions.gather(1, kept)
         rows = hidden.shape[1]
         trail.append(positions.masked_fill(torch.arange(rows, device=device) >= stages[:, number + 1, None], -1))
@@ -374,6 +380,15 @@ def _select(scores: Tensor, sizes: Tensor, wanted: Tensor, width: int, variant: 
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
     best = best.masked_fill(torch.arange(width, device=scores.device) >= wanted[:, None], scores.shape[1])
     return best.sort(1).values.minimum(sizes[:, None] - 1)
+
+
+def _between(notes: Tensor, kept: Tensor) -> Tensor:
+    """Per kept row the notes [batch, rows, size] of the dropped rows between the kept one before and itself: their sum
+    over the root of their number, [batch, kept, size]."""
+    until = _take(notes.cumsum(1), kept)
+    before = F.pad(until, (0, 0, 1, 0))[:, :-1]
+    count = kept - F.pad(kept, (1, 0), value=-1)[:, :-1] - 1
+    return (until - before - _take(notes, kept)) / count.clamp(min=1).sqrt()[..., None]
 
 
 def _merge(states: Sequence[Tensor], share: Tensor, stand_for: Tensor, kept: Tensor, inside: Tensor):

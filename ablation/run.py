@@ -83,7 +83,8 @@ def _read(folder: Path, model, rule: Variant) -> tuple:
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    probe = Evidence(model.config, dropping(model.config, rule), model.config.num_labels).eval()
+    noted = rule.dropped == "noted"
+    probe = Evidence(model.config, dropping(model.config, rule), model.config.num_labels, noted).eval()
     probe.load_state_dict({k: v.float() for k, v in load_file(folder / EVIDENCE_FILE).items()})
     return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0}
 
@@ -119,8 +120,9 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             recipe = Recipe(tuning="lora", lora_rank=training.lora, lora_alpha=2 * training.lora, seed=seed)
             model = add_lora(model, recipe)
         rule = variant
-        if training.probe == "evidence":
-            rule = replace(variant, scorer_macs=Evidence.macs(model.config, 2))
+        if training.probe in ("evidence", "notes"):
+            kinds = {"noted": variant.dropped == "noted", "deciding": training.probe == "evidence"}
+            rule = replace(variant, scorer_macs=Evidence.macs(model.config, 2, **kinds))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         if options.saved:
             model, probe, log = _read(Path(options.saved), model.get_base_model() if training.start else model, rule)

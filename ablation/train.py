@@ -20,8 +20,8 @@ from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights, truncation_for
 
-SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "truncated")
-PROBES = ("", "gradient", "words", "evidence")
+SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated")
+PROBES = ("", "gradient", "words", "evidence", "notes")
 CUTS = ("first", "last", "ends")
 STRONGEST = 12.0  # the largest MAC reduction that training draws
 ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
@@ -33,11 +33,14 @@ class Training:
 
     sampling: what each step draws. "conventional": nothing, alpha = 1; "alpha": alpha ~ U(alpha_range) (Eq. 3);
         "compute": the share of the MACs, uniformly; "log": the MAC reduction, log-uniformly from 1 to STRONGEST;
-        "sandwich": alpha = 1, a log-uniform draw and STRONGEST in one step; "truncated": alpha = 1 on inputs cut
-        log-uniformly, by `side`.
-    distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich only), the rest is the labels'.
+        "sandwich": alpha = 1, a log-uniform draw and STRONGEST in one step; "ladder": alpha = 1 and a log-uniform draw
+        from either half; "truncated": alpha = 1 on inputs cut log-uniformly, by `side`.
+    distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich and ladder only), the rest is
+        the labels'.
+    match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
+        length, squared.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
-        each token's |state x gradient| in the alpha = 1 pass (sandwich only); "words" scores tokens by the weights of a
+        each token's |state x gradient| in the alpha = 1 pass; "words" scores tokens by the weights of a
         bag of words (ablation/words.py), fitted to the same labels beforehand; "evidence" learns on the way how much
         each token tells about the label by itself (see `Evidence`).
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
@@ -56,6 +59,7 @@ class Training:
     alpha_range: tuple[float, float] = (0.5, 1.0)
     side: str = "ends"
     distill: float = 0.0
+    match: float = 0.0
     probe: str = ""
     warm: float = 0.0
     auxiliary: float = 0.3
@@ -74,8 +78,11 @@ class Training:
     def __post_init__(self):
         if self.sampling not in SAMPLINGS or self.side not in CUTS:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
-        if (self.distill or self.probe == "gradient") and self.sampling != "sandwich":
-            raise ValueError(f"distill and gradients need the alpha = 1 pass of sampling='sandwich'; got {self}.")
+        taught = self.distill or self.match or self.probe == "gradient"
+        if taught and self.sampling not in ("sandwich", "ladder"):
+            raise ValueError(
+                f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
+            )
         if self.probe not in PROBES or (self.epochs is None and self.compute is None):
             raise ValueError(f"probe must be one of {PROBES}, epochs or compute must be given; got {self}.")
 
@@ -126,12 +133,16 @@ class Evidence(nn.Module):
     for each class, and the votes, summed over the rows alone, must predict the label. A row's score is how far its
     votes are apart. The head sees what the row carries on, the state that enters the layer and what its attention read,
     and not the rows beside it: votes would then stand beside the words that they are for. A table adds what the token
-    tells wherever it stands."""
+    tells wherever it stands.
+
+    noted: a second head writes a note of each row, from what the first one sees; if the row is dropped, the note is
+    added, through a matrix that starts at zero, to the state of the next kept one. deciding: do the votes decide?"""
 
     WIDTH = 64  # of the head's hidden layer
+    NOTE = 128  # of a note
     PRICE = 0.1  # of a vote
 
-    def __init__(self, config, layers: Sequence[int], classes: int):
+    def __init__(self, config, layers: Sequence[int], classes: int, noted: bool = False, deciding: bool = True):
         super().__init__()
         hidden, (q_dim, _) = config.hidden_size, attention_widths(config)
         self.table = nn.Embedding(config.vocab_size, classes)
@@ -144,14 +155,22 @@ class Evidence(nn.Module):
                 "votes": nn.Linear(self.WIDTH, classes),
             })  # fmt: skip
             nn.init.zeros_(head["votes"].weight)
+            if noted:
+                head["note"] = nn.Linear(hidden + q_dim, self.NOTE)
+                head["read"] = nn.Linear(self.NOTE, hidden, bias=False)
+                nn.init.zeros_(head["read"].weight)
             self.heads[str(layer)] = head
+        self.deciding = deciding
+        self.notes: dict[int, Tensor] = {}  # the last pass' notes, zero for padding
         self.together: dict[int, Tensor] = {}  # the last pass' votes of each layer, summed: class logits by themselves
         self.spread: dict[int, Tensor] = {}  # and how far they are apart on average
 
     @classmethod
-    def macs(cls, config, classes: int) -> int:
-        """Multiply-accumulates per row that is scored."""
-        return cls.WIDTH * (config.hidden_size + attention_widths(config)[0] + classes)
+    def macs(cls, config, classes: int, noted: bool = False, deciding: bool = True) -> int:
+        """Multiply-accumulates per row that is scored; notes as if every row were read."""
+        seen = config.hidden_size + attention_widths(config)[0]
+        votes, note = cls.WIDTH * (seen + classes), cls.NOTE * (seen + config.hidden_size)
+        return deciding * votes + noted * note
 
     def loss(self, wanted: Tensor) -> Tensor:
         """Of the last pass: cross-entropy of the votes alone, and a price on votes, so that tokens that tell nothing
@@ -161,11 +180,18 @@ class Evidence(nn.Module):
 
     def watches(self, layer: int) -> bool:
         """Is it to see the layer's rows even if all of them go on?"""
-        return str(layer) in self.heads
+        return self.deciding and str(layer) in self.heads
+
+    def read(self, layer: int, notes: Tensor) -> Tensor:
+        return self.heads[str(layer)]["read"](notes)
 
     def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
         head = self.heads[str(layer)]
         seen = torch.cat([norm(x.float()) for norm, x in zip(head["norms"], (hidden, output))], -1)
+        if "note" in head:
+            self.notes[layer] = F.gelu(head["note"](seen)) * real[..., None]
+        if not self.deciding:
+            return None
         features = F.dropout(F.gelu(head["features"](seen)), 0.1, self.training)
         votes = (head["votes"](features) + self.table(tokens)) * real[..., None]
         self.together[layer] = 2 * votes.sum(1) / real.sum(1, keepdim=True).sqrt()
@@ -183,11 +209,14 @@ def dropping(config, variant: Variant) -> list[int]:
     return list(range(max(found) + 1)) if str(variant.schedule).startswith("deep") else sorted(found)
 
 
-def logits_of(model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more) -> Tensor:
-    """float32 [batch, classes]: the task head on each sample's last token."""
+def logits_of(
+    model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more
+) -> tuple[Tensor, Tensor]:
+    """float32 [batch, classes]: the task head on each sample's last token; and that token's final state."""
     hidden, trail = forward(model, ids, lengths, alpha, variant, **more)
     last = (trail[-1] >= 0).sum(1) - 1
-    return model.score(hidden[torch.arange(len(hidden), device=hidden.device), last]).float()
+    state = hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return model.score(state).float(), state.float()
 
 
 def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
@@ -221,8 +250,9 @@ def train(
         probe = Probe(config.hidden_size, dropping(config, variant)).to(device)
     elif training.probe == "words":
         probe = Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size)).to(device)
-    elif training.probe == "evidence":
-        probe = Evidence(config, dropping(config, variant), max(labels) + 1).to(device)
+    elif training.probe in ("evidence", "notes"):
+        kinds = {"noted": variant.dropped == "noted", "deciding": training.probe == "evidence"}
+        probe = Evidence(config, dropping(config, variant), max(labels) + 1, **kinds).to(device)
     weights = [p for p in model.parameters() if p.requires_grad]
     exact = weights
     if device.type == "cuda" or training.half:
@@ -351,6 +381,9 @@ def _step(model, probe, texts, wanted, variant, training, draw, warm=False) -> t
         alphas = [reduced_to(log_uniform)]
     elif kind == "sandwich":
         alphas = [1.0, reduced_to(log_uniform), reduced_to(STRONGEST)]
+    elif kind == "ladder":
+        middle = math.sqrt(STRONGEST)
+        alphas = [1.0, reduced_to(middle ** draw.random()), reduced_to(middle ** (1 + draw.random()))]
     if warm:
         alphas = [1.0]
     first, parts = 0.0, -(-len(texts) * max(lengths) // ROWS)
@@ -365,25 +398,29 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
     """A forward and a backward pass at each alpha, for texts that are this share of the step's. The first loss."""
     config, device, lengths = find_decoder(model)[0].config, wanted.device, [len(text) for text in texts]
     ids, mask = pad(texts, config.pad_token_id or 0, device)
-    teacher, first = None, None
+    teacher, example, first = None, None, None
     for alpha in alphas:
         entered = {} if isinstance(probe, Probe) and alpha == 1.0 else None
         more = {"scorer": probe} if probe is not None else {}
         if entered is not None:
             more["entered"] = _Retaining(entered, probe)
-        logits = logits_of(model, ids, lengths, alpha, variant, **more)
+        logits, state = logits_of(model, ids, lengths, alpha, variant, **more)
         loss = F.cross_entropy(logits, wanted)
         if teacher is not None and training.distill:
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
             loss = (1 - training.distill) * loss + training.distill * soft
         whole = loss
-        if isinstance(probe, Evidence):
-            whole = loss + training.auxiliary * probe.loss(wanted)
+        if example is not None and training.match:
+            apart = (state - example).square().sum(-1) / example.square().sum(-1)
+            whole = whole + training.match * apart.mean()
+        if isinstance(probe, Evidence) and probe.deciding:
+            whole = whole + training.auxiliary * probe.loss(wanted)
         (share * whole / len(alphas)).backward()
         if entered is not None:
             (share * probe.loss(entered, mask.bool())).backward()
         first = loss.item() if first is None else first
-        teacher = logits.detach().softmax(-1) if alpha == 1.0 else teacher
+        if alpha == 1.0:
+            teacher, example = logits.detach().softmax(-1), state.detach()
     return first
 
 
@@ -413,7 +450,7 @@ def accuracy(
         batch = order[start : start + batch_size]
         ids, _ = pad([samples[i] for i in batch], 0, device)
         more = {"scorer": probe} if probe is not None else {}
-        logits = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
+        logits, _ = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
         found = (logits if votes_of is None else probe.together[votes_of]).argmax(-1)
         for i, answer in zip(batch, found.tolist()):
             right[i] = int(answer == labels[i])
@@ -430,7 +467,9 @@ def curve(
     lengths = [len(s) for s in samples]
     whole = sum(macs(config, n, 1.0, variant) for n in lengths)
     rows = []
-    if isinstance(probe, Evidence):  # what the scores know by themselves, at the price of the first scored layer
+    if (
+        isinstance(probe, Evidence) and probe.deciding
+    ):  # what the scores know by themselves, at the price of the first scored layer
         layer = min(map(int, probe.heads))
         found = accuracy(model, samples, labels, 1.0, variant, probe, batch_size, votes_of=layer)
         only = sum(first_layers(config, n, layer) + n * variant.scorer_macs for n in lengths)
