@@ -262,7 +262,10 @@ def train(
     if isinstance(probe, Probe):
         groups.append({"params": probe.parameters(), "lr": 1e-3})
     elif isinstance(probe, Evidence):
-        groups.append({"params": probe.heads.parameters(), "lr": 1e-3})
+        notes = [p for name, p in probe.heads.named_parameters() if ".note." in name or ".read." in name]
+        heads = [p for name, p in probe.heads.named_parameters() if ".note." not in name and ".read." not in name]
+        groups.append({"params": heads, "lr": 1e-3})
+        groups.append({"params": notes, "lr": 1e-4})  # they write into the states: faster, and they drown them
         groups.append({"params": probe.table.parameters(), "lr": 3e-3, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
     rates = [group["lr"] for group in groups]
