@@ -149,6 +149,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         }  # fmt: skip
 
     suffix = (f"-seed{seed}" if seed else "") + ("-compute" if options.compute is not None else "")
+    suffix += f"-epochs{options.epochs:g}" if options.epochs is not None else ""
     return cached(Path(options.output_dir) / task / f"{name}{suffix}.json", unit, compute)
 
 
