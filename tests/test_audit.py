@@ -200,7 +200,7 @@ def test_the_audits_figures_are_drawn(known, tmp_path):
     for name in ("reductions", "exponents", "reach"):
         figures.save_figure(getattr(figures, f"audit_{name}_figure")(known[1]), tmp_path / name)
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    chosen = score([]) | {"recipe": {"method": "none"}}
+    chosen = score([])
     drawn = figures.choice_figure([chosen, chosen])
     names = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert names == ["dial", "dial at the paper's printed alphas", "last tokens only"]
@@ -248,6 +248,7 @@ def scored(control, target, accuracy, alpha):
 def score(differs, **model):
     return {"name": "choice-x", "kind": "choice", "differs_from_the_paper": differs,
             "model": {"name": "m", "quantization": None, "stands_for": "LLaMA-3-8B-4bit", **model},
+            "recipe": {"method": "none", "tuning": "none"}, "provenance": {"seed": 0},
             "task": {"name": "MMLU", "form": "letters", "shots": 5},
             "rows": [scored("alpha", 1, 62.0, 1.0), scored("alpha", 1.5, 50.0, 0.98),
                      scored("printed", 1.5, 57.0, 0.99), scored("last", 1.5, 60.0, None)]}  # fmt: skip
@@ -277,11 +278,19 @@ def test_table_3_cells(known):
     assert len(alphas) == 6 and all(c.verdict == "differs" and c.ours < c.published for c in alphas)
     assert at["Gemma-2-2B-4bit: MMLU", "3.5x"][0].verdict == "not run"
     wide = tables.table_3([*known[:2], footprint, score([])])
-    mine = "m on MMLU (the paper's), choice-x"
+    mine = "m, untuned; MMLU (the paper's), choice-x"
     assert wide["LLaMA-3-8B-4bit: MMLU"][mine].tolist() == [
         "62.0 [57.0, 67.0], reproduced", "50.0 [45.0, 55.0], differs", "not run", "not run"
     ]  # fmt: skip
     assert wide["LLaMA-3-8B-4bit: MMLU"][f"{mine}, printed alpha"]["1.5x"] == "57.0 [52.0, 62.0], reproduced"
+    tuned = score(["model", "data"], name="s", quantization="nf4") | {
+        "recipe": {"method": "alpha-sampled", "tuning": "lora", "batch_size": 8, "gradient_accumulation": 2, "seed": 3},
+        "train": {"steps": 375, "processes": 1}, "provenance": {"seed": 3, "train_samples": 2000},
+    }  # fmt: skip
+    how = "s nf4, alpha-sampled LoRA fine-tuning; 375 steps of 16 of 2,000 questions, seed 3"
+    beside = tables.table_3([score([]), tuned])["LLaMA-3-8B-4bit: MMLU"]
+    assert f"{how}; MMLU (substitute: model, data), choice-x" in beside and mine in beside
+    assert figures.choice_figure([tuned]).axes[0].get_title().splitlines()[:2] == how.split("; ")
     foot = "llama3-8b's true shape, random weights, nf4, batch 1, A GPU, footprint, printed alpha"
     shown = wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist()
     assert shown == ["-", "not run", "1.30 [1.30, 1.30], differs", "not run"]

@@ -7,6 +7,8 @@ import pytest
 from zsaa import figures, paper, tables
 from zsaa.verdicts import counts
 
+TUNED = "gpt2, alpha-sampled fine-tuning; 7,925 steps of 8 of 12,678 windows"
+
 
 def row(control, target, ppl, score=None, alpha=None):
     return {
@@ -21,9 +23,13 @@ def row(control, target, ppl, score=None, alpha=None):
 def result():
     """The paper's own setting: it may reproduce."""
     return {
-        "name": "wt103", "kind": "perplexity", "provenance": {"seed": 0}, "model": {"name": "gpt2", "kind": "hub"},
+        "name": "wt103", "kind": "perplexity", "provenance": {"seed": 0, "train_samples": 12678},
+        "model": {"name": "gpt2", "kind": "hub"}, "train": {"steps": 7925, "processes": 1},
         "task": {"name": "wikitext-103", "title": "WikiText-103", "substitute": False, "paper_column": "WikiText-103"},
-        "recipe": {"method": "alpha-sampled", "tuning": "full", "epochs": 5.0, "max_steps": -1},
+        "recipe": {
+            "method": "alpha-sampled", "tuning": "full", "epochs": 5.0, "max_steps": -1, "batch_size": 8,
+            "gradient_accumulation": 1, "seed": 0,
+        },
         "protocol": {
             "name": "prefix", "prefix": 224, "continuation": 32, "reads_future": False, "normalisation": "token"
         },
@@ -59,9 +65,10 @@ def test_only_the_papers_score_on_the_papers_model_and_data_can_reproduce(result
         ("model", {"model": {"name": "smollm2-135m", "kind": "packaged"}}),
         ("model", {"model": {"name": "gpt2", "kind": "local"}}),
         ("data", {"task": {**result["task"], "substitute": True}}),
-        ("training", {"recipe": {"method": "untuned", "tuning": "none"}}),
+        ("training", {"recipe": {"method": "untuned", "tuning": "none"}, "train": None}),
         ("training", {"recipe": {**result["recipe"], "epochs": 1.0}}),
         ("training", {"recipe": {**result["recipe"], "max_steps": 10}}),
+        ("training", {"recipe": {**result["recipe"], "batch_size": 32}}),
     ):
         other = cell(tables.table_2_cells([{**result, **change}]), "1x", "WikiText-103")
         assert (other.verdict, other.substitute) == ("substitute", part)
@@ -91,7 +98,7 @@ def test_the_table_prints_ours_beside_the_papers(result):
     published = table[table["measured"].str.startswith("paper")]
     assert list(published["corpus"]) == [*paper.TABLE_2_COLUMNS, "any: speed-up of the first token"]
     assert published.iloc[0]["3x"] == "48.59"
-    ours = table[table["measured"] == "gpt2, alpha-sampled fine-tuning; WikiText-103"]
+    ours = table[table["measured"] == f"{TUNED}, seed 0; WikiText-103"]
     assert list(ours["2x"]) == ["99.00 [98.00, 100.00]", "198.00 [197.00, 199.00]"]
     assert set(ours["3x"]) == {"not run"} and ours.iloc[0]["verdict"] == "1x reproduced, 2x differs, 3x not run"
     missing = table[(table["corpus"] == "PTB") & (table["measured"] == "not run")]
@@ -99,9 +106,34 @@ def test_the_table_prints_ours_beside_the_papers(result):
 
 
 def test_seeds_keep_rows_of_their_own(result):
-    again = {**copy.deepcopy(result), "name": "wt103-seed1", "provenance": {"seed": 1}}
+    again = {**copy.deepcopy(result), "name": "wt103-seed1"}
+    again["provenance"]["seed"] = again["recipe"]["seed"] = 1
     table = tables.table_2(tables.table_2_cells([result, again]))
-    assert sum(table["measured"] == "gpt2, alpha-sampled fine-tuning, seed 1; WikiText-103") == 2
+    assert sum(table["measured"] == f"{TUNED}, seed 1; WikiText-103") == 2
+
+
+def test_every_training_has_rows_of_its_own_that_say_what_it_was(result):
+    """Fine-tuned, in both ways, beside the model as it comes: in tables, report and figure."""
+    conventional = {**result, "name": "c", "recipe": {**result["recipe"], "method": "conventional", "max_steps": 600}}
+    conventional |= {"train": {"steps": 600, "processes": 2}, "model": {"name": "m", "kind": "packaged"}}
+    untuned = {**result, "name": "u", "recipe": {"method": "untuned", "tuning": "none"}, "train": None}
+    adapted = {**result, "name": "a", "recipe": {**result["recipe"], "tuning": "lora"}}
+    saved = {**untuned, "name": "s", "recipe": {"method": "saved"}, "provenance": {"seed": 3}}
+    names = {
+        "wt103": f"{TUNED}, seed 0",
+        "c": "m, conventional fine-tuning; 600 steps of 16 of 12,678 windows, seed 0",
+        "u": "gpt2, untuned",
+        "a": TUNED.replace("fine", "LoRA fine") + ", seed 0",
+        "s": "gpt2, tuned before, seed 3",
+    }
+    everything = [result, conventional, untuned, adapted, saved]
+    cells = [cell for cell in tables.table_2_cells(everything) if cell.ours is not None]
+    assert {cell.result: cell.subject for cell in cells} == {k: f"{v}; WikiText-103" for k, v in names.items()}
+    assert {cell.substitute for cell in cells if cell.result == "c"} == {"model, training"}
+    shown = {f"{name}; WikiText-103" for name in names.values()}
+    assert shown <= {*tables.table_2(cells)["measured"]} and {*tables.table_2_controls(everything)["measured"]} == shown
+    titles = [axis.get_title() for axis in figures.perplexity_figure(everything).axes if axis.get_visible()]
+    assert [title.splitlines()[:2] for title in titles[:2]] == [names[k].split("; ") for k in ("wt103", "c")]
 
 
 def test_controls_stand_beside_the_dial(result):

@@ -23,7 +23,7 @@ from zsaa import paper
 from zsaa.architectures import config
 from zsaa.keep import attention_widths, histogram, kept_counts, layer_weights, mac_reduction, total_macs
 from zsaa.measure import provenance, write_json
-from zsaa.results import load_results, rows_of
+from zsaa.results import load_results, rows_of, training
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of a prompt; the paper gives none for Table 3
@@ -391,12 +391,13 @@ def claims(results: Sequence[dict]) -> list[Claim]:
         parts, ahead = [], []
         for result in choice:
             dial, lot, cut = (_row(result, control, 1.5) for control in ("alpha", "random", "last"))
+            trained = training(result, "questions").replace(";", ",")
             parts.append(
-                f"{result['model']['name']}, {result['task']['form']}: dial {_said(dial)}, tokens by lot {_said(lot)}"
-                + (f", last tokens only {_said(cut)}" if cut else "")
+                f"{result['model']['name']}, {trained}, {result['task']['form']}: dial {_said(dial)}, tokens by lot "
+                f"{_said(lot)}" + (f", last tokens only {_said(cut)}" if cut else "")
             )
             ahead.append(_apart(dial, lot))
-        evidence = "four-way continuations, untuned, at 1.5x fewer MACs: " + "; ".join(parts)
+        evidence = "four-way continuations at 1.5x fewer MACs: " + "; ".join(parts)
         verdict = "borne out" if min(ahead) > 0 else "partly" if max(ahead) > 0 else "not borne out"
     say(
         "the soft-score determines the contribution of each hidden activation to the layer output",

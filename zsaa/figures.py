@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zsaa import paper
 from zsaa.results import RESULTS, load_results, measured, over_seeds, rows_of, status, unpack
-from zsaa.tables import perplexity_protocol, perplexity_subject, perplexity_way
+from zsaa.tables import choice_subject, perplexity_protocol, perplexity_subject, perplexity_way
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
 COLOURS = {
@@ -539,10 +539,10 @@ def choice_figure(results: Sequence[dict]):
                 handles.setdefault(name, handle)
             axis.axhline(25, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
             axis.annotate("chance", (1, 25), xytext=(0, 2), textcoords="offset points", fontsize=7, color="#777777")
-            task, recipe = result["task"], result["recipe"]
-            tuned = "not fine-tuned" if recipe["method"] == "none" else recipe["method"]
+            task = result["task"]
             how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
-            axis.set_title(f"{result['model']['name']}, {tuned}\n{how}, {task['shots']} shots, n = {whole[0]['n']}")
+            shown = f"{how}, {task['shots']} shots, n = {whole[0]['n']}"
+            axis.set_title("\n".join((*choice_subject(result).split("; "), shown)), fontsize=8)
             axis.set_xlabel("MAC reduction")
         ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
         axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])

@@ -34,6 +34,18 @@ def label(result: dict, short: bool = False) -> str:
     )
 
 
+def training(result: dict, samples: str) -> str:
+    """How the model of a result of the kind "perplexity" or "choice" was trained for it: "untuned", "tuned before", or
+    the method and, behind a semicolon, steps, `samples` (what they are called) in a step and in all, and the seed."""
+    recipe, log = result["recipe"], result.get("train")
+    if not log:
+        return "untuned" if recipe["method"] in ("untuned", "none") else "tuned before"
+    a_step = recipe["batch_size"] * recipe["gradient_accumulation"] * log["processes"]
+    how = f"{recipe['method']} {'LoRA ' if recipe['tuning'] == 'lora' else ''}fine-tuning"
+    many = f"{result['provenance']['train_samples']:,} {samples}"
+    return f"{how}; {log['steps']:,} steps of {a_step} of {many}, seed {recipe['seed']}"
+
+
 def stand_ins(result: dict) -> str:
     """What of the paper's Table 1 a curve replaces: "" or "model", "model, data and training", ... A model counts as
     the paper's if it came from its repository on the hub; a training, if section 4.2's settings are its own."""

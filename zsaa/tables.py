@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from zsaa import paper, stats
-from zsaa.results import label, measured, over_seeds, per_sample, rows_of, stand_ins, status, with_interval
+from zsaa.results import label, measured, over_seeds, per_sample, rows_of, stand_ins, status, training, with_interval
 from zsaa.verdicts import Cell
 
 EXTRA = {"rotten_tomatoes": "Rotten Tomatoes"}  # data sets that the paper does not have
@@ -205,11 +205,10 @@ def perplexity_way(row: dict) -> str:
 
 
 def perplexity_subject(result: dict) -> str:
-    """The model, how it was trained for the task, and the text."""
-    recipe = result["recipe"]
-    trained = {"untuned": "untuned", "saved": "tuned before"}.get(recipe["method"], f"{recipe['method']} fine-tuning")
-    seed = f", seed {result['provenance']['seed']}" if result["provenance"]["seed"] else ""
-    return f"{result['model']['name']}, {trained}{seed}; {result['task']['title']}"
+    """The model, how it was trained for the task, and the text, between semicolons."""
+    seed = result["provenance"]["seed"]  # of the windows that were drawn; a training says its own, which is the same
+    drawn = f", seed {seed}" if seed and not result.get("train") else ""
+    return f"{result['model']['name']}, {training(result, 'windows')}{drawn}; {result['task']['title']}"
 
 
 def perplexity_protocol(result: dict) -> str:
@@ -223,9 +222,9 @@ def perplexity_protocol(result: dict) -> str:
 
 
 def _table_2_substitutes(result: dict) -> str:
-    """What of a result is not the paper's: its Table 2 is for GPT-2, fine-tuned with sampled alpha for 5 epochs."""
+    """What of a result is not the paper's: its Table 2 is for GPT-2, fine-tuned as section 4.2 says."""
     recipe = result["recipe"]
-    as_in_paper = recipe["method"] == "alpha-sampled" and recipe["epochs"] >= 5 and recipe["max_steps"] <= 0
+    as_in_paper = all(recipe.get(key, value) == value for key, value in paper.TABLE_1_RECIPE.items())
     model = result["model"]  # a folder may be called gpt2 and be anything
     parts = ["model"] * (model["kind"] != "hub" or model["name"] not in paper.TABLE_2_MODELS)
     parts += ["data"] * result["task"]["substitute"] + ["training"] * (not as_in_paper)
@@ -529,15 +528,21 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
     return cells
 
 
+def choice_subject(result: dict) -> str:
+    """The model, its quantization, and how it was trained to answer."""
+    model = result["model"]
+    return f"{' '.join(filter(None, (model['name'], model['quantization'])))}, {training(result, 'questions')}"
+
+
 def _score_cell(where: dict, result: dict, row: dict) -> Cell:
-    task, model = result["task"], result["model"]
+    task = result["task"]
     how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
     protocol = f"alpha {row['alpha']:.4f} ({how}), {row['mac_reduction']:.2f}x fewer MACs, {task['shots']} shots, "
     protocol += {"letters": "likeliest letter", "text": "likeliest text"}[task["form"]]
     others = [name.removeprefix("no ") for name in result["differs_from_the_paper"]]
     return Cell(
         **where, ours=row["accuracy"], interval=tuple(row["ci95"]), n=row["n"], protocol=protocol,
-        subject=f"{model['name']}{' ' + model['quantization'] if model['quantization'] else ''} on {task['name']}",
+        subject=f"{choice_subject(result)}; {task['name']}",
         substitute=", ".join(others), result=result["name"],
     )  # fmt: skip
 
