@@ -325,6 +325,41 @@ def ttft_table(results: Sequence[dict]):
     )
 
 
+def prefill_table(results: Sequence[dict]):
+    """Results of the kind "bench-prefill", a row per setting. Columns without a value (on a CPU, a GPU's) are left
+    out."""
+    import pandas as pd
+
+    def mega(value: float | None) -> str:
+        return "-" if value is None else f"{value / 1e6:.1f}"
+
+    def between(result: dict, row: dict) -> str:  # peaks are a GPU's, and so are fused kernels
+        fused = result.get("fused", True) and row["alpha"] < 1
+        return "-" if row["peak_bytes"] is None else "fused" if fused else "PyTorch's"
+
+    table = pd.DataFrame(
+        {
+            "shape, random weights": row["model"],
+            "prefill": f"{row['batch']} x {row['tokens']} tokens",
+            "alpha": f"{row['alpha']:g}",
+            "kernels between": between(result, row),
+            "MACs": f"{row['mac_reduction']:.2f}x",
+            "ms [quartiles]": "{:.1f} [{:.1f}, {:.1f}]".format(row["latency_ms"], *row["latency_ms_quartiles"]),
+            "speed-up": f"{row['speedup']:.2f}x",
+            "roofline's": f"{row['roofline_speedup']:.2f}x",
+            "measured / roofline": f"{row['realised']:.2f}",
+            "recording a graph, ms": f"{row['capture_ms']:.0f}" if row["capture_ms"] else "-",
+            "cache, MB": mega(row["kv_bytes"]),
+            "peak, MB": mega(row["peak_bytes"]),
+            "graph, MB": mega(row["graph_bytes"]),
+            "on": f"{_device(result)}, {result['dtype']}",
+        }
+        for result in results
+        for row in result["rows"]
+    )
+    return table.loc[:, (table != "-").any()]
+
+
 def footprint_table(results: Sequence[dict]):
     """Results of the kind "footprint", a row per setting."""
     import pandas as pd
