@@ -146,7 +146,8 @@ def controls_table(results: Sequence[dict]):
         for control, how in HOW.items():
             cells = {r["target"]: r for r in rows_of(result, control)}
             if cells:
-                name = f"{label(result, short=True)}{', here' if result.get('adapter') else ''}, {how}"
+                samples = ", ".join(str(n) for n in sorted({cell["n"] for cell in cells.values()}))
+                name = f"{label(result, short=True)}{', here' if result.get('adapter') else ''}, {how}, n {samples}"
                 columns[result["task"]["name"], name] = [
                     with_interval(cells[t]) if t in cells else "-" for t in paper.TABLE_1
                 ]
@@ -172,11 +173,10 @@ def differences_table(results: Sequence[dict]):
                 line = {"data set": ours["task"]["name"], "dial of": ours["name"]}
                 line["against"] = f"{other['name']}, {HOW[control]}"
                 rivals = {r["target"]: r for r in rows_of(other, control)}
-                for row in rows_of(ours, "alpha"):
-                    if row["target"] in rivals:
-                        line[f"{row['target']}x"] = _difference(row, rivals[row["target"]])
-                if len(line) > 3:
-                    table.append(line)
+                pairs = [(row, rivals[row["target"]]) for row in rows_of(ours, "alpha") if row["target"] in rivals]
+                if pairs:
+                    line["n"] = pairs[0][0]["n"]
+                    table.append(line | {f"{row['target']}x": _difference(row, rival) for row, rival in pairs})
     return pd.DataFrame(table).fillna("-")
 
 
@@ -490,6 +490,8 @@ def table_2_settings(results: Sequence[dict]):
 
 def save_table(table, path: str | Path, title: str) -> None:
     """`path`.md and `path`.html."""
+    import pandas as pd
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = table.copy()
@@ -500,9 +502,9 @@ def save_table(table, path: str | Path, title: str) -> None:
     lines = [f"| {' | '.join(map(str, flat.columns))} |", "|" + "---|" * len(flat.columns)]
     lines += [f"| {' | '.join(map(str, row))} |" for row in flat.itertuples(index=False)]
     path.with_suffix(".md").write_text(f"### {title}\n\n" + "\n".join(lines) + "\n")
-    path.with_suffix(".html").write_text(
-        f"<h3>{html.escape(title)}</h3>\n" + table.to_html(border=0, index=table.index.name is not None)
-    )
+    with pd.option_context("display.max_colwidth", None):  # else pandas cuts cells off at 50 characters
+        body = table.to_html(border=0, index=table.index.name is not None)
+    path.with_suffix(".html").write_text(f"<h3>{html.escape(title)}</h3>\n{body}")
 
 
 # Tables 3 and 4
