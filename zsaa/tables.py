@@ -302,7 +302,8 @@ def _ttft_cell(where: dict, result: dict, rows: list[dict]) -> Cell:
 
 def _device(result: dict) -> str:
     hardware = result["provenance"]["hardware"]
-    return f"CPU, {hardware['threads']} threads" if hardware["device"] == "cpu" else hardware["device"]
+    cpu = f"CPU, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
+    return cpu if hardware["device"] == "cpu" else hardware["device"]
 
 
 def ttft_table(results: Sequence[dict]):
