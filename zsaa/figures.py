@@ -274,11 +274,11 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
                 markersize=5,
             )[0]
             axis.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
-            axis.set_title(
-                "\n".join((*perplexity_subject(result).split("; "), *perplexity_protocol(result).split("; "))),
-                fontsize=8,
-            )
-            axis.set(yscale="log", xlabel="MAC reduction", ylabel="perplexity per token / stock")
+            measured, *text = perplexity_subject(result).split("; ")
+            counted = f"{measured}, n = {result['rows'][0]['n']}"
+            axis.set_title("\n".join((counted, *text, *perplexity_protocol(result).split("; "))), fontsize=8)
+            axis.set(yscale="log", xlabel="MAC reduction")
+            axis.set_ylabel("perplexity per token / stock, bars: 95%", fontsize=7.5)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
             axis.yaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
@@ -546,7 +546,7 @@ def choice_figure(results: Sequence[dict]):
             axis.set_xlabel("MAC reduction")
         ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
         axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])
-        axes.flat[0].set(ylabel="score (%)", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
+        axes.flat[0].set(ylabel="score (%), bands: 95%", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
