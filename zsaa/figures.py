@@ -17,6 +17,7 @@ COLOURS = {
     "alpha": "#0072B2",
     "first": "#E69F00",
     "last": "#009E73",
+    "ends": "#56B4E9",
     "random": "#CC79A7",
     "conventional": "#D55E00",
     "paper": "#555555",
@@ -80,13 +81,16 @@ def _dials(results: Sequence[dict]) -> list[dict]:
 
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
     """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
-    conventional one on truncated inputs, tokens kept at random, and the paper's curve of another model (against its
-    wall-clock speed-up). The title says how many samples the first result has."""
+    conventional one (or what there is without it) on truncated inputs, tokens kept at random, and the paper's curve of
+    another model (against its wall-clock speed-up). The title says how many samples the first result has."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
         titled = results[0]["provenance"]["eval_samples"]
+        conventional = [
+            r for r in results if (r["recipe"]["method"], r["recipe"]["tuning"]) == ("conventional", "full")
+        ]
         for result in results:
             method = result["recipe"]["method"]
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
@@ -98,12 +102,12 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
                 n = rows_of(result, "random")[0]["n"]  # where it is not the title's
                 name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
                 _line(axis, rows_of(result, "random"), (COLOURS["random"], "s", (0, (1, 2))), name)
-            if method == "conventional" and not tuning:
+            if result in (conventional or results):
                 whole = rows_of(result, "alpha")[:1]
-                for side, marker in (("first", "^"), ("last", "v")):
+                for side, marker in (("first", "^"), ("last", "v"), ("ends", "D")):
                     if rows_of(result, side):
-                        rows = whole + rows_of(result, side)
-                        _line(axis, rows, (COLOURS[side], marker, "--"), f"conventional, {side} tokens only")
+                        rows, how = whole + rows_of(result, side), "both ends" if side == "ends" else f"{side} tokens"
+                        _line(axis, rows, (COLOURS[side], marker, "--"), f"{method}{tuning}, {how} only")
         if published:
             points = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
             axis.plot(*zip(*points), color=COLOURS["paper"], marker="x", linewidth=1, linestyle="-.", markersize=5,

@@ -142,7 +142,7 @@ def controls_table(results: Sequence[dict]):
     import pandas as pd
 
     columns = {}
-    for result in over_seeds([r for r in results if r["kind"] == "curve"]):
+    for result in over_seeds(_by_data_set(results)):
         for control, how in HOW.items():
             cells = {r["target"]: r for r in rows_of(result, control)}
             if cells:
@@ -154,13 +154,22 @@ def controls_table(results: Sequence[dict]):
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="MAC reduction"))
 
 
+def _by_data_set(results: Sequence[dict]) -> list[dict]:
+    """The curves among `results`, those of a data set together, in the order in which they come."""
+    groups: dict[str, list[dict]] = {}
+    for result in results:
+        if result["kind"] == "curve":
+            groups.setdefault(result["task"]["name"], []).append(result)
+    return [result for group in groups.values() for result in group]
+
+
 def differences_table(results: Sequence[dict]):
     """How many points the dial after alpha-sampled fine-tuning is ahead of each control at equal MACs, on the same
     samples, with a paired 95% interval (held-out samples; one seed of each). A control counts whichever training it
     comes after, on the same model."""
     import pandas as pd
 
-    table, curves = [], [r for r in results if r["kind"] == "curve"]
+    table, curves = [], _by_data_set(results)
     for ours in (r for r in curves if _is_the_method(r)):
         for other in curves:
             same = [(r["model"]["name"], r["task"]["name"], r["task"]["fingerprint"]) for r in (ours, other)]
