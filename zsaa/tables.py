@@ -311,8 +311,9 @@ def _ttft_cell(where: dict, result: dict, rows: list[dict]) -> Cell:
 
 def _device(result: dict) -> str:
     hardware = result["provenance"]["hardware"]
-    cpu = f"CPU, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
-    return cpu if hardware["device"] == "cpu" else hardware["device"]
+    if hardware["device"] != "cpu":
+        return hardware["device"]
+    return f"CPU, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
 
 
 def ttft_table(results: Sequence[dict]):
