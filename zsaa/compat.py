@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from logging import getLogger
 
 OLDEST, BELOW = (5, 15), (6,)  # as in pyproject.toml; a test compares them
+
+# peft imports bitsandbytes where it is installed, and this module then warns, on some CPUs, that a kernel which nothing
+# here needs cannot be fetched from the hub: the first line of every notebook, in red.
+getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.getMessage())
 
 
 def check_transformers() -> None:

@@ -4,6 +4,7 @@ dial keeping tokens at random."""
 from __future__ import annotations
 
 import contextlib
+import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -173,8 +174,9 @@ def curve(
     """
     samples, labels = list(dataset["input_ids"]), list(dataset["labels"])
     rows = plan(model, map(len, samples), targets, controls)
-    # One bar for all settings, moved at most every 10 s: executed notebooks keep a line of each move.
-    bar = tqdm(total=len(rows) * len(samples), unit="text", disable=not progress or place()[0] > 0, mininterval=10.0)
+    # One bar for all settings. Executed notebooks keep a line of each move, so that it seldom moves there.
+    options = {"unit": "text", "mininterval": 10.0 if sys.stderr.isatty() else 60.0}
+    bar = tqdm(total=len(rows) * len(samples), disable=not progress or place()[0] > 0, **options)
     for row in rows:
         side = row["control"]
         bar.set_description(f"{side} at {row['mac_reduction']:.1f}x", refresh=False)
@@ -186,7 +188,7 @@ def curve(
         if metric == "f1":
             row.update(f1=round(f1(labels, predicted), 2), ci95=list(f1_interval(labels, predicted)))
             row["predicted"] = to_bits(predicted)
-        bar.set_postfix_str(f"{row[metric]:.1f}%", refresh=False)
+        bar.set_postfix_str(f"{row['mac_reduction']:.1f}x: {row[metric]:.1f}%", refresh=False)
     bar.close()
     return rows
 

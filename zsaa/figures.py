@@ -17,6 +17,7 @@ COLOURS = {
     "alpha": "#0072B2",
     "first": "#E69F00",
     "last": "#009E73",
+    "ends": "#56B4E9",
     "random": "#CC79A7",
     "conventional": "#D55E00",
     "paper": "#555555",
@@ -80,13 +81,16 @@ def _dials(results: Sequence[dict]) -> list[dict]:
 
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
     """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
-    conventional one on truncated inputs, tokens kept at random, and the paper's curve of another model (against its
-    wall-clock speed-up). The title says how many samples the first result has."""
+    conventional one (or what there is without it) on truncated inputs, tokens kept at random, and the paper's curve of
+    another model (against its wall-clock speed-up). The title says how many samples the first result has."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
         titled = results[0]["provenance"]["eval_samples"]
+        conventional = [
+            r for r in results if (r["recipe"]["method"], r["recipe"]["tuning"]) == ("conventional", "full")
+        ]
         for result in results:
             method = result["recipe"]["method"]
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
@@ -98,12 +102,12 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
                 n = rows_of(result, "random")[0]["n"]  # where it is not the title's
                 name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
                 _line(axis, rows_of(result, "random"), (COLOURS["random"], "s", (0, (1, 2))), name)
-            if method == "conventional" and not tuning:
+            if result in (conventional or results):
                 whole = rows_of(result, "alpha")[:1]
-                for side, marker in (("first", "^"), ("last", "v")):
+                for side, marker in (("first", "^"), ("last", "v"), ("ends", "D")):
                     if rows_of(result, side):
-                        rows = whole + rows_of(result, side)
-                        _line(axis, rows, (COLOURS[side], marker, "--"), f"conventional, {side} tokens only")
+                        rows, how = whole + rows_of(result, side), "both ends" if side == "ends" else f"{side} tokens"
+                        _line(axis, rows, (COLOURS[side], marker, "--"), f"{method}{tuning}, {how} only")
         if published:
             points = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
             axis.plot(*zip(*points), color=COLOURS["paper"], marker="x", linewidth=1, linestyle="-.", markersize=5,
@@ -274,11 +278,11 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
                 markersize=5,
             )[0]
             axis.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
-            axis.set_title(
-                "\n".join((*perplexity_subject(result).split("; "), *perplexity_protocol(result).split("; "))),
-                fontsize=8,
-            )
-            axis.set(yscale="log", xlabel="MAC reduction", ylabel="perplexity per token / stock")
+            measured, *text = perplexity_subject(result).split("; ")
+            counted = f"{measured}, n = {result['rows'][0]['n']}"
+            axis.set_title("\n".join((counted, *text, *perplexity_protocol(result).split("; "))), fontsize=8)
+            axis.set(yscale="log", xlabel="MAC reduction")
+            axis.set_ylabel("perplexity per token / stock, bars: 95%", fontsize=7.5)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
             axis.yaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
@@ -546,7 +550,7 @@ def choice_figure(results: Sequence[dict]):
             axis.set_xlabel("MAC reduction")
         ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
         axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])
-        axes.flat[0].set(ylabel="score (%)", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
+        axes.flat[0].set(ylabel="score (%), bands: 95%", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 

@@ -113,8 +113,9 @@ def tasks(source: str | Path, form: str = "letters", shots: int = 5, subjects: S
         if source == "hub" and not _cached():
             check_hub(HUB, "dataset")
         manager = TaskManager(include_path=folder, include_defaults=False)
-        # lm-eval 0.4.13 has load, and warns of the older way.
-        return manager.load(names)["tasks"] if hasattr(manager, "load") else get_task_dict(names, manager)
+        # lm-eval 0.4.13 has load, and warns of the older way, which turns the order round.
+        made = manager.load(names)["tasks"] if hasattr(manager, "load") else get_task_dict(names, manager)
+        return {name: made[name] for name in names}
 
 
 def _cached() -> bool:

@@ -3,7 +3,7 @@
     gpu             an NVIDIA GPU that torch can use
     gpu:40          one with at least 40 GiB
     package:NAME    an installed package
-    model:ID        a model on the Hugging Face hub, or in its local cache
+    model:ID        a model that travels as a package, or one on the Hugging Face hub or in its local cache
     dataset:ID      a data set, likewise
 
 Asked once, before anything runs and for seconds at most, so that nothing waits for a network that is not there.
@@ -33,6 +33,8 @@ def missing(needs: Iterable[str]) -> tuple[dict[str, str], bool | None]:
             reason = _gpu(float(name or 0))
         elif kind == "package":
             reason = _package(name)
+        elif kind == "model" and _packaged(name):
+            reason = _assets(name)
         elif reached is False:  # one question is enough to know that the hub is not there
             reason = f"likewise; get it with: hf download {name}" + " --repo-type dataset" * (kind == "dataset")
         else:
@@ -58,6 +60,22 @@ def _package(name: str) -> str | None:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return f"the package {name} is not installed: pip install {name}"
+    return None
+
+
+def _packaged(name: str) -> bool:
+    from zsaa.models import PACKAGED
+
+    return name in PACKAGED
+
+
+def _assets(name: str) -> str | None:
+    from zsaa.models import AssetError, resolve
+
+    try:
+        resolve(name)
+    except AssetError as error:
+        return str(error)
     return None
 
 

@@ -743,8 +743,9 @@ def run_profile(
                 if not keep_going:
                     break
             except BaseException as error:
-                state = "interrupted" if isinstance(error, Interrupted) else "failed"
-                statuses[job.name] = _status(out, job, state, repr(error))
+                stopped = isinstance(error, Interrupted)
+                detail = f"by {signal.Signals(error.signum).name}" if stopped else repr(error)
+                statuses[job.name] = _status(out, job, "interrupted" if stopped else "failed", detail)
                 raise
             else:
                 without = [f"run without {need}: {missing[need]}" for need in job.wants if need in missing]

@@ -142,15 +142,25 @@ def controls_table(results: Sequence[dict]):
     import pandas as pd
 
     columns = {}
-    for result in over_seeds([r for r in results if r["kind"] == "curve"]):
+    for result in over_seeds(_by_data_set(results)):
         for control, how in HOW.items():
             cells = {r["target"]: r for r in rows_of(result, control)}
             if cells:
-                name = f"{label(result, short=True)}{', here' if result.get('adapter') else ''}, {how}"
+                samples = ", ".join(str(n) for n in sorted({cell["n"] for cell in cells.values()}))
+                name = f"{label(result, short=True)}{', here' if result.get('adapter') else ''}, {how}, n {samples}"
                 columns[result["task"]["name"], name] = [
                     with_interval(cells[t]) if t in cells else "-" for t in paper.TABLE_1
                 ]
     return pd.DataFrame(columns, index=pd.Index([f"{t}x" for t in paper.TABLE_1], name="MAC reduction"))
+
+
+def _by_data_set(results: Sequence[dict]) -> list[dict]:
+    """The curves among `results`, those of a data set together, in the order in which they come."""
+    groups: dict[str, list[dict]] = {}
+    for result in results:
+        if result["kind"] == "curve":
+            groups.setdefault(result["task"]["name"], []).append(result)
+    return [result for group in groups.values() for result in group]
 
 
 def differences_table(results: Sequence[dict]):
@@ -159,7 +169,7 @@ def differences_table(results: Sequence[dict]):
     comes after, on the same model."""
     import pandas as pd
 
-    table, curves = [], [r for r in results if r["kind"] == "curve"]
+    table, curves = [], _by_data_set(results)
     for ours in (r for r in curves if _is_the_method(r)):
         for other in curves:
             same = [(r["model"]["name"], r["task"]["name"], r["task"]["fingerprint"]) for r in (ours, other)]
@@ -172,11 +182,10 @@ def differences_table(results: Sequence[dict]):
                 line = {"data set": ours["task"]["name"], "dial of": ours["name"]}
                 line["against"] = f"{other['name']}, {HOW[control]}"
                 rivals = {r["target"]: r for r in rows_of(other, control)}
-                for row in rows_of(ours, "alpha"):
-                    if row["target"] in rivals:
-                        line[f"{row['target']}x"] = _difference(row, rivals[row["target"]])
-                if len(line) > 3:
-                    table.append(line)
+                pairs = [(row, rivals[row["target"]]) for row in rows_of(ours, "alpha") if row["target"] in rivals]
+                if pairs:
+                    line["n"] = pairs[0][0]["n"]
+                    table.append(line | {f"{row['target']}x": _difference(row, rival) for row, rival in pairs})
     return pd.DataFrame(table).fillna("-")
 
 
@@ -301,7 +310,9 @@ def _ttft_cell(where: dict, result: dict, rows: list[dict]) -> Cell:
 
 def _device(result: dict) -> str:
     hardware = result["provenance"]["hardware"]
-    return f"CPU, {hardware['threads']} threads" if hardware["device"] == "cpu" else hardware["device"]
+    if hardware["device"] != "cpu":
+        return hardware["device"]
+    return f"CPU, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
 
 
 def ttft_table(results: Sequence[dict]):
@@ -322,6 +333,41 @@ def ttft_table(results: Sequence[dict]):
         for result in results
         for row in result["rows"]
     )
+
+
+def prefill_table(results: Sequence[dict]):
+    """Results of the kind "bench-prefill", a row per setting. Columns without a value (on a CPU, a GPU's) are left
+    out."""
+    import pandas as pd
+
+    def mega(value: float | None) -> str:
+        return "-" if value is None else f"{value / 1e6:.1f}"
+
+    def between(result: dict, row: dict) -> str:  # peaks are a GPU's, and so are fused kernels
+        fused = result.get("fused", True) and row["alpha"] < 1
+        return "-" if row["peak_bytes"] is None else "fused" if fused else "PyTorch's"
+
+    table = pd.DataFrame(
+        {
+            "shape, random weights": row["model"],
+            "prefill": f"{row['batch']} x {row['tokens']} tokens",
+            "alpha": f"{row['alpha']:g}",
+            "kernels between": between(result, row),
+            "MACs": f"{row['mac_reduction']:.2f}x",
+            "ms [quartiles]": "{:.1f} [{:.1f}, {:.1f}]".format(row["latency_ms"], *row["latency_ms_quartiles"]),
+            "speed-up": f"{row['speedup']:.2f}x",
+            "roofline's": f"{row['roofline_speedup']:.2f}x",
+            "measured / roofline": f"{row['realised']:.2f}",
+            "recording a graph, ms": f"{row['capture_ms']:.0f}" if row["capture_ms"] else "-",
+            "cache, MB": mega(row["kv_bytes"]),
+            "peak, MB": mega(row["peak_bytes"]),
+            "graph, MB": mega(row["graph_bytes"]),
+            "on": f"{_device(result)}, {result['dtype']}",
+        }
+        for result in results
+        for row in result["rows"]
+    )
+    return table.loc[:, (table != "-").any()]
 
 
 def footprint_table(results: Sequence[dict]):
@@ -454,6 +500,8 @@ def table_2_settings(results: Sequence[dict]):
 
 def save_table(table, path: str | Path, title: str) -> None:
     """`path`.md and `path`.html."""
+    import pandas as pd
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = table.copy()
@@ -464,9 +512,9 @@ def save_table(table, path: str | Path, title: str) -> None:
     lines = [f"| {' | '.join(map(str, flat.columns))} |", "|" + "---|" * len(flat.columns)]
     lines += [f"| {' | '.join(map(str, row))} |" for row in flat.itertuples(index=False)]
     path.with_suffix(".md").write_text(f"### {title}\n\n" + "\n".join(lines) + "\n")
-    path.with_suffix(".html").write_text(
-        f"<h3>{html.escape(title)}</h3>\n" + table.to_html(border=0, index=table.index.name is not None)
-    )
+    with pd.option_context("display.max_colwidth", None):  # else pandas cuts cells off at 50 characters
+        body = table.to_html(border=0, index=table.index.name is not None)
+    path.with_suffix(".html").write_text(f"<h3>{html.escape(title)}</h3>\n{body}")
 
 
 # Tables 3 and 4
