@@ -20,6 +20,7 @@ COLOURS = {
     "ends": "#56B4E9",
     "random": "#CC79A7",
     "conventional": "#D55E00",
+    "zsaa+": "#000000",
     "paper": "#555555",
 }
 # Figure 2: a colour and a marker for each data set, a dash for each control.
@@ -80,7 +81,7 @@ def _dials(results: Sequence[dict]) -> list[dict]:
 
 
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
-    """Accuracy against MAC reduction for one data set: alpha-sampled and conventional fine-tuning under the dial, the
+    """Accuracy against MAC reduction for one data set: the recipes and conventional fine-tuning under the dial, the
     conventional one (or what there is without it) on truncated inputs, tokens kept at random, and the paper's curve of
     another model (against its wall-clock speed-up). The title says how many samples the first result has."""
     import matplotlib.pyplot as plt
@@ -94,7 +95,7 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
         for result in results:
             method = result["recipe"]["method"]
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
-            colour = COLOURS["alpha" if method == "alpha-sampled" else "conventional"]
+            colour = COLOURS["alpha" if method == "alpha-sampled" else method]
             style = (colour, "o", ":" if tuning else "-")
             if result in _dials(results):
                 _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")

@@ -67,7 +67,8 @@ def table_1_cells(results: Iterable[dict]) -> list[Cell]:
 
 
 def _is_the_method(result: dict) -> bool:
-    return result["recipe"]["method"] == "alpha-sampled" and bool(rows_of(result, "alpha"))
+    """The paper's recipe, or ours in its place: `stand_ins` tells them apart."""
+    return result["recipe"]["method"] in ("alpha-sampled", "zsaa+") and bool(rows_of(result, "alpha"))
 
 
 def _cell(where: dict, result: dict, target: float) -> Cell:
@@ -164,7 +165,7 @@ def _by_data_set(results: Sequence[dict]) -> list[dict]:
 
 
 def differences_table(results: Sequence[dict]):
-    """How many points the dial after alpha-sampled fine-tuning is ahead of each control at equal MACs, on the same
+    """How many points the dial after a recipe's fine-tuning is ahead of each control at equal MACs, on the same
     samples, with a paired 95% interval (held-out samples; one seed of each). A control counts whichever training it
     comes after, on the same model."""
     import pandas as pd
