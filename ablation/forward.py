@@ -21,7 +21,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights
 
 DROPPED = ("gone", "merged", "weighted", "keys", "noted")
-SCHEDULES = ("geometric", "late", "early", "once", "twice", "deep", "linear")
+SCHEDULES = ("geometric", "front", "late", "early", "once", "twice", "deep", "linear")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Variant:
 
     score: a name of SCORES. sinks: first tokens that are always kept. recent: share of the kept places that goes to the
     latest tokens, whatever their score.
-    schedule: how the total number of drops is spread over the layers (see `counts`): "geometric" (Eq. 2), "late" (the
+    schedule: how the total number of drops is spread over the layers (see `counts`): "geometric" (Eq. 2), "front" (as
+        if a quarter of the layers' drops were behind layer 1, the rest as in Eq. 2), "late" (the
         first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
         "once:10" (all behind layer 10), "deep" (once, with the token-layers of Eq. 2 at this alpha: the more there
         are, the deeper; "deep:0.9" deeper still), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens
@@ -67,6 +68,8 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
             raise ValueError(f"a schedule needs {layers} weights >= 0, one per layer, not all 0; got {schedule}.")
     elif schedule == "geometric":
         given = [1.0] * layers
+    elif schedule == "front":
+        given = [max(1.0, layers / 4)] + [1.0] * (layers - 1)
     elif schedule == "late":
         given = [0.0] * third + [1.0] * (layers - third)
     elif schedule == "early":

@@ -132,11 +132,9 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         if options.save:
             model.half().save_pretrained(Path(options.save) / name)
             tokenizer.save_pretrained(Path(options.save) / name)
-            if isinstance(probe, Evidence):
-                save_file(
-                    {k: v.half() for k, v in probe.state_dict().items()},
-                    Path(options.save) / name / EVIDENCE_FILE,
-                )
+            if isinstance(probe, torch.nn.Module):
+                file = EVIDENCE_FILE if isinstance(probe, Evidence) else "salience.safetensors"
+                save_file({k: v.half() for k, v in probe.state_dict().items()}, Path(options.save) / name / file)
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
         for found in rows:

@@ -21,7 +21,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights, truncation_for
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated")
-PROBES = ("", "gradient", "words", "evidence", "notes")
+PROBES = ("", "gradient", "salience", "words", "evidence", "notes", "both")
 CUTS = ("first", "last", "ends")
 STRONGEST = 12.0  # the largest MAC reduction that training draws
 ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
@@ -40,9 +40,11 @@ class Training:
     match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
         length, squared.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
-        each token's |state x gradient| in the alpha = 1 pass; "words" scores tokens by the weights of a
-        bag of words (ablation/words.py), fitted to the same labels beforehand; "evidence" learns on the way how much
-        each token tells about the label by itself (see `Evidence`).
+        each token's |state x gradient| in the alpha = 1 pass; "salience" the same with wider heads and a table of
+        tokens; "words" scores tokens by the weights of a bag of words (ablation/words.py), fitted to the same labels
+        beforehand; "evidence" learns on the way how much each token tells about the label by itself (see `Evidence`);
+        "both" is evidence in the first layer and "gradient" above; "notes" learns notes alone, and the variant's score
+        decides.
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".
@@ -78,7 +80,7 @@ class Training:
     def __post_init__(self):
         if self.sampling not in SAMPLINGS or self.side not in CUTS:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
-        taught = self.distill or self.match or self.probe == "gradient"
+        taught = self.distill or self.match or self.probe in ("gradient", "salience", "both")
         if taught and self.sampling not in ("sandwich", "ladder"):
             raise ValueError(
                 f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
@@ -89,23 +91,32 @@ class Training:
 
 class Probe(nn.Module):
     """A linear score of the states that enter each dropping layer: hidden_size weights a layer, trained beside the
-    model, of no account in MACs."""
+    model, of no account in MACs. words: that many tokens have a score of their own, too, wherever they stand, and the
+    heads a hidden layer."""
 
-    def __init__(self, size: int, layers: Sequence[int]):
+    WIDTH = 64
+
+    def __init__(self, size: int, layers: Sequence[int], words: int = 0):
         super().__init__()
         self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
+        self.table = nn.Embedding(words, 1) if words else None
+        if words:
+            nn.init.zeros_(self.table.weight)
+            for head in self.heads.values():
+                head[1] = nn.Sequential(nn.Linear(size, self.WIDTH), nn.GELU(), nn.Linear(self.WIDTH, 1))
 
-    def forward(self, layer: int, hidden: Tensor, *_) -> Tensor:
-        return self.heads[str(layer)](hidden.float()).squeeze(-1)
+    def forward(self, layer: int, hidden: Tensor, output: Tensor | None, tokens: Tensor | None, *_) -> Tensor:
+        score = self.heads[str(layer)](hidden.float()).squeeze(-1)
+        return score if self.table is None else score + self.table(tokens).squeeze(-1)
 
-    def loss(self, entered: dict[int, Tensor], real: Tensor) -> Tensor:
+    def loss(self, entered: dict[int, Tensor], tokens: Tensor, real: Tensor) -> Tensor:
         """Cross-entropy to each token's share of |state x gradient|; call after the backward pass of alpha = 1."""
         total = real.new_zeros((), dtype=torch.float32)
         for name in self.heads:
             state = entered[int(name)]
             share = (state.detach().float() * state.grad.float()).sum(-1).abs() * real
             share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
-            logits = self(int(name), state.detach()).float().masked_fill(~real, float("-inf"))
+            logits = self(int(name), state.detach(), None, tokens).float().masked_fill(~real, float("-inf"))
             total = total - (share * logits.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
         return total
 
@@ -200,6 +211,17 @@ class Evidence(nn.Module):
         return apart
 
 
+class Both(Evidence):
+    """Evidence in the first layer, a gradient's score above."""
+
+    def __init__(self, config, layers: Sequence[int], classes: int):
+        super().__init__(config, layers[:1], classes)
+        self.above = Probe(config.hidden_size, layers[1:])
+
+    def forward(self, layer: int, hidden: Tensor, *seen) -> Tensor:
+        return super().forward(layer, hidden, *seen) if self.watches(layer) else self.above(layer, hidden, *seen)
+
+
 def dropping(config, variant: Variant) -> list[int]:
     """The layers that drop something at some alpha."""
     found, layers = set(), config.num_hidden_layers
@@ -246,8 +268,11 @@ def train(
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = training.dropout
     probe = None
-    if training.probe == "gradient":
-        probe = Probe(config.hidden_size, dropping(config, variant)).to(device)
+    if training.probe in ("gradient", "salience"):
+        words = config.vocab_size if training.probe == "salience" else 0
+        probe = Probe(config.hidden_size, dropping(config, variant), words).to(device)
+    elif training.probe == "both":
+        probe = Both(config, dropping(config, variant), max(labels) + 1).to(device)
     elif training.probe == "words":
         probe = Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size)).to(device)
     elif training.probe in ("evidence", "notes"):
@@ -267,6 +292,8 @@ def train(
         groups.append({"params": heads, "lr": 1e-3})
         groups.append({"params": notes, "lr": 1e-4})  # they write into the states: faster, and they drown them
         groups.append({"params": probe.table.parameters(), "lr": 3e-3, "weight_decay": 0.0})
+        if isinstance(probe, Both):
+            groups.append({"params": probe.above.parameters(), "lr": 1e-3})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
     rates = [group["lr"] for group in groups]
     lengths = [len(s) for s in samples]
@@ -402,11 +429,12 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
     config, device, lengths = find_decoder(model)[0].config, wanted.device, [len(text) for text in texts]
     ids, mask = pad(texts, config.pad_token_id or 0, device)
     teacher, example, first = None, None, None
+    taught = probe if isinstance(probe, Probe) else getattr(probe, "above", None)
     for alpha in alphas:
-        entered = {} if isinstance(probe, Probe) and alpha == 1.0 else None
+        entered = {} if taught is not None and alpha == 1.0 else None
         more = {"scorer": probe} if probe is not None else {}
         if entered is not None:
-            more["entered"] = _Retaining(entered, probe)
+            more["entered"] = _Retaining(entered, taught)
         logits, state = logits_of(model, ids, lengths, alpha, variant, **more)
         loss = F.cross_entropy(logits, wanted)
         if teacher is not None and training.distill:
@@ -420,7 +448,7 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
             whole = whole + training.auxiliary * probe.loss(wanted)
         (share * whole / len(alphas)).backward()
         if entered is not None:
-            (share * probe.loss(entered, mask.bool())).backward()
+            (share * taught.loss(entered, ids, mask.bool())).backward()
         first = loss.item() if first is None else first
         if alpha == 1.0:
             teacher, example = logits.detach().softmax(-1), state.detach()
@@ -436,6 +464,8 @@ class _Retaining(dict):
 
     def __setitem__(self, layer: int, hidden: Tensor) -> None:
         if layer in self.layers:
+            if not hidden.requires_grad:  # under adapters the embedding learns nothing
+                hidden.requires_grad_()
             hidden.retain_grad()
             self.kept[layer] = hidden
 

@@ -316,6 +316,28 @@ def test_a_bag_of_words_can_score():
     assert probe(0, None, None, torch.tensor([[7, 50]])).argmax() == 0
 
 
+@pytest.mark.parametrize("row", ["salience-spared", "both-front", "lora-probe", "lora-both"])
+def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
+    save_tiny(tmp_path / "model", "llama")
+    monkeypatch.setattr(run, "load_task", lambda *args, **kwargs: two_reviews())
+    before, after = [], []
+
+    def learn(net, *given):
+        probe, log = train(net, *given)
+        heads = probe.above.heads if row.endswith(("front", "both")) else probe.heads
+        after.append(heads[str(3)][-1])
+        return probe, log
+
+    monkeypatch.setattr(run, "train", learn)
+    for epochs in ("0.3", "2"):
+        command = ["--model", str(tmp_path / "model"), "--rows", row, "--task", "depth", "--epochs", epochs,
+                   "--targets", "1", "2", "--output-dir", str(tmp_path / epochs), "--save", str(tmp_path / "saved")]  # fmt: skip
+        assert run.main(command) == 0
+    before, after = ([p.detach().clone() for p in head.parameters()] for head in after)
+    assert all((a != b).any() for a, b in zip(before, after))
+    assert len(list((tmp_path / "saved" / row).glob("*e.safetensors"))) == 1
+
+
 def test_notes_tell_what_a_blind_choice_dropped():
     """Tokens are kept evenly spaced, and the one that decides is mostly not among them."""
     (texts, labels), (held_out, answers) = marked(384, 24, 1), marked(200, 24, 2)
