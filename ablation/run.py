@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from ablation import continuation, depth, words
 from ablation.forward import Variant
 from ablation.train import Evidence, Training, curve, dropping, train
-from zsaa.evidence import FILE as EVIDENCE_FILE
 from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
@@ -28,6 +27,7 @@ from zsaa.tasks import load_task, tokenize
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "ablation"
+EVIDENCE_FILE = "evidence.safetensors"  # of a scorer that the bench alone knows
 
 
 def _code(*modules: str) -> str:

@@ -1,7 +1,7 @@
 """Turns what `ablation.run --save` left of a row into a folder that zsaa.finetune.load reads, with the dial on.
 
-python -m ablation.run --task imdb --rows lora-once --save outputs/rows
-python -m ablation.ship outputs/rows/lora-once --task imdb
+python -m ablation.run --task imdb --rows lora-probe --save outputs/rows
+python -m ablation.ship outputs/rows/lora-probe --task imdb
 """
 
 from __future__ import annotations
@@ -14,39 +14,37 @@ from pathlib import Path
 from ablation import run
 from ablation.forward import Variant
 from ablation.train import STRONGEST, Training
-from zsaa import evidence
+from zsaa import salience
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
-from zsaa.keep import REFERENCE, SCHEDULES
+from zsaa.keep import REFERENCE
 from zsaa.models import load_model
 from zsaa.score import LEARNED, check_score
+
+# The package's schedules, by the bench's schedule and reference.
+SCHEDULES = {("geometric", None): "geometric", ("geometric", REFERENCE): "spared", ("once", REFERENCE): "once"}
 
 
 def settings_of(folder: Path, variant: Variant, training: Training, lengths: Sequence[int]) -> dict:
     """The dial's settings for a trained row; ValueError for a variant that the package does not have. lengths: tokens
     of the samples that it was trained on."""
-    learned = (folder / evidence.FILE).is_file()
-    if training.probe not in ("", "evidence") or learned != bool(training.probe):
+    learned = (folder / salience.FILE).is_file()
+    if training.probe not in ("", "gradient") or learned != bool(training.probe):
         raise ValueError(
-            f"{folder} was trained with probe={training.probe!r}, and {evidence.FILE} is{'' if learned else ' not'} "
-            "there: of learned scores the package knows evidence alone."
+            f"{folder} was trained with probe={training.probe!r}, and {salience.FILE} is{'' if learned else ' not'} "
+            "there: of learned scores the package knows the linear one that gradients teach, probe='gradient'."
         )
-    plain = Variant(
-        score=variant.score,
-        schedule=variant.schedule,
-        tau=variant.tau,
-        reference=None if variant.schedule == "geometric" else REFERENCE,
-        scorer_macs=variant.scorer_macs,
-    )
-    if variant.schedule not in SCHEDULES or variant != plain:
+    schedule = SCHEDULES.get((variant.schedule, variant.reference))
+    counted = {"reference": variant.reference, "scorer_macs": variant.scorer_macs}
+    plain = Variant(score=variant.score, schedule=variant.schedule, tau=variant.tau, **counted)
+    if schedule is None or variant != plain:
         raise ValueError(
-            f"the package has no {variant}: its schedules are {', '.join(SCHEDULES)}, the last with "
-            f"reference={REFERENCE}, and sinks, recent, smooth and dropped are as in the paper."
+            f"the package has no {variant}: its schedules, with their reference, are {', '.join(map(str, SCHEDULES))}, "
+            "and sinks, recent, smooth and dropped are as in the paper."
         )
-    rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score)}
-    rule["schedule"] = variant.schedule
+    rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score), "schedule": schedule}
     drawn = {"alpha_range": training.alpha_range}
-    if training.sampling in ("sandwich", "log"):
-        drawn = {"sampling": "sandwich", "strongest": STRONGEST}
+    if training.sampling in ("sandwich", "ladder", "log"):
+        drawn = {"sampling": "ladder", "strongest": STRONGEST}
     elif training.sampling != "alpha":  # nothing was drawn, but where it went on from an adapter that has met the dial
         earlier = Path(training.start) / SETTINGS_FILE
         known = training.start and earlier.is_file() and json.loads(earlier.read_text(encoding="utf-8"))["alpha_range"]

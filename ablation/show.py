@@ -458,29 +458,6 @@ def survival_figure(depths: dict[str, list[float]], words: Sequence[str], title:
     return figure
 
 
-def load_evidence(folder: str | Path, config):
-    """The scorer that `ablation.run --save` or zsaa.finetune (whose votes have no bias) left in `folder`, and the
-    variant that it decides in; None without one. Its layers tell the schedule: once, twice or deep."""
-    import torch
-    from safetensors.torch import load_file
-
-    from ablation.forward import Variant
-    from ablation.train import Evidence
-
-    path = Path(folder) / "evidence.safetensors"
-    if not path.is_file():
-        return None
-    state = {name: weight.float() for name, weight in load_file(path).items()}
-    layers = sorted({int(name.split(".")[1]) for name in state if name.startswith("heads.")})
-    classes = state["table.weight"].shape[1]
-    scorer = Evidence(config, layers, classes)
-    for layer in layers:
-        state.setdefault(f"heads.{layer}.votes.bias", torch.zeros(classes))
-    scorer.load_state_dict(state)
-    schedule = {1: "once", 2: "twice"}.get(len(layers), "deep")
-    return scorer.eval(), Variant(schedule=schedule, reference=512, scorer_macs=Evidence.macs(config, classes))
-
-
 def draw_committed(folder: str | Path) -> list[Path]:
     """Draw what results/ablation holds into `folder` (the repository's figures/); returns the PNGs."""
     committed, figures, captions = RESULTS / "ablation", {}, {}

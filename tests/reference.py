@@ -24,6 +24,8 @@ def kept_counts(n, alpha, layers, tau):
 
 def run(model, ids, alpha, tau=5, score="column_sum", prompt=None):
     """One unpadded sample: ids [tokens]; the first `prompt` of them are pruned as a prefill, the rest are decoded.
+    score: "column_sum", "column_mean", or a function of a layer and the states [1, tokens, hidden] that enter it, to
+    scores [1, tokens].
 
     Returns final hidden states [tokens, hidden] (dropped tokens: the state in which they entered their last layer),
     and the kept original positions per layer. `model` must use eager attention.
@@ -66,6 +68,8 @@ def run(model, ids, alpha, tau=5, score="column_sum", prompt=None):
         if score == "column_mean":
             rank = alive[:prompt].cumsum(0) - 1
             sums[:prompt] = sums[:prompt] / (alive[:prompt].sum() - rank).clamp(min=1)
+        if callable(score):
+            sums = score(layer, state["entered"])[0].detach()
         candidates = [p for p in range(prompt) if alive[p]]
         if counts[layer] < len(candidates):
             last = candidates[-1]

@@ -12,7 +12,6 @@ import tiny
 import torch
 import transformers
 from datasets import Dataset
-from safetensors.torch import save_file
 from test_models import save_tiny
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
@@ -24,8 +23,6 @@ from ablation.forward import SCHEDULES, SCORES, Variant, counts, forward
 from ablation.run import load_config
 from ablation.train import SAMPLINGS, Evidence, Training, curve, logits_of, train
 from zsaa import figures, finetune
-from zsaa.evidence import Evidence as PackageEvidence
-from zsaa.evidence import save as save_scorer
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
 from zsaa.results import RESULTS, from_bits, to_bits
@@ -451,7 +448,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("row", ["lora-once", "evidence-distilled", "paper"])
+@pytest.mark.parametrize("row", ["lora-probe", "probe-spared", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
@@ -471,20 +468,18 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     net, _ = finetune.load(folder, kind="sequence-classification", dtype=torch.float32)
     variant = Variant(**load_config()["rows"][row].get("variant", {}))
     dial = zsaa.dial.settings(net)
-    assert dial["schedule"] == variant.schedule and dial["score"] == ("column_sum" if row == "paper" else "evidence")
+    assert dial["schedule"] == ("spared" if variant.reference else "geometric")
+    assert dial["score"] == ("column_sum" if row == "paper" else "salience")
     assert 0 < dial["alpha_range"][0] < dial["alpha_range"][1] == 1
     ids, _, _ = tiny.tokens([150], vocab=90)
     bench, (probe, _) = kept
-    alpha = theirs = 0.9
-    if row != "paper":
-        alpha, kept_of_512 = 0.3, kept_counts(512, 0.3, 4, 5, "once")[0]
-        theirs = (kept_of_512 / 512) ** (1 / 4)  # as many tokens by another alpha
+    alpha = 0.5 if variant.reference else 0.9
     with zsaa.at(net, alpha), torch.no_grad():
         found = net(ids).logits
-        expected = logits_of(bench, ids, [150], theirs, variant, **({} if probe is None else {"scorer": probe}))[0]
+        expected = logits_of(bench, ids, [150], alpha, variant, **({} if probe is None else {"scorer": probe}))[0]
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-    assert counts(150, theirs, 4, variant) == kept_counts(150, alpha, 4, 5, variant.schedule)
-    assert counts(150, theirs, 4, variant)[-1] < 150
+    assert counts(150, alpha, 4, variant) == kept_counts(150, alpha, 4, 5, dial["schedule"])
+    assert counts(150, alpha, 4, variant)[-1] < 150
 
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
@@ -492,17 +487,19 @@ def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
     for fields in ({"schedule": "once"}, deep, {"dropped": "merged"}, {"schedule": "late"}, {"smooth": 3}):
         with pytest.raises(ValueError, match="the package has no Variant"):
             ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
-    with pytest.raises(ValueError, match="probe='words'"):
-        ship.settings_of(tmp_path, Variant(), Training(sampling="log", probe="words"), [20])
+    for probe in ("words", "evidence"):
+        with pytest.raises(ValueError, match=f"probe='{probe}'"):
+            ship.settings_of(tmp_path, Variant(), Training(sampling="log", probe=probe), [20])
+    with pytest.raises(ValueError, match="probe='gradient', and salience.safetensors is not there"):
+        ship.settings_of(tmp_path, Variant(), Training(sampling="ladder", probe="gradient"), [20])
 
 
-def test_a_shipped_scorer_beside_an_adapter_keeps_the_adapter_s_range(tmp_path):
+def test_what_drew_nothing_keeps_the_range_of_the_adapter_that_it_went_on_from(tmp_path):
     (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": [0.5, 1.0]}))
-    (tmp_path / "evidence.safetensors").touch()
     for start, known in ((str(tmp_path), [0.5, 1.0]), ("", None)):
-        training = Training(sampling="conventional", probe="evidence", start=start)
+        training = Training(sampling="conventional", start=start)
         found = ship.settings_of(tmp_path, Variant(schedule="once", reference=512), training, [20])
-        assert found == {"alpha": 1.0, "tau": 5, "score": "evidence", "schedule": "once", "alpha_range": known}
+        assert found == {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "once", "alpha_range": known}
 
 
 # ------------------------------------------------------------------------------------------------ showing
@@ -655,21 +652,3 @@ def test_names_are_moved_apart_and_no_further():
     many = show._apart([3.0, 3.1, 9.9, 10.0, 3.05], 1, 0, 10)
     assert all(after - before > 0.999 for before, after in pairwise(sorted(many)))
     assert sorted(range(5), key=many.__getitem__) == [0, 4, 1, 2, 3]
-
-
-@pytest.mark.parametrize("schedule, layers", [("once", [0]), ("twice", [0, 3])])
-def test_a_saved_scorer_is_found_and_decides(schedule, layers, tmp_path):
-    model = tiny.make("llama", "base", dtype=torch.float32)
-    assert show.load_evidence(tmp_path, model.config) is None
-    scorer = Evidence(model.config, layers, 2).eval()
-    torch.nn.init.normal_(scorer.table.weight)
-    save_file({name: weight.half() for name, weight in scorer.state_dict().items()}, tmp_path / "evidence.safetensors")
-    found, variant = show.load_evidence(tmp_path, model.config)
-    theirs = PackageEvidence(model.config, layers, 2)
-    save_scorer(theirs, tmp_path)
-    assert isinstance(show.load_evidence(tmp_path, model.config)[0], Evidence), "votes without a bias"
-    assert variant.schedule == schedule and variant.scorer_macs == Evidence.macs(model.config, 2)
-    ids, _, _ = tiny.tokens([30])
-    with torch.no_grad():
-        for one, other in zip(*(forward(model, ids, [30], 0.7, variant, scorer=s)[1] for s in (scorer, found))):
-            assert torch.equal(one, other)

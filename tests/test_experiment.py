@@ -53,17 +53,17 @@ def test_from_command_line_to_result_file(places, capsys):
 
 
 def test_our_own_recipe_from_the_command_line(places):
-    given = ["--name", "own", "--recipe", "zsaa+", "--max-steps", "3", "--batch-size", "4", "--tau", "1", "--warm", "0",
+    given = ["--name", "own", "--recipe", "zsaa+", "--max-steps", "3", "--batch-size", "4", "--tau", "1",
              "--strongest", "2.5", "--latency-repeats", "1", "--max-length", "32", "--targets", "1", "2"]  # fmt: skip
     assert experiment.main(arguments(places, *given)) == 0
     (path,) = (places["out"] / "results").glob("own.json")
     result = json.loads(path.read_text())
-    recipe = finetune.Recipe.named("zsaa+", max_steps=3, batch_size=4, tau=1, warm=0.0, strongest=2.5, max_length=32)
+    recipe = finetune.Recipe.named("zsaa+", max_steps=3, batch_size=4, tau=1, strongest=2.5, max_length=32)
     assert {**result["recipe"], "alpha_range": None} == dataclasses.asdict(recipe)
     low, high = result["train"]["alpha_range"]
     model, _ = finetune.load(next(places["out"].glob("trained/own-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (low, high) and 0 < low < high == 1
-    assert zsaa.dial.rule(model) == {"tau": 1, "schedule": "once", "score": "evidence"}
+    assert zsaa.dial.rule(model) == {"tau": 1, "schedule": "geometric", "score": "salience"}
     (row,) = [row for row in result["rows"] if row["control"] == "alpha" and row["target"] == 2]
     lengths = [min(32, 20 + i % 10) for i in range(12)]
     rule = zsaa.dial.rule(model)

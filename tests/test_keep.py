@@ -63,6 +63,13 @@ def test_one_drop_spends_the_token_layers_of_eq_2(n, alpha, layers, tau):
     assert budget - layers < sum(counts) <= budget or min(counts) == tau, "the same, but for rounding"
 
 
+@given(n=st.integers(1, 1024), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
+def test_short_texts_are_spared(n, alpha, layers, tau):
+    """They keep what one of 512 tokens keeps, as far as they have it; long ones follow Eq. 2."""
+    planned = zsaa.kept_counts(max(n, REFERENCE), alpha, layers, tau)
+    assert zsaa.kept_counts(n, alpha, layers, tau, "spared") == [min(n, kept) for kept in planned]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @given(n=st.integers(1, 2048), layers=st.integers(1, 40))
 def test_every_schedule_keeps_all_at_alpha_one(schedule, n, layers):
@@ -78,11 +85,11 @@ def test_the_layers_that_may_drop(schedule):
             found |= {layer} if kept < before else set()
             before = kept
     assert found == set(dropping_layers(30, schedule))
-    assert len(found) == {"geometric": 30, "once": 1}[schedule]
+    assert len(found) == {"geometric": 30, "spared": 30, "once": 1}[schedule]
 
 
 def test_unknown_schedules():
-    with pytest.raises(ValueError, match=r"unknown schedule 'luck'. Available: geometric, once\.$"):
+    with pytest.raises(ValueError, match=r"unknown schedule 'luck'. Available: geometric, spared, once\.$"):
         zsaa.kept_counts(9, 0.5, 3, schedule="luck")
 
 
@@ -135,12 +142,12 @@ def test_macs_of_known_shapes():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("score", ["column_sum", "evidence"])
+@pytest.mark.parametrize("score", ["column_sum", "salience"])
 def test_macs_of_one_drop(family, score):
     """Layer by layer: the head of a learned score is paid for every row that enters the layer which drops."""
     config, n, alpha = tiny.CONFIGS[family](), 700, 0.4
     counts = zsaa.kept_counts(n, alpha, 4, 5, "once")
-    heads, size = config.num_attention_heads, config.hidden_size
+    size = config.hidden_size
     pairs = 2 * size  # of queries and keys, attention and values
     want = zsaa.macs(config, n) - sum(
         (a - b) * per_row
@@ -150,7 +157,7 @@ def test_macs_of_one_drop(family, score):
             (4 * n, sum(counts), zsaa.keep.layer_weights(config)[1]),
         )
     )
-    want += n * 64 * (size + heads * (size // heads) + config.num_labels) if score == "evidence" else 0
+    want += n * size if score == "salience" else 0
     assert zsaa.macs(config, n, alpha, 5, "once", score) == want
     assert zsaa.macs(config, n, 1.0, 5, "once", score) == zsaa.macs(config, n), "who drops nothing asks no head"
 
@@ -158,7 +165,7 @@ def test_macs_of_one_drop(family, score):
 @given(lengths=st.lists(st.integers(30, 900), min_size=1, max_size=5), target=st.floats(1.0, 2.0))
 def test_alpha_for_reaches_the_target_by_one_drop(lengths, target):
     config = tiny.CONFIGS["llama"]()
-    rule = {"schedule": "once", "score": "evidence"}
+    rule = {"schedule": "once", "score": "salience"}
     most = zsaa.mac_reduction(config, lengths, 1e-5, **rule)
     if target > most:
         with pytest.raises(ValueError, match=f"from 1 to {most:.2f}"):

@@ -7,7 +7,7 @@ import pytest
 import test_kernels as base  # sets Triton's interpreter up
 import tiny
 import torch
-from test_evidence import model_of
+from test_salience import model_of
 from zsaa.kernels import rows as kernels
 
 import zsaa

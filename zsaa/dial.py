@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.compat import check_transformers
-from zsaa.evidence import attach, detach, needed
 from zsaa.families import Family, find_decoder
 from zsaa.fused import add_norm, mlp
 from zsaa.graphs import Graphs, check_mode, empty, replaying
 from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
+from zsaa.salience import attach, detach, needed
 from zsaa.score import LEARNED, check_score
 
 DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
@@ -143,14 +143,8 @@ class Dial:
                 carry=self.carry,
                 device=device,
             )
-            scorer, ids = decoder.evidence if self.score == LEARNED else None, call.get("input_ids")
-            if scorer is not None and ids is None:
-                raise ValueError(
-                    'score="evidence" asks which tokens stand in the text, and this call has inputs_embeds only (as '
-                    "prompt tuning makes them). Pass input_ids, choose another score, or set alpha to 1."
-                )
-            watched = scorer is not None and decoder.training and self.tracer is not None
-            step = Prefill(request, plan(request), mask, scorer, ids, watched)
+            scorer = decoder.salience if self.score == LEARNED else None
+            step = Prefill(request, plan(request), mask, scorer)
             if self.tracer is not None:
                 self.tracer.step = step
             if _wants_cache(decoder, call):
@@ -247,7 +241,7 @@ def _pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Modul
                 q, k, v, score=zsaa.plan.drops[layer] and zsaa.scorer is None, **given, **settings
             )
             output = output.transpose(1, 2).flatten(2)
-            sums = sums if zsaa.scorer is None else zsaa.judge(layer, hidden_states, output)
+            sums = sums if zsaa.scorer is None else zsaa.judge(layer, hidden_states)
             hidden_states, output = zsaa.pass_on(layer, sums, hidden_states, output)
         else:
             if tables is not None:
@@ -319,11 +313,12 @@ def enable(
         or list [batch] sets one for each request.
     tau: least number of tokens that a layer keeps (the paper uses 5).
     score: "column_sum" (the paper's contribution), "column_mean" (per query that can see the token), "random" (a
-        control), or "evidence" (learned, by zsaa.finetune; saved beside the model).
+        control), or "salience" (learned, by zsaa.finetune; saved beside the model).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
-    schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), or "once": the same token-layers in a
-        single drop, in the first layer, sparing short texts; see `zsaa.kept_counts`.
+    schedule: "geometric" (Eq. 2: every layer keeps alpha of what enters it), "spared" (the same, sparing short texts),
+        or "once": the token-layers of Eq. 2 in a single drop, in the first layer, sparing short texts; see
+        `zsaa.kept_counts`.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
@@ -360,7 +355,7 @@ def enable(
     head = _head(model, decoder)
     if head is not None and len(dial.hooks) == 1:
         dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
-    if scorer is not None and scorer is not getattr(decoder, "evidence", None):
+    if scorer is not None and scorer is not getattr(decoder, "salience", None):
         attach(model, scorer)
     dial.tau, dial.schedule, dial.score = tau, schedule, score
     dial.trained = tuple(trained) if trained else None
@@ -458,8 +453,7 @@ class Trace:
     """What the last prefill under `trace` kept; positions count from the first real token of each sample.
 
     counts: list over layers of lists over samples, N_l. lengths: N_0 of each sample. kept: list over layers of lists
-    over samples of int64 tensors, the original positions that the layer passed on. votes: of a learned score in
-    training, see `zsaa.passes.Prefill`.
+    over samples of int64 tensors, the original positions that the layer passed on.
     """
 
     def __init__(self):
@@ -477,10 +471,6 @@ class Trace:
     @property
     def lengths(self) -> list[int]:
         return list(self._seen().request.lengths)
-
-    @property
-    def votes(self) -> dict[int, tuple[Tensor, Tensor]]:
-        return self._seen().votes
 
     @property
     def kept(self) -> list[list[Tensor]]:

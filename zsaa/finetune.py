@@ -3,8 +3,8 @@
 Each optimizer step draws its own alpha ~ U(low, high), so that the model meets every setting of the dial and none last.
 The conventional fine-tuning beside it is the same run with alpha fixed at 1.
 
-Not in the paper, and off unless a recipe says so: "sandwich" steps, which see the whole text, a drawn MAC reduction and
-the strongest one, the first teaching the others; and a score that is learned on the way (zsaa/evidence.py).
+Not in the paper, and off unless a recipe says so: "ladder" steps, which see the whole text, a weak and a strong MAC
+reduction, the first teaching the others; and a score that is learned on the way (zsaa/salience.py).
 
 Several GPUs: start the same script with torchrun or `accelerate launch`, one process a GPU (DDP, or FSDP when
 accelerate is told so). All processes draw the same alpha.
@@ -39,7 +39,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
-from zsaa import evidence
+from zsaa import salience
 from zsaa.dial import settings, trained_for
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
@@ -54,7 +54,7 @@ LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for
 # What a name changes of the defaults, which are the paper's. Each ingredient can be taken out again by its default.
 RECIPES: dict[str, dict] = {
     "paper": {},
-    "zsaa+": {"score": LEARNED, "schedule": "once", "sampling": "sandwich", "distill": 0.5, "warm": 0.15},
+    "zsaa+": {"score": LEARNED, "sampling": "ladder", "distill": 0.5},
 }
 
 
@@ -67,15 +67,13 @@ class Recipe:
     tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full; a quantized model needs
         "lora", which is then QLoRA, as in section 4.3).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
-    tau, score, schedule: of the dial, as in `zsaa.enable`. The score "evidence" is learned on the way.
-    sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "sandwich": three passes in
-        turn, alpha = 1, a MAC reduction drawn log-uniformly from 1 to `strongest`, and `strongest` itself; alpha is
-        solved for the lengths of each batch. Classifiers only.
-    distill (not the paper's): of the loss of the pruned passes of a sandwich, the share that is the divergence from
+    tau, score, schedule: of the dial, as in `zsaa.enable`. The score "salience" is learned on the way, from the
+        gradients of the alpha = 1 pass of a ladder step.
+    sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "ladder": three passes in turn,
+        alpha = 1, and two MAC reductions drawn log-uniformly, from 1 to the root of `strongest` and from there to
+        `strongest`; alpha is solved for the lengths of each batch. Classifiers only.
+    distill (not the paper's): of the loss of the pruned passes of a ladder step, the share that is the divergence from
         what its alpha = 1 pass says; the rest is the labels'.
-    warm (not the paper's): the first share of the steps that runs at alpha = 1 alone, so that a learned score knows
-        something before it decides.
-    auxiliary (not the paper's): weight of the loss that trains the learned score.
     batch_size: samples a process and pass; a step sees batch_size x gradient_accumulation x processes of them.
     dropout: attention dropout and, for LoRA, adapter dropout.
     precision (open): "auto" (bf16 where the GPU has it, else fp16; fp32 on a CPU), "fp32", "tf32", "bf16" or "fp16".
@@ -103,14 +101,12 @@ class Recipe:
     gradient_accumulation: int = 1
     sampling: str = "alpha"  # this and what follows: not the paper's
     distill: float = 0.0
-    warm: float = 0.0
-    auxiliary: float = 0.3
     strongest: float = 12.0
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
-        """ "paper": the defaults. "zsaa+": what won our ablation: evidence, one drop, sandwich steps with distillation.
-        Keyword arguments change single fields."""
+        """ "paper": the defaults. "zsaa+": the paper's schedule by a learned score, salience, in ladder steps with
+        distillation. Keyword arguments change single fields."""
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
         return cls(**{**RECIPES[name], **changes})
@@ -118,7 +114,7 @@ class Recipe:
     def __post_init__(self):
         check_score(self.score), check_schedule(self.schedule)
         choices = {
-            "sampling": ("alpha", "sandwich"),
+            "sampling": ("alpha", "ladder"),
             "method": ("alpha-sampled", "conventional"),
             "tuning": ("full", "lora"),
             "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
@@ -130,28 +126,29 @@ class Recipe:
             low, high = (check_alpha(a) for a in self.alpha_range)
             if low > high:
                 raise ValueError(f"alpha_range must be (low, high) with low <= high, got {self.alpha_range}.")
-        limits = {"distill": (0, 1), "warm": (0, 1), "auxiliary": (0, math.inf), "strongest": (1, math.inf)}
+        limits = {"distill": (0, 1), "strongest": (1, math.inf)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}.")
-        if self.sampling == "sandwich" and (self.method == "conventional" or self.alpha_range is not None):
+        if self.sampling == "ladder" and (self.method == "conventional" or self.alpha_range is not None):
             raise ValueError(
-                "sampling='sandwich' draws MAC reductions up to `strongest`: it goes neither with method='conventional'"
+                "sampling='ladder' draws MAC reductions up to `strongest`: it goes neither with method='conventional'"
                 " nor with an alpha_range. Use sampling='alpha' for those."
             )
-        if self.distill and self.sampling != "sandwich":
-            raise ValueError(f"distill={self.distill} needs the alpha = 1 pass of sampling='sandwich'.")
+        if self.sampling != "ladder" and (self.distill or self.score == LEARNED):
+            what = f"distill={self.distill}" if self.distill else f"score={self.score!r}"
+            raise ValueError(f"{what} needs the alpha = 1 pass of sampling='ladder', which teaches it.")
 
 
 def alpha_range(
     recipe: Recipe, model: nn.Module, lengths: Sequence[int] | None = None
 ) -> tuple[float, float] | tuple[None, None]:
-    """The range that `recipe` draws alpha from on `model`. Of a sandwich, which draws MAC reductions: down to the alpha
+    """The range that `recipe` draws alpha from on `model`. Of a ladder, which draws MAC reductions: down to the alpha
     that divides the MACs of samples of these `lengths`, taken together, by `strongest`; (None, None) without lengths.
     """
     if recipe.method == "conventional":
         return 1.0, 1.0
-    if recipe.sampling == "sandwich":
+    if recipe.sampling == "ladder":
         return (None, None) if lengths is None else (reduced_to(recipe.strongest, recipe, model, lengths), 1.0)
     return tuple(recipe.alpha_range or ALPHA_RANGE.get(find_decoder(model)[0].config.model_type, DEEP_ALPHA_RANGE))
 
@@ -162,9 +159,11 @@ def draw_alpha(low: float, high: float, seed: int, step: int) -> float:
     return random.Random(f"zsaa {seed} {step}").uniform(low, high)
 
 
-def draw_reduction(strongest: float, seed: int, step: int) -> float:
-    """The MAC reduction of one sandwich step, log-uniform from 1 to `strongest`; of seed and step alone, too."""
-    return math.exp(random.Random(f"zsaa sandwich {seed} {step}").uniform(0, math.log(strongest)))
+def draw_reductions(strongest: float, seed: int, step: int) -> tuple[float, float]:
+    """The MAC reductions of one ladder step, each log-uniform: from 1 to the root of `strongest`, and from there to
+    `strongest`; of seed and step alone, too."""
+    draw, middle = random.Random(f"zsaa ladder {seed} {step}"), math.sqrt(strongest)
+    return middle ** draw.random(), middle ** (1 + draw.random())
 
 
 def reduced_to(mac_reduction: float, recipe: Recipe, model: nn.Module, lengths: Sequence[int]) -> float:
@@ -190,49 +189,60 @@ class AlphaSampler(TrainerCallback):
 
 
 class Passes(Trainer):
-    """A Trainer whose steps may make several passes, one after another, for the memory's sake, and which trains a
-    learned score beside the model. model: the one with the dial."""
+    """A Trainer of ladder steps: three passes, one after another, for the memory's sake, the first of which teaches the
+    others and a learned score. model: the one with the dial."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, drawn_from: tuple[float, float], **kwargs):
+    def __init__(self, model: nn.Module, recipe: Recipe, **kwargs):
         super().__init__(model=model, **kwargs)
-        self.dialed, self.recipe, self.drawn_from = model, recipe, drawn_from
-        self.scorer = evidence.scorer_of(model) if recipe.score == LEARNED else None
+        self.dialed, self.recipe = model, recipe
+        self.scorer = salience.scorer_of(model) if recipe.score == LEARNED else None
         self.share, self.teacher = 1.0, None
+        self.lesson: list[tuple[Tensor, Tensor]] = []  # the scorer's weights, and what this step adds to their gradient
 
     def alphas(self, inputs: dict) -> list[float]:
         """Of the passes over this batch. Draws are per optimizer step, the same in all processes."""
-        recipe, step = self.recipe, self.state.global_step
-        if step < recipe.warm * self.state.max_steps:
-            return [1.0]
-        if recipe.sampling == "alpha":
-            return [draw_alpha(*self.drawn_from, recipe.seed, step)]
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        drawn = draw_reduction(recipe.strongest, recipe.seed, step)
-        return [1.0, *(reduced_to(times, recipe, self.dialed, lengths) for times in (drawn, recipe.strongest))]
+        recipe, lengths = self.recipe, inputs["attention_mask"].sum(dim=1).tolist()
+        drawn = draw_reductions(recipe.strongest, recipe.seed, self.state.global_step)
+        return [1.0, *(reduced_to(times, recipe, self.dialed, lengths) for times in drawn)]
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        alphas, loss = self.alphas(inputs), 0.0
-        self.share, self.teacher = 1 / len(alphas), None
+        alphas, loss, lesson = self.alphas(inputs), 0.0, []
+        self.share, self.teacher, self.lesson = 1 / len(alphas), None, []
+        apart = getattr(model, "no_sync", contextlib.nullcontext)  # under DDP
         for number, alpha in enumerate(alphas, start=1):
             zsaa.set_alpha(self.dialed, alpha)
-            # Gradients add up; several processes exchange them with the last pass.
-            with contextlib.nullcontext() if number == len(alphas) else self.accelerator.no_sync(model):
+            with contextlib.ExitStack() as around:
+                if number < len(alphas):
+                    around.enter_context(apart())
+                else:  # gradients add up; several processes exchange them now
+                    self.lesson = lesson
+                watched = self.scorer is not None and number == 1
+                entered = around.enter_context(salience.watch(self.dialed, self.scorer)) if watched else None
                 loss = loss + super().training_step(model, inputs, num_items_in_batch)
+            if watched:
+                weights = list(self.scorer.parameters())
+                taught = self.scorer.loss(entered, inputs["attention_mask"].bool().to(loss.device))
+                lesson = list(zip(weights, torch.autograd.grad(taught, weights)))
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with contextlib.nullcontext() if self.scorer is None else zsaa.trace(self.dialed) as seen:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         distill = self.recipe.distill
         if distill and self.teacher is None:
             self.teacher = outputs["logits"].detach().float().softmax(-1)
         elif distill:
             said = outputs["logits"].float().log_softmax(-1)
             loss = (1 - distill) * loss + distill * F.kl_div(said, self.teacher, reduction="batchmean")
-        if self.scorer is not None:
-            loss = loss + self.recipe.auxiliary * self.scorer.loss(seen.votes, inputs["labels"])
         loss = self.share * loss
+        for weight, gradient in self.lesson:  # zero, with this gradient: it goes where those of the model go
+            loss = loss + ((weight - weight.detach()) * gradient).sum()
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model):
+        """The model's gradients: a scorer's are larger, and would decide how far the model goes."""
+        learned = set() if self.scorer is None else {id(p) for p in self.scorer.parameters()}
+        weights = [p for p in model.parameters() if id(p) not in learned]
+        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -248,13 +258,13 @@ class Passes(Trainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
         if self.scorer is not None and self.args.should_save:
-            evidence.save(self.scorer, output_dir or self.args.output_dir)
+            salience.save(self.scorer, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.scorer is not None:
             config = find_decoder(self.dialed)[0].config
-            self.scorer.load_state_dict(evidence.read(config, resume_from_checkpoint).state_dict())
+            self.scorer.load_state_dict(salience.read(config, resume_from_checkpoint).state_dict())
 
 
 def add_lora(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -364,14 +374,14 @@ def fine_tune(
     start()
     output_dir = Path(output_dir)
     classifies = hasattr(model, "score")
-    plain = recipe.sampling == "alpha" and recipe.score != LEARNED and not recipe.warm
-    if not classifies and (recipe.sampling == "sandwich" or recipe.score == LEARNED):
+    plain = recipe.sampling == "alpha"
+    if not classifies and not plain:
         raise ValueError(
-            f"sampling={recipe.sampling!r} with score={recipe.score!r} needs a classifier: sandwich steps and evidence "
-            f"are about class labels, which a {type(model).__name__} has not. Use sampling='alpha' and a score that is "
-            "not learned, as Recipe.named('paper') does."
+            f"sampling={recipe.sampling!r} needs a classifier: its passes teach one another about class labels, which "
+            f"a {type(model).__name__} has not. Use sampling='alpha' and a score that is not learned, as "
+            "Recipe.named('paper') does."
         )
-    lengths = [len(row["input_ids"]) for row in train_dataset] if recipe.sampling == "sandwich" else None
+    lengths = None if plain else [len(row["input_ids"]) for row in train_dataset]
     low, high = alpha_range(recipe, model, lengths)
     if getattr(model, "is_quantized", False):
         model = prepare_quantized(model, recipe)
@@ -381,10 +391,10 @@ def fine_tune(
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if recipe.score == LEARNED:
-        if evidence.scorer_of(model) is None:
+        if salience.scorer_of(model) is None:
             set_seed(recipe.seed)
-            evidence.attach(model, evidence.fresh(model, recipe.schedule))
-        evidence.scorer_of(model).requires_grad_(True)
+            salience.attach(model, salience.fresh(model, recipe.schedule))
+        salience.scorer_of(model).requires_grad_(True)
     zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score, schedule=recipe.schedule)
     precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
@@ -409,7 +419,7 @@ def fine_tune(
         ddp_find_unused_parameters=False,  # at every alpha each weight has its part in the loss
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits each batch over all GPUs it sees, in one process
-    make = Trainer if plain else partial(Passes, recipe=recipe, drawn_from=(low, high))
+    make = Trainer if plain else partial(Passes, recipe=recipe)
     trainer = make(
         model=model,
         args=arguments,
@@ -424,7 +434,7 @@ def fine_tune(
         raise NotImplementedError("zsaa does not train under DeepSpeed. Shard the model with FSDP instead.")
     if trainer.is_fsdp_enabled and not plain:
         raise NotImplementedError(
-            "sandwich steps, warm starts and evidence are not made for FSDP. Use DDP, or Recipe.named('paper')."
+            "ladder steps and the learned score are not made for FSDP. Use DDP, or Recipe.named('paper')."
         )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir / "checkpoints") if resume else None)
@@ -471,8 +481,8 @@ def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None =
         tokenizer.save_pretrained(draft)
         if hasattr(model, "peft_config"):
             (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
-        if (scorer := evidence.scorer_of(model)) is not None:
-            evidence.save(scorer, draft)
+        if (scorer := salience.scorer_of(model)) is not None:
+            salience.save(scorer, draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     except OSError as error:
@@ -502,15 +512,15 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
             "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
     model, tokenizer = load_model(str(folder), **kwargs)
-    if (Path(folder) / evidence.FILE).is_file():
-        evidence.attach(model, evidence.read(find_decoder(model)[0].config, folder))
+    if (Path(folder) / salience.FILE).is_file():
+        salience.attach(model, salience.read(find_decoder(model)[0].config, folder))
     zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"], schedule=saved.get("schedule"))
     trained_for(model, saved["alpha_range"])
     return model, tokenizer
 
 
 def describe(recipe: Recipe, model: nn.Module) -> dict:
-    """The recipe as a dict for a result file, with the range that alpha was really drawn from (None of a sandwich,
+    """The recipe as a dict for a result file, with the range that alpha was really drawn from (None of a ladder,
     whose draws depend on the lengths; the training's log has it)."""
     drawn_from = alpha_range(recipe, model)
     return {**asdict(recipe), "alpha_range": None if drawn_from[0] is None else list(drawn_from)}

@@ -282,11 +282,11 @@ class Graphs:
             inputs = {name: call[name].clone() for name in names}
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
             mask = step.mask.clone() if request.compact else None
-            learned = step.scorer, None if step.scorer is None else fixed["input_ids"]
 
             def run():
                 cache = pruned_cache(None, layers) if cached else None
-                output = forward(**{**fixed, "past_key_values": cache, "zsaa": Prefill(request, plan, mask, *learned)})
+                again = Prefill(request, plan, mask, step.scorer)
+                output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
                 for layer in cache.layers if cached else ():
                     tensors += [layer.keys, layer.values, layer.positions]

@@ -13,9 +13,8 @@ from typing import Any
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.score import LEARNED
 
-SCHEDULES = ("geometric", "once")  # the first is the paper's
-EVIDENCE_WIDTH = 64  # of the hidden layer of a head of zsaa/evidence.py
-REFERENCE = 512  # tokens: where all is dropped at once, shorter texts may keep what a text of this length keeps
+SCHEDULES = ("geometric", "spared", "once")  # the first is the paper's
+REFERENCE = 512  # tokens: where short texts are spared, shorter ones may keep what a text of this length keeps
 
 
 def check_alpha(alpha: Any) -> float:
@@ -54,9 +53,10 @@ def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: s
     schedule:
         "geometric": Eq. 2. N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that
             are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
+        "spared": Eq. 2, but texts shorter than REFERENCE keep in each layer what a text of that length would, as far as
+            they have it: a budget in tokens, which spares them as truncation to a fixed length does.
         "once": one drop, in the first layer, to as many tokens as spend the token-layers of Eq. 2 at this alpha, but
-            not fewer than tau. Texts shorter than REFERENCE keep what a text of that length would, as far as they have
-            it: a budget in tokens, which spares them as truncation to a fixed length does.
+            not fewer than tau; short texts are spared likewise.
     """
     alpha, tau = check_alpha(alpha), check_tau(tau)
     check_schedule(schedule)
@@ -64,7 +64,10 @@ def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: s
         raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
     if schedule == "geometric":
         return list(_geometric(n, alpha, num_layers, tau))
-    return [min(n, _at_once(max(n, REFERENCE), alpha, num_layers, tau))] * num_layers
+    longest = max(n, REFERENCE)
+    if schedule == "spared":
+        return [min(n, kept) for kept in _geometric(longest, alpha, num_layers, tau)]
+    return [min(n, _at_once(longest, alpha, num_layers, tau))] * num_layers
 
 
 def _geometric(n: int, alpha: float, num_layers: int, tau: int) -> Iterator[int]:
@@ -106,9 +109,7 @@ def layer_weights(config: Any) -> tuple[int, int]:
 def scorer_macs(config: Any, score: str) -> int:
     """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
     head. The others are sums of what attention computes anyway, and count nothing."""
-    if score != LEARNED:
-        return 0
-    return EVIDENCE_WIDTH * (config.hidden_size + attention_widths(config)[0] + config.num_labels)
+    return config.hidden_size if score == LEARNED else 0
 
 
 def macs(

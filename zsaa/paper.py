@@ -25,7 +25,6 @@ TABLE_1_RECIPE = {
     "score": "column_sum",
     "schedule": "geometric",
     "sampling": "alpha",
-    "warm": 0.0,
     "learning_rate": 4e-5,
     "batch_size": 8,
     "gradient_accumulation": 1,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from zsaa import backend
 from zsaa.attention import rotate, visible
-from zsaa.evidence import Evidence, spread
 from zsaa.keep import kept_counts
+from zsaa.salience import Salience
 from zsaa.score import LEARNED, SCORES, select
 
 
@@ -95,26 +95,13 @@ class Prefill:
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
     mask: bool [batch, width], the real columns of the input; read only if some are not. rows: per stage int64 [batch,
-    rows], the input rows that are alive, in order. scorer: the learned score, and ids [batch, width], the tokens that
-    it asks for; None where another score decides. watched: is it to judge in all its layers, whether they drop or not?
-    votes is then filled in: per layer the votes of all rows [batch, classes], weighed as logits of the label, and how
-    far the votes of a row are apart on average.
+    rows], the input rows that are alive, in order. scorer: the learned score; None where another decides.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        plan: Plan,
-        mask: Tensor | None,
-        scorer: Evidence | None = None,
-        ids: Tensor | None = None,
-        watched: bool = False,
-    ):
-        self.request, self.plan, self.mask = request, plan, mask
-        self.scorer, self.ids, self.watched = scorer, ids, watched
-        self.votes: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self, request: Request, plan: Plan, mask: Tensor | None, scorer: Salience | None = None):
+        self.request, self.plan, self.mask, self.scorer = request, plan, mask, scorer
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
@@ -173,21 +160,13 @@ class Prefill:
         cos, sin = (self.embeddings(layer, table) for table in tables)
         return *rotate(q, k, cos, sin), v
 
-    def judge(self, layer: int, hidden: Tensor, output: Tensor) -> Tensor | None:
-        """The learned score of the rows that enter `layer`, of its hidden states and its attention's output, float32
-        [batch, rows]; None where it is not asked."""
-        watched = self.watched and layer in self.scorer.layers
-        if not (self.plan.drops[layer] or watched):
+    def judge(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """The learned score of the rows that enter `layer`, of their states, float32 [batch, rows]; None where all go
+        on. No gradient passes: the choice has none (Eq. 3), and the score has a loss of its own."""
+        if not self.plan.drops[layer]:
             return None
-        votes = self.scorer(layer, hidden, output, self.ids.gather(1, self.rows[layer]))
-        if watched:
-            votes_of, sizes, real = votes, self.plan.sizes[layer], self.real[layer]
-            if real is not None:
-                votes_of = votes * real[..., None]
-            summed = 2 * votes_of.sum(1) / sizes[:, None].sqrt()
-            apart = spread(votes_of).sum() / sizes.sum()
-            self.votes.setdefault(layer, (summed, apart))  # gradient checkpointing comes by again
-        return spread(votes.detach())
+        with torch.no_grad():
+            return self.scorer(layer, hidden)
 
     def pass_on(self, layer: int, sums: Tensor | None, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Choose by `sums` [batch, rows], or learned scores, what `layer` passes on, of its hidden states and its

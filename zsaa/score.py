@@ -62,7 +62,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 SCORES = {"column_sum": column_sum, "column_mean": column_mean, "random": random}
-LEARNED = "evidence"  # no function of the sums: zsaa/evidence.py
+LEARNED = "salience"  # no function of the sums: zsaa/salience.py
 
 
 def check_score(score: str) -> str:

@@ -30,10 +30,10 @@ import anywidget
 import torch
 import traitlets
 
-from zsaa.evidence import Evidence
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.keep import check_alpha, check_tau
 from zsaa.measure import hardware, provenance
+from zsaa.salience import Salience
 from zsaa.score import LEARNED, SCORES, check_score
 from zsaa.slider import page
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
@@ -498,4 +498,4 @@ def _first_sentence(function: Any) -> str:
 
 def _scores(own: str) -> dict[str, Any]:
     """The scores to choose from; a learned one only for a model that has learned it."""
-    return {**SCORES, LEARNED: Evidence} if own == LEARNED else SCORES
+    return {**SCORES, LEARNED: Salience} if own == LEARNED else SCORES
