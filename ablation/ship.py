@@ -2,6 +2,9 @@
 
 python -m ablation.run --task imdb --rows lora-probe --save outputs/rows
 python -m ablation.ship outputs/rows/lora-probe --task imdb
+
+With --curve, the row's result becomes one of the kit's: results/<the folder's name>.json, of which Table 1, the figures
+and the slider know how a committed adapter was trained, and what it can do.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ from ablation import run
 from ablation.forward import Variant
 from ablation.train import STRONGEST, Training
 from zsaa import salience
+from zsaa.experiment import _model_record, _task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
 from zsaa.keep import REFERENCE
 from zsaa.models import load_model
+from zsaa.results import RESULTS
 from zsaa.score import LEARNED, check_score
+from zsaa.tasks import load_task
 
 # The package's schedules, by the bench's schedule and reference.
 SCHEDULES = {("geometric", None): "geometric", ("geometric", REFERENCE): "spared", ("once", REFERENCE): "once"}
@@ -69,6 +75,28 @@ def ship(folder: str | Path, variant: Variant, training: Training, lengths: Sequ
     return folder
 
 
+def curve_of(result: dict, folder: Path, length: int) -> dict:
+    """The result of a row as one of the kind "curve", named after `folder`. Its recipe says what the row has in common
+    with zsaa.finetune.Recipe, and what it went on from. length: the longest text in tokens."""
+    training, variant = result["training"], result["variant"]
+    rule = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    shared = ("sampling", "distill", "learning_rate", "batch_size", "epochs", "dropout", "seed", "start")
+    recipe = {
+        "method": "zsaa+" if training["sampling"] == "ladder" else training["sampling"],
+        "tuning": "lora" if training["lora"] else "full",
+        **{key: rule[key] for key in ("alpha_range", "score", "schedule")},
+        **{key: training[key] for key in shared},
+        "tau": variant["tau"], "lora_rank": training["lora"], "max_length": length, "precision": "bf16",
+    }  # fmt: skip
+    data = load_task(result["task"]["name"], train=1, test=result["provenance"]["eval_samples"], seed=0)
+    return {
+        "name": folder.name, "kind": "curve", "command": None, "row": result["row"],
+        "model": _model_record(result["model"]["name"]), "task": _task_record(data), "recipe": recipe,
+        "train": {k: result["log"][k] for k in ("steps", "seconds")}, "evaluation": {"precision": "bf16"},
+        "provenance": result["provenance"], "rows": [r for r in result["rows"] if r["control"] != "scorer"],
+    }  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> int:
     config = run.load_config()
     parser = argparse.ArgumentParser(prog="python -m ablation.ship", description=__doc__.split("\n")[0])
@@ -77,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=list(config["tasks"]), default="imdb")
     parser.add_argument("--model", default="smollm2-135m", help="the base model, by name")
     parser.add_argument("--train", type=int, help="as for the run")
+    parser.add_argument("--curve", type=Path, metavar="RESULT", help="the row's result file: make it one of results/")
     options = parser.parse_args(arguments)
     row, settings = config["rows"][options.row or options.folder.name], config["tasks"][options.task]
     variant = Variant(**row.get("variant", {}))
@@ -86,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     (texts, _), *_ = run._data(options.task, settings, tokenizer, limits)
     ship(options.folder, variant, training, list(map(len, texts)), options.model)
     print(f"{options.folder} is ready for zsaa.finetune.load.")
+    if options.curve:
+        curve = curve_of(json.loads(options.curve.read_text()), options.folder, settings["max_length"])
+        write_json(RESULTS / f"{curve['name']}.json", curve)
     return 0
 
 

@@ -521,6 +521,8 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
 
 def describe(recipe: Recipe, model: nn.Module) -> dict:
     """The recipe as a dict for a result file, with the range that alpha was really drawn from (None of a ladder,
-    whose draws depend on the lengths; the training's log has it)."""
+    whose draws depend on the lengths; the training's log has it). Its method is "zsaa+" where steps are ladders, so
+    that nobody takes it for the paper's."""
     drawn_from = alpha_range(recipe, model)
-    return {**asdict(recipe), "alpha_range": None if drawn_from[0] is None else list(drawn_from)}
+    method = "zsaa+" if recipe.sampling == "ladder" else recipe.method
+    return {**asdict(recipe), "method": method, "alpha_range": None if drawn_from[0] is None else list(drawn_from)}
