@@ -41,10 +41,13 @@ def load_config(path: str | Path = FOLDER / "config.yaml") -> dict:
     """The configuration, with every row's fields checked."""
     config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     for name, row in config["rows"].items():
-        if unknown := set(row) - {"variant", "training", "sides", "about"}:
+        if unknown := set(row) - {"variant", "training", "sides", "group", "about"}:
             raise ValueError(
-                f"{path}: row {name!r} has {sorted(unknown)}; a row takes variant, training, sides, about."
+                f"{path}: row {name!r} has {sorted(unknown)}; a row takes variant, training, sides, group, about."
             )
+        if "group" in row and row["group"] not in config.get("groups", {}):
+            groups = ", ".join(config.get("groups", {}))
+            raise ValueError(f"{path}: row {name!r}: no group {row['group']!r}; the groups are {groups}.")
         try:
             Variant(**row.get("variant", {})), Training(**row.get("training", {}))
         except (TypeError, ValueError) as error:

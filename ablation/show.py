@@ -10,7 +10,10 @@ import math
 import statistics
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+
+import yaml
 
 from zsaa.figures import DATA_SETS, STYLE, save_figure
 from zsaa.results import RESULTS, from_bits, with_interval
@@ -23,9 +26,22 @@ def _title(task: str) -> str:
     return "A verdict at a random depth" if task == "depth" else DATA_SETS.get(task, (task,))[0]
 
 
+@lru_cache
+def _config() -> dict:
+    """The configuration as it stands in the file; ablation.run.load_config checks it."""
+    return yaml.safe_load((Path(__file__).parent / "config.yaml").read_text(encoding="utf-8"))
+
+
 def load(folder: str | Path, task: str) -> dict[str, dict]:
-    """Result files of one task by row; of several seeds or budgets of a row, each under its file's name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder, task).glob("*.json"))}
+    """Result files of one task by row; of several seeds or budgets of a row, each under its file's name. In the order
+    of the configuration; a row's runs on the task's own budget first."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder, task).glob("*.json"))}
+    return {name: found[name] for name in sorted(found, key=lambda name: _place(found[name]))}
+
+
+def _place(result: dict) -> tuple:
+    rows = list(_config()["rows"])
+    return (rows.index(result["row"]) if result["row"] in rows else len(rows), not _main(result), _seed(result))
 
 
 def _cell(result: dict, control: str, target: float) -> dict | None:
@@ -49,9 +65,21 @@ def _seed(result: dict) -> int:
     return result.get("training", {}).get("seed", 0)
 
 
+def _budget(result: dict) -> str:
+    """What a run was trained for, where it is not the task's own epochs in ablation/config.yaml; else ""."""
+    training = result.get("training", {})
+    if training.get("compute") is not None:
+        return f"compute of {training['compute']:g} epoch" + "s" * (training["compute"] != 1)
+    task = _config()["tasks"].get(result.get("task", {}).get("name"), {})
+    epochs = training.get("epochs")
+    if epochs in (None, task.get("training", {}).get("epochs", 1)):
+        return ""
+    return f"{epochs:g} epochs" + " more" * bool(training.get("start"))
+
+
 def _main(result: dict) -> bool:
-    """Trained on the task's own budget, not on one of equal compute?"""
-    return result.get("training", {}).get("compute") is None
+    """Trained for the task's own epochs, neither for others nor to equal compute?"""
+    return not _budget(result)
 
 
 def _ahead(ours: dict, rival: dict) -> tuple[float, tuple[float, float]]:
@@ -61,8 +89,8 @@ def _ahead(ours: dict, rival: dict) -> tuple[float, tuple[float, float]]:
 
 
 def accuracy_table(results: dict[str, dict], targets: Sequence[float], rows: dict[str, dict]):
-    """One line per curve: accuracy and interval at each MAC reduction, training compute and time; rows of the
-    configuration without a result file say so."""
+    """One line per curve, in the order of `rows` (the configuration's): accuracy and interval at each MAC reduction,
+    training compute and time; rows without a result file say so."""
     import pandas as pd
 
     lines = []
@@ -72,35 +100,52 @@ def accuracy_table(results: dict[str, dict], targets: Sequence[float], rows: dic
         lines.append(
             {"row": name, **{t: with_interval(cell) if cell else "-" for t, cell in cells.items()},
              "scorer alone": f"{with_interval(alone)} at {alone['mac_reduction']:.0f}x" if alone else "-",
-             "training MACs (epochs)": log["epochs_of_compute"], "GPU minutes": round(log["seconds"] / 60, 1),
-             "what it shows": result["about"]}
+             "training MACs (epochs)": round(log["epochs_of_compute"], 2), "GPU minutes": round(log["seconds"] / 60, 1),
+             "budget": _budget(result) or "the task's",
+             "what it shows": rows.get(result["row"], result)["about"]}
         )  # fmt: skip
-    ran = {result["row"] for result in results.values()}
+    belongs = [result["row"] for _, result, _ in _curves(results)]
     for name, row in rows.items():
-        if name not in ran:
+        if name not in belongs:
             cells = dict.fromkeys((f"{t:g}x" for t in targets), NOT_RUN)
-            cost = {"scorer alone": "-", "training MACs (epochs)": "-", "GPU minutes": "-"}
+            cost = dict.fromkeys(("scorer alone", "training MACs (epochs)", "GPU minutes", "budget"), "-")
             lines.append({"row": name, **cells, **cost, "what it shows": row["about"]})
-    return pd.DataFrame(lines)
+            belongs.append(name)
+    order = list(rows)
+    place = [order.index(row) if row in order else len(order) for row in belongs]
+    return pd.DataFrame([lines[i] for i in sorted(range(len(lines)), key=place.__getitem__)])
+
+
+def _fair(result: dict, rival: dict) -> bool:
+    """May `rival` be the truncation that `result` is tested against? Both ran for the task's epochs or both to the same
+    compute; a run of other epochs, which may have had more of them, faces truncation of any budget."""
+    equal = _main(result) or result["training"].get("compute") is not None
+    return _budget(rival) == _budget(result) if equal else True
 
 
 def paired_table(results: dict[str, dict], targets: Sequence[float], against: str = "paper"):
     """Points by which each curve is ahead of the row `against` on the same held-out texts, with the 95% interval of a
-    paired bootstrap, and a star where it leaves out 0; against="truncation" takes at each target the best of the
-    curves that read truncated inputs, against="scorer" each curve's own scorer alone, at its one, far lower price. None
-    where `against` was not run."""
+    paired bootstrap, and a star where it leaves out 0. None where `against` was not run.
+
+    against="truncation" takes at each target the best of the curves that read cut inputs, all seeds of them. Runs for
+    the task's epochs are tested against truncation of the task's epochs, runs of equal compute against truncation of
+    as much, and runs of other epochs (-epochsN) against the best truncation of any budget; where no rows tuned on cut
+    inputs ran for as long, their lead is in part that of the longer training. against="scorer" takes each curve's own
+    scorer alone, at its one, far lower price. Any other rival is its run for the task's epochs, whatever the curve's
+    budget: column "budget" says which that is."""
     import pandas as pd
 
     curves = list(_curves(results))
     lines = []
     for name, result, control in curves:
-        line: dict = {"row": name}
+        line: dict = {"row": name, "budget": _budget(result) or "the task's"}
         for target in targets:
             cell, rivals = _cell(result, control, target), []
             if against == "scorer" and control == "alpha":
                 rivals.append(_scorer(result))
             for other, rival, side in curves:
-                if (side != "alpha" and target > 1) if against == "truncation" else other == against:
+                cut = side != "alpha" and target > 1 and _fair(result, rival)
+                if cut if against == "truncation" else other == against:
                     rivals.append(_cell(rival, side, target))
             rivals = [r for r in rivals if r is not None and cell is not None and r["n"] == cell["n"]]
             if not rivals or cell is None:
@@ -111,18 +156,20 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
             line[f"{target:g}x"] = f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]" + ("*" if low > 0 or high < 0 else "")
         lines.append(line)
     table = pd.DataFrame(lines)
-    return table if len(table) and (table.drop(columns="row") != "-").any(axis=None) else None
+    return table if len(table) and (table.drop(columns=["row", "budget"]) != "-").any(axis=None) else None
 
 
-# Those that the story is about: (row, control) -> name, colour, marker, dashes. All others are thin and grey.
+# Those that the story is about: (row, control) -> name, colour, marker, dashes. All others are grey. Only runs for the
+# task's epochs are meant: see `_main`.
 PROTAGONISTS = {
-    ("evidence-distilled", "alpha"): ("evidence (zsaa+)", "#0072B2", "o", "-"),
+    ("probe-geometric", "alpha"): ("salience (zsaa+)", "#0072B2", "o", "-"),
+    ("evidence-smooth", "alpha"): ("evidence, one drop", "#882255", "^", "-"),
     ("paper", "alpha"): ("paper's recipe, dial", "#D55E00", "s", "-"),
     ("conventional", "alpha"): ("conventional, dial", "#000000", "P", "-"),
     ("truncated-ends", "ends"): ("tuned on both ends", "#CC79A7", "D", "--"),
     ("truncated-last", "last"): ("tuned on last tokens", "#009E73", "v", "--"),
 }
-OURS = "evidence-distilled"
+OURS = "probe-geometric"
 GREY = "#9A9A9A"
 
 
@@ -155,46 +202,49 @@ def _label(axis, ends: Sequence[tuple], x: float, gap: float, low: float, high: 
                   fontweight="bold" if strong else "normal")  # fmt: skip
 
 
-def accuracy_figure(results: dict[str, dict], title: str, names: Sequence[str] | None = None):
-    """Accuracy against MAC reduction (log scale), a line per curve (those of `names`, default all), named beside its
-    end. Solid: the dial, dashed: inputs cut. `PROTAGONISTS` are in colour with 95% bands, further seeds of theirs
-    hollow and without a line; the rest is grey. A star is a protagonist's scorer alone."""
+def _points(result: dict, control: str) -> tuple[list[dict], list[float], list[float]]:
+    """(rows, MAC reductions, accuracies) of a curve, the mildest setting first; of settings that the dial cannot tell
+    apart (tau) the last."""
+    rows = sorted((r for r in result["rows"] if r["control"] == control), key=lambda r: r["target"])
+    rows = [r for r, after in zip(rows, [*rows[1:], None]) if not after or after["mac_reduction"] > r["mac_reduction"]]
+    return rows, [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
+
+
+def accuracy_figure(results: dict[str, dict], title: str):
+    """Accuracy against MAC reduction (log scale). Solid: the dial, dashed: inputs cut. `PROTAGONISTS` are in colour
+    with 95% bands, named beside their ends, further seeds of theirs hollow and without a line; all other rows of the
+    same budget are thin, grey and without a name (see `rows_figure`). A star is a protagonist's scorer alone, where it
+    has one: votes of single tokens are a verdict, scores that gradients teach are none."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
-        curves = [curve for curve in _curves(results) if names is None or curve[1]["row"] in names]
-        ends, lowest, highest, n, most, seeds = [], 50.0, 50.0, 0, 1.0, False
-        for name, result, control in curves:
-            rows = sorted((r for r in result["rows"] if r["control"] == control), key=lambda r: r["target"])
-            rows = [
-                r
-                for r, after in zip(rows, [*rows[1:], None])
-                if not after or after["mac_reduction"] > r["mac_reduction"]
-            ]
-            x, y = [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
+        curves = [curve for curve in _curves(results) if _main(curve[1])]
+        ends, lowest, highest, n, most, seeds, others = [], 50.0, 50.0, 0, 1.0, False, False
+        for _, result, control in curves:
+            rows, x, y = _points(result, control)
             lowest, highest, n, most = min(lowest, *y), max(highest, *y), rows[0]["n"], max(most, *x)
-            hero = PROTAGONISTS.get((result["row"], control)) if _main(result) else None
+            hero = PROTAGONISTS.get((result["row"], control))
             if hero is None:
                 dashes = "-" if control == "alpha" else (0, (3, 1.5))
-                axis.plot(x, y, color=GREY, linewidth=0.8, linestyle=dashes, zorder=2)
-                ends.append((x[-1], y[-1], name.removesuffix(" tokens"), GREY, False))
+                axis.plot(x, y, color="#BBBBBB", linewidth=0.6, linestyle=dashes, zorder=2)
+                others = True
                 continue
             shown, colour, marker, dashes = hero
             if _seed(result):
                 seeds = True
                 axis.plot(
-                    x, y, color=colour, marker=marker, markersize=5, markerfacecolor="white", linestyle="none", zorder=5
+                    x, y, color=colour, marker=marker, markersize=4, markerfacecolor="white", linestyle="none", zorder=5
                 )
                 continue
             axis.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.8, linestyle=dashes, zorder=4)
             axis.fill_between(x, *zip(*(r["ci95"] for r in rows)), color=colour, alpha=0.15, linewidth=0, zorder=3)
             ends.append((x[-1], y[-1], shown, colour, True))
-        axis.axhline(50, color="#777777", linewidth=0.8, linestyle=(0, (1, 3)))
+        axis.plot([0.9, 1.05 * most], [50, 50], color="#777777", linewidth=0.8, linestyle=(0, (1, 3)))
         beside, priced = max(13.0, 1.1 * most), []
         for _, result, control in curves:
             alone, hero = _scorer(result), PROTAGONISTS.get((result["row"], control))
-            if control == "alpha" and hero and alone and not _seed(result) and _main(result):
+            if control == "alpha" and hero and alone and not _seed(result):
                 x, y = alone["mac_reduction"], alone["accuracy"]
                 priced.append(x)
                 axis.errorbar(x, y, yerr=[[y - alone["ci95"][0]], [alone["ci95"][1] - y]], color=hero[1], marker="*",
@@ -202,61 +252,166 @@ def accuracy_figure(results: dict[str, dict], title: str, names: Sequence[str] |
                 axis.annotate(f"scorer\nalone,\n{y:.1f}%", (x, alone["ci95"][1]), xytext=(0, 5), color=hero[1],
                               textcoords="offset points", ha="center", fontsize=8, fontweight="bold")  # fmt: skip
         bottom, top = min(47.0, lowest - 1.5), highest + 2.0
-        gap = (top - bottom) * 0.04
+        gap = (top - bottom) * 0.05
         _label(axis, ends, beside, gap, bottom + gap / 2, top)
         axis.set(
             xscale="log",
             xlabel="MAC reduction (log scale)",
             ylabel="accuracy (%)",
             ylim=(bottom, top),
-            xlim=(0.94, 290),
+            xlim=(0.94, 290 if priced else 6 * most),
         )
-        ticks = [1, 2, 3, 5, 7, 11, 30, *priced]
+        ticks = [1, 2, 3, 5, 7, 11, *([30] if priced else []), *priced]
         axis.set_xticks(ticks, [f"{t:.0f}x" for t in ticks])
         axis.minorticks_off()
         key = f"solid: the dial; dashed: inputs cut; {'hollow: another seed; ' if seeds else ''}bands: 95%"
-        axis.set_title(f"{title}, n = {n:,}\n{key}", fontsize=8)
+        grey = "\ngrey: the other rows" if others else ""
+        axis.set_title(f"{title}, n = {n:,}\n{key}{grey}", fontsize=8)
+    return figure
+
+
+def _groups(results: dict[str, dict]) -> dict[str, list[tuple]]:
+    """Title -> curves of each group of the configuration that has any. Seed 0 alone, without protagonists. Runs of
+    other budgets are a group of their own, but for adapters."""
+    rows, groups = _config()["rows"], _config()["groups"]
+    found: dict[str, list[tuple]] = {group: [] for group in groups}
+    for name, result, control in _curves(results):
+        if _seed(result) or (_main(result) and (result["row"], control) in PROTAGONISTS):
+            continue
+        group = rows.get(result["row"], {}).get("group")
+        group = group if _main(result) or group == "lora" else "budget"
+        if group in found:
+            found[group].append((name.removesuffix(" tokens"), result, control))
+    return {groups[group]: curves for group, curves in found.items() if curves}
+
+
+def rows_figure(results: dict[str, dict], title: str):
+    """Every row: a panel per question (groups of ablation/config.yaml), its rows in dark grey, each with its marker and
+    its name; `PROTAGONISTS` in colour in all of them. Each panel has its own scale: what falls far below the others of
+    its panel leaves it, and the number behind its name is its last accuracy. None without such rows."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    groups = _groups(results)
+    if not groups:
+        return None
+    heroes = [
+        (result, control, *PROTAGONISTS[result["row"], control])
+        for _, result, control in _curves(results)
+        if _main(result) and not _seed(result) and (result["row"], control) in PROTAGONISTS
+    ]
+    heroes.sort(key=lambda hero: list(PROTAGONISTS).index((hero[0]["row"], hero[1])))
+    tall = math.ceil(len(groups) / 2)
+    own = {"color": "#333333", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.8}
+    with plt.rc_context({**STYLE, "font.size": 8}):
+        figure, axes = plt.subplots(tall, 2, figsize=(7.0, 0.9 + 2.15 * tall), layout="constrained", squeeze=False)
+        for axis in axes.flat[len(groups) :]:
+            axis.remove()
+        for axis, (group, curves) in zip(axes.flat, groups.items()):
+            drawn = [(name, *_points(result, control)[1:], control) for name, result, control in curves]
+            most = max(max(x) for _, x, _, _ in drawn)
+            last = [y[-1] for _, _, y, _ in drawn]
+            floor = max(min(last), statistics.median(last) - 12.0)
+            top = max(max(y) for _, _, y, _ in drawn)
+            for result, control, _, colour, _, dashes in heroes:
+                _, x, y = _points(result, control)
+                if result["row"] != OURS:  # no further than the panel's rows: beyond stand their names
+                    reach = sum(value < 1.1 * most for value in x)
+                    x, y = x[:reach], y[:reach]
+                top = max(top, *y)
+                axis.plot(x, y, color=colour, linewidth=1.3, linestyle=dashes, alpha=0.8, zorder=2)
+                if result["row"] == OURS:
+                    floor, most = min(floor, y[-1]), max(most, *x)
+            bottom, top = floor - 1.5, top + 1.0
+            ends = []
+            for (name, x, y, control), marker in zip(drawn, "osD^vPX<>dh*p" * 2):
+                dashes = "-" if control == "alpha" else (0, (3, 1.5))
+                axis.plot(x, y, linewidth=0.8, linestyle=dashes, zorder=4, marker=marker, **own)
+                inside = y[-1] >= bottom
+                ends.append((x[-1], y[-1], name if inside else f"{name} ({y[-1]:.0f})", marker))
+            gap, beside = (top - bottom) * 0.075, 1.18 * most
+            low, high = bottom + 0.7 * gap, top - gap / 2
+            places = _apart([min(high, max(low, y)) for _, y, _, _ in ends], gap, low, high)
+            for (x, y, name, marker), place in zip(ends, places):
+                if y >= bottom:
+                    axis.plot([x * 1.03, beside * 0.95], [y, place], color="#777777", linewidth=0.4)
+                axis.plot(beside, place, marker=marker, clip_on=False, **own)
+                axis.text(beside * 1.09, place, name, va="center", fontsize=6.5, color="#222222")
+            axis.set(xscale="log", xlim=(0.94, 9 * most), ylim=(bottom, top))
+            ticks = [t for t in (1, 2, 3, 5, 7, 11) if t < 1.05 * most]
+            axis.set_xticks(ticks, [f"{t}x" for t in ticks])
+            axis.minorticks_off()
+            axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+            axis.set_title(group, fontsize=8.5, loc="left")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("accuracy (%)")
+        handles = [
+            plt.Line2D([], [], color=colour, linewidth=1.6, linestyle=dashes, label=shown)
+            for _, _, shown, colour, _, dashes in heroes
+        ]
+        n = heroes[0][0]["rows"][0]["n"] if heroes else curves[0][1]["rows"][0]["n"]
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5,
+                      title=f"{title}, n = {n:,}: accuracy against MAC reduction", title_fontsize=9)  # fmt: skip
     return figure
 
 
 def accuracy_caption(results: dict[str, dict]) -> str:
     """What the reader of `accuracy_figure` must know: what training cost, and what the star is."""
-    cost = [
-        f"{shown.removesuffix(', dial')} {result['log']['epochs_of_compute']:.2g}"
-        for (row, _), (shown, *_) in PROTAGONISTS.items()
+    shown = {
+        name.removesuffix(", dial"): result
+        for (row, _), (name, *_) in PROTAGONISTS.items()
         for result in results.values()
         if result["row"] == row and _main(result) and not _seed(result)
-    ]
-    text = f"Training MACs, in epochs at alpha = 1, on the same samples: {', '.join(cost)}."
-    if any(_scorer(result) for result in results.values()):
+    }
+    cost = "; ".join(f"{name} {result['log']['epochs_of_compute']:.2g}" for name, result in shown.items())
+    text = f"Training MACs, in epochs at alpha = 1, on the same samples: {cost}."
+    if any(_scorer(result) for result in shown.values()):
         text += (
-            " The star is a control: the learned scores' own verdict, layer 1's votes summed, without the layers "
-            "above. What these add is the line's distance from it."
+            " The star is a control: the votes' own verdict, summed in layer 1, without the layers above. What these "
+            "add is the line's distance from it. Scores taught by gradients have no verdict of their own."
         )
-    return text + " Grey: the other rows of ablation/config.yaml."
+    return text + " Grey: the other rows of ablation/config.yaml with the same epochs, named in the figure of all rows."
+
+
+def rows_caption(results: dict[str, dict]) -> str:
+    """What the reader of `rows_figure` must know: scales, and which rows were trained for more or less."""
+    text = (
+        "A panel per question, its rows in dark grey (seed 0; solid: the dial, dashed: inputs cut), the rows of the "
+        "main figure in colour. Each panel has its own scale; of a row that ends below it the last accuracy stands in "
+        "brackets. All were trained for the same epochs, not with the same compute"
+    )
+    if other := [f"{name} ({_budget(result)})" for name, result in results.items() if not _main(result)]:
+        text += f", but for {', '.join(other)}; compute counts MACs, in epochs at alpha = 1"
+    return text + "."
 
 
 def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, tuple[dict, dict]]]:
     """What row `ours` is set beside: rival -> target -> (our cell, the rival's), on the same held-out texts. The best
-    cut inputs at each target (for every seed of ours; chosen on these very texts, in the rival's favour), each kind of
-    cut inputs, the paper's recipe, conventional fine-tuning under the dial, and our own scorer alone. Rivals that were
-    not run are left out; {} without ours."""
+    cut inputs at each target (for every seed of ours; chosen among all seeds of theirs and on these very texts, in the
+    rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe, conventional fine-tuning under
+    the dial, and our own scorer alone, if it has a verdict. Ours and rivals ran for the task's epochs, and rivals are
+    seed 0 but for the best. Those that were not run are left out; {} without ours."""
     mine = sorted((r for r in results.values() if r["row"] == ours and _main(r)), key=_seed)
     if not mine:
         return {}
+    dials = {row: shown for (row, control), (shown, *_) in PROTAGONISTS.items() if control == "alpha" and row != OURS}
     others: dict[str, list[dict]] = {}
     sides = {"ends": "both ends", "last": "last tokens", "first": "first tokens"}
+    cut: list[list[dict]] = []  # of all seeds
     for _, result, control in _curves(results):
-        if _seed(result) or not _main(result) or result["row"] == ours:
+        if not _main(result) or result["row"] == ours:
             continue
         rows = [r for r in result["rows"] if r["control"] == control]
+        if control in sides:
+            cut.append(rows)
+        if _seed(result):
+            continue
         if control in sides and result["row"].startswith("truncated"):
             others[f"tuned on {sides[control]}"] = rows
         elif control in sides:
             others[f"{result['row']}, {sides[control]}"] = rows
-        elif result["row"] in ("paper", "conventional"):
-            others[{"paper": "paper's recipe, dial"}.get(result["row"], "conventional, dial")] = rows
-    cut = {name: rows for name, rows in others.items() if not name.endswith("dial")}
+        elif result["row"] in dials:
+            others[dials[result["row"]]] = rows
     found: dict[str, dict] = {}
 
     def compare(name: str, result: dict, rival_at) -> None:
@@ -270,12 +425,18 @@ def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, 
 
     for result in mine:
         suffix = f" (seed {_seed(result)})" if _seed(result) else ""
-        compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut.values()])
-    for name in (*cut, *(name for name in others if name not in cut)):
+        compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut])
+    evidence, *last = dials.values()  # one drop first, the plain dials last
+    for name in sorted(others, key=lambda name: (name != evidence, name in last, not name.startswith("tuned"))):
         compare(name, mine[0], lambda t, rows=others[name]: [at(rows, t)])
     if alone := _scorer(mine[0]):
         compare(f"own scorer alone, {alone['mac_reduction']:.0f}x", mine[0], lambda t: [alone])
     return found
+
+
+def _short(row: str) -> str:
+    """ "salience" of "salience (zsaa+)"; a row that is no protagonist by its own name."""
+    return PROTAGONISTS.get((row, "alpha"), (row,))[0].split(" (")[0]
 
 
 def paired_figure(results: dict[str, dict], title: str, ours: str = OURS):
@@ -310,7 +471,8 @@ def paired_figure(results: dict[str, dict], title: str, ours: str = OURS):
         axis.spines[:].set_visible(False)
         n = next(iter(next(iter(table.values())).values()))[0]["n"]
         figure.suptitle(
-            f"{title}: evidence minus ..., points\npaired 95% intervals, n = {n:,}; white: undecided", fontsize=8.5
+            f"{title}: {_short(ours)} minus ..., points\npaired 95% intervals, n = {n:,}; white: undecided",
+            fontsize=8.5,
         )
     return figure
 
@@ -343,7 +505,8 @@ def words_figure(results: Sequence[dict]):
                 xlabel="as many tokens as truncation to", title=f"{_title(result['task']['name'])}, n = {whole['n']:,}"
             )
         axes[0, 0].set_ylabel("accuracy (%)")
-        axes[0, 0].legend(fontsize=7.5, title="tokens kept", title_fontsize=7.5)
+        names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*names, loc="outside upper center", ncols=len(style), fontsize=8, title="tokens kept")
     return figure
 
 
@@ -469,12 +632,16 @@ def draw_committed(folder: str | Path) -> list[Path]:
         results = load(committed, task.name)
         figures[f"ablation_{task.name}"] = accuracy_figure(results, _title(task.name))
         captions[f"ablation_{task.name}"] = f"{_title(task.name)}. {accuracy_caption(results)}"
+        if rows := rows_figure(results, _title(task.name)):
+            figures[f"ablation_{task.name}_rows"] = rows
+            captions[f"ablation_{task.name}_rows"] = f"{_title(task.name)}. {rows_caption(results)}"
         if paired := paired_figure(results, _title(task.name)):
             figures[f"ablation_paired_{task.name}"] = paired
             captions[f"ablation_paired_{task.name}"] = (
-                f"{_title(task.name)}: evidence (seed 0, unless it says otherwise) minus each rival on the same texts, "
-                "percentile bootstrap over these. The best cut inputs are chosen at each MAC reduction on these very "
-                "texts, in the rival's favour. Each interval is of one cell, and does not cover training seeds."
+                f"{_title(task.name)}: {_short(OURS)} (seed 0, unless it says otherwise) minus each rival on the same "
+                "texts, percentile bootstrap over these. All ran for the same epochs. The best cut inputs are chosen "
+                "at each MAC reduction among all seeds and on these very texts, in the rival's favour. Each interval "
+                "is of one cell, and does not cover training seeds."
             )
     for name, figure in figures.items():
         save_figure(figure, Path(folder) / name, captions.get(name))

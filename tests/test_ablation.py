@@ -419,7 +419,10 @@ def test_the_verdict_stands_anywhere_among_balanced_fillers():
 
 def test_every_row_of_the_configuration_can_be_run_and_says_why():
     config = load_config()
-    assert all(row["about"] for row in config["rows"].values())
+    assert all(row["about"] and row["group"] in config["groups"] for row in config["rows"].values())
+    assert not any(row["about"].startswith(("the same", "and ")) for row in config["rows"].values()), (
+        "each stands alone"
+    )
     for fields in config["continuation"]["variants"].values():
         Variant(**fields)
 
@@ -534,6 +537,9 @@ def test_paired_tests_say_who_is_ahead(tmp_path):
     accuracy = show.accuracy_table(results, (1, 2), rows).set_index("row")
     assert accuracy.loc["truncated-last, last tokens", "2x"] == "100.0 [0.0, 100.0]"
     assert accuracy.loc["merged", "2x"] == "not run" and len(accuracy) == len(rows) + 1
+    assert accuracy.loc["paper", "what it shows"] == rows["paper"]["about"], "the configuration's words, not the run's"
+    order = [name.split(",")[0] for name in accuracy.index]
+    assert order == [*rows, "better"] and accuracy.loc["better", "what it shows"] == "made up"
     figures.save_figure(show.accuracy_figure(results, "made up"), tmp_path / "accuracy")
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
 
@@ -565,44 +571,120 @@ def texts_of(figure) -> set[str]:
     return {text.get_text() for axis in figure.axes for text in axis.texts}
 
 
+def heroes_of(results) -> dict[str, dict]:
+    """Result by shown name of the protagonists that were run."""
+    return {
+        shown: result
+        for (row, _), (shown, *_) in show.PROTAGONISTS.items()
+        for result in results.values()
+        if result["row"] == row and show._main(result) and not show._seed(result)
+    }
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_committed_rows_are_drawn_by_name(task, tmp_path):
     results = show.load(COMMITTED, task)
+    heroes = heroes_of(results)
+    assert "salience (zsaa+)" in heroes and "paper's recipe, dial" in heroes
     figure = show.accuracy_figure(results, task)
-    named = texts_of(figure)
-    assert {name for name, *_ in show.PROTAGONISTS.values()} <= named
-    grey = {
-        name.removesuffix(" tokens")
-        for name, result, control in show._curves(results)
-        if (result["row"], control) not in show.PROTAGONISTS
-    }
-    assert grey <= named and not any("seed" in name or "None" in name for name in named)
-    alone = show._scorer(results["evidence-distilled"])
-    assert f"scorer\nalone,\n{alone['accuracy']:.1f}%" in named
+    stars = {text for text in texts_of(figure) if text.startswith("scorer")}
+    assert texts_of(figure) - stars == set(heroes), "grey lines have no names"
+    votes = show._scorer(heroes["evidence, one drop"]) if "evidence, one drop" in heroes else None
+    assert stars == ({f"scorer\nalone,\n{votes['accuracy']:.1f}%"} if votes else set())
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    assert f"{alone['mac_reduction']:.0f}x" in ticks
+    assert (f"{votes['mac_reduction']:.0f}x" if votes else "11x") in ticks
     caption = show.accuracy_caption(results)
-    assert (
-        f"evidence (zsaa+) {results['evidence-distilled']['log']['epochs_of_compute']:.2g}," in caption
-        and "control" in caption
-    )
+    assert f"salience (zsaa+) {heroes['salience (zsaa+)']['log']['epochs_of_compute']:.2g};" in caption
+    assert ("control" in caption) == bool(votes)
     places = sorted(t.get_position()[1] for t in figure.axes[0].texts if not t.get_text().startswith("scorer"))
-    gap = 0.04 * (figure.axes[0].get_ylim()[1] - figure.axes[0].get_ylim()[0])
+    gap = 0.05 * (figure.axes[0].get_ylim()[1] - figure.axes[0].get_ylim()[0])
     assert all(after - before > 0.99 * gap for before, after in pairwise(places)), "no name over another"
     figures.save_figure(figure, tmp_path / "accuracy")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_committed_row_has_its_panel_and_its_name(task, tmp_path):
+    results = show.load(COMMITTED, task)
+    figure = show.rows_figure(results, task)
+    named = [t.get_text().split(" (")[0] for axis in figure.axes for t in axis.texts]
+    assert sorted(named) == sorted(
+        name.removesuffix(" tokens")
+        for name, result, control in show._curves(results)
+        if not show._seed(result) and (not show._main(result) or (result["row"], control) not in show.PROTAGONISTS)
+    )
+    for axis in figure.axes:
+        low, high = axis.get_ylim()
+        places = sorted(t.get_position()[1] for t in axis.texts)
+        assert all(after - before > 0.99 * 0.075 * (high - low) for before, after in pairwise(places))
+        assert all(low < place < high for place in places), "no name outside its panel"
+    titles = {axis.get_title(loc="left"): {t.get_text() for t in axis.texts} for axis in figure.axes}
+    assert set(titles) <= set(load_config()["groups"].values())
+    if task == "imdb":
+        assert "evidence-smooth-epochs3" in titles[load_config()["groups"]["budget"]]
+        assert "lora-smooth-epochs3" in titles[load_config()["groups"]["lora"]]
+    figures.save_figure(figure, tmp_path / "rows")
+    assert show.rows_figure({"paper": results["paper"]}, task) is None
+    caption = show.rows_caption(results)
+    assert ("evidence-smooth-epochs3 (3 epochs)" in caption) == (task == "imdb") == ("counts MACs" in caption)
+
+
+def test_committed_runs_of_other_budgets_are_told_apart_and_shown_last():
+    results = show.load(COMMITTED, "imdb")
+    budgets = {name: show._budget(result) for name, result in results.items()}
+    assert (
+        budgets["evidence-smooth-epochs3"] == "3 epochs" and budgets["truncated-ends-compute"] == "compute of 1 epoch"
+    )
+    assert budgets["lora-probe-continued-epochs0.35"] == "0.35 epochs more" and not budgets["probe-geometric-seed1"]
+    for task in TASKS:
+        for name, result in show.load(COMMITTED, task).items():
+            assert show._main(result) == ("-epochs" not in name and "-compute" not in name)
+    smooth = [name for name in results if name.startswith("evidence-smooth") and "-9" not in name]
+    assert smooth == ["evidence-smooth", "evidence-smooth-seed1", "evidence-smooth-seed2",
+                      *sorted(smooth[3:], key=lambda name: (show._seed(results[name]), name))]  # fmt: skip
+    assert list(results).index("conventional") < list(results).index("paper") < list(results).index("probe-geometric")
+
+
+def test_committed_truncation_is_beaten_within_its_budget():
+    """A run of the task's epochs never faces truncation of other budgets, nor does one of equal compute."""
+    results = show.load(COMMITTED, "imdb")
+    table = show.paired_table(results, TARGETS, "truncation").set_index("row")
+
+    def rows_at(target, keep):
+        return [
+            r
+            for _, result, control in show._curves(results)
+            if control != "alpha" and keep(show._budget(result))
+            for r in result["rows"]
+            if (r["control"], r["target"]) == (control, target)
+        ]
+
+    for name, keep in (
+        ("probe-geometric", lambda budget: not budget),
+        ("evidence-smooth-compute", lambda budget: budget == "compute of 1 epoch"),
+        ("evidence-smooth-epochs3", lambda budget: True),
+    ):
+        for target in (2, 7, 11):
+            ours = next(r for r in results[name]["rows"] if (r["control"], r["target"]) == ("alpha", target))
+            best = max(r["accuracy"] for r in rows_at(target, keep))
+            gain = float(table.loc[name, f"{target}x"].split()[0])
+            assert gain == pytest.approx(ours["accuracy"] - best, abs=0.07)
+    assert table.loc["evidence-smooth-epochs3", "budget"] == "3 epochs"
 
 
 def test_committed_rows_are_tested_in_pairs(tmp_path):
     """What the figure says of IMDB follows from the bits of the files."""
     results = show.load(COMMITTED, "imdb")
     table = show.rivals(results)
-    assert {"best cut inputs", "best cut inputs (seed 1)", "tuned on both ends", "conventional, last tokens",
-            "paper's recipe, dial", "own scorer alone, 116x"} <= set(table)  # fmt: skip
-    ours, ends = (
+    assert list(table)[:3] == ["best cut inputs", "best cut inputs (seed 1)", "evidence, one drop"]
+    assert {"tuned on both ends", "tuned on last tokens", "conventional, last tokens", "conventional, dial",
+            "paper's recipe, dial"} <= set(table)  # fmt: skip
+    assert not any("scorer" in name for name in table), "a score taught by gradients has no verdict"
+    assert "own scorer alone, 116x" in show.rivals(results, "evidence-smooth")
+    ours, ends, smooth = (
         next(r for r in results[name]["rows"] if (r["control"], r["target"]) == (control, 11))
-        for name, control in (("evidence-distilled", "alpha"), ("truncated-ends", "ends"))
+        for name, control in (("probe-geometric", "alpha"), ("truncated-ends", "ends"), ("evidence-smooth", "alpha"))
     )
-    assert table["tuned on both ends"][11] == (ours, ends)
+    assert table["tuned on both ends"][11] == (ours, ends) and table["evidence, one drop"][11] == (ours, smooth)
     gain, (low, high) = show._ahead(ours, ends)
     assert gain == pytest.approx(ours["accuracy"] - ends["accuracy"], abs=0.02) and low < gain < high
     a, b = (sum(from_bits(r["right"], r["n"])) for r in (ours, ends))
@@ -613,12 +695,13 @@ def test_committed_rows_are_tested_in_pairs(tmp_path):
             assert all(best[t][1]["accuracy"] >= rival["accuracy"] for t, (_, rival) in row.items())
     figure = show.paired_figure(results, "IMDB")
     assert f"{gain:+.1f}" in texts_of(figure) and f"{low:.1f}, {high:.1f}" in texts_of(figure)
+    assert "IMDB: salience minus" in figure.get_suptitle()
     figures.save_figure(figure, tmp_path / "paired")
-    without = {name: r for name, r in results.items() if r["row"] in ("evidence-distilled", "paper")}
-    assert set(show.rivals(without)) == {"paper's recipe, dial", "own scorer alone, 116x"}, "missing rows are left out"
+    without = {name: r for name, r in results.items() if r["row"] in ("probe-geometric", "paper")}
+    assert set(show.rivals(without)) == {"paper's recipe, dial"}, "missing rows are left out"
     assert show.paired_figure({"paper": results["paper"]}, "IMDB") is None
-    half = {**results["paper"], "training": {**results["paper"]["training"], "compute": 0.5}}
-    assert show.rivals({**results, "paper-compute": half}) == table, "rows of another budget are no rivals"
+    main = {name: r for name, r in results.items() if show._main(r)}
+    assert len(main) < len(results) and show.rivals(main) == table, "rows of another budget are no rivals"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -629,12 +712,16 @@ def test_committed_tables_know_seeds_scorers_and_rows_not_run(task):
     alone = show._scorer(results["evidence-distilled"])
     assert table.loc["evidence-distilled", "scorer alone"].endswith(f"at {alone['mac_reduction']:.0f}x")
     assert table.loc["paper", "scorer alone"] == "-" and (table["11x"] == show.NOT_RUN).sum() > 5
+    assert table.loc["probe-geometric", "what it shows"] == rows["probe-geometric"]["about"]
     for against in ("paper", "truncation", "scorer"):
         paired = show.paired_table(results, TARGETS, against).set_index("row")
         assert set(paired.index) <= set(table.index)
     assert paired.loc["evidence-distilled", "1x"].endswith("*") and paired.loc["paper", "1x"] == "-"
+    assert paired.loc["probe-geometric", "1x"] == "-"
     if task == "imdb":
-        assert "evidence-distilled-seed1" in table.index
+        assert {"evidence-distilled-seed1", "probe-geometric-seed1"} <= set(table.index)
+        assert table.loc["probe-geometric", "training MACs (epochs)"] == 1.73
+        assert table.loc["evidence-smooth-compute", "budget"] == "compute of 1 epoch"
 
 
 def test_committed_continuations_are_not_squashed(tmp_path):
