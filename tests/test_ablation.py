@@ -327,8 +327,8 @@ def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "train", learn)
     for epochs in ("0.3", "2"):
-        command = ["--model", str(tmp_path / "model"), "--rows", row, "--task", "depth", "--epochs", epochs,
-                   "--targets", "1", "2", "--output-dir", str(tmp_path / epochs), "--save", str(tmp_path / "saved")]  # fmt: skip
+        command = ["--model", str(tmp_path / "model"), "--rows", row, "--task", "depth", "--epochs", epochs]
+        command += ["--targets", "1", "2", "--output-dir", str(tmp_path / epochs), "--save", str(tmp_path / "saved")]
         assert run.main(command) == 0
     before, after = ([p.detach().clone() for p in head.parameters()] for head in after)
     assert all((a != b).any() for a, b in zip(before, after))
@@ -347,7 +347,7 @@ def test_notes_tell_what_a_blind_choice_dropped():
             model = transformers.LlamaForSequenceClassification(tiny.CONFIGS["llama"]())
         notes, _ = train(model, texts, labels, variant, training, progress=False)
         found[dropped] = curve(model, held_out, answers, variant, training, notes, (5,))[0]["accuracy"]
-    assert found["noted"] > 90 > 80 > found["gone"]
+    assert found["noted"] > 85 > 75 > found["gone"]
 
 
 @pytest.mark.parametrize("schedule", ["once", "twice"])
@@ -443,7 +443,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
                "--targets", "1", "2", "--output-dir", str(tmp_path / "out")]  # fmt: skip
     assert run.main(command) == 0
     (path,) = (tmp_path / "out").rglob("*.json")
-    assert path.relative_to(tmp_path / "out").as_posix() == "depth/probe-once.json"
+    assert path.relative_to(tmp_path / "out").as_posix() == "depth/probe-once-epochs0.5.json"
     result = json.loads(path.read_text())
     assert result["provenance"]["seed"] == 0 and result["rows"][0]["n"] == 20
     before = path.stat().st_ino  # a new file would be another one

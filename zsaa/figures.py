@@ -281,7 +281,9 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
             axis.axhline(1, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
             measured, *text = perplexity_subject(result).split("; ")
             counted = f"{measured}, n = {result['rows'][0]['n']}"
-            axis.set_title("\n".join((counted, *text, *perplexity_protocol(result).split("; "))), fontsize=8)
+            whole = next(r["perplexity"] for r in rows_of(result, "alpha") if r["target"] == 1)
+            lines = counted, *text, *perplexity_protocol(result).split("; "), f"stock: {whole:.1f}"
+            axis.set_title("\n".join(lines), fontsize=8)
             axis.set(yscale="log", xlabel="MAC reduction")
             axis.set_ylabel("perplexity per token / stock, bars: 95%", fontsize=7.5)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
