@@ -36,7 +36,9 @@ def head(hidden_size: int) -> nn.Sequential:
 
 
 class Salience(nn.Module):
-    """The heads of `layers` (0: the first), for a decoder with this `config`."""
+    """A learned score: how much the model's answer hangs on each token's state, as gradients taught it.
+
+    The heads of `layers` (0: the first), for a decoder with this `config`."""
 
     def __init__(self, config, layers: Iterable[int]):
         super().__init__()
