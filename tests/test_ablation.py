@@ -347,7 +347,7 @@ def test_notes_tell_what_a_blind_choice_dropped():
             model = transformers.LlamaForSequenceClassification(tiny.CONFIGS["llama"]())
         notes, _ = train(model, texts, labels, variant, training, progress=False)
         found[dropped] = curve(model, held_out, answers, variant, training, notes, (5,))[0]["accuracy"]
-    assert found["noted"] > 85 > 75 > found["gone"]
+    assert found["noted"] > 85 > 80 > found["gone"]
 
 
 @pytest.mark.parametrize("schedule", ["once", "twice"])
