@@ -23,6 +23,7 @@ from ablation.train import Evidence, Training, curve, dropping, train
 from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
+from zsaa.salience import FILE as SALIENCE_FILE
 from zsaa.tasks import load_task, tokenize
 
 FOLDER = Path(__file__).parent
@@ -136,7 +137,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             model.half().save_pretrained(Path(options.save) / name)
             tokenizer.save_pretrained(Path(options.save) / name)
             if isinstance(probe, torch.nn.Module):
-                file = EVIDENCE_FILE if isinstance(probe, Evidence) else "salience.safetensors"
+                file = EVIDENCE_FILE if isinstance(probe, Evidence) else SALIENCE_FILE
                 save_file({k: v.half() for k, v in probe.state_dict().items()}, Path(options.save) / name / file)
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
