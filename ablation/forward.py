@@ -21,7 +21,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights
 
 DROPPED = ("gone", "merged", "weighted", "keys", "noted")
-SCHEDULES = ("geometric", "front", "late", "early", "once", "twice", "deep", "linear")
+SCHEDULES = ("geometric", "front", "late", "early", "once", "twice", "deep", "linear", "zipf")
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,18 @@ class Variant:
         first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
         "once:10" (all behind layer 10), "deep" (once, with the token-layers of Eq. 2 at this alpha: the more there
         are, the deeper; "deep:0.9" deeper still), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens
-        per layer), or one weight per layer.
+        per layer), "zipf" (behind layer l as many as 1 / (1 + k l) of all, with alpha of them behind layer 1: many go
+        at once, few stay for long; "zipf:0.5" to this power), or one weight per layer.
     smooth: scores are averaged over so many neighbouring tokens, so that phrases stay together.
     reference: None counts by each sample's own length (Eq. 2); a number counts as if shorter samples had so many
         tokens, so that they keep all for longer, as they do when inputs are truncated.
     dropped: "gone" (the paper), "merged" (into the next kept token: its mean, by the tokens it stands for), "weighted"
         (merged by score), "keys" (kept as keys and values, of the state in which it was dropped, for all layers
         above) or "noted" (a learned note of what it said is added to the next kept token: needs a scorer with notes).
+    ahead: the score looks at the states that enter a layer, not at its attention: what goes on is known beforehand, and
+        only that asks queries.
+    scorer_macs: what a learned score costs per row that enters a layer that drops some: (the first of these layers,
+        those above).
     """
 
     score: str = "column_sum"
@@ -52,7 +57,8 @@ class Variant:
     smooth: int = 1
     reference: int | None = None
     tau: int = 5
-    scorer_macs: int = 0  # what a learned score costs per row that enters a layer that drops some
+    ahead: bool = False
+    scorer_macs: tuple[int, int] = (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------------- schedules
@@ -96,6 +102,11 @@ def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
         whole = max(0, math.floor(float(share or 0.6) * token_layers / n + 1e-9) - 1)  # layers that drop nothing
         kept = min(n, max(floor, (token_layers - whole * n) // (layers - whole)))
         return [n] * whole + [kept] * (layers - whole)
+    if kind == "zipf":
+        power = float(share or 1)
+        pace = alpha ** (-1 / power) - 1
+        shares = ((1 + pace * layer) ** -power for layer in range(1, layers + 1))
+        return [min(n, max(math.floor(share * n + 1e-6), floor)) for share in shares]
     if variant.schedule == "linear":
         top = max(math.floor(alpha**layers * n + 1e-6), floor)
         return [round(n - (n - top) * (layer + 1) / layers) for layer in range(layers)]
@@ -110,12 +121,14 @@ def macs(config, n: int, alpha: float, variant: Variant) -> int:
     keys and values, and in the attention of those that go on."""
     entering_weights, kept_weights = layer_weights(config)
     q_dim, kv_dim = attention_widths(config)
-    total, alive = 0, n
+    total, alive, scoring = 0, n, variant.scorer_macs[0]
     for kept in counts(n, alpha, config.num_hidden_layers, variant):
         banked = n - alive if variant.dropped == "keys" else 0
-        total += alive * entering_weights + 2 * alive * (alive + banked) * q_dim + kept * kept_weights
-        total += banked * 2 * kv_dim * config.hidden_size
-        total += alive * variant.scorer_macs if kept < alive else 0
+        asking = kept if variant.ahead else alive
+        total += alive * entering_weights - (alive - asking) * q_dim * config.hidden_size + kept * kept_weights
+        total += 2 * asking * (alive + banked) * q_dim + banked * 2 * kv_dim * config.hidden_size
+        if kept < alive:
+            total, scoring = total + alive * scoring, variant.scorer_macs[1]
         alive = kept
     return total
 
@@ -233,7 +246,8 @@ SCORES = {
 # ------------------------------------------------------------------------------------------------ the forward pass
 
 
-def _take(x: Tensor, rows: Tensor) -> Tensor:
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """x [batch, n, ...] at rows [batch, k]."""
     flat = rows + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, rows.shape)
 
@@ -255,8 +269,8 @@ def forward(
     scorer: a module in place of the variant's score: (layer, hidden states that enter it [batch, rows, size], output of
         its attention before the projection [batch, rows, q_dim], token ids [batch, rows], real rows, bool [batch,
         rows]) -> scores [batch, rows], or None: the variant's score decides. It may have a method watches(layer): is it
-        called where nothing is dropped? For dropped="noted" it has notes[layer], of its last call, [batch, rows, any],
-        and read(layer, sums of notes [batch, kept, any]) -> what is added to the kept rows' states.
+        called where nothing is dropped? For dropped="noted" it has read(layer, kept rows [batch, kept], how many of
+        them are real [batch]) -> what is added to their states, of its last call.
     entered: is filled with the hidden states that enter each layer.
 
     Returns hidden [batch, rows, size] after the final norm (real rows first, the sample's last token the last of them)
@@ -345,11 +359,11 @@ def forward(
                     lost = ~stays[:, :rows] & real
                     width = max(1, int(lost.sum(1).max()))
                     out = lost.float().topk(width, 1, sorted=True).indices.sort(1).values
-                    new = _take(hidden, out), positions.gather(1, out), lost.gather(1, out)
+                    new = take(hidden, out), positions.gather(1, out), lost.gather(1, out)
                     bank = new if bank is None else tuple(torch.cat(pair, 1) for pair in zip(bank, new))
-                hidden, output = _take(hidden, kept), _take(output, kept)
+                hidden, output = take(hidden, kept), take(output, kept)
                 if variant.dropped == "noted":
-                    hidden = hidden + scorer.read(number, _between(scorer.notes[number], kept)).to(hidden.dtype)
+                    hidden = hidden + scorer.read(number, kept, wanted).to(hidden.dtype)
             positions = positions.gather(1, kept)
         rows = hidden.shape[1]
         trail.append(positions.masked_fill(torch.arange(rows, device=device) >= stages[:, number + 1, None], -1))
@@ -385,13 +399,13 @@ def _select(scores: Tensor, sizes: Tensor, wanted: Tensor, width: int, variant: 
     return best.sort(1).values.minimum(sizes[:, None] - 1)
 
 
-def _between(notes: Tensor, kept: Tensor) -> Tensor:
+def between(notes: Tensor, kept: Tensor) -> Tensor:
     """Per kept row the notes [batch, rows, size] of the dropped rows between the kept one before and itself: their sum
     over the root of their number, [batch, kept, size]."""
-    until = _take(notes.cumsum(1), kept)
+    until = take(notes.cumsum(1), kept)
     before = F.pad(until, (0, 0, 1, 0))[:, :-1]
     count = kept - F.pad(kept, (1, 0), value=-1)[:, :-1] - 1
-    return (until - before - _take(notes, kept)) / count.clamp(min=1).sqrt()[..., None]
+    return (until - before - take(notes, kept)) / count.clamp(min=1).sqrt()[..., None]
 
 
 def _merge(states: Sequence[Tensor], share: Tensor, stand_for: Tensor, kept: Tensor, inside: Tensor):

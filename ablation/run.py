@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from ablation import continuation, depth, words
 from ablation.forward import Variant
-from ablation.train import Evidence, Training, curve, dropping, train
+from ablation.scorers import Evidence, make, price
+from ablation.train import Training, curve, train
 from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
@@ -82,14 +83,14 @@ def _load_data(task: str, settings: dict, tokenizer, limits: dict):
     return *sides, data.source
 
 
-def _read(folder: Path, model, rule: Variant) -> tuple:
+def _read(folder: Path, model, rule: Variant, kind: str) -> tuple:
     """(model, scorer, log) of a row that --save left: nothing is trained, and the log says so."""
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    noted = rule.dropped == "noted"
-    probe = Evidence(model.config, dropping(model.config, rule), model.config.num_labels, noted).eval()
-    probe.load_state_dict({k: v.float() for k, v in load_file(folder / EVIDENCE_FILE).items()})
+    probe = make(kind, model.config, rule, model.config.num_labels).eval()
+    file = EVIDENCE_FILE if isinstance(probe, Evidence) else SALIENCE_FILE
+    probe.load_state_dict({k: v.float() for k, v in load_file(folder / file).items()})
     return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0}
 
 
@@ -107,7 +108,8 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
         "data": {**settings, **limits}, "targets": targets, "sides": row.get("sides", []),
-        "ablation": _code("forward", "train", "depth"), **({"saved": options.saved} if options.saved else {}),
+        "ablation": _code("forward", "train", "scorers", "depth"),
+        **({"saved": options.saved} if options.saved else {}),
     }  # fmt: skip
 
     def compute() -> dict:
@@ -123,13 +125,11 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         elif training.lora:
             recipe = Recipe(tuning="lora", lora_rank=training.lora, lora_alpha=2 * training.lora, seed=seed)
             model = add_lora(model, recipe)
-        rule = variant
-        if training.probe in ("evidence", "notes"):
-            kinds = {"noted": variant.dropped == "noted", "deciding": training.probe == "evidence"}
-            rule = replace(variant, scorer_macs=Evidence.macs(model.config, 2, **kinds))
+        rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         if options.saved:
-            model, probe, log = _read(Path(options.saved), model.get_base_model() if training.start else model, rule)
+            bare = model.get_base_model() if training.start else model
+            model, probe, log = _read(Path(options.saved), bare, rule, training.probe)
             model = model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32).eval()
         else:
             probe, log = train(model, texts, labels, rule, training)

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ablation.forward import Variant, alpha_for, counts, forward, macs
-from ablation.words import Weights, fit
+from ablation.forward import Variant, alpha_for, forward, macs
+from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights, truncation_for
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated")
-PROBES = ("", "gradient", "salience", "words", "evidence", "notes", "both")
 CUTS = ("first", "last", "ends")
 STRONGEST = 12.0  # the largest MAC reduction that training draws
 ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
@@ -43,8 +42,9 @@ class Training:
         each token's |state x gradient| in the alpha = 1 pass; "salience" the same with wider heads and a table of
         tokens; "words" scores tokens by the weights of a bag of words (ablation/words.py), fitted to the same labels
         beforehand; "evidence" learns on the way how much each token tells about the label by itself (see `Evidence`);
-        "both" is evidence in the first layer and "gradient" above; "notes" learns notes alone, and the variant's score
-        decides.
+        "both" is evidence in the first layer and "gradient" above; "votes" the same, but phrases vote, by what enters
+        the first layer; "told" adds what that saw to the kept states; "phrases" scores phrases in the first layer, by
+        gradients as those above; "notes" learns notes alone, and the variant's score decides.
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".
@@ -80,56 +80,13 @@ class Training:
     def __post_init__(self):
         if self.sampling not in SAMPLINGS or self.side not in CUTS:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
-        taught = self.distill or self.match or self.probe in ("gradient", "salience", "both")
+        taught = self.distill or self.match or self.probe in GRADIENTS
         if taught and self.sampling not in ("sandwich", "ladder"):
             raise ValueError(
                 f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
             )
-        if self.probe not in PROBES or (self.epochs is None and self.compute is None):
-            raise ValueError(f"probe must be one of {PROBES}, epochs or compute must be given; got {self}.")
-
-
-class Probe(nn.Module):
-    """A linear score of the states that enter each dropping layer: hidden_size weights a layer, trained beside the
-    model, of no account in MACs. words: that many tokens have a score of their own, too, wherever they stand, and the
-    heads a hidden layer."""
-
-    WIDTH = 64
-
-    def __init__(self, size: int, layers: Sequence[int], words: int = 0):
-        super().__init__()
-        self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
-        self.table = nn.Embedding(words, 1) if words else None
-        if words:
-            nn.init.zeros_(self.table.weight)
-            for head in self.heads.values():
-                head[1] = nn.Sequential(nn.Linear(size, self.WIDTH), nn.GELU(), nn.Linear(self.WIDTH, 1))
-
-    def forward(self, layer: int, hidden: Tensor, output: Tensor | None, tokens: Tensor | None, *_) -> Tensor:
-        score = self.heads[str(layer)](hidden.float()).squeeze(-1)
-        return score if self.table is None else score + self.table(tokens).squeeze(-1)
-
-    def loss(self, entered: dict[int, Tensor], tokens: Tensor, real: Tensor) -> Tensor:
-        """Cross-entropy to each token's share of |state x gradient|; call after the backward pass of alpha = 1."""
-        total = real.new_zeros((), dtype=torch.float32)
-        for name in self.heads:
-            state = entered[int(name)]
-            share = (state.detach().float() * state.grad.float()).sum(-1).abs() * real
-            share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
-            logits = self(int(name), state.detach(), None, tokens).float().masked_fill(~real, float("-inf"))
-            total = total - (share * logits.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
-        return total
-
-
-class Words(nn.Module):
-    """Scores of a bag of words: how much each token of the vocabulary tells by itself."""
-
-    def __init__(self, weights: Weights):
-        super().__init__()
-        self.register_buffer("salience", weights.salience())
-
-    def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, *_) -> Tensor:
-        return self.salience[tokens]
+        if self.probe not in KINDS or (self.epochs is None and self.compute is None):
+            raise ValueError(f"probe must be one of {KINDS}, epochs or compute must be given; got {self}.")
 
 
 def first_layers(config, n: int, layer: int) -> int:
@@ -137,98 +94,6 @@ def first_layers(config, n: int, layer: int) -> int:
     entering, kept = layer_weights(config)
     attention = n * entering + 2 * n * n * attention_widths(config)[0]
     return (layer + 1) * attention + layer * n * kept
-
-
-class Evidence(nn.Module):
-    """How much each token tells about the label by itself: in every dropping layer a small head gives each row a vote
-    for each class, and the votes, summed over the rows alone, must predict the label. A row's score is how far its
-    votes are apart. The head sees what the row carries on, the state that enters the layer and what its attention read,
-    and not the rows beside it: votes would then stand beside the words that they are for. A table adds what the token
-    tells wherever it stands.
-
-    noted: a second head writes a note of each row, from what the first one sees; if the row is dropped, the note is
-    added, through a matrix that starts at zero, to the state of the next kept one. deciding: do the votes decide?"""
-
-    WIDTH = 64  # of the head's hidden layer
-    NOTE = 128  # of a note
-    PRICE = 0.1  # of a vote
-
-    def __init__(self, config, layers: Sequence[int], classes: int, noted: bool = False, deciding: bool = True):
-        super().__init__()
-        hidden, (q_dim, _) = config.hidden_size, attention_widths(config)
-        self.table = nn.Embedding(config.vocab_size, classes)
-        nn.init.zeros_(self.table.weight)
-        self.heads = nn.ModuleDict()
-        for layer in layers:
-            head = nn.ModuleDict({
-                "norms": nn.ModuleList([nn.LayerNorm(hidden), nn.LayerNorm(q_dim)]),
-                "features": nn.Linear(hidden + q_dim, self.WIDTH),
-                "votes": nn.Linear(self.WIDTH, classes),
-            })  # fmt: skip
-            nn.init.zeros_(head["votes"].weight)
-            if noted:
-                head["note"] = nn.Linear(hidden + q_dim, self.NOTE)
-                head["read"] = nn.Linear(self.NOTE, hidden, bias=False)
-                nn.init.zeros_(head["read"].weight)
-            self.heads[str(layer)] = head
-        self.deciding = deciding
-        self.notes: dict[int, Tensor] = {}  # the last pass' notes, zero for padding
-        self.together: dict[int, Tensor] = {}  # the last pass' votes of each layer, summed: class logits by themselves
-        self.spread: dict[int, Tensor] = {}  # and how far they are apart on average
-
-    @classmethod
-    def macs(cls, config, classes: int, noted: bool = False, deciding: bool = True) -> int:
-        """Multiply-accumulates per row that is scored; notes as if every row were read."""
-        seen = config.hidden_size + attention_widths(config)[0]
-        votes, note = cls.WIDTH * (seen + classes), cls.NOTE * (seen + config.hidden_size)
-        return deciding * votes + noted * note
-
-    def loss(self, wanted: Tensor) -> Tensor:
-        """Of the last pass: cross-entropy of the votes alone, and a price on votes, so that tokens that tell nothing
-        have none."""
-        losses = [F.cross_entropy(self.together[n], wanted) + self.PRICE * self.spread[n] for n in self.together]
-        return sum(losses) / len(losses)
-
-    def watches(self, layer: int) -> bool:
-        """Is it to see the layer's rows even if all of them go on?"""
-        return self.deciding and str(layer) in self.heads
-
-    def read(self, layer: int, notes: Tensor) -> Tensor:
-        return self.heads[str(layer)]["read"](notes)
-
-    def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
-        head = self.heads[str(layer)]
-        seen = torch.cat([norm(x.float()) for norm, x in zip(head["norms"], (hidden, output))], -1)
-        if "note" in head:
-            self.notes[layer] = F.gelu(head["note"](seen)) * real[..., None]
-        if not self.deciding:
-            return None
-        features = F.dropout(F.gelu(head["features"](seen)), 0.1, self.training)
-        votes = (head["votes"](features) + self.table(tokens)) * real[..., None]
-        self.together[layer] = 2 * votes.sum(1) / real.sum(1, keepdim=True).sqrt()
-        apart = votes.amax(-1) - votes.amin(-1)
-        self.spread[layer] = apart.sum() / real.sum()
-        return apart
-
-
-class Both(Evidence):
-    """Evidence in the first layer, a gradient's score above."""
-
-    def __init__(self, config, layers: Sequence[int], classes: int):
-        super().__init__(config, layers[:1], classes)
-        self.above = Probe(config.hidden_size, layers[1:])
-
-    def forward(self, layer: int, hidden: Tensor, *seen) -> Tensor:
-        return super().forward(layer, hidden, *seen) if self.watches(layer) else self.above(layer, hidden, *seen)
-
-
-def dropping(config, variant: Variant) -> list[int]:
-    """The layers that drop something at some alpha."""
-    found, layers = set(), config.num_hidden_layers
-    for alpha in (0.999, *(0.99 - 0.01 * step for step in range(50))):
-        plan = [512, *counts(512, alpha, layers, variant)]
-        found |= {n for n in range(layers) if plan[n + 1] < plan[n]}
-    return list(range(max(found) + 1)) if str(variant.schedule).startswith("deep") else sorted(found)
 
 
 def logits_of(
@@ -256,7 +121,7 @@ def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]
 
 def train(
     model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True
-) -> tuple[Probe | Words | None, dict]:
+) -> tuple[Probe | Evidence | Words | None, dict]:
     """Fine-tune `model` (a sequence classifier, float32 weights) in place on samples (lists of token
     ids). On a GPU it is computed, and left, in bfloat16, while the optimizer keeps its weights in float32. Returns the
     trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one epoch at alpha = 1, loss
@@ -267,33 +132,15 @@ def train(
     for module in decoder.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = training.dropout
-    probe = None
-    if training.probe in ("gradient", "salience"):
-        words = config.vocab_size if training.probe == "salience" else 0
-        probe = Probe(config.hidden_size, dropping(config, variant), words).to(device)
-    elif training.probe == "both":
-        probe = Both(config, dropping(config, variant), max(labels) + 1).to(device)
-    elif training.probe == "words":
-        probe = Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size)).to(device)
-    elif training.probe in ("evidence", "notes"):
-        kinds = {"noted": variant.dropped == "noted", "deciding": training.probe == "evidence"}
-        probe = Evidence(config, dropping(config, variant), max(labels) + 1, **kinds).to(device)
+    probe = make(training.probe, config, variant, max(labels) + 1, samples, labels)
+    probe = probe if probe is None else probe.to(device)
     weights = [p for p in model.parameters() if p.requires_grad]
     exact = weights
     if device.type == "cuda" or training.half:
         exact = [p.detach().float().clone() for p in weights]
         model.to(torch.bfloat16)
     groups = [{"params": exact, "lr": training.learning_rate}]
-    if isinstance(probe, Probe):
-        groups.append({"params": probe.parameters(), "lr": 1e-3})
-    elif isinstance(probe, Evidence):
-        notes = [p for name, p in probe.heads.named_parameters() if ".note." in name or ".read." in name]
-        heads = [p for name, p in probe.heads.named_parameters() if ".note." not in name and ".read." not in name]
-        groups.append({"params": heads, "lr": 1e-3})
-        groups.append({"params": notes, "lr": 1e-4})  # they write into the states: faster, and they drown them
-        groups.append({"params": probe.table.parameters(), "lr": 3e-3, "weight_decay": 0.0})
-        if isinstance(probe, Both):
-            groups.append({"params": probe.above.parameters(), "lr": 1e-3})
+    groups += [] if probe is None else probe.groups()
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
     rates = [group["lr"] for group in groups]
     lengths = [len(s) for s in samples]
@@ -330,7 +177,7 @@ def train(
         bar.update(0)
     bar.close()
     model.eval()
-    if isinstance(probe, nn.Module):
+    if probe is not None:
         probe.eval()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -429,7 +276,7 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
     config, device, lengths = find_decoder(model)[0].config, wanted.device, [len(text) for text in texts]
     ids, mask = pad(texts, config.pad_token_id or 0, device)
     teacher, example, first = None, None, None
-    taught = probe if isinstance(probe, Probe) else getattr(probe, "above", None)
+    taught = None if probe is None else probe.by_gradient
     for alpha in alphas:
         entered = {} if taught is not None and alpha == 1.0 else None
         more = {"scorer": probe} if probe is not None else {}
@@ -500,12 +347,12 @@ def curve(
     lengths = [len(s) for s in samples]
     whole = sum(macs(config, n, 1.0, variant) for n in lengths)
     rows = []
-    if (
-        isinstance(probe, Evidence) and probe.deciding
-    ):  # what the scores know by themselves, at the price of the first scored layer
+    if isinstance(probe, Evidence) and probe.deciding:
+        # What the votes know by themselves, at the price of what they look at in the first scored layer.
         layer = min(map(int, probe.heads))
         found = accuracy(model, samples, labels, 1.0, variant, probe, batch_size, votes_of=layer)
-        only = sum(first_layers(config, n, layer) + n * variant.scorer_macs for n in lengths)
+        looked_at = 0 if variant.ahead else 1
+        only = sum(first_layers(config, n, layer) * looked_at + n * variant.scorer_macs[0] for n in lengths)
         rows.append({"control": "scorer", "target": None, "mac_reduction": whole / only, **found})
     for target in targets:
         if training.sampling != "truncated":

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 
 import zsaa
 from ablation import forward as bench
-from ablation.train import Probe, Training, _passes
+from ablation.scorers import Probe
+from ablation.train import Training, _passes
 from zsaa import distributed, finetune, salience
 from zsaa.dial import settings
 from zsaa.finetune import RECIPES, Recipe, draw_reductions, fine_tune

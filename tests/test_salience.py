@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 
 import zsaa
 from ablation import forward as bench
-from ablation import train as bench_train
+from ablation import scorers as bench_scorers
 from zsaa import finetune, salience
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
@@ -79,7 +79,7 @@ def test_it_equals_the_bench(family, schedule, padding, monkeypatch):
     if schedule == "once":  # it spends another budget at the same alpha: its plan is the package's here
         monkeypatch.setattr(bench, "counts", lambda n, a, layers, v: kept_counts(n, a, layers, v.tau, schedule))
     model = tiny.make(family, "base")
-    judge = opinionated(bench_train.Probe(model.config.hidden_size, range(4)))
+    judge = opinionated(bench_scorers.Probe(model.config.hidden_size, range(4)))
     want, trail = bench.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA[schedule], variant, scorer=judge)
     mine = Salience(model.config, range(4))
     mine.load_state_dict(judge.state_dict())
@@ -188,7 +188,7 @@ def test_frozen_embeddings_and_checkpointing_change_no_share(change):
 def test_a_fresh_one_is_the_bench_s():
     model = tiny.make("llama", "sequence-classification")
     made = []
-    for make in (salience.fresh, lambda model, _: bench_train.Probe(model.config.hidden_size, range(4))):
+    for make in (salience.fresh, lambda model, _: bench_scorers.Probe(model.config.hidden_size, range(4))):
         torch.manual_seed(0)
         made.append(make(model, "geometric").state_dict())
     assert list(made[0]) == list(made[1]) and "heads.3.1.weight" in made[0]
@@ -243,7 +243,7 @@ def test_macs_are_the_bench_s():
     assert scorer_macs(config, "salience") == 32 and scorer_macs(config, "column_sum") == 0
     for n, alpha in ((700, 0.9), (512, 0.8), (60, 0.4)):
         for schedule, reference_length in (("geometric", None), ("spared", REFERENCE)):
-            variant = bench.Variant(reference=reference_length, scorer_macs=32)
+            variant = bench.Variant(reference=reference_length, scorer_macs=(32, 32))
             assert kept_counts(n, alpha, 4, 5, schedule) == bench.counts(n, alpha, 4, variant)
             found = zsaa.macs(config, n, alpha, 5, schedule, "salience")
             assert found == bench.macs(config, n, alpha, variant) > zsaa.macs(config, n, alpha, 5, schedule)
@@ -255,7 +255,7 @@ def test_the_bench_s_heads_are_enough():
         for name in SCHEDULES:
             schedule = "once" if name == "once" else "geometric"
             variant = bench.Variant(schedule=schedule, reference=None if name == "geometric" else 512)
-            assert set(dropping_layers(layers, name)) <= set(bench_train.dropping(config, variant))
+            assert set(dropping_layers(layers, name)) <= set(bench_scorers.dropping(config, variant))
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
