@@ -192,7 +192,8 @@ class Evidence(nn.Module):
 
     @property
     def by_gradient(self) -> Probe | None:
-        return self._modules.get("above")
+        above = self._modules.get("above")
+        return above if above is not None and len(above.heads) else None
 
     def groups(self) -> list[dict]:
         into_states = [p for name, p in self.heads.named_parameters() if ".note." in name or ".read." in name]
