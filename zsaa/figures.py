@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zsaa import paper
 from zsaa.results import RESULTS, load_results, measured, over_seeds, rows_of, status, unpack
-from zsaa.tables import choice_subject, perplexity_protocol, perplexity_subject, perplexity_way
+from zsaa.tables import choice_subject, perplexity_protocol, perplexity_subject, perplexity_way, threads
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
 COLOURS = {
@@ -87,7 +87,7 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.6, 3.6))
+        figure, axis = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
         titled = results[0]["provenance"]["eval_samples"]
         conventional = [
             r for r in results if (r["recipe"]["method"], r["recipe"]["tuning"]) == ("conventional", "full")
@@ -119,7 +119,7 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
         reached = max(row["target"] for result in results for row in result["rows"])
         ticks = [t for t in paper.TABLE_1 if t <= reached]
         axis.set_xticks(ticks, [f"{t}x" for t in ticks])
-        axis.legend(fontsize=7.5, loc="lower left")
+        figure.legend(fontsize=7.5, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -285,7 +285,7 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
             lines = counted, *text, *perplexity_protocol(result).split("; "), f"stock: {whole:.1f}"
             axis.set_title("\n".join(lines), fontsize=8)
             axis.set(yscale="log", xlabel="MAC reduction")
-            axis.set_ylabel("perplexity per token / stock, bars: 95%", fontsize=7.5)
+            axis.set_ylabel("perplexity per token / stock\n(bars: 95%)", fontsize=7.5)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
             axis.yaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
@@ -312,8 +312,8 @@ def speed_figure(results: Sequence[dict], title: str):
             for batch in sorted({r["latency_batch"] for r in rows}):
                 part = [r for r in rows if r["latency_batch"] == batch]
                 device = result["provenance"]["hardware"]["device"]
-                cores = result["provenance"]["hardware"]["threads"]
-                device = f"CPU, {cores} threads" if device == "cpu" else device.split(" 80GB")[0]
+                cores = threads(result["provenance"]["hardware"]["threads"])
+                device = f"CPU, {cores}" if device == "cpu" else device.split(" 80GB")[0]
                 x, y = [r["latency_mac_reduction"] for r in part], [r["speedup"] for r in part]
                 name = f"{device},\nbatch {batch} of {part[0]['latency_tokens']} tokens"
                 style = dict(color=palette[drawn % len(palette)], marker="os^vDP"[drawn % 6], markersize=4)
@@ -545,7 +545,10 @@ def choice_figure(results: Sequence[dict]):
             for handle, name in zip(*axis.get_legend_handles_labels()):
                 handles.setdefault(name, handle)
             axis.axhline(25, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
-            axis.annotate("chance", (1, 25), xytext=(0, 2), textcoords="offset points", fontsize=7, color="#777777")
+            axis.annotate(
+                "chance", (1, 25), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
+                fontsize=7, color="#777777", ha="right",
+            )  # fmt: skip
             task = result["task"]
             how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
             shown = f"{how}, {task['shots']} shots, n = {whole[0]['n']}"

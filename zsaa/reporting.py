@@ -112,7 +112,7 @@ def _ours(cell: Cell) -> str:
     widest = max(map(abs, cell.interval))
     digits = ".2f" if widest < 20 else ".1f" if widest < 1e4 else ".1e"  # some perplexities blow up
     low, high = (f"{end:{digits}}" for end in cell.interval)
-    return f"{cell.ours:{digits}} [{low}, {high}]"
+    return f"{cell.ours:{digits}}" + (f" [{low}, {high}]" if low != high else "")
 
 
 def _masked(protocol: str) -> str:
@@ -263,7 +263,7 @@ def _provenance(origin: str, name: str, result: dict) -> dict:
     hardware, versions = p.get("hardware", {}), p.get("versions", {})
     device = str(hardware.get("device", "-"))
     if device == "cpu":
-        device = f"{hardware.get('cpu', 'CPU')}, {hardware.get('threads', hardware.get('cores'))} threads"
+        device = f"{hardware.get('cpu', 'CPU')}, {tables.threads(hardware.get('threads', hardware.get('cores')))}"
     samples = [f"{p[f'{part}_samples']:,} {part}" for part in ("train", "eval") if p.get(f"{part}_samples")]
     return {
         "origin": origin,

@@ -313,7 +313,11 @@ def _device(result: dict) -> str:
     hardware = result["provenance"]["hardware"]
     if hardware["device"] != "cpu":
         return hardware["device"]
-    return f"CPU, {hardware['threads']} thread{'s' * (hardware['threads'] != 1)}"
+    return f"CPU, {threads(hardware['threads'])}"
+
+
+def threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def ttft_table(results: Sequence[dict]):
@@ -437,7 +441,8 @@ def table_2(cells: Sequence[Cell]):
 
 
 def _perplexity(cell: Cell) -> str:
-    return "{} [{}, {}]".format(*map(_short, (cell.ours, *cell.interval)))
+    shown, low, high = map(_short, (cell.ours, *cell.interval))
+    return shown if low == high else f"{shown} [{low}, {high}]"  # of a single length there is no range
 
 
 def _short(value: float) -> str:
