@@ -159,18 +159,26 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
     return table if len(table) and (table.drop(columns=["row", "budget"]) != "-").any(axis=None) else None
 
 
-# Those that the story is about: (row, control) -> name, colour, marker, dashes. All others are grey. Only runs for the
-# task's epochs are meant: see `_main`.
-PROTAGONISTS = {
-    ("probe-geometric", "alpha"): ("salience (zsaa+)", "#0072B2", "o", "-"),
-    ("evidence-smooth", "alpha"): ("evidence, one drop", "#882255", "^", "-"),
-    ("paper", "alpha"): ("paper's recipe, dial", "#D55E00", "s", "-"),
-    ("conventional", "alpha"): ("conventional, dial", "#000000", "P", "-"),
-    ("truncated-ends", "ends"): ("tuned on both ends", "#CC79A7", "D", "--"),
-    ("truncated-last", "last"): ("tuned on last tokens", "#009E73", "v", "--"),
-}
-OURS = "probe-geometric"
+# Those that the story is about: name, colour, marker, dashes, control, and the rows that may play it. The first that
+# was run plays it: zsaa+ and its rivals at its learning rate, or else at the paper's.
+ROLES = (
+    ("salience (zsaa+)", "#0072B2", "o", "-", "alpha", ("zsaa-plus",)),
+    ("evidence, one drop", "#882255", "^", "-", "alpha", ("evidence-smooth",)),
+    ("paper's recipe, dial", "#D55E00", "s", "-", "alpha", ("paper-faster", "paper")),
+    ("conventional, dial", "#000000", "P", "-", "alpha", ("conventional-faster", "conventional")),
+    ("tuned on both ends", "#CC79A7", "D", "--", "ends", ("truncated-ends-faster", "truncated-ends")),
+    ("tuned on last tokens", "#009E73", "v", "--", "last", ("truncated-last-faster", "truncated-last")),
+)
+OURS, EVIDENCE = ROLES[0][-1][0], ROLES[1][0]
 GREY = "#9A9A9A"
+
+
+def protagonists(results: dict[str, dict]) -> dict[tuple[str, str], tuple[str, str, str, str]]:
+    """(row, control) -> name, colour, marker, dashes of those that the story is about, as far as they were run for the
+    task's epochs (see `_main`). All others are grey."""
+    run = {result["row"] for result in results.values() if _main(result)}
+    played = ((next((row for row in rows if row in run), None), control, look) for *look, control, rows in ROLES)
+    return {(row, control): tuple(look) for row, control, look in played if row}
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -211,7 +219,7 @@ def _points(result: dict, control: str) -> tuple[list[dict], list[float], list[f
 
 
 def accuracy_figure(results: dict[str, dict], title: str):
-    """Accuracy against MAC reduction (log scale). Solid: the dial, dashed: inputs cut. `PROTAGONISTS` are in colour
+    """Accuracy against MAC reduction (log scale). Solid: the dial, dashed: inputs cut. `protagonists` are in colour
     with 95% bands, named beside their ends, further seeds of theirs hollow and without a line; all other rows of the
     same budget are thin, grey and without a name (see `rows_figure`). A star is a protagonist's scorer alone, where it
     has one: votes of single tokens are a verdict, scores that gradients teach are none."""
@@ -219,12 +227,12 @@ def accuracy_figure(results: dict[str, dict], title: str):
 
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
-        curves = [curve for curve in _curves(results) if _main(curve[1])]
+        curves, heroes = [curve for curve in _curves(results) if _main(curve[1])], protagonists(results)
         ends, lowest, highest, n, most, seeds, others = [], 50.0, 50.0, 0, 1.0, False, False
         for _, result, control in curves:
             rows, x, y = _points(result, control)
             lowest, highest, n, most = min(lowest, *y), max(highest, *y), rows[0]["n"], max(most, *x)
-            hero = PROTAGONISTS.get((result["row"], control))
+            hero = heroes.get((result["row"], control))
             if hero is None:
                 dashes = "-" if control == "alpha" else (0, (3, 1.5))
                 axis.plot(x, y, color="#BBBBBB", linewidth=0.6, linestyle=dashes, zorder=2)
@@ -243,7 +251,7 @@ def accuracy_figure(results: dict[str, dict], title: str):
         axis.plot([0.9, 1.05 * most], [50, 50], color="#777777", linewidth=0.8, linestyle=(0, (1, 3)))
         beside, priced = max(13.0, 1.1 * most), []
         for _, result, control in curves:
-            alone, hero = _scorer(result), PROTAGONISTS.get((result["row"], control))
+            alone, hero = _scorer(result), heroes.get((result["row"], control))
             if control == "alpha" and hero and alone and not _seed(result):
                 x, y = alone["mac_reduction"], alone["accuracy"]
                 priced.append(x)
@@ -273,10 +281,10 @@ def accuracy_figure(results: dict[str, dict], title: str):
 def _groups(results: dict[str, dict]) -> dict[str, list[tuple]]:
     """Title -> curves of each group of the configuration that has any. Seed 0 alone, without protagonists. Runs of
     other budgets are a group of their own, but for adapters."""
-    rows, groups = _config()["rows"], _config()["groups"]
+    rows, groups, heroes = _config()["rows"], _config()["groups"], protagonists(results)
     found: dict[str, list[tuple]] = {group: [] for group in groups}
     for name, result, control in _curves(results):
-        if _seed(result) or (_main(result) and (result["row"], control) in PROTAGONISTS):
+        if _seed(result) or (_main(result) and (result["row"], control) in heroes):
             continue
         group = rows.get(result["row"], {}).get("group")
         group = group if _main(result) or group == "lora" else "budget"
@@ -287,7 +295,7 @@ def _groups(results: dict[str, dict]) -> dict[str, list[tuple]]:
 
 def rows_figure(results: dict[str, dict], title: str):
     """Every row: a panel per question (groups of ablation/config.yaml), its rows in dark grey, each with its marker and
-    its name; `PROTAGONISTS` in colour in all of them. Each panel has its own scale: what falls far below the others of
+    its name; `protagonists` in colour in all of them. Each panel has its own scale: what falls far below the others of
     its panel leaves it, and the number behind its name is its last accuracy. None without such rows."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
@@ -295,12 +303,13 @@ def rows_figure(results: dict[str, dict], title: str):
     groups = _groups(results)
     if not groups:
         return None
+    played = protagonists(results)
     heroes = [
-        (result, control, *PROTAGONISTS[result["row"], control])
+        (result, control, *played[result["row"], control])
         for _, result, control in _curves(results)
-        if _main(result) and not _seed(result) and (result["row"], control) in PROTAGONISTS
+        if _main(result) and not _seed(result) and (result["row"], control) in played
     ]
-    heroes.sort(key=lambda hero: list(PROTAGONISTS).index((hero[0]["row"], hero[1])))
+    heroes.sort(key=lambda hero: list(played).index((hero[0]["row"], hero[1])))
     tall = math.ceil(len(groups) / 2)
     own = {"color": "#333333", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.8}
     with plt.rc_context({**STYLE, "font.size": 8}):
@@ -359,12 +368,17 @@ def accuracy_caption(results: dict[str, dict]) -> str:
     """What the reader of `accuracy_figure` must know: what training cost, and what the star is."""
     shown = {
         name.removesuffix(", dial"): result
-        for (row, _), (name, *_) in PROTAGONISTS.items()
+        for (row, _), (name, *_) in protagonists(results).items()
         for result in results.values()
         if result["row"] == row and _main(result) and not _seed(result)
     }
     cost = "; ".join(f"{name} {result['log']['epochs_of_compute']:.2g}" for name, result in shown.items())
     text = f"Training MACs, in epochs at alpha = 1, on the same samples: {cost}."
+    rates: dict[float, list[str]] = {}
+    for name, result in shown.items():
+        rates.setdefault(result["training"]["learning_rate"], []).append(name)
+    most, *others = sorted(rates, key=lambda rate: -len(rates[rate]))
+    text += f" Learning rate {most:g}" + "".join(f", of {' and '.join(rates[r])} {r:g}" for r in others) + "."
     if any(_scorer(result) for result in shown.values()):
         text += (
             " The star is a control: the votes' own verdict, summed in layer 1, without the layers above. What these "
@@ -394,7 +408,8 @@ def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, 
     mine = sorted((r for r in results.values() if r["row"] == ours and _main(r)), key=_seed)
     if not mine:
         return {}
-    dials = {row: shown for (row, control), (shown, *_) in PROTAGONISTS.items() if control == "alpha" and row != OURS}
+    heroes = protagonists(results)
+    dials = {row: shown for (row, control), (shown, *_) in heroes.items() if control == "alpha" and row != OURS}
     others: dict[str, list[dict]] = {}
     sides = {"ends": "both ends", "last": "last tokens", "first": "first tokens"}
     cut: list[list[dict]] = []  # of all seeds
@@ -407,9 +422,11 @@ def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, 
         if _seed(result):
             continue
         if control in sides and result["row"].startswith("truncated"):
-            others[f"tuned on {sides[control]}"] = rows
+            name = f"tuned on {sides[control]}"
+            if (result["row"], control) in heroes or name not in others:
+                others[name] = rows
         elif control in sides:
-            others[f"{result['row']}, {sides[control]}"] = rows
+            others.setdefault(f"conventional, {sides[control]}", rows)
         elif result["row"] in dials:
             others[dials[result["row"]]] = rows
     found: dict[str, dict] = {}
@@ -426,8 +443,8 @@ def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, 
     for result in mine:
         suffix = f" (seed {_seed(result)})" if _seed(result) else ""
         compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut])
-    evidence, *last = dials.values()  # one drop first, the plain dials last
-    for name in sorted(others, key=lambda name: (name != evidence, name in last, not name.startswith("tuned"))):
+    last = [name for name in dials.values() if name != EVIDENCE]  # one drop first, the plain dials last
+    for name in sorted(others, key=lambda name: (name != EVIDENCE, name in last, not name.startswith("tuned"))):
         compare(name, mine[0], lambda t, rows=others[name]: [at(rows, t)])
     if alone := _scorer(mine[0]):
         compare(f"own scorer alone, {alone['mac_reduction']:.0f}x", mine[0], lambda t: [alone])
@@ -436,7 +453,7 @@ def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, 
 
 def _short(row: str) -> str:
     """ "salience" of "salience (zsaa+)"; a row that is no protagonist by its own name."""
-    return PROTAGONISTS.get((row, "alpha"), (row,))[0].split(" (")[0]
+    return next((name for name, *_, rows in ROLES if row in rows), row).split(" (")[0]
 
 
 def paired_figure(results: dict[str, dict], title: str, ours: str = OURS):
@@ -534,7 +551,7 @@ def continuation_table(result: dict):
     return pd.DataFrame(lines)
 
 
-CONTINUED = {  # as PROTAGONISTS
+CONTINUED = {  # colour, marker, dashes
     "truncation": ("#000000", "o", "--"),
     "column sum (paper)": ("#D55E00", "s", "-"),
     "column mean": ("#E69F00", "^", "-"),

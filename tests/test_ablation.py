@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from ablation import continuation, depth, run, ship, show, words
 from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forward
 from ablation.run import load_config
-from ablation.scorers import Evidence
+from ablation.scorers import Evidence, make, price
 from ablation.train import SAMPLINGS, Training, curve, logits_of, train
 from zsaa import figures, finetune
 from zsaa.keep import kept_counts, mac_reduction
@@ -314,7 +315,9 @@ def test_a_bag_of_words_can_score():
     assert probe(0, None, None, torch.tensor([[7, 50]])).argmax() == 0
 
 
-@pytest.mark.parametrize("row", ["salience-spared", "both-front", "lora-probe", "lora-both"])
+@pytest.mark.parametrize(
+    "row", ["salience-spared", "both-front", "lora-probe", "lora-both", "phrases-zipf", "votes-geometric"]
+)
 def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     save_tiny(tmp_path / "model", "llama")
     monkeypatch.setattr(run, "load_task", lambda *args, **kwargs: two_reviews())
@@ -375,6 +378,51 @@ def test_evidence_finds_the_telling_tokens(schedule):
     assert extra == sum(100 * n for n, after in pairwise(entering) if after < n)
     rows = curve(model, texts[:40], labels[:40], variant, training, probe, [1, 2])
     assert [row["control"] for row in rows] == ["scorer", "alpha", "alpha"] and log["steps"] == 96
+
+
+@pytest.mark.parametrize("row", ["votes-once", "votes-told"])
+def test_phrases_vote_where_no_token_tells_by_itself(row):
+    """The same two tokens in every text; their order decides. What was seen of them can be told to the kept rows."""
+    generator = torch.Generator().manual_seed(3)
+    texts, labels = torch.randint(10, 97, (400, 12), generator=generator), torch.arange(400) % 2
+    at = torch.randint(0, 11, (400,), generator=generator)
+    texts[torch.arange(400), at], texts[torch.arange(400), at + 1] = 7 + labels, 8 - labels
+    texts, labels = texts.tolist(), labels.tolist()
+    fields = load_config()["rows"][row]
+    variant = Variant(**{**fields["variant"], "tau": 2, "smooth": 1, "reference": None})
+    training = Training(**{**fields["training"], "epochs": 6, "batch_size": 16, "learning_rate": 1e-3})
+    model = classifier()
+    variant = replace(variant, scorer_macs=price(training.probe, model.config, variant, 2))
+    probe, _ = train(model, texts, labels, variant, training, progress=False)
+    rows = curve(model, texts[:100], labels[:100], variant, training, probe, [1, 2])
+    assert rows[0]["control"] == "scorer" and rows[0]["accuracy"] > 90
+    alone = rows[0]["mac_reduction"]
+    assert alone == pytest.approx(ablation.macs(model.config, 12, 1.0, variant) / 12 / variant.scorer_macs[0])
+    ids, lengths = torch.tensor(texts[:6]), [12] * 6
+    together, trail = forward(model, ids, lengths, 0.4, variant, scorer=probe)
+    assert len(trail[0][0]) < 12
+    for i in range(6):  # whatever its batch
+        padded = torch.cat((ids[i : i + 1], 0 * ids[i : i + 1]), 1) if i % 2 else ids[i : i + 1]
+        one, kept = forward(model, padded, [12], 0.4, variant, scorer=probe)
+        torch.testing.assert_close(one[0], together[i], rtol=1e-4, atol=1e-5)
+        assert torch.equal(kept[0][0], trail[0][i])
+    if row == "votes-told":
+        assert all((matrix.weight != 0).any() for matrix in probe.heads["0"]["read"])
+
+
+def test_what_is_known_ahead_asks_no_queries():
+    config, n, alpha = tiny.CONFIGS["llama"](), 50, 0.8
+    plain, ahead = Variant(), Variant(ahead=True)
+    q_dim = config.num_attention_heads * config.head_dim
+    entering = [n, *counts(n, alpha, config.num_hidden_layers, plain)]
+    saved = sum((a - b) * (q_dim * config.hidden_size + 2 * a * q_dim) for a, b in pairwise(entering))
+    assert ablation.macs(config, n, alpha, plain) - ablation.macs(config, n, alpha, ahead) == saved > 0
+    assert ablation.macs(config, n, 1.0, plain) == ablation.macs(config, n, 1.0, ahead)
+    with pytest.raises(ValueError, match="looks at a layer's attention"):
+        make("evidence", config, ahead, 2)
+    assert counts(100, 0.5, 4, Variant(schedule="zipf")) == [50, 33, 25, 20]
+    halves = counts(100, 0.5, 4, Variant(schedule="zipf:0.5"))
+    assert halves[0] == 50 and halves[-1] > 20  # slower afterwards
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -576,7 +624,7 @@ def heroes_of(results) -> dict[str, dict]:
     """Result by shown name of the protagonists that were run."""
     return {
         shown: result
-        for (row, _), (shown, *_) in show.PROTAGONISTS.items()
+        for (row, _), (shown, *_) in show.protagonists(results).items()
         for result in results.values()
         if result["row"] == row and show._main(result) and not show._seed(result)
     }
@@ -606,12 +654,12 @@ def test_committed_rows_are_drawn_by_name(task, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_committed_row_has_its_panel_and_its_name(task, tmp_path):
     results = show.load(COMMITTED, task)
-    figure = show.rows_figure(results, task)
+    figure, heroes = show.rows_figure(results, task), show.protagonists(results)
     named = [t.get_text().split(" (")[0] for axis in figure.axes for t in axis.texts]
     assert sorted(named) == sorted(
         name.removesuffix(" tokens")
         for name, result, control in show._curves(results)
-        if not show._seed(result) and (not show._main(result) or (result["row"], control) not in show.PROTAGONISTS)
+        if not show._seed(result) and (not show._main(result) or (result["row"], control) not in heroes)
     )
     for axis in figure.axes:
         low, high = axis.get_ylim()
@@ -676,14 +724,15 @@ def test_committed_rows_are_tested_in_pairs(tmp_path):
     """What the figure says of IMDB follows from the bits of the files."""
     results = show.load(COMMITTED, "imdb")
     table = show.rivals(results)
-    assert list(table)[:3] == ["best cut inputs", "best cut inputs (seed 1)", "evidence, one drop"]
+    best = [f"best cut inputs{seed}" for seed in ("", " (seed 1)", " (seed 2)")]
+    assert list(table)[:4] == [*best, "evidence, one drop"]
     assert {"tuned on both ends", "tuned on last tokens", "conventional, last tokens", "conventional, dial",
             "paper's recipe, dial"} <= set(table)  # fmt: skip
     assert not any("scorer" in name for name in table), "a score taught by gradients has no verdict"
     assert "own scorer alone, 116x" in show.rivals(results, "evidence-smooth")
     ours, ends, smooth = (
         next(r for r in results[name]["rows"] if (r["control"], r["target"]) == (control, 11))
-        for name, control in (("probe-geometric", "alpha"), ("truncated-ends", "ends"), ("evidence-smooth", "alpha"))
+        for name, control in (("zsaa-plus", "alpha"), ("truncated-ends-faster", "ends"), ("evidence-smooth", "alpha"))
     )
     assert table["tuned on both ends"][11] == (ours, ends) and table["evidence, one drop"][11] == (ours, smooth)
     gain, (low, high) = show._ahead(ours, ends)
@@ -698,7 +747,7 @@ def test_committed_rows_are_tested_in_pairs(tmp_path):
     assert f"{gain:+.1f}" in texts_of(figure) and f"{low:.1f}, {high:.1f}" in texts_of(figure)
     assert "IMDB: salience minus" in figure.get_suptitle()
     figures.save_figure(figure, tmp_path / "paired")
-    without = {name: r for name, r in results.items() if r["row"] in ("probe-geometric", "paper")}
+    without = {name: r for name, r in results.items() if r["row"] in ("zsaa-plus", "paper")}
     assert set(show.rivals(without)) == {"paper's recipe, dial"}, "missing rows are left out"
     assert show.paired_figure({"paper": results["paper"]}, "IMDB") is None
     main = {name: r for name, r in results.items() if show._main(r)}

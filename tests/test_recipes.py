@@ -37,6 +37,10 @@ def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
     assert (own.sampling, own.schedule, own.score, own.distill) == ("ladder", "geometric", "salience", 0.5)
     assert own.epochs == 2 and own.strongest == 12
     assert Recipe.named("zsaa+", **{name: getattr(paper, name) for name in RECIPES["zsaa+"]}) == paper
+    assert own.learning_rate == 2e-4 and paper.learning_rate == 4e-5
+    adapter = Recipe.named("zsaa+", tuning="lora", lora_rank=4)
+    assert (adapter.learning_rate, adapter.epochs, adapter.lora_rank, adapter.batch_size) == (1e-3, 3, 4, 32)
+    assert Recipe.named(tuning="lora").learning_rate == 4e-5
 
 
 def test_the_paper_s_run_is_what_it_was(tmp_path):

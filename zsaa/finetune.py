@@ -54,8 +54,11 @@ LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for
 # What a name changes of the defaults, which are the paper's. Each ingredient can be taken out again by its default.
 RECIPES: dict[str, dict] = {
     "paper": {},
-    "zsaa+": {"score": LEARNED, "sampling": "ladder", "distill": 0.5},
-}
+    "zsaa+": {
+        "score": LEARNED, "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4, "batch_size": 32, "epochs": 1.0,
+    },
+}  # fmt: skip
+LORA = {"zsaa+": {"learning_rate": 1e-3, "lora_rank": 16, "lora_alpha": 32, "epochs": 3.0}}  # and more, by adapters
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,12 @@ class Recipe:
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
         """ "paper": the defaults. "zsaa+": the paper's schedule by a learned score, salience, in ladder steps with
-        distillation. Keyword arguments change single fields."""
+        distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of adapters.
+        Keyword arguments change single fields."""
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
-        return cls(**{**RECIPES[name], **changes})
+        adapters = LORA.get(name, {}) if changes.get("tuning") == "lora" else {}
+        return cls(**{**RECIPES[name], **adapters, **changes})
 
     def __post_init__(self):
         check_score(self.score), check_schedule(self.schedule)
