@@ -20,14 +20,10 @@ from ablation.train import STRONGEST, Training
 from zsaa import salience
 from zsaa.experiment import _model_record, _task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
-from zsaa.keep import REFERENCE
 from zsaa.models import load_model
 from zsaa.results import RESULTS
 from zsaa.score import LEARNED, check_score
 from zsaa.tasks import load_task
-
-# The package's schedules, by the bench's schedule and reference.
-SCHEDULES = {("geometric", None): "geometric", ("geometric", REFERENCE): "spared", ("once", REFERENCE): "once"}
 
 
 def settings_of(folder: Path, variant: Variant, training: Training, lengths: Sequence[int]) -> dict:
@@ -39,15 +35,12 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
             f"{folder} was trained with probe={training.probe!r}, and {salience.FILE} is{'' if learned else ' not'} "
             "there: of learned scores the package knows the linear one that gradients teach, probe='gradient'."
         )
-    schedule = SCHEDULES.get((variant.schedule, variant.reference))
-    counted = {"reference": variant.reference, "scorer_macs": variant.scorer_macs}
-    plain = Variant(score=variant.score, schedule=variant.schedule, tau=variant.tau, **counted)
-    if schedule is None or variant != plain:
+    if variant != Variant(score=variant.score, tau=variant.tau, scorer_macs=variant.scorer_macs):
         raise ValueError(
-            f"the package has no {variant}: its schedules, with their reference, are {', '.join(map(str, SCHEDULES))}, "
+            f"the package has no {variant}: it drops tokens by Eq. 2 alone, schedule='geometric' and no reference, "
             "and sinks, recent, smooth and dropped are as in the paper."
         )
-    rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score), "schedule": schedule}
+    rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score)}
     drawn = {"alpha_range": training.alpha_range}
     if training.sampling in ("sandwich", "ladder", "log"):
         drawn = {"sampling": "ladder", "strongest": STRONGEST}
@@ -84,7 +77,7 @@ def curve_of(result: dict, folder: Path, length: int) -> dict:
     recipe = {
         "method": "zsaa+" if training["sampling"] == "ladder" else training["sampling"],
         "tuning": "lora" if training["lora"] else "full",
-        **{key: rule[key] for key in ("alpha_range", "score", "schedule")},
+        **{key: rule[key] for key in ("alpha_range", "score")},
         **{key: training[key] for key in shared},
         "tau": variant["tau"], "lora_rank": training["lora"], "max_length": length, "precision": "bf16",
     }  # fmt: skip

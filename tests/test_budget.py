@@ -18,7 +18,7 @@ from zsaa.dial import settings as dial_settings
 from zsaa.keep import kv_bytes
 
 N = 60
-RULE = {"tau": 5, "schedule": "geometric", "score": "column_sum"}
+RULE = {"tau": 5, "score": "column_sum"}
 
 
 @pytest.fixture(autouse=True)
@@ -432,8 +432,6 @@ CHANGES = {
     "tau": lambda model, patch: {"tau": 6},
     "the dial's tau": lambda model, patch: zsaa.enable(model, tau=6) and {},
     "score": lambda model, patch: zsaa.enable(model, score="column_mean") and {},
-    "schedule": lambda model, patch: {"schedule": "once"},
-    "the dial's schedule": lambda model, patch: zsaa.enable(model, schedule="once") and {},
     "dtype": lambda model, patch: model.to(torch.bfloat16) and {},
     "attention": lambda model, patch: model.set_attn_implementation("eager"),
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),

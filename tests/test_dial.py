@@ -1,5 +1,6 @@
 """The dial's manners: settings, errors that help, generation, and what it refuses."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -45,12 +46,36 @@ def test_alpha_turns_between_calls(model):
 
 
 def test_enable_again_changes_the_settings_and_a_bad_one_changes_nothing(model):
-    zsaa.enable(model, alpha=0.4, tau=7, score="column_mean", schedule="once")
-    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "once", "alpha_range": None}
-    for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}, {"schedule": "luck"}):
-        with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum|schedule 'luck'"):
+    zsaa.enable(model, alpha=0.4, tau=7, score="column_mean")
+    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
+    for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}):
+        with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum"):
             zsaa.enable(model, **{"alpha": 0.9, "tau": 9, **bad})
-    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "once", "alpha_range": None}
+    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
+
+
+def test_settings_of_earlier_versions_are_read_if_they_are_eq_2_s(tmp_path):
+    """They name a schedule in config.json."""
+    zsaa.enable(tiny.make("llama"), alpha=0.4, tau=7, score="column_mean").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    assert "schedule" not in config["zsaa"]
+    ids = tiny.tokens([30])[0]
+    for schedule in ("geometric", "once"):
+        config["zsaa"]["schedule"] = schedule
+        file.write_text(json.dumps(config))
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        if schedule == "geometric":
+            assert zsaa.alpha_for(model, 300, 2) == zsaa.alpha_for(model.config, 300, 2, tau=7, score="column_mean")
+            found = settings(zsaa.enable(model))
+            assert found == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
+            assert model.config.zsaa == found
+            continue
+        want = model(ids).logits
+        for call in (lambda: zsaa.enable(model), lambda: zsaa.alpha_for(model, 300, 2)):  # noqa: B023
+            with pytest.raises(ValueError, match=r"with schedule 'once'.*only Eq. 2 .* is available"):
+                call()
+        assert torch.equal(model(ids).logits, want) and not hasattr(model.model, "_zsaa")
 
 
 def test_a_bad_setting_leaves_a_stock_model_untouched():

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
 from zsaa import attention
-from zsaa.keep import REFERENCE, SCHEDULES, check_alpha, check_tau, dropping_layers
+from zsaa.keep import check_alpha, check_tau
 from zsaa.score import SCORES, select
 
 alphas = st.floats(min_value=0.01, max_value=1.0)
@@ -50,47 +50,9 @@ def test_alpha_one_keeps_everything():
     assert zsaa.kept_counts(100, 0.3, 4, tau=5) == [30, 9, 5, 5]
 
 
-@given(n=st.integers(1, 4096), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
-def test_one_drop_spends_the_token_layers_of_eq_2(n, alpha, layers, tau):
-    counts = zsaa.kept_counts(n, alpha, layers, tau, "once")
-    assert counts == [counts[0]] * layers, "one drop, in the first layer"
-    assert min(n, tau) <= counts[0] <= n
-    if n < REFERENCE:
-        planned = zsaa.kept_counts(REFERENCE, alpha, layers, tau, "once")
-        assert counts == [min(n, kept) for kept in planned], "short texts keep what one of 512 tokens keeps"
-        return
-    budget = sum(zsaa.kept_counts(n, alpha, layers, tau))
-    assert budget - layers < sum(counts) <= budget or min(counts) == tau, "the same, but for rounding"
-
-
-@given(n=st.integers(1, 1024), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
-def test_short_texts_are_spared(n, alpha, layers, tau):
-    """They keep what one of 512 tokens keeps, as far as they have it; long ones follow Eq. 2."""
-    planned = zsaa.kept_counts(max(n, REFERENCE), alpha, layers, tau)
-    assert zsaa.kept_counts(n, alpha, layers, tau, "spared") == [min(n, kept) for kept in planned]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @given(n=st.integers(1, 2048), layers=st.integers(1, 40))
-def test_every_schedule_keeps_all_at_alpha_one(schedule, n, layers):
-    assert zsaa.kept_counts(n, 1.0, layers, 5, schedule) == [n] * layers
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_layers_that_may_drop(schedule):
-    found = set()
-    for alpha in [k / 2000 for k in range(1, 2000)]:
-        before = 6000
-        for layer, kept in enumerate(zsaa.kept_counts(6000, alpha, 30, 5, schedule)):
-            found |= {layer} if kept < before else set()
-            before = kept
-    assert found == set(dropping_layers(30, schedule))
-    assert len(found) == {"geometric": 30, "spared": 30, "once": 1}[schedule]
-
-
-def test_unknown_schedules():
-    with pytest.raises(ValueError, match=r"unknown schedule 'luck'. Available: geometric, spared, once\.$"):
-        zsaa.kept_counts(9, 0.5, 3, schedule="luck")
+def test_any_text_is_kept_whole_at_alpha_one(n, layers):
+    assert zsaa.kept_counts(n, 1.0, layers) == [n] * layers
 
 
 @settings(deadline=None)
@@ -143,36 +105,30 @@ def test_macs_of_known_shapes():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("score", ["column_sum", "salience"])
-def test_macs_of_one_drop(family, score):
-    """Layer by layer: the head of a learned score is paid for every row that enters the layer which drops."""
-    config, n, alpha = tiny.CONFIGS[family](), 700, 0.4
-    counts = zsaa.kept_counts(n, alpha, 4, 5, "once")
-    size = config.hidden_size
+def test_macs_layer_by_layer(family, score):
+    """The head of a learned score is paid for every row that enters a layer which drops some."""
+    config, n, alpha, tau = tiny.CONFIGS[family](), 700, 0.4, 120
+    counts = zsaa.kept_counts(n, alpha, 4, tau)
+    assert counts == [280, 120, 120, 120], "two layers drop"
+    entering, size = [n, *counts[:-1]], config.hidden_size
     pairs = 2 * size  # of queries and keys, attention and values
-    want = zsaa.macs(config, n) - sum(
-        (a - b) * per_row
-        for a, b, per_row in (
-            (4 * n, n + sum(counts[:-1]), zsaa.keep.layer_weights(config)[0]),
-            (4 * n * n, n * n + sum(k * k for k in counts[:-1]), pairs),
-            (4 * n, sum(counts), zsaa.keep.layer_weights(config)[1]),
-        )
-    )
-    want += n * size if score == "salience" else 0
-    assert zsaa.macs(config, n, alpha, 5, "once", score) == want
-    assert zsaa.macs(config, n, 1.0, 5, "once", score) == zsaa.macs(config, n), "who drops nothing asks no head"
+    per_entering_row, per_kept_row = zsaa.keep.layer_weights(config)
+    want = sum(entering) * per_entering_row + sum(k * k for k in entering) * pairs + sum(counts) * per_kept_row
+    want += (n + counts[0]) * size if score == "salience" else 0
+    assert zsaa.macs(config, n, alpha, tau, score) == want
+    assert zsaa.macs(config, n, 1.0, tau, score) == zsaa.macs(config, n), "who drops nothing asks no head"
 
 
-@given(lengths=st.lists(st.integers(30, 900), min_size=1, max_size=5), target=st.floats(1.0, 2.0))
-def test_alpha_for_reaches_the_target_by_one_drop(lengths, target):
+@given(lengths=st.lists(st.integers(30, 900), min_size=1, max_size=5), target=st.floats(1.0, 6.0))
+def test_alpha_for_reaches_the_target_by_a_learned_score(lengths, target):
     config = tiny.CONFIGS["llama"]()
-    rule = {"schedule": "once", "score": "salience"}
-    most = zsaa.mac_reduction(config, lengths, 1e-5, **rule)
+    most = zsaa.mac_reduction(config, lengths, 1e-5, score="salience")
     if target > most:
         with pytest.raises(ValueError, match=f"from 1 to {most:.2f}"):
-            zsaa.alpha_for(config, lengths, target, **rule)
+            zsaa.alpha_for(config, lengths, target, score="salience")
     else:
-        alpha = zsaa.alpha_for(config, lengths, target, **rule)
-        assert zsaa.mac_reduction(config, lengths, alpha, **rule) >= target
+        alpha = zsaa.alpha_for(config, lengths, target, score="salience")
+        assert zsaa.mac_reduction(config, lengths, alpha, score="salience") >= target
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])

@@ -32,9 +32,9 @@ def run(recipe, folder, net=None, data=None, **kwargs):
 def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
     assert Recipe() == Recipe.named() == Recipe.named("paper")
     paper = Recipe.named("paper")
-    assert (paper.sampling, paper.schedule, paper.score, paper.distill) == ("alpha", "geometric", "column_sum", 0)
+    assert (paper.sampling, paper.score, paper.distill) == ("alpha", "column_sum", 0)
     own = Recipe.named("zsaa+", epochs=2)
-    assert (own.sampling, own.schedule, own.score, own.distill) == ("ladder", "geometric", "salience", 0.5)
+    assert (own.sampling, own.score, own.distill) == ("ladder", "salience", 0.5)
     assert own.epochs == 2 and own.strongest == 12
     assert Recipe.named("zsaa+", **{name: getattr(paper, name) for name in RECIPES["zsaa+"]}) == paper
     assert own.learning_rate == 2e-4 and paper.learning_rate == 4e-5
@@ -67,7 +67,6 @@ def test_the_paper_s_run_is_what_it_was(tmp_path):
     ("bad", "message"),
     [
         ({"sampling": "salad"}, "sampling must be one of"),
-        ({"schedule": "luck"}, "unknown schedule"),
         ({"score": "luck"}, "unknown score"),
         ({"distill": 0.5}, "needs the alpha = 1 pass"),
         ({"score": "salience"}, "'salience' needs the alpha = 1 pass"),
@@ -102,7 +101,7 @@ def test_reductions_are_log_uniform_reproducible_and_differ_by_step_and_seed():
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_it_learns(name, tuning, tmp_path):
     changes = {"ladder": {"sampling": "ladder"}, "zsaa+": RECIPES["zsaa+"]}
-    changes["salience"] = {"sampling": "ladder", "score": "salience", "schedule": "once"}
+    changes["salience"] = {"sampling": "ladder", "score": "salience"}
     recipe = Recipe(**{**changes[name], **OWN, "tuning": tuning, "max_steps": 60, "learning_rate": 3e-3})
     base = tmp_path / "base"
     net = model()
@@ -112,7 +111,7 @@ def test_it_learns(name, tuning, tmp_path):
     trained, log = run(recipe, tmp_path, net, samples(48), log_steps=6)
     losses = [loss for _, loss in log["loss"]]
     assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses
-    assert log["steps"] == 60 and settings(trained)["alpha"] == 1 and settings(trained)["schedule"] == recipe.schedule
+    assert log["steps"] == 60 and settings(trained)["alpha"] == 1
     low = log["alpha_range"][0]
     assert 0 < low < 1 and log["alpha_range"][1] == 1 and settings(trained)["alpha_range"][0] == low
     tiny.tokenizer().save_pretrained(tmp_path / "model")
@@ -125,7 +124,7 @@ def test_it_learns(name, tuning, tmp_path):
     assert (scorer is not None) == (recipe.score == "salience")
     if scorer is not None:
         torch.manual_seed(recipe.seed)
-        before = salience.fresh(trained, recipe.schedule).heads["0"][1].weight
+        before = salience.fresh(trained).heads["0"][1].weight
         assert 0.01 < (scorer.heads["0"][1].weight - before).abs().max() < 0.2, "60 steps at 1e-3, falling"
 
 

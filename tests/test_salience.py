@@ -22,10 +22,10 @@ from ablation import scorers as bench_scorers
 from zsaa import finetune, salience
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
-from zsaa.keep import REFERENCE, SCHEDULES, dropping_layers, kept_counts, scorer_macs
+from zsaa.keep import kept_counts, scorer_macs
 from zsaa.salience import FILE, Salience
 
-ALPHA = {"geometric": 0.7, "spared": 0.4, "once": 0.06}  # short texts keep tokens by a budget
+ALPHA = 0.7
 LENGTHS = [23, 60, 9]
 
 
@@ -41,15 +41,10 @@ def trained(config, layers=range(4)):
     return opinionated(Salience(config, layers))
 
 
-def model_of(family="llama", schedule="once", head="sequence-classification", alpha=1.0, **kwargs):
+def model_of(family="llama", head="sequence-classification", alpha=1.0, **kwargs):
     model = tiny.make(family, head, **kwargs)
     salience.attach(model, trained(model.config))
-    return zsaa.enable(model, alpha=alpha, tau=3, score="salience", schedule=schedule)
-
-
-@pytest.fixture(params=SCHEDULES)
-def schedule(request):
-    return request.param
+    return zsaa.enable(model, alpha=alpha, tau=3, score="salience")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -73,19 +68,16 @@ def test_it_equals_the_masked_reference(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("padding", ["right", "left"])
-def test_it_equals_the_bench(family, schedule, padding, monkeypatch):
+def test_it_equals_the_bench(family, padding):
     """Kept positions and hidden states, with a scorer of the bench's own."""
-    variant = bench.Variant(tau=3, reference=None if schedule == "geometric" else REFERENCE)
-    if schedule == "once":  # it spends another budget at the same alpha: its plan is the package's here
-        monkeypatch.setattr(bench, "counts", lambda n, a, layers, v: kept_counts(n, a, layers, v.tau, schedule))
     model = tiny.make(family, "base")
     judge = opinionated(bench_scorers.Probe(model.config.hidden_size, range(4)))
-    want, trail = bench.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA[schedule], variant, scorer=judge)
+    want, trail = bench.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA, bench.Variant(tau=3), scorer=judge)
     mine = Salience(model.config, range(4))
     mine.load_state_dict(judge.state_dict())
     salience.attach(model, mine.eval())
     ids, mask, positions = tiny.tokens(LENGTHS, padding=padding)
-    zsaa.enable(model, ALPHA[schedule], tau=3, score="salience", schedule=schedule)
+    zsaa.enable(model, ALPHA, tau=3, score="salience")
     with zsaa.trace(model) as t, torch.no_grad():
         found = model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
     for sample, n in enumerate(LENGTHS):
@@ -93,11 +85,11 @@ def test_it_equals_the_bench(family, schedule, padding, monkeypatch):
         assert kept == [layer[sample].tolist() for layer in t.kept]
         rows = found[sample][mask[sample] == 1]
         torch.testing.assert_close(rows[kept[-1]], want[sample, : len(kept[-1])], rtol=1e-6, atol=1e-6)
-        assert len(kept[-1]) < n or (n == 9 and schedule != "geometric")
+        assert len(kept[-1]) < n
 
 
-def test_padding_and_batch_mates_change_nothing(schedule):
-    model = model_of(schedule=schedule, alpha=ALPHA[schedule])
+def test_padding_and_batch_mates_change_nothing():
+    model = model_of(alpha=ALPHA)
     ids, mask, positions = tiny.tokens(LENGTHS)
     with torch.no_grad():
         together = model(ids, attention_mask=mask, position_ids=positions).logits
@@ -106,12 +98,11 @@ def test_padding_and_batch_mates_change_nothing(schedule):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
-@pytest.mark.parametrize("plan", ["geometric", "once"])
-def test_decoding_goes_on_behind_such_a_prefill(family, plan):
+def test_decoding_goes_on_behind_such_a_prefill(family):
     """Token by token or in one piece; every layer caches what entered it."""
     model = tiny.make(family, "base")
     salience.attach(model, trained(model.config))
-    zsaa.enable(model, ALPHA[plan], tau=3, score="salience", schedule=plan)
+    zsaa.enable(model, ALPHA, tau=3, score="salience")
     ids, _, _ = tiny.tokens([30, 30])
     with torch.no_grad():
         cache = model(ids[:, :24], use_cache=True).past_key_values
@@ -120,12 +111,12 @@ def test_decoding_goes_on_behind_such_a_prefill(family, plan):
         step, again = [], model(ids[:, :24], use_cache=True).past_key_values
         for i in range(24, 30):
             step.append(model(ids[:, i : i + 1], past_key_values=again).last_hidden_state)
-    assert rows == [24, *kept_counts(24, ALPHA[plan], 4, 3, plan)[:-1]] and rows[1] < 24
+    assert rows == [24, *kept_counts(24, ALPHA, 4, 3)[:-1]] and rows[1] < 24
     torch.testing.assert_close(torch.cat(step, 1), found, rtol=1e-5, atol=1e-5)
 
 
 def test_embeddings_do_as_well_as_tokens():
-    model, ids = model_of(schedule="geometric", alpha=0.7), tiny.tokens([40])[0]
+    model, ids = model_of(alpha=0.7), tiny.tokens([40])[0]
     with torch.no_grad():
         want = model(ids).logits
         assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, want)
@@ -188,9 +179,9 @@ def test_frozen_embeddings_and_checkpointing_change_no_share(change):
 def test_a_fresh_one_is_the_bench_s():
     model = tiny.make("llama", "sequence-classification")
     made = []
-    for make in (salience.fresh, lambda model, _: bench_scorers.Probe(model.config.hidden_size, range(4))):
+    for make in (salience.fresh, lambda model: bench_scorers.Probe(model.config.hidden_size, range(4))):
         torch.manual_seed(0)
-        made.append(make(model, "geometric").state_dict())
+        made.append(make(model).state_dict())
     assert list(made[0]) == list(made[1]) and "heads.3.1.weight" in made[0]
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
@@ -202,7 +193,7 @@ def test_it_finds_the_tokens_that_decide(tuning, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = transformers.LlamaForSequenceClassification(tiny.CONFIGS["llama"]())
-        fresh = salience.fresh(net, "geometric")
+        fresh = salience.fresh(net)
     changes = {"max_steps": 150, "batch_size": 16, "tau": 2, "strongest": 6.0}
     recipe = Recipe.named("zsaa+", tuning=tuning, learning_rate=3e-3 if tuning == "full" else 1e-2, **changes)
     net, _ = finetune.fine_tune(net, tiny.Padder(), samples(384), recipe, tmp_path, progress=False)
@@ -242,20 +233,16 @@ def test_macs_are_the_bench_s():
     config = tiny.CONFIGS["llama"]()
     assert scorer_macs(config, "salience") == 32 and scorer_macs(config, "column_sum") == 0
     for n, alpha in ((700, 0.9), (512, 0.8), (60, 0.4)):
-        for schedule, reference_length in (("geometric", None), ("spared", REFERENCE)):
-            variant = bench.Variant(reference=reference_length, scorer_macs=(32, 32))
-            assert kept_counts(n, alpha, 4, 5, schedule) == bench.counts(n, alpha, 4, variant)
-            found = zsaa.macs(config, n, alpha, 5, schedule, "salience")
-            assert found == bench.macs(config, n, alpha, variant) > zsaa.macs(config, n, alpha, 5, schedule)
+        variant = bench.Variant(scorer_macs=(32, 32))
+        assert kept_counts(n, alpha, 4) == bench.counts(n, alpha, 4, variant)
+        found = zsaa.macs(config, n, alpha, 5, "salience")
+        assert found == bench.macs(config, n, alpha, variant) > zsaa.macs(config, n, alpha)
 
 
 def test_the_bench_s_heads_are_enough():
     for layers in (4, 12, 30):
         config = transformers.LlamaConfig(num_hidden_layers=layers)
-        for name in SCHEDULES:
-            schedule = "once" if name == "once" else "geometric"
-            variant = bench.Variant(schedule=schedule, reference=None if name == "geometric" else 512)
-            assert set(dropping_layers(layers, name)) <= set(bench_scorers.dropping(config, variant))
+        assert set(range(layers)) <= set(bench_scorers.dropping(config, bench.Variant()))
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
@@ -267,7 +254,7 @@ def test_it_is_saved_apart_and_comes_back(adapter, tmp_path):
     if adapter:
         model = finetune.add_lora(model, Recipe(tuning="lora"))
     salience.attach(model, trained(model.config))
-    zsaa.enable(model.eval(), 1.0, tau=3, score="salience", schedule="once")
+    zsaa.enable(model.eval(), 1.0, tau=3, score="salience")
     ids = tiny.tokens([50])[0]
     with zsaa.at(model, 0.05), torch.no_grad():
         want = model(ids).logits
@@ -312,13 +299,13 @@ def test_without_a_scorer_there_is_advice_and_nothing_changes():
     assert not hasattr(model.model, "_zsaa")
 
 
-def test_a_schedule_that_the_heads_do_not_cover_is_refused():
+def test_a_scorer_that_lacks_heads_is_refused():
     model = tiny.make("llama", "sequence-classification")
     salience.attach(model, trained(model.config, layers=[0]))
-    zsaa.enable(model, score="salience", schedule="once")
+    zsaa.enable(model)
     with pytest.raises(ValueError, match=r"layers \[1, 2, 3\].*has no head \(it has \[0\]\)"):
-        zsaa.enable(model, schedule="geometric")
-    assert settings(model)["schedule"] == "once"
+        zsaa.enable(model, score="salience")
+    assert settings(model)["score"] == "column_sum"
 
 
 @pytest.mark.parametrize("change", ["width", "depth", "bias", "empty"])

@@ -40,10 +40,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
 from zsaa import salience
-from zsaa.dial import settings, trained_for
+from zsaa.dial import settings, trained_for, without_schedule
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
-from zsaa.keep import check_alpha, check_schedule
+from zsaa.keep import check_alpha
 from zsaa.score import LEARNED, check_score
 
 SETTINGS_FILE = "zsaa.json"
@@ -70,7 +70,7 @@ class Recipe:
     tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full; a quantized model needs
         "lora", which is then QLoRA, as in section 4.3).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
-    tau, score, schedule: of the dial, as in `zsaa.enable`. The score "salience" is learned on the way, from the
+    tau, score: of the dial, as in `zsaa.enable`. The score "salience" is learned on the way, from the
         gradients of the alpha = 1 pass of a ladder step.
     sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "ladder": three passes in turn,
         alpha = 1, and two MAC reductions drawn log-uniformly, from 1 to the root of `strongest` and from there to
@@ -88,7 +88,6 @@ class Recipe:
     alpha_range: tuple[float, float] | None = None
     tau: int = 5
     score: str = "column_sum"
-    schedule: str = "geometric"
     learning_rate: float = 4e-5
     batch_size: int = 8
     epochs: float = 5.0
@@ -108,7 +107,7 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
-        """ "paper": the defaults. "zsaa+": the paper's schedule by a learned score, salience, in ladder steps with
+        """ "paper": the defaults. "zsaa+": Eq. 2 by a learned score, salience, in ladder steps with
         distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of adapters.
         Keyword arguments change single fields."""
         if name not in RECIPES:
@@ -117,7 +116,7 @@ class Recipe:
         return cls(**{**RECIPES[name], **adapters, **changes})
 
     def __post_init__(self):
-        check_score(self.score), check_schedule(self.schedule)
+        check_score(self.score)
         choices = {
             "sampling": ("alpha", "ladder"),
             "method": ("alpha-sampled", "conventional"),
@@ -173,9 +172,8 @@ def draw_reductions(strongest: float, seed: int, step: int) -> tuple[float, floa
 
 def reduced_to(mac_reduction: float, recipe: Recipe, model: nn.Module, lengths: Sequence[int]) -> float:
     """The alpha that divides the MACs of a batch of these lengths so, or comes as close as tau lets it."""
-    rule = {"tau": recipe.tau, "schedule": recipe.schedule, "score": recipe.score}
     try:
-        return zsaa.alpha_for(find_decoder(model)[0].config, lengths, mac_reduction, **rule)
+        return zsaa.alpha_for(find_decoder(model)[0].config, lengths, mac_reduction, recipe.tau, score=recipe.score)
     except ValueError:
         return LEAST_ALPHA
 
@@ -398,9 +396,9 @@ def fine_tune(
     if recipe.score == LEARNED:
         if salience.scorer_of(model) is None:
             set_seed(recipe.seed)
-            salience.attach(model, salience.fresh(model, recipe.schedule))
+            salience.attach(model, salience.fresh(model))
         salience.scorer_of(model).requires_grad_(True)
-    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score, schedule=recipe.schedule)
+    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score)
     precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
@@ -516,10 +514,11 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
             f"{folder} holds neither {SETTINGS_FILE} (an adapter) nor a config.json with zsaa's settings: it was not "
             "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
+    saved = without_schedule(saved)  # before the weights are loaded, which can take minutes
     model, tokenizer = load_model(str(folder), **kwargs)
     if (Path(folder) / salience.FILE).is_file():
         salience.attach(model, salience.read(find_decoder(model)[0].config, folder))
-    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"], schedule=saved.get("schedule"))
+    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"])
     trained_for(model, saved["alpha_range"])
     return model, tokenizer
 

@@ -348,7 +348,6 @@ class Graphs:
                     "lengths": list(request.lengths),
                     "alphas": list(request.alphas),
                     "tau": request.tau,
-                    "schedule": request.schedule,
                     "score": request.score,
                     "cache": recording.cached,
                     "bytes": recording.nbytes,

@@ -1,20 +1,15 @@
-"""How many tokens each layer keeps (Eq. 2 of the paper, or another schedule), and what that costs:
-multiply-accumulates and memory."""
+"""How many tokens each layer keeps (Eq. 2 of the paper), and what that costs: multiply-accumulates and memory."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.score import LEARNED
-
-SCHEDULES = ("geometric", "spared", "once")  # the first is the paper's
-REFERENCE = 512  # tokens: where short texts are spared, shorter ones may keep what a text of this length keeps
 
 
 def check_alpha(alpha: Any) -> float:
@@ -41,49 +36,20 @@ def check_tau(tau: Any) -> int:
     return int(tau)
 
 
-def check_schedule(schedule: Any) -> str:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}.")
-    return schedule
-
-
-def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
+def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5) -> list[int]:
     """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens.
 
-    schedule:
-        "geometric": Eq. 2. N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that
-            are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
-        "spared": Eq. 2, but texts shorter than REFERENCE keep in each layer what a text of that length would, as far as
-            they have it: a budget in tokens, which spares them as truncation to a fixed length does.
-        "once": one drop, in the first layer, to as many tokens as spend the token-layers of Eq. 2 at this alpha, but
-            not fewer than tau; short texts are spared likewise.
+    Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that are whole numbers
+    in exact arithmetic (0.7 x 10) from being floored to one less.
     """
     alpha, tau = check_alpha(alpha), check_tau(tau)
-    check_schedule(schedule)
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
-    if schedule == "geometric":
-        return list(_geometric(n, alpha, num_layers, tau))
-    longest = max(n, REFERENCE)
-    if schedule == "spared":
-        return [min(n, kept) for kept in _geometric(longest, alpha, num_layers, tau)]
-    return [min(n, _at_once(longest, alpha, num_layers, tau))] * num_layers
-
-
-def _geometric(n: int, alpha: float, num_layers: int, tau: int) -> Iterator[int]:
+    counts = []
     for _ in range(num_layers):
         n = min(n, max(math.floor(alpha * n + 1e-6), tau))
-        yield n
-
-
-@functools.lru_cache(maxsize=1024)
-def _at_once(n: int, alpha: float, num_layers: int, tau: int) -> int:
-    return max(tau, sum(_geometric(n, alpha, num_layers, tau)) // num_layers)
-
-
-def dropping_layers(num_layers: int, schedule: str) -> range:
-    """The layers (0: the first) that may drop tokens, at one alpha or another."""
-    return range(1 if check_schedule(schedule) == "once" else num_layers)
+        counts.append(n)
+    return counts
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
@@ -112,14 +78,7 @@ def scorer_macs(config: Any, score: str) -> int:
     return config.hidden_size if score == LEARNED else 0
 
 
-def macs(
-    config: Any,
-    n: int,
-    alpha: float = 1.0,
-    tau: int = 5,
-    schedule: str = "geometric",
-    score: str = "column_sum",
-) -> int:
+def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5, score: str = "column_sum") -> int:
     """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
 
     Convention: every linear layer costs rows x inputs x outputs; QK^T and the weighted sum over V cost
@@ -128,18 +87,10 @@ def macs(
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
     learned score is not (see `scorer_macs`).
     """
-    return total_macs(config, Counter([n]), alpha, tau, schedule, score)
+    return total_macs(config, Counter([n]), alpha, tau, score)
 
 
-def kv_bytes(
-    config: Any,
-    n: int,
-    alpha: float = 1.0,
-    tau: int = 5,
-    batch: int = 1,
-    itemsize: int = 2,
-    schedule: str = "geometric",
-) -> int:
+def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int = 1, itemsize: int = 2) -> int:
     """Bytes of the keys and values that a prefill of `batch` texts of `n` tokens leaves in the cache.
 
     itemsize: bytes per number (2 for float16 and bfloat16). A layer caches what entered it, N_{l-1} rows. The stock
@@ -147,7 +98,7 @@ def kv_bytes(
     """
     from transformers import DynamicCache
 
-    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau, schedule)[:-1]]
+    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau)[:-1]]
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         entering = [n if window is None else min(n, window - 1) for window in windows]
@@ -162,16 +113,14 @@ def histogram(lengths: int | Iterable[int]) -> Counter:
     return counted
 
 
-def total_macs(
-    config: Any, counted: Counter, alpha: float, tau: int = 5, schedule: str = "geometric", score: str = "column_sum"
-) -> int:
+def total_macs(config: Any, counted: Counter, alpha: float, tau: int = 5, score: str = "column_sum") -> int:
     """`macs`, summed over samples: how often each length occurs."""
     per_entering_row, per_kept_row = layer_weights(config)
     (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
     total = 0
     for n, times in counted.items():
         cost = 0
-        for kept in kept_counts(n, alpha, layers, tau, schedule):
+        for kept in kept_counts(n, alpha, layers, tau):
             cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
             cost += n * per_scored_row if kept < n else 0
             n = kept
@@ -184,12 +133,11 @@ def mac_reduction(
     lengths: int | Iterable[int],
     alpha: float,
     tau: int = 5,
-    schedule: str = "geometric",
     score: str = "column_sum",
 ) -> float:
     """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
     counted = histogram(lengths)
-    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, tau, schedule, score)
+    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, tau, score)
 
 
 def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: float) -> int:

@@ -30,7 +30,6 @@ class Request:
     width: int
     alphas: tuple[float, ...]
     tau: int
-    schedule: str
     num_layers: int
     score: str
     carry: bool  # do dropped tokens leave with the state that they had?
@@ -51,7 +50,7 @@ class Plan:
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
-        fixed = request.num_layers, request.tau, request.schedule
+        fixed = request.num_layers, request.tau
         counts = (kept_counts(n, alpha, *fixed) for n, alpha in zip(lengths, request.alphas))
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from zsaa.families import find_decoder
-from zsaa.keep import dropping_layers
 
 FILE = "salience.safetensors"
 CHILD = "salience"  # its name in the decoder
@@ -146,10 +145,10 @@ def _left_out(model: nn.Module, scorer: Salience) -> list[tuple[PreTrainedModel,
     return found
 
 
-def fresh(model: nn.Module, schedule: str) -> Salience:
-    """An untrained scorer for `model`, for the layers that may drop under `schedule`; attach it."""
+def fresh(model: nn.Module) -> Salience:
+    """An untrained scorer for `model`, with a head for each layer; attach it."""
     config = find_decoder(model)[0].config
-    return Salience(config, dropping_layers(config.num_hidden_layers, schedule))
+    return Salience(config, range(config.num_hidden_layers))
 
 
 def save(scorer: Salience, folder: str | Path) -> None:
@@ -175,9 +174,9 @@ def read(config, folder: str | Path) -> Salience:
     return scorer
 
 
-def needed(decoder: nn.Module, schedule: str) -> Salience:
+def needed(decoder: nn.Module) -> Salience:
     """The scorer on `decoder`, else the one that was saved with it; ValueError if there is none, or one that lacks a
-    head for a layer which drops under `schedule`."""
+    head for a layer: under Eq. 2 each may drop tokens."""
     scorer, folder = getattr(decoder, CHILD, None), Path(getattr(decoder.config, "_name_or_path", "") or ".")
     if scorer is None and not (folder.parts and (folder / FILE).is_file()):
         raise ValueError(
@@ -186,10 +185,10 @@ def needed(decoder: nn.Module, schedule: str) -> Salience:
             f"leaves out {FILE}; finetune.save does not)."
         )
     scorer = read(decoder.config, folder) if scorer is None else scorer
-    lacking = sorted(set(dropping_layers(decoder.config.num_hidden_layers, schedule)) - set(scorer.layers))
+    lacking = sorted(set(range(decoder.config.num_hidden_layers)) - set(scorer.layers))
     if lacking:
         raise ValueError(
-            f'schedule "{schedule}" may drop tokens in layers {lacking} (0: the first), for which this model\'s scorer '
-            f"has no head (it has {scorer.layers}). Use the schedule that it was trained under, or train it anew."
+            f"every layer may drop tokens, but for layers {lacking} (0: the first) this model's scorer has no head (it "
+            f"has {scorer.layers}). Train it anew, or use a score that is not learned."
         )
     return scorer
