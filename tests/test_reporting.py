@@ -151,7 +151,7 @@ def test_a_result_with_several_protocols_has_a_letter_for_each():
         cells("1x", "alpha 1.0, per token", "alpha 1.0, per word") + cells("2x", "alpha 0.9, per word")
     )
     assert [[line["run"] for line in row["places"][0]["lines"]] for row in grid["rows"]] == [["A", "B"], ["B"]]
-    assert [run["how"] for run in grid["runs"]] == ["alpha 1.0, per token", "alpha …, per word"]
+    assert [run["how"] for run in grid["runs"]] == ["alpha 1.0, per token", "per word"]
     (row,) = reporting._grid(cells("1x", "alpha 1.0"))["rows"]
     assert [line["run"] for line in row["places"][0]["lines"]] == ["A"]
 
@@ -160,6 +160,25 @@ def test_a_list_of_numbers_is_masked_as_one():
     assert reporting._masked("prompts of 512 tokens 1.2x, 1024 tokens 1.3x, 9 tokens 2x; over all 1x, 2x") == (
         "prompts of … tokens …x, …; over all …x, …"
     )
+
+
+def test_what_protocols_share_is_told_without_the_numbers_that_differ():
+    found = [
+        f"peak, sdpa at 1x, alpha {a} (as printed), {x}x fewer; 0 shots; over {x}x" for a, x in ((0.9, 2), (0.8, 3))
+    ]
+    assert reporting._shared(found) == "peak, sdpa at 1x, alpha (as printed); 0 shots"
+    assert reporting._shared(["alpha 0.9 to 0.8 (solved)", "alpha 0.7 to 0.6 (solved)"]) == "alpha (solved)"
+    assert reporting._shared(found[:1] * 2) == found[0]
+
+
+def test_lines_that_read_the_future_come_last():
+    def cell(protocol):
+        return "here", Cell("Table 2", "1x", "PTB", 38.69, 40.0, (39.0, 41.0), 5, protocol, "m", "", "ppl")
+
+    protocols = ["carry-through; per token", "prefix; per word", "prefix; per token"]
+    (row,) = reporting._grid([cell(p) for p in protocols])["rows"]
+    assert [line["protocol"] for line in row["places"][0]["lines"]] == protocols[::-1]
+    assert [line["run"] for line in row["places"][0]["lines"]] == ["A", "B", "C"]
 
 
 def test_a_damaged_result_is_named(run):

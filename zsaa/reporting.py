@@ -120,6 +120,26 @@ def _masked(protocol: str) -> str:
     return re.sub(r"(?<= )(…[^,;]*)(?:, \1)+", r"\1, …", re.sub(r"\d+([.,]\d+)*", "…", protocol))
 
 
+def _shared(protocols: Sequence[str]) -> str:
+    """What protocols that differ in numbers alone have in common: the parts that are the same in all, and of the others
+    what stands in brackets, with the words before: "alpha (as printed)" of "alpha 0.99 (as printed)"."""
+    split = [re.split(r"([,;] )", protocol) for protocol in protocols]
+    found = ""
+    for at in range(0, min(map(len, split)), 2):
+        texts = {parts[at] for parts in split if len(parts) > at}
+        text = texts.pop() if len(texts) == 1 else ""
+        if texts and "(" in (words := _masked(split[0][at])):
+            text = re.sub(r"… (?:to … )?", "", words)
+        if text:
+            found += (split[0][at - 1] if found else "") + text
+    return found
+
+
+def _standing(pair: tuple[str, Cell]) -> tuple[bool, bool]:
+    """Of several lines in a place those come first that read no future, and those in the paper's unit, the token."""
+    return "carry-through" in pair[1].protocol, "; per word" in pair[1].protocol
+
+
 def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
     """The paper's table: {"columns", "rows": [{"row", "places": [{"published", "verdict", "lines"}]}], "runs"}.
 
@@ -127,7 +147,7 @@ def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
     letter; "runs" says what the letters stand for. A result with several numbers for one place, under different
     protocols, has a letter for each. The verdict of a place is the strongest of its lines'.
     """
-    measured = [(origin, cell) for origin, cell in cells if cell.ours is not None]
+    measured = sorted(((origin, cell) for origin, cell in cells if cell.ours is not None), key=_standing)
     places = Counter((origin, c.result, c.subject, c.row, c.column) for origin, c in measured)
     several = {(origin, result) for (origin, result, *_), count in places.items() if count > 1}
 
@@ -152,7 +172,7 @@ def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
                     "n": cell.n,
                     "protocol": cell.protocol,
                 }
-                for origin, cell in here
+                for origin, cell in sorted(here, key=_standing)
                 if cell.ours is not None
             ]
             verdicts = [line["verdict"] for line in lines] or ["not run"]
@@ -166,8 +186,8 @@ def _grid(cells: Sequence[tuple[str, Cell]]) -> dict:
         samples = sorted({cell.n for cell in mine if cell.n is not None})
         n = " to ".join(f"{count:,}" for count in dict.fromkeys((samples[0], samples[-1]))) if samples else ""
         origin, subject, result, substitute, how = key
-        if len({cell.protocol for cell in mine}) == 1:
-            how = mine[0].protocol
+        if how or len({cell.protocol for cell in mine}) == 1:
+            how = _shared([cell.protocol for cell in mine])
         legend.append({"run": name, "origin": origin, "subject": subject or result, "result": result, "n": n,
                        "substitute": substitute, "how": how})  # fmt: skip
     return {"columns": columns, "rows": grid, "runs": legend}
