@@ -181,7 +181,7 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     recipe = Recipe.named("zsaa+", **OWN, dropout=0.0, gradient_checkpointing=checkpointing)
     net = model(dtype=torch.float64)
     torch.manual_seed(5)
-    scorer = salience.attach(net, salience.fresh(net, "geometric"))
+    scorer = salience.attach(net, salience.fresh(net))
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     start = {k: v.clone() for k, v in net.state_dict().items()}
