@@ -83,14 +83,18 @@ def _load_data(task: str, settings: dict, tokenizer, limits: dict):
     return *sides, data.source
 
 
+def _file(scorer: torch.nn.Module) -> str:
+    """The name of a saved scorer's file; the package reads the second kind, too."""
+    return EVIDENCE_FILE if isinstance(scorer, Evidence) else SALIENCE_FILE
+
+
 def _read(folder: Path, model, rule: Variant, kind: str) -> tuple:
     """(model, scorer, log) of a row that --save left: nothing is trained, and the log says so."""
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     probe = make(kind, model.config, rule, model.config.num_labels).eval()
-    file = EVIDENCE_FILE if isinstance(probe, Evidence) else SALIENCE_FILE
-    probe.load_state_dict({k: v.float() for k, v in load_file(folder / file).items()})
+    probe.load_state_dict({k: v.float() for k, v in load_file(folder / _file(probe)).items()})
     return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0}
 
 
@@ -137,8 +141,8 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             model.half().save_pretrained(Path(options.save) / name)
             tokenizer.save_pretrained(Path(options.save) / name)
             if isinstance(probe, torch.nn.Module):
-                file = EVIDENCE_FILE if isinstance(probe, Evidence) else SALIENCE_FILE
-                save_file({k: v.half() for k, v in probe.state_dict().items()}, Path(options.save) / name / file)
+                weights = {k: v.half() for k, v in probe.state_dict().items()}
+                save_file(weights, Path(options.save) / name / _file(probe))
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
         for found in rows:

@@ -18,7 +18,7 @@ from ablation import run
 from ablation.forward import Variant
 from ablation.train import STRONGEST, Training
 from zsaa import salience
-from zsaa.experiment import _model_record, _task_record, write_json
+from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
 from zsaa.models import load_model
 from zsaa.results import RESULTS
@@ -84,7 +84,7 @@ def curve_of(result: dict, folder: Path, length: int) -> dict:
     data = load_task(result["task"]["name"], train=1, test=result["provenance"]["eval_samples"], seed=0)
     return {
         "name": folder.name, "kind": "curve", "command": None, "row": result["row"],
-        "model": _model_record(result["model"]["name"]), "task": _task_record(data), "recipe": recipe,
+        "model": model_record(result["model"]["name"]), "task": task_record(data), "recipe": recipe,
         "train": {k: result["log"][k] for k in ("steps", "seconds")}, "evaluation": {"precision": "bf16"},
         "provenance": result["provenance"], "rows": [r for r in result["rows"] if r["control"] != "scorer"],
     }  # fmt: skip

@@ -39,12 +39,14 @@ def longest(samples, count: int) -> list:
     return sorted(samples, key=len, reverse=True)[:count]
 
 
-def _task_record(data) -> dict:
+def task_record(data) -> dict:
+    """What a result file says of its data set (a `zsaa.tasks.Task`)."""
     fields = ("name", "source", "substitute", "metric", "paper_column", "fingerprint")
     return {field: getattr(data, field) for field in fields}
 
 
-def _model_record(name: str) -> dict:
+def model_record(name: str) -> dict:
+    """What a result file says of its model: name, where it came from, revision or hash."""
     from zsaa.models import resolve
 
     return {"name": name, **{k: str(v) for k, v in resolve(name).items() if k not in ("name", "path")}}
@@ -99,8 +101,8 @@ def latency(
         "name": name,
         "kind": "latency",
         "command": command,
-        "model": _model_record(model),
-        "task": _task_record(data),
+        "model": model_record(model),
+        "task": task_record(data),
         "recipe": {
             "tau": tau,
             "score": settings(net)["score"],
@@ -195,8 +197,8 @@ def lengths(
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load_model(model)
     recipe = {"tau": tau, "max_length": max_length, "shape": shape}
-    header = {"name": name, "kind": "lengths", "command": command, "model": _model_record(model)}
-    header |= {"task": _task_record(data), "recipe": recipe}
+    header = {"name": name, "kind": "lengths", "command": command, "model": model_record(model)}
+    header |= {"task": task_record(data), "recipe": recipe}
 
     def compute() -> dict:
         config = shapes[shape] or find_decoder(net)[0].config
@@ -255,9 +257,9 @@ def run(
     name = name or "-".join((task, Path(model).name, recipe.method, recipe.tuning, f"seed{recipe.seed}"))
     data = load_task(task, source=source, train=train, test=test, seed=0)
     net = tokenizer = None
-    if _model_record(model)["revision"] == "None":  # not fetched from the hub yet
+    if model_record(model)["revision"] == "None":  # not fetched from the hub yet
         net, tokenizer = _load(model, data)
-    trained = {"model": _model_record(model), "train": fingerprint(data.train), "recipe": asdict(recipe)}
+    trained = {"model": model_record(model), "train": fingerprint(data.train), "recipe": asdict(recipe)}
     key = hash_of(trained)[:8]
     folder = output_dir / "trained" / f"{name.replace('_mismatched', '').replace('_matched', '')}-{key}"
     fresh = False
@@ -276,7 +278,7 @@ def run(
     if not fresh:
         net, tokenizer = load(folder / "model", kind="sequence-classification", device=_device())
     header = {"name": name, "kind": "curve", "command": command, "model": trained["model"]}
-    header |= {"task": _task_record(data), "recipe": learned["recipe"], "train": learned["train"]}
+    header |= {"task": task_record(data), "recipe": learned["recipe"], "train": learned["train"]}
     header["trained"] = (folder / "model").relative_to(output_dir).as_posix()
     facts = {"seed": recipe.seed, "train_samples": len(data.train)}
     spent = learned.get("provenance", {})
@@ -321,7 +323,7 @@ def run_adapter(
     net, tokenizer = load(folder, kind="sequence-classification", device=_device())
     net = net.merge_and_unload()  # the adapter's products go into the weights: the speed of the plain model
     header = {"name": name or f"{adapter}-here", "kind": "curve", "command": command, "adapter": adapter}
-    header |= {k: trained[k] for k in ("model", "recipe")} | {"task": _task_record(data)}
+    header |= {k: trained[k] for k in ("model", "recipe")} | {"task": task_record(data)}
     facts = {"seed": trained["recipe"]["seed"], "train_samples": trained["provenance"]["train_samples"]}
     max_length = max_length or trained["recipe"]["max_length"]
     return _evaluated(

@@ -35,7 +35,7 @@ import zsaa
 from zsaa import choice, paper
 from zsaa.dial import rule, settings
 from zsaa.evaluate import applied, cut, plan, tally
-from zsaa.experiment import _model_record
+from zsaa.experiment import model_record
 from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
@@ -322,7 +322,7 @@ def run(
     trained = f"-{recipe.method}" if train else ""
     name = (name or f"choice-{Path(model).name}-{form}-{shots}shot{trained}") + suffix
     asked = {
-        "model": _model_record(model), "quantization": quantization, "data": _fingerprint(folder), "form": form,
+        "model": model_record(model), "quantization": quantization, "data": _fingerprint(folder), "form": form,
         "shots": shots, "subjects": subjects, "limit": limit, "targets": list(targets), "controls": list(controls),
         "train": train, "recipe": asdict(recipe),
     }  # fmt: skip
@@ -351,7 +351,7 @@ def run(
             "name": name,
             "kind": "choice",
             "command": command,
-            "model": {**_model_record(model), "quantization": quantization, "stands_for": stands_for},
+            "model": {**model_record(model), "quantization": quantization, "stands_for": stands_for},
             "task": {
                 "name": "continuations of film reviews" if substitute else "MMLU",
                 "source": SUBSTITUTE if substitute else f"{HUB}, {'the hub' if source == 'hub' else Path(source).name}",

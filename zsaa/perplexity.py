@@ -51,7 +51,7 @@ import zsaa
 from zsaa.corpora import CORPORA, Corpus, load_corpus
 from zsaa.dial import current_settings, settings
 from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, cut, own_seeds, pad, plan
-from zsaa.experiment import _model_record, _task_record, add_recipe, command_of, recipe_of
+from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
 from zsaa.measure import alternate, cached, hash_of, provenance
@@ -408,8 +408,8 @@ def run(
         "name": name,
         "kind": "perplexity",
         "command": command,
-        "model": {**_model_record(model), "name": Path(model).name if Path(model).is_dir() else model},
-        "task": {**_task_record(data), "title": data.title},
+        "model": {**model_record(model), "name": Path(model).name if Path(model).is_dir() else model},
+        "task": {**task_record(data), "title": data.title},
         "recipe": {**described, "tau": tau},
         "train": log,
         "protocol": {
@@ -470,7 +470,7 @@ def _prepared(model: str, data: Corpus, recipe: Recipe | None, length: int, outp
             {"method": "saved" if ranged else "untuned", "tuning": "none", "alpha_range": ranged},
             None,
         )
-    trained = {"model": _model_record(model), "train": hash_of(data.train), "length": length, "recipe": asdict(recipe)}
+    trained = {"model": model_record(model), "train": hash_of(data.train), "length": length, "recipe": asdict(recipe)}
     folder = output_dir / "trained" / f"{data.name}-{Path(model).name}-{hash_of(trained)[:8]}"
     fresh = []
 
