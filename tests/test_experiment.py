@@ -96,6 +96,9 @@ def test_settings_are_timed_again_without_model_and_data(places, monkeypatch):
     assert experiment.main(arguments(places, *given)) == 0
     earlier = places["out"] / "results/times.json"
     before = json.loads(earlier.read_text())
+    assert "schedule" not in before["recipe"]
+    before["recipe"]["schedule"] = "geometric"  # as earlier versions wrote it
+    earlier.write_text(json.dumps(before))
     shape = {k: v for k, v in CONFIGS["llama"]().to_dict().items() if k in SHAPE}
     monkeypatch.setitem(bench.MODELS, before["model"]["name"], shape)
     again = ["--latency-only", "--settings-of", str(earlier), "--latency-batches", "1", "--latency-repeats", "1"]
@@ -104,6 +107,11 @@ def test_settings_are_timed_again_without_model_and_data(places, monkeypatch):
     fixed = ("control", "target", "alpha", "keep_tokens", "mac_reduction", "latency_tokens", "latency_mac_reduction")
     assert [[row[key] for key in fixed] for row in after["rows"]] == [[r[key] for key in fixed] for r in before["rows"]]
     assert after["model"]["kind"] == "random weights" and after["recipe"]["tau"] == 1 and after["name"] == "again"
+    assert {**after["recipe"], "schedule": "geometric"} == before["recipe"]
+    other = places["out"] / "once.json"
+    other.write_text(json.dumps({**before, "recipe": {**before["recipe"], "schedule": "once"}}))
+    with pytest.raises(ValueError, match="with schedule 'once'"):
+        experiment.main([*again[:2], str(other), "--output-dir", str(places["out"])])
     monkeypatch.setitem(bench.MODELS, before["model"]["name"], {**shape, "intermediate_size": 64})
     with pytest.raises(ValueError, match="another model"):
         experiment.main([*again, "--output-dir", str(places["out"])])

@@ -445,6 +445,13 @@ def test_folders_and_adapters_with_the_dials_settings(words, saved, tmp_path):
     assert model._loglikelihood_tokens([(None, context, [5])])[0][0] == pytest.approx(want, rel=1e-10)
     with pytest.raises(ValueError, match="a second one"):
         ZsaaLM(str(tmp_path / "lora"), peft=str(tmp_path / "lora"))
+    # Earlier versions wrote a schedule, too.
+    file = tmp_path / "lora" / finetune.SETTINGS_FILE
+    now = json.loads(file.read_text())
+    file.write_text(json.dumps({**now, "schedule": "once"}))
+    with pytest.raises(ValueError, match="with schedule 'once'"):
+        ZsaaLM(str(tmp_path / "lora"), ALPHA, dtype="float64")
+    file.write_text(json.dumps({**now, "schedule": "geometric"}))
     by_peft = {"pretrained": str(saved), "peft": str(tmp_path / "lora"), "dtype": "float64"}
     model, hf = ZsaaLM(alpha=ALPHA, **by_peft), HFLM(device="cpu", **by_peft)
     assert model.get_model_info()["tau"] == 4
