@@ -194,7 +194,7 @@ def test_it_finds_the_tokens_that_decide(tuning, tmp_path):
         torch.manual_seed(0)
         net = transformers.LlamaForSequenceClassification(tiny.CONFIGS["llama"]())
         fresh = salience.fresh(net)
-    changes = {"max_steps": 150, "batch_size": 16, "tau": 2, "strongest": 6.0}
+    changes = {"max_steps": 150, "batch_size": 16, "tau": 2, "strongest": 6.0, "lora_rank": 8, "lora_alpha": 16}
     recipe = Recipe.named("zsaa+", tuning=tuning, learning_rate=3e-3 if tuning == "full" else 1e-2, **changes)
     net, _ = finetune.fine_tune(net, tiny.Padder(), samples(384), recipe, tmp_path, progress=False)
     held_out = [row["input_ids"] for row in samples(100, seed=1) if row["labels"]]
@@ -211,7 +211,7 @@ def test_it_finds_the_tokens_that_decide(tuning, tmp_path):
     salience.attach(net, fresh)
     as_it_began = stays()
     zsaa.enable(net, score="column_sum")
-    assert learned > 0.7 and as_it_began < 0.5 and stays() < 0.5, (learned, as_it_began, stays())
+    assert learned > 0.7 and as_it_began < 0.3 and stays() < 0.3, (learned, as_it_began, stays())
 
 
 # ------------------------------------------------------------------------------ in a model, and in a file
