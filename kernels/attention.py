@@ -68,10 +68,11 @@ def _received(
     return tl.sum(p, axis=1)
 
 
-@triton.jit(do_not_specialize=["heads", "groups", "window"])
+@triton.jit(do_not_specialize=["p_sample", "heads", "groups", "window"])
 def _column_sums_kernel(
     q, k, lse, out, lengths, positions,
-    q_sample, q_head, q_row, k_sample, k_head, k_row, l_sample, l_head, heads, groups, rows, scale, softcap, window,
+    q_sample, q_head, q_row, k_sample, k_head, k_row, l_sample, l_head, p_sample,
+    heads, groups, rows, scale, softcap, window,
     LENGTHS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +83,7 @@ def _column_sums_kernel(
     q += sample * q_sample + head * q_head
     k += sample * k_sample + head // groups * k_head
     lse += sample * l_sample + head * l_head
-    positions += sample * rows
+    positions += sample * p_sample
     length = rows
     if LENGTHS:
         length = tl.load(lengths + sample).to(tl.int32)
@@ -130,10 +131,10 @@ def _attended(
     return higher, norm * shrink + tl.sum(p, axis=1), total
 
 
-@triton.jit(do_not_specialize=["heads", "groups", "window"])
+@triton.jit(do_not_specialize=["p_sample", "heads", "groups", "window"])
 def _attention_kernel(
     q, k, v, out, lse, lengths, positions,
-    q_sample, q_head, q_row, k_sample, k_head, k_row, v_sample, v_head, v_row, o_sample, o_head, o_row,
+    q_sample, q_head, q_row, k_sample, k_head, k_row, v_sample, v_head, v_row, o_sample, o_head, o_row, p_sample,
     heads, groups, rows, scale, softcap, window,
     LENGTHS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -144,7 +145,7 @@ def _attention_kernel(
     q += sample * q_sample + head * q_head
     k += sample * k_sample + head // groups * k_head
     v += sample * v_sample + head // groups * v_head
-    positions += sample * rows
+    positions += sample * p_sample
     length = rows
     if LENGTHS:
         length = tl.load(lengths + sample).to(tl.int32)
@@ -211,8 +212,13 @@ def _check(q: Tensor, k: Tensor, positions: Tensor | None, window: int | None) -
         )
     if q.shape[-1] > 256:
         raise ValueError(f"head size {q.shape[-1]} is out of range: the kernels take up to 256.")
-    if window is not None and positions is None:
-        raise ValueError("a sliding window needs the rows' original positions.")
+    if window is not None and (positions is None or positions.stride(-1) != 1):
+        raise ValueError("a sliding window needs the rows' original positions, each sample's contiguous.")
+
+
+def _apart(positions: Tensor | None) -> int:
+    """How far the samples' positions are apart: 0 where they share them, as before the first drop."""
+    return 0 if positions is None else positions.stride(0)
 
 
 def _common(q: Tensor, k: Tensor, scale: float, softcap, lengths, positions, window) -> tuple[tuple, dict]:
@@ -245,7 +251,8 @@ def column_sums(
     q [batch, heads, rows, dim], k [batch, kv_heads, rows, dim]: any strides, but the head size contiguous. lse: the
     natural log-sum-exp of each query's logits, float32 [batch, heads, rows], rows contiguous. lengths: int [batch], the
     real rows of each sample (they come first), or None for all; padding neither votes nor receives, whatever it holds.
-    positions: int [batch, rows], ascending within each sample's real rows, needed with a sliding `window`.
+    positions: int [batch, rows], ascending within each sample's real rows, needed with a sliding `window`; samples may
+    share them (a batch stride of 0).
     """
     _check(q, k, positions, window)
     if lse.stride(-1) != 1:
@@ -257,7 +264,7 @@ def column_sums(
     with _on(q):
         _column_sums_kernel[(batch * heads, triton.cdiv(rows, block_k))](
             q, k, lse, partial, q if lengths is None else lengths, q if positions is None else positions,
-            *q.stride()[:3], *k.stride()[:3], *lse.stride()[:2], *numbers, **flags,
+            *q.stride()[:3], *k.stride()[:3], *lse.stride()[:2], _apart(positions), *numbers, **flags,
             BLOCK_K=block_k, BLOCK_Q=block_q, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return partial.sum(dim=1)
@@ -287,7 +294,7 @@ def attention(
     with _on(q):
         _attention_kernel[(batch * heads, triton.cdiv(rows, block_q))](
             q, k, v, out, lse, q if lengths is None else lengths, q if positions is None else positions,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers, **flags,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], _apart(positions), *numbers, **flags,
             BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out, lse

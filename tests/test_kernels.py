@@ -121,6 +121,21 @@ def test_against_pytorch(shape, variant):
     assert sums.sum().item() == pytest.approx(queries * shape[1], rel=1e-4)  # a head and query give one vote
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_samples_may_share_their_positions(softcap):
+    """As before the first drop, where all samples of a batch without padding have one row of positions."""
+    tensors, settings = inputs(SHAPES[0], softcap=softcap, window=9)
+    rows = tensors[0].shape[2]
+    noise = torch.arange(2 * rows, 0, -1, device=DEVICE)  # what a sample's own row would read if there was one
+    noise[:rows] = torch.arange(rows)
+    shared = {**settings, "positions": noise[:rows].expand(len(tensors[0]), -1)}
+    own = {**settings, "positions": shared["positions"].contiguous()}
+    (out, lse), (want, want_lse) = (attention.attention(*tensors, **s, blocks=BLOCKS) for s in (shared, own))
+    assert torch.equal(out, want) and torch.equal(lse, want_lse)
+    sums, wanted = (attention.column_sums(*tensors[:2], lse, **s, blocks=BLOCKS) for s in (shared, own))
+    assert torch.equal(sums, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_other_precisions(dtype):
     if dtype == torch.bfloat16 and not GPU:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_finetune import samples
-from test_graphs import stand_in  # noqa: F401 - a fixture
+from test_graphs import everything, held, on_gpu, same, stand_in  # noqa: F401 - a fixture
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
@@ -358,3 +358,35 @@ def test_it_compiles():
         want = model(ids, use_cache=False).logits
         model.forward = torch.compile(model.forward, backend="eager")
         torch.testing.assert_close(model(ids, use_cache=False).logits, want)
+
+
+@on_gpu
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_on_a_gpu_it_keeps_what_the_cpu_keeps(family):
+    """In float32, with the row kernels, beside PyTorch in float64."""
+    ids, mask, positions = tiny.tokens([230, 60, 9], padding="left")
+    found = {}
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        model = model_of(family, alpha=ALPHA).to(device, dtype)
+        with zsaa.trace(model) as t:
+            given = dict(input_ids=ids, attention_mask=mask, position_ids=positions)
+            logits = model(**{name: x.to(device) for name, x in given.items()}).logits
+        found[device] = [[kept.tolist() for kept in layer] for layer in t.kept], logits.cpu().double()
+    assert found["cuda"][0] == found["cpu"][0]
+    torch.testing.assert_close(found["cuda"][1], found["cpu"][1], rtol=1e-4, atol=1e-4)
+
+
+@on_gpu
+@pytest.mark.parametrize("head", ["causal-lm", "sequence-classification"])
+@pytest.mark.parametrize("lengths", [[23, 9, 30], [200, 200]], ids=str)
+@torch.inference_mode()
+def test_real_graphs_replay_it_bit_for_bit(head, lengths):
+    """In half precision, as on a T4."""
+    model, plain = (zsaa.enable(model_of("llama", head, alpha=ALPHA).half().cuda(), graphs=on) for on in (True, False))
+    for seed in range(3):
+        ids, mask, positions = (x.cuda() for x in tiny.tokens(lengths, seed, "left"))
+        given = dict(attention_mask=mask, position_ids=positions)
+        same(everything(model(ids, **given)), everything(plain(ids, **given)))
+    assert zsaa.captured(model)["off"] is None
+    assert [replays for *_, replays in held(model)] == [3]
