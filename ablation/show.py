@@ -160,16 +160,17 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
 
 
 # Those that the story is about: name, colour, marker, dashes, control, and the rows that may play it. The first that
-# was run plays it: zsaa+ and its rivals at its learning rate, or else at the paper's.
+# was run plays it: zsaa+ with the tau that suits short texts where that was tried, and zsaa+ and its rivals at its
+# learning rate, or else at the paper's.
 ROLES = (
-    ("salience (zsaa+)", "#0072B2", "o", "-", "alpha", ("zsaa-plus",)),
+    ("salience (zsaa+)", "#0072B2", "o", "-", "alpha", ("zsaa-plus-tau2", "zsaa-plus")),
     ("evidence, one drop", "#882255", "^", "-", "alpha", ("evidence-smooth",)),
     ("paper's recipe, dial", "#D55E00", "s", "-", "alpha", ("paper-faster", "paper")),
     ("conventional, dial", "#000000", "P", "-", "alpha", ("conventional-faster", "conventional")),
     ("tuned on both ends", "#CC79A7", "D", "--", "ends", ("truncated-ends-faster", "truncated-ends")),
     ("tuned on last tokens", "#009E73", "v", "--", "last", ("truncated-last-faster", "truncated-last")),
 )
-OURS, EVIDENCE = ROLES[0][-1][0], ROLES[1][0]
+OURS, EVIDENCE = ROLES[0][-1], ROLES[1][0]
 GREY = "#9A9A9A"
 
 
@@ -179,6 +180,11 @@ def protagonists(results: dict[str, dict]) -> dict[tuple[str, str], tuple[str, s
     run = {result["row"] for result in results.values() if _main(result)}
     played = ((next((row for row in rows if row in run), None), control, look) for *look, control, rows in ROLES)
     return {(row, control): tuple(look) for row, control, look in played if row}
+
+
+def own_row(results: dict[str, dict]) -> str | None:
+    """The row that plays zsaa+ on this task."""
+    return next((row for row, _ in protagonists(results) if row in OURS), None)
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -324,12 +330,12 @@ def rows_figure(results: dict[str, dict], title: str):
             top = max(max(y) for _, _, y, _ in drawn)
             for result, control, _, colour, _, dashes in heroes:
                 _, x, y = _points(result, control)
-                if result["row"] != OURS:  # no further than the panel's rows: beyond stand their names
+                if result["row"] not in OURS:  # no further than the panel's rows: beyond stand their names
                     reach = sum(value < 1.1 * most for value in x)
                     x, y = x[:reach], y[:reach]
                 top = max(top, *y)
                 axis.plot(x, y, color=colour, linewidth=1.3, linestyle=dashes, alpha=0.8, zorder=2)
-                if result["row"] == OURS:
+                if result["row"] in OURS:
                     floor, most = min(floor, y[-1]), max(most, *x)
             bottom, top = floor - 1.5, top + 1.0
             ends = []
@@ -379,6 +385,8 @@ def accuracy_caption(results: dict[str, dict]) -> str:
         rates.setdefault(result["training"]["learning_rate"], []).append(name)
     most, *others = sorted(rates, key=lambda rate: -len(rates[rate]))
     text += f" Learning rate {most:g}" + "".join(f", of {' and '.join(rates[r])} {r:g}" for r in others) + "."
+    floors = {name: result["variant"]["tau"] for name, result in shown.items() if result["variant"]["tau"] != 5}
+    text += "".join(f" {name} keeps at least {tau} tokens (tau), the others 5." for name, tau in floors.items())
     if any(_scorer(result) for result in shown.values()):
         text += (
             " The star is a control: the votes' own verdict, summed in layer 1, without the layers above. What these "
@@ -399,17 +407,17 @@ def rows_caption(results: dict[str, dict]) -> str:
     return text + "."
 
 
-def rivals(results: dict[str, dict], ours: str = OURS) -> dict[str, dict[float, tuple[dict, dict]]]:
-    """What row `ours` is set beside: rival -> target -> (our cell, the rival's), on the same held-out texts. The best
-    cut inputs at each target (for every seed of ours; chosen among all seeds of theirs and on these very texts, in the
-    rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe, conventional fine-tuning under
-    the dial, and our own scorer alone, if it has a verdict. Ours and rivals ran for the task's epochs, and rivals are
-    seed 0 but for the best. Those that were not run are left out; {} without ours."""
+def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[float, tuple[dict, dict]]]:
+    """What row `ours` (None: see `own_row`) is set beside: rival -> target -> (our cell, the rival's), on the same
+    held-out texts. The best cut inputs at each target (for every seed of ours; chosen among all seeds of theirs and on
+    these very texts, in the rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe,
+    conventional fine-tuning under the dial, and our own scorer alone, if it has a verdict. Ours and rivals ran for the
+    task's epochs, and rivals are seed 0 but for the best. Those that were not run are left out; {} without ours."""
+    heroes, ours = protagonists(results), ours or own_row(results)
     mine = sorted((r for r in results.values() if r["row"] == ours and _main(r)), key=_seed)
     if not mine:
         return {}
-    heroes = protagonists(results)
-    dials = {row: shown for (row, control), (shown, *_) in heroes.items() if control == "alpha" and row != OURS}
+    dials = {row: shown for (row, control), (shown, *_) in heroes.items() if control == "alpha" and row not in OURS}
     others: dict[str, list[dict]] = {}
     sides = {"ends": "both ends", "last": "last tokens", "first": "first tokens"}
     cut: list[list[dict]] = []  # of all seeds
@@ -456,11 +464,12 @@ def _short(row: str) -> str:
     return next((name for name, *_, rows in ROLES if row in rows), row).split(" (")[0]
 
 
-def paired_figure(results: dict[str, dict], title: str, ours: str = OURS):
+def paired_figure(results: dict[str, dict], title: str, ours: str | None = None):
     """Points by which `ours` is ahead of each of its `rivals`, with the paired 95% interval: a cell per rival and
     target, blue where ahead, orange where behind, white where the interval holds 0. None without rivals."""
     import matplotlib.pyplot as plt
 
+    ours = ours or own_row(results)
     table = rivals(results, ours)
     targets = sorted({target for row in table.values() for target in row})
     if not targets:
@@ -655,7 +664,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
         if paired := paired_figure(results, _title(task.name)):
             figures[f"ablation_paired_{task.name}"] = paired
             captions[f"ablation_paired_{task.name}"] = (
-                f"{_title(task.name)}: {_short(OURS)} (seed 0, unless it says otherwise) minus each rival on the same "
+                f"{_title(task.name)}: {_short(OURS[0])} (row {own_row(results)}, seed 0, unless it says otherwise) minus each rival on the same "
                 "texts, percentile bootstrap over these. All ran for the same epochs. The best cut inputs are chosen "
                 "at each MAC reduction among all seeds and on these very texts, in the rival's favour. Each interval "
                 "is of one cell, and does not cover training seeds."

@@ -316,7 +316,7 @@ def test_a_bag_of_words_can_score():
 
 
 @pytest.mark.parametrize(
-    "row", ["salience-spared", "both-front", "lora-probe", "lora-both", "phrases-zipf", "votes-geometric"]
+    "row", ["salience-spared", "both-front", "lora-plus", "lora-phrases", "phrases-zipf", "votes-geometric"]
 )
 def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     save_tiny(tmp_path / "model", "llama")
@@ -500,7 +500,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("row", ["lora-probe", "probe-geometric", "paper"])
+@pytest.mark.parametrize("row", ["lora-plus", "probe-geometric", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
