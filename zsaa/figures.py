@@ -102,7 +102,8 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
             if rows_of(result, "random"):
                 n = rows_of(result, "random")[0]["n"]  # where it is not the title's
                 name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
-                _line(axis, rows_of(result, "random"), (COLOURS["random"], "s", (0, (1, 2))), name)
+                marker = "D" if method == "zsaa+" else "s"
+                _line(axis, rows_of(result, "random"), (COLOURS["random"], marker, (0, (1, 2))), name)
             if result in (conventional or results):
                 whole = rows_of(result, "alpha")[:1]
                 for side, marker in (("first", "^"), ("last", "v"), ("ends", "D")):
@@ -165,8 +166,10 @@ def figure_2(curves: Sequence[dict], lengths: Sequence[dict]):
                 a.fill_between(x, *zip(*(r["ci95"] for r in rows)), color=colour, alpha=0.15, linewidth=0)
             for control, dash in DASHES.items():
                 method = "alpha-sampled" if control == "random" else "conventional"
-                having = [r for r in curves if r["task"]["name"] == task and rows_of(r, control)]
-                for result in [r for r in having if r["recipe"]["method"] == method] or having:
+                there = [r for r in curves if r["task"]["name"] == task]
+                for result in [r for r in there if r["recipe"]["method"] == method] or there:
+                    if not rows_of(result, control):
+                        continue
                     rows = [r for r in rows_of(result, "alpha") if r["target"] == 1] + rows_of(result, control)
                     line = {"color": colour, "linestyle": dash, "linewidth": 1.2}
                     a.plot([r["mac_reduction"] for r in rows], [measured(r) for r in rows], **line)
