@@ -18,7 +18,7 @@ from test_models import save_tiny
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import continuation, depth, run, ship, show, words
+from ablation import continuation, depth, run, sensitivity, ship, show, words
 from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forward
 from ablation.run import load_config
@@ -788,3 +788,32 @@ def test_names_are_moved_apart_and_no_further():
     many = show._apart([3.0, 3.1, 9.9, 10.0, 3.05], 1, 0, 10)
     assert all(after - before > 0.999 for before, after in pairwise(sorted(many)))
     assert sorted(range(5), key=many.__getitem__) == [0, 4, 1, 2, 3]
+
+
+def test_a_schedule_is_solved_from_what_drops_cost():
+    config = tiny.make("llama", "base").config
+    alpha, variant = sensitivity.only(2, 4, share=0.5)
+    assert counts(40, alpha, 4, variant) == [40, 40, 20, 20]
+    even = sensitivity.solve([1.0] * 4, config, 100, 3.0)
+    assert sum(even) == pytest.approx(4, abs=0.01) and even == sorted(even, reverse=True), "early drops save most"
+    dear = sensitivity.solve([5.0, 1.0, 1.0, 1.0], config, 100, 3.0)
+    assert dear[0] < even[0] and dear[1] > even[1]
+    for weights in (even, dear):
+        solved = Variant(schedule=tuple(weights), tau=1)
+        assert ablation.alpha_for(config, [100], 3.0, solved) < 1
+
+
+def test_sensitivity_is_what_one_layer_alone_costs():
+    model = tiny.make("llama", "sequence-classification")
+    texts = [tiny.tokens([n], seed=n)[0][0].tolist() for n in (30, 20, 30)]
+    found = sensitivity.sensitivity(model, None, texts, batch_size=2, progress=False)
+    assert len(found) == 4 and min(found) >= 0 and max(found) > 0
+    want = 0.0
+    for text in texts:
+        ids = torch.tensor([text])
+        whole, pruned = (
+            logits_of(model, ids, [len(text)], alpha, variant)[0].double().log_softmax(-1)
+            for alpha, variant in ((1.0, Variant()), sensitivity.only(1, 4, 0.5))
+        )
+        want += (whole.exp() * (whole - pruned)).sum().item() / 3
+    assert found[1] == pytest.approx(want, rel=1e-3, abs=1e-6)
