@@ -2,15 +2,15 @@
 
 python -m ablation.sensitivity results/adapters/imdb-lora-salience
 
-Half of the tokens that enter a layer are dropped there and nowhere else, by the score that the adapter was trained with;
-what that costs is the divergence of the class probabilities from those at alpha = 1. `solve` then spreads the drops so
-that a budget of MACs costs as little as possible, if costs add up over layers and grow with the square of log(alpha_l).
+Half of the tokens that enter a layer are dropped there and nowhere else, by the score that the adapter was trained
+with; what that costs is the divergence of the class probabilities from those at alpha = 1. `solve` then spreads the
+drops so that a budget of MACs costs as little as possible, if costs add up over layers and grow with the square of
+log(alpha_l).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,8 +67,8 @@ def sensitivity(
 
 def solve(costs: Sequence[float], config, length: int, mac_reduction: float, steps: int = 4000) -> list[float]:
     """The weights of a schedule (see forward.weights) that costs least: drops d_l = -log(alpha_l) that minimise
-    sum(costs_l d_l^2) while the MACs of `length` tokens fall by `mac_reduction`. By gradient, on shares instead of whole
-    tokens."""
+    sum(costs_l d_l^2) while the MACs of `length` tokens fall by `mac_reduction`. By gradient, on shares instead of
+    whole tokens."""
     layers, q_dim = config.num_hidden_layers, attention_widths(config)[0]
     floor = FLOOR * sum(costs) / layers
     price = torch.tensor([max(cost, floor) for cost in costs], dtype=torch.float64)

@@ -664,10 +664,10 @@ def draw_committed(folder: str | Path) -> list[Path]:
         if paired := paired_figure(results, _title(task.name)):
             figures[f"ablation_paired_{task.name}"] = paired
             captions[f"ablation_paired_{task.name}"] = (
-                f"{_title(task.name)}: {_short(OURS[0])} (row {own_row(results)}, seed 0, unless it says otherwise) minus "
-                "each rival on the same texts, percentile bootstrap over these. All ran for the same epochs. The best cut inputs are chosen "
-                "at each MAC reduction among all seeds and on these very texts, in the rival's favour. Each interval "
-                "is of one cell, and does not cover training seeds."
+                f"{_title(task.name)}: {_short(OURS[0])} (row {own_row(results)}, seed 0, unless it says otherwise) "
+                "minus each rival on the same texts, percentile bootstrap over these. All ran for the same epochs. The "
+                "best cut inputs are chosen at each MAC reduction among all seeds and on these very texts, in the "
+                "rival's favour. Each interval is of one cell, and does not cover training seeds."
             )
     for name, figure in figures.items():
         save_figure(figure, Path(folder) / name, captions.get(name))
