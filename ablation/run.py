@@ -122,18 +122,18 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.score.weight, std=0.02)
-        if training.start:
+        fresh = not options.saved  # what is saved brings its own adapter
+        if fresh and training.start:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, training.start, is_trainable=True)
-        elif training.lora:
+        elif fresh and training.lora:
             recipe = Recipe(tuning="lora", lora_rank=training.lora, lora_alpha=2 * training.lora, seed=seed)
             model = add_lora(model, recipe)
         rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         if options.saved:
-            bare = model.get_base_model() if training.start else model
-            model, probe, log = _read(Path(options.saved), bare, rule, training.probe)
+            model, probe, log = _read(Path(options.saved), model, rule, training.probe)
             model = model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32).eval()
         else:
             probe, log = train(model, texts, labels, rule, training)

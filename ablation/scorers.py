@@ -17,7 +17,9 @@ from ablation.forward import Variant, between, counts, take
 from ablation.words import Weights, fit
 from zsaa.keep import attention_widths
 
-GRADIENTS = ("gradient", "salience", "phrases", "votes", "told", "both")  # a gradient teaches them, at least above
+PROBES = ("gradient", "wide", "salience", "phrases")  # a gradient teaches them
+GRADIENTS = (*PROBES, "votes", "told", "both")  # a gradient teaches them, at least above
+AHEAD = (*PROBES, "votes", "told", "words")  # they know what goes on before a layer's attention
 KINDS = ("", *GRADIENTS, "words", "evidence", "notes")
 
 WIDTH = 64  # of a head's hidden layer
@@ -30,12 +32,12 @@ def make(
 ) -> Probe | Evidence | Words | None:
     """The untrained scorer of a kind, for the layers that drop under `variant`. samples, labels: for "words", which is
     fitted to them at once."""
-    if variant.ahead and kind not in ("gradient", "salience", "phrases", "words", "votes", "told"):
+    if variant.ahead and kind not in AHEAD:
         raise ValueError(f"probe {kind!r} looks at a layer's attention: what goes on is not known ahead of it.")
     layers = dropping(config, variant)
-    if kind in ("gradient", "salience", "phrases"):
-        words = 0 if kind == "gradient" else config.vocab_size
-        return Probe(config.hidden_size, layers, words, phrases=kind == "phrases")
+    if kind in PROBES:
+        words = config.vocab_size if kind in ("salience", "phrases") else 0
+        return Probe(config.hidden_size, layers, words, wide=kind in ("wide", "salience"), phrases=kind == "phrases")
     if kind == "words":
         return Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size))
     if kind == "both":
@@ -57,6 +59,7 @@ def price(kind: str, config, variant: Variant, classes: int) -> tuple[int, int]:
     noted = NOTE * (2 * size + q_dim) if variant.dropped == "noted" else 0
     return {
         "gradient": (size, size),
+        "wide": (WIDTH * (size + 1), WIDTH * (size + 1)),
         "salience": (WIDTH * (size + 1), WIDTH * (size + 1)),
         "phrases": (phrase + WIDTH, size),
         "evidence": (one_by_one + noted, one_by_one + noted),
@@ -94,11 +97,11 @@ class Phrase(nn.Module):
 
 
 class Probe(nn.Module):
-    """A linear score of the states that enter each dropping layer, trained beside the model by gradients. words: that
-    many tokens have a score of their own, too, wherever they stand, and the heads a hidden layer; phrases: the first
-    head alone, and over phrases."""
+    """A linear score of the states that enter each dropping layer, trained beside the model by gradients. wide: the
+    heads have a hidden layer; words: that many tokens have a score of their own, too, wherever they stand; phrases:
+    the first head scores phrases, and tokens have their own score in its layer alone."""
 
-    def __init__(self, size: int, layers: Sequence[int], words: int = 0, phrases: bool = False):
+    def __init__(self, size: int, layers: Sequence[int], words: int = 0, wide: bool = False, phrases: bool = False):
         super().__init__()
         self.heads = nn.ModuleDict({str(n): nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1)) for n in layers})
         self.table = nn.Embedding(words, 1) if words else None
@@ -107,7 +110,7 @@ class Probe(nn.Module):
             nn.init.zeros_(self.table.weight)
         if phrases:
             self.heads[str(layers[0])] = Phrase(size, 1)
-        elif words:
+        if wide:
             for head in self.heads.values():
                 head[1] = nn.Sequential(nn.Linear(size, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
 
@@ -258,6 +261,7 @@ class Votes(Both):
 
     def __init__(self, config, layers: Sequence[int], classes: int, told: bool = False):
         super().__init__(config, layers, classes)
+        self.lengths: Tensor | None = None  # real rows of the last pass
         head = self.heads[str(layers[0])]
         if told:
             head["read"] = nn.ModuleList(nn.Linear(WIDTH, config.hidden_size, bias=False) for _ in range(2))
@@ -271,6 +275,7 @@ class Votes(Both):
     def forward(self, layer: int, hidden: Tensor, output: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
         if not self.watches(layer):
             return self.above(layer, hidden, output, tokens, real)
+        self.lengths = real.sum(1)
         return self.apart(layer, self.heads[str(layer)]["phrase"](hidden, real), tokens, real)
 
     def read(self, layer: int, kept: Tensor, wanted: Tensor) -> Tensor:
@@ -278,6 +283,6 @@ class Votes(Both):
             return kept.new_zeros(())
         head, rows = self.heads[str(layer)], torch.arange(kept.shape[1], device=kept.device)
         seen = head["phrase"].features
-        mean = seen.sum(1, keepdim=True) / (seen != 0).any(-1).sum(1)[:, None, None].clamp(min=1)
+        mean = seen.sum(1, keepdim=True) / self.lengths[:, None, None]
         own, all_of_them = (matrix(x) for matrix, x in zip(head["read"], (take(seen, kept), mean)))
         return own + all_of_them * (rows == wanted[:, None] - 1)[..., None]

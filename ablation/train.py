@@ -39,12 +39,12 @@ class Training:
     match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
         length, squared.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
-        each token's |state x gradient| in the alpha = 1 pass; "salience" the same with wider heads and a table of
-        tokens; "words" scores tokens by the weights of a bag of words (ablation/words.py), fitted to the same labels
-        beforehand; "evidence" learns on the way how much each token tells about the label by itself (see `Evidence`);
-        "both" is evidence in the first layer and "gradient" above; "votes" the same, but phrases vote, by what enters
-        the first layer; "told" adds what that saw to the kept states; "phrases" scores phrases in the first layer, by
-        gradients as those above; "notes" learns notes alone, and the variant's score decides.
+        each token's |state x gradient| in the alpha = 1 pass; "wide" the same with a hidden layer, "salience" with a
+        table of tokens, too; "words" scores tokens by the weights of a bag of words (ablation/words.py), fitted to the
+        same labels beforehand; "evidence" learns on the way how much each token tells about the label by itself (see
+        `Evidence`); "both" is evidence in the first layer and "gradient" above; "votes" the same, but phrases vote, by
+        what enters the first layer; "told" adds what that saw to the kept states; "phrases" scores phrases in the
+        first layer, by gradients as those above; "notes" learns notes alone, and the variant's score decides.
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".

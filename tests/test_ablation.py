@@ -316,7 +316,7 @@ def test_a_bag_of_words_can_score():
 
 
 @pytest.mark.parametrize(
-    "row", ["salience-spared", "both-front", "lora-plus", "lora-phrases", "phrases-zipf", "votes-geometric"]
+    "row", ["salience-spared", "both-front", "lora-plus", "lora-wide", "phrases-zipf", "votes-geometric"]
 )
 def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     save_tiny(tmp_path / "model", "llama")
@@ -337,6 +337,14 @@ def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     before, after = ([p.detach().clone() for p in head.parameters()] for head in after)
     assert all((a != b).any() for a, b in zip(before, after))
     assert len(list((tmp_path / "saved" / row).glob("*e.safetensors"))) == 1
+    if row.startswith("lora"):
+        given = [*command[:-3], str(tmp_path / "read"), "--saved", str(tmp_path / "saved" / row)]
+        assert run.main(given) == 0
+        read, trained = (
+            json.loads((tmp_path / folder / "depth" / f"{row}-epochs2.json").read_text()) for folder in ("read", "2")
+        )
+        assert [r["right"] for r in read["rows"]] == [r["right"] for r in trained["rows"]]
+        assert read["log"]["steps"] == 0 < trained["log"]["steps"]
 
 
 def test_notes_tell_what_a_blind_choice_dropped():
