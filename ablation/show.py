@@ -632,6 +632,31 @@ def continuation_figure(result: dict, worst: float = 2.2):
     return figure
 
 
+def sensitivity_figure(result: dict):
+    """What dropping half of the tokens in one layer alone costs, layer by layer, and what two schedules cost at equal
+    MACs: Eq. 2's, and the one solved from the first panel. Divergence of the class probabilities from alpha = 1."""
+    import matplotlib.pyplot as plt
+
+    costs = [max(cost, 1e-6) for cost in result["sensitivity"]]
+    share, n = f"{100 * result['share']:.0f}%", result["provenance"]["eval_samples"]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.7), layout="constrained", width_ratios=(1.6, 1))
+        left.bar(range(1, len(costs) + 1), costs, color=ROLES[0][1], width=0.8)
+        left.set(yscale="log", xlabel="layer that keeps half of its tokens", ylabel="divergence (nats)")
+        left.set_title(f"one layer alone keeps {share}", fontsize=9)
+        looks = {"geometric": (ROLES[0][1], "o", "-", "Eq. 2"), "solved": (ROLES[2][1], "s", "--", "solved")}
+        for name, (colour, marker, dashes, shown) in looks.items():
+            rows = [r for r in result["rows"] if r["schedule"] == name]
+            x, y = [r["target"] for r in rows], [r["divergence"] for r in rows]
+            right.plot(x, y, color=colour, marker=marker, linestyle=dashes, label=shown)
+        right.set(yscale="log", xlabel="MAC reduction")
+        right.set_xticks(x, [f"{t:g}x" for t in x])
+        right.set_title("all layers, at equal MACs", fontsize=9)
+        right.legend(fontsize=8)
+        figure.suptitle(f"{result['adapter']}, {n} reviews: divergence from alpha = 1", fontsize=9.5)
+    return figure
+
+
 def survival_figure(depths: dict[str, list[float]], words: Sequence[str], title: str):
     """How far each token of a text goes under each score: a row of cells per score (depths: name -> share of the layers
     that each token reaches), the text below."""
@@ -654,6 +679,8 @@ def draw_committed(folder: str | Path) -> list[Path]:
         figures["ablation_words"] = words_figure(words)
     if (path := committed / "continuation.json").is_file():
         figures["ablation_continuation"] = continuation_figure(json.loads(path.read_text()))
+    if (path := committed / "sensitivity.json").is_file():
+        figures["ablation_sensitivity"] = sensitivity_figure(json.loads(path.read_text()))
     for task in sorted(path for path in committed.glob("*") if path.is_dir()):
         results = load(committed, task.name)
         figures[f"ablation_{task.name}"] = accuracy_figure(results, _title(task.name))
