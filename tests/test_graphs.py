@@ -14,6 +14,7 @@ import peft
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zsaa
 from zsaa import graphs, passes
@@ -168,6 +169,31 @@ def test_new_values_in_the_same_weights_are_seen(stand_in):
     zsaa.enable(model, graphs=False)
     assert torch.equal(after, model(ids).logits)
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("mode", [True, "auto"])
+@torch.no_grad()
+def test_a_recording_casts_the_weights_itself(stand_in, monkeypatch, mode):
+    """Autocast lets the weights that it has cast go when its block ends; a graph that read them would read on there."""
+    cast, record = set(), StandIn.record
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                cast.add(args[0].data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    def watched(self, run):
+        with Casts():
+            return record(self, run)
+
+    monkeypatch.setattr(StandIn, "record", watched)
+    model, ids = zsaa.enable(tiny.make("llama").float(), alpha=0.7, tau=3, graphs=mode), tiny.tokens([23])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids), model(ids)
+        assert torch.is_autocast_cache_enabled()
+    assert len(held(model)) == 1
+    assert {p.data_ptr() for n, p in model.model.layers.named_parameters() if n.endswith("proj.weight")} <= cast
 
 
 def replace_weight(model):
@@ -419,6 +445,20 @@ def test_real_graphs_on_several_streams_and_settings():
     for alpha, i, tensors in results:
         with zsaa.at(plain, alpha):
             same(tensors, everything(plain(batches[i])))
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", [True, "auto"])
+@torch.no_grad()
+def test_real_graphs_outlive_an_autocast_block(mode):
+    models = [zsaa.enable(tiny.make("llama").float().cuda(), alpha=0.7, tau=3, graphs=m) for m in (mode, False)]
+    ids, noise = tiny.tokens([150, 150])[0].cuda(), []
+    for _ in range(2):
+        with torch.autocast("cuda", torch.float16):
+            model, plain = ([everything(m(ids)) for _ in range(2)] for m in models)
+        same(model[-1], plain[-1])
+        noise += [torch.full_like(p, float("nan"), dtype=torch.float16) for p in models[0].parameters()]
+    assert sum(replays for *_, replays in held(models[0])) >= 3
 
 
 @on_gpu

@@ -169,6 +169,13 @@ def _state(decoder: nn.Module) -> State | None:
     return State(decoder, modules, marks)
 
 
+def _casting(kind: str) -> torch.autocast:
+    """The autocast that is on, without its cache: weights that it has cast are let go when its block ends, and a
+    recording that read them would read what lies there next."""
+    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype, enabled=on, cache_enabled=False)
+
+
 def _budget(device: torch.device) -> float:
     """Bytes that all recordings of a model may hold."""
     return MEMORY * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
@@ -277,7 +284,7 @@ class Graphs:
         step, cached = call["zsaa"], key[3]
         request, plan, layers = step.request, step.plan, step.request.num_layers
         # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _casting(request.device.type):
             names = [name for name, *_ in key[1]]
             inputs = {name: call[name].clone() for name in names}
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
