@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zsaa
-from zsaa import graphs, passes
+from zsaa import backend, graphs, passes
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -225,6 +225,40 @@ def test_other_weights_end_a_recording(stand_in, change):
     assert next(iter(model.model._zsaa.graphs.recordings.values())) is not recording
     zsaa.enable(model, graphs=False)
     assert torch.equal(after, model(ids).logits)
+
+
+def other_type(model):
+    """As a model that went to the CPU and came back in another precision, to where it had been."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float16:
+            tensor.data = tensor.data.view(torch.bfloat16).copy_(tensor.data.clone())
+
+
+def other_shape(model):
+    """As pruning of neurons does it."""
+    for layer in model.model.layers:
+        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            part.weight.data = part.weight.data[:24]
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, :24]
+
+
+@pytest.mark.parametrize("change", [other_type, other_shape])
+@torch.no_grad()
+def test_other_weights_in_the_same_place_end_a_recording(stand_in, monkeypatch, change):
+    monkeypatch.setattr(backend, "_chosen", "torch")
+    model, ids = (
+        zsaa.enable(tiny.make("llama", dtype=torch.float16), alpha=0.7, tau=3, graphs=True),
+        tiny.tokens([23])[0],
+    )
+    model(ids)
+    recording = next(iter(model.model._zsaa.graphs.recordings.values()))
+    place = [p.data_ptr() for p in model.parameters()]
+    change(model)
+    assert [p.data_ptr() for p in model.parameters()] == place
+    after = everything(model(ids))
+    assert next(iter(model.model._zsaa.graphs.recordings.values())) is not recording
+    zsaa.enable(model, graphs=False)
+    same(after, everything(model(ids)))
 
 
 @torch.no_grad()

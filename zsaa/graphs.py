@@ -122,6 +122,7 @@ class State:
             [*chain.from_iterable(map(dict.values, self.parents))],
             [*map(id, tensors)],
             [*map(Tensor.data_ptr, tensors)],
+            [(t.dtype, t.shape) for t in tensors],  # others may come to lie in the same place
             copy.deepcopy(adapters) if copies else adapters,
         )
 
@@ -162,7 +163,7 @@ def _state(decoder: nn.Module) -> State | None:
             if tensor is not None:
                 if type(tensor) not in (nn.Parameter, Tensor):
                     return None
-                marks.append(tensor.data_ptr())
+                marks.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
         if "_active_adapter" in own:
             marks.append(str([own.get(name) for name in ADAPTER_SETTINGS]))
         stack.extend(child for child in own["_modules"].values() if child is not None)
