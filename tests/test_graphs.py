@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
 from zsaa import backend, graphs, passes
@@ -351,6 +352,34 @@ def test_what_must_run_as_it_is(stand_in):
     with torch.no_grad():
         model(ids)
     assert len(held(model)) == 1, "transformers' own hooks, left behind by output_hidden_states, do no harm"
+
+
+@torch.no_grad()
+def test_what_watches_all_operations_or_modules_sees_them(stand_in, monkeypatch):
+    replay = StandIn.replay
+
+    def unseen(self):  # as a real one
+        with torch.utils._python_dispatch._disable_current_modes():
+            replay(self)
+
+    monkeypatch.setattr(StandIn, "replay", unseen)
+    model, plain, ids, calls = model_of(graphs=True), model_of(graphs=False), tiny.tokens([23])[0], []
+    model(ids)
+    flops = []
+    for m in (model, plain):
+        with FlopCounterMode(display=False) as counter:
+            m(ids)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1]
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *args: calls.append(1))
+    try:
+        model(ids)
+        count = len(calls)
+        plain(ids)
+    finally:
+        hook.remove()
+    assert len(calls) == 2 * count
+    assert held(model) == [([23], 0.7, 1)]
 
 
 @torch.no_grad()

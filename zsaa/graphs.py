@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
 from zsaa import backend
 from zsaa.cache import pruned_cache
@@ -226,6 +227,8 @@ class Graphs:
             return None
         if decoder._zsaa.tracer is not None or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return None
+        if torch._C._len_torch_dispatch_stack() or _module._global_forward_hooks or _module._global_forward_pre_hooks:
+            return None  # something watches all operations or modules, such as a counter: a replay runs none
         rest = {k: v for k, v in call.items() if k not in ("zsaa", "attention_mask", "past_key_values")}
         shapes = tuple((k, tuple(v.shape), v.dtype, v.device) for k, v in rest.items() if isinstance(v, Tensor))
         plain = tuple((k, v) for k, v in rest.items() if not isinstance(v, Tensor) and v is not None)
