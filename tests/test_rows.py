@@ -214,6 +214,30 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
         backend._without_triton.cache_clear()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_embeddings_may_lie_in_any_way(family, batch, monkeypatch):
+    """As a convolution leaves them: [batch, size, n], transposed. In the prefill, and in what continues its cache."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    backend._without_triton.cache_clear()
+    monkeypatch.setattr(backend, "_chosen", "auto")
+    model = zsaa.enable(tiny.make(family, "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
+    model = model.to(DEVICE, torch.float16)
+    states = torch.randn(batch, 32, 20, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
+    results = []
+    try:
+        for x in (states.mT, states.mT.contiguous()):
+            cache = model(inputs_embeds=x).past_key_values
+            results.append(model(inputs_embeds=x[:, :4], past_key_values=cache).last_hidden_state)
+            results.append(model(inputs_embeds=x, use_cache=False).last_hidden_state)
+    finally:
+        backend._without_triton.cache_clear()
+    for a, b in zip(results[:2], results[2:]):
+        torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2 * b.abs().max().item())
+
+
 @pytest.mark.parametrize("broken", [None, "choose", "pass_on", "rotate"])
 def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
     device = torch.device(DEVICE)

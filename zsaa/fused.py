@@ -43,7 +43,8 @@ def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Te
     """hidden + output (or hidden itself, for None), and `norm` of it."""
     kernels = backend.layer_kernels(hidden)
     parts = _norm_parts(norm) if kernels is not None else None
-    alike = parts is not None and parts[0].dtype == hidden.dtype and (output is None or output.dtype == hidden.dtype)
+    states = (hidden,) if output is None else (hidden, output)
+    alike = parts is not None and all(x.dtype == parts[0].dtype and x.stride(-1) == 1 for x in states)
     if alike and hidden.shape[-1] <= kernels.NORM_LIMIT:
         return kernels.add_norm(hidden, output, *parts)
     hidden = hidden if output is None else hidden + output

@@ -134,7 +134,9 @@ class Prefill:
                 self.rows.append((~self.mask).int().argsort(dim=1, stable=True)[:, : self.plan.widths[0]])
             else:
                 self.rows.append(self.plan.index.expand(hidden.shape[0], -1))
-        return self.take(hidden, self.rows[0]) if self.request.compact else hidden
+        if self.request.compact:
+            return self.take(hidden, self.rows[0])
+        return hidden if hidden.stride(-1) == 1 else hidden.contiguous()  # inputs_embeds may lie in any way
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
