@@ -258,6 +258,21 @@ def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypa
             assert not ask(device, 40)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.filterwarnings("error:.*do not agree")
+def test_defaults_of_type_and_device_decide_nothing(dtype, monkeypatch):
+    """What was set by torch.set_default_dtype and set_default_device, when the kernels are first asked for."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    device, before = torch.device(DEVICE), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            assert backend._rows_agree.__wrapped__(device, 40)
+            assert backend._layers_agree.__wrapped__(device)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
 def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
