@@ -214,6 +214,35 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
         backend._without_triton.cache_clear()
 
 
+@pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("chosen", ["auto", "torch"])
+def test_autocast_to_another_half_precision_than_the_weights(lengths, grad, chosen, monkeypatch):
+    """States are float32 from the first layer on, those that it drops bfloat16: both come out, as at alpha = 1."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    backend._without_triton.cache_clear()
+    monkeypatch.setattr(backend, "_chosen", chosen)
+    model = zsaa.enable(tiny.make("llama", "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
+    model = model.to(DEVICE, torch.bfloat16)
+    ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths))
+    entered = []
+    model.layers[0].register_forward_pre_hook(lambda layer, args: entered.append(args[0]))
+    try:
+        with torch.set_grad_enabled(grad), torch.autocast(DEVICE, torch.float16), zsaa.trace(model) as t:
+            states = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+            if grad:
+                states.square().mean().backward()
+    finally:
+        backend._without_triton.cache_clear()
+    assert states.dtype == torch.float32 and states.isfinite().all()
+    for sample, n in enumerate(lengths):
+        gone = sorted({*range(n)} - {*t.kept[0][sample].tolist()})
+        normed = model.norm(entered[0][sample, gone].float())
+        assert gone and torch.equal(states[sample, gone], normed)
+    assert not grad or all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.no_grad()
