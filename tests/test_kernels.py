@@ -209,6 +209,10 @@ def test_bad_input_is_refused():
         attention.column_sums(q[:, :1], k, lse, scale=1.0)
     with pytest.raises(ValueError, match="contiguous"):
         attention.attention(q.mT.contiguous().mT, k, v, scale=1.0)
+    with pytest.raises(ValueError, match="contiguous"):
+        attention.attention(q, k, v.mT.contiguous().mT, scale=1.0)
+    with pytest.raises(ValueError, match="k's shape"):
+        attention.attention(q, k, v[:, :, :4], scale=1.0)
     with pytest.raises(ValueError, match="head size 320"):
         big = torch.zeros(1, 1, 4, 320, device=DEVICE)
         attention.attention(big, big, big, scale=1.0)
