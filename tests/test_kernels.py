@@ -259,6 +259,20 @@ def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch)
         torch.testing.assert_close(with_cudnn[1], with_flash[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("error", "refused"), [(RuntimeError, True), (torch.cuda.OutOfMemoryError, False)])
+def test_cudnn_is_given_up_where_it_refuses_not_where_memory_ran_out(error, refused, monkeypatch):
+    from zsaa import attention as path
+
+    def raising(*args, **kwargs):
+        raise error("no")
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", raising, raising=False)
+    monkeypatch.setattr(path, "_without_cudnn", set())
+    q, k, v = (torch.zeros(1, heads, 512, 16, device=DEVICE) for heads in (2, 1, 1))
+    assert path._cudnn(q, k, v, 512, 1.0) is None
+    assert (path._kind(q, k) in path._without_cudnn) == refused
+
+
 def test_buckets_are_few():
     from zsaa.attention import _bucket
 
