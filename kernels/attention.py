@@ -197,7 +197,7 @@ def _on(q: Tensor):
 def _blocks(table: dict, q: Tensor, blocks: tuple | None) -> tuple:
     if blocks is not None:
         return blocks
-    if q.is_cuda and _capability(q.device) in ((8, 6), (8, 9), (12, 0)):
+    if q.is_cuda and _capability(q.device) in ((8, 6), (8, 9), (12, 0), (12, 1)):
         table = SMALL_BLOCKS
     return next(chosen for size, chosen in table.items() if q.shape[-1] <= size)
 

@@ -4,6 +4,8 @@ Without a GPU they run in Triton's interpreter, in small sizes; with one, compil
 twice PyTorch's own in the same precision, plus a few units in the last place of float32.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -271,6 +273,19 @@ def test_cudnn_is_given_up_where_it_refuses_not_where_memory_ran_out(error, refu
     q, k, v = (torch.zeros(1, heads, 512, 16, device=DEVICE) for heads in (2, 1, 1))
     assert path._cudnn(q, k, v, 512, 1.0) is None
     assert (path._kind(q, k) in path._without_cudnn) == refused
+
+
+@pytest.mark.parametrize(
+    ("capability", "bytes_"), [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((12, 0), 99), ((12, 1), 99)]
+)
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_blocks_fit_into_shared_memory(capability, bytes_, dim, monkeypatch):
+    """KB of a block at most, as the CUDA programming guide lists them; one tensor and `stages` of the others' tiles."""
+    monkeypatch.setattr(attention, "_capability", lambda device: capability)
+    q = SimpleNamespace(is_cuda=True, device=None, shape=(1, 1, 1, dim))
+    for table, streamed in ((attention.SCORE_BLOCKS, 1), (attention.ATTENTION_BLOCKS, 2)):
+        own, other, _, stages = attention._blocks(table, q, None)
+        assert 2 * dim * (own + streamed * stages * other) <= bytes_ * 1024
 
 
 def test_buckets_are_few():
