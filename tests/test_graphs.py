@@ -160,6 +160,20 @@ def test_every_setting_has_a_recording_of_its_own(stand_in):
     assert len(held(model)) == count, "alpha = 1 is the stock path"
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch 2.9 brought these settings")
+@torch.no_grad()
+def test_tf32_by_pytorchs_newer_settings(stand_in, monkeypatch):
+    """As transformers' Trainer switches it on; PyTorch then refuses to tell its setting of old."""
+    model, ids = model_of(graphs=True), tiny.tokens([23])[0]
+    want = everything(model(ids))
+    for precision in ("tf32", "ieee"):
+        monkeypatch.setattr(torch.backends, "fp32_precision", precision)
+        same(everything(model(ids)), want)
+        same(everything(model(ids)), want)
+    monkeypatch.undo()
+    assert [replays for *_, replays in held(model)] == [1, 2, 2]
+
+
 @torch.no_grad()
 def test_new_values_in_the_same_weights_are_seen(stand_in):
     model = model_of(graphs=True)

@@ -146,6 +146,17 @@ def _layers_agree(device: torch.device) -> bool:
     )
 
 
+def matmul_precision() -> str:
+    """What products in float32 are computed in: by PyTorch's setting of old, which it refuses to tell where one of the
+    newer ones was used (as transformers' Trainer does for TF32), and by those, from PyTorch 2.9 on."""
+    try:
+        named = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        named = "mixed"
+    parts = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    return "/".join([named, *(str(getattr(part, "fp32_precision", None)) for part in parts)])
+
+
 def copies(device: torch.device) -> bool:
     """Does a kernel copy what a recording hands out?"""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -240,7 +240,7 @@ class Graphs:
             return None
         kind = device.type
         autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        precision = torch.get_float32_matmul_precision()
+        precision = backend.matmul_precision()
         cached = call["past_key_values"] is not None if "past_key_values" in call else False
         used = backend.backends(device)["used"], backend._fused
         return step.request, shapes, plain, cached, autocast, precision, used
