@@ -82,6 +82,16 @@ def test_a_recording_that_does_not_follow_its_input_is_never_used(stand_in, monk
     assert not held(model)
 
 
+@pytest.mark.filterwarnings("error")
+@torch.no_grad()
+def test_a_model_that_overflows_is_recorded_like_any_other(stand_in):
+    model, ids = model_of(graphs=True), tiny.tokens([23, 23])[0]
+    model.model.layers[3].mlp.down_proj.weight[0] = float("nan")
+    for _ in range(2):
+        assert model(ids).logits.isnan().any()
+    assert held(model) == [([23, 23], 0.7, 2)]
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
 @torch.no_grad()
