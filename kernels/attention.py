@@ -197,7 +197,7 @@ def _on(q: Tensor):
 def _blocks(table: dict, q: Tensor, blocks: tuple | None) -> tuple:
     if blocks is not None:
         return blocks
-    if q.is_cuda and _capability(q.device) in ((8, 6), (8, 9), (12, 0)):
+    if q.is_cuda and _capability(q.device) in ((8, 6), (8, 9), (12, 0), (12, 1)):
         table = SMALL_BLOCKS
     return next(chosen for size, chosen in table.items() if q.shape[-1] <= size)
 
@@ -286,6 +286,8 @@ def attention(
     dim] is contiguous), and the natural log-sum-exp, float32 [batch, heads, rows]. Arguments as in `column_sums`;
     padding rows get zeros."""
     _check(q, k, positions, window)
+    if v.stride(-1) != 1 or v.shape != k.shape:
+        raise ValueError(f"v {tuple(v.shape)} must have k's shape {tuple(k.shape)}, and a contiguous last dimension.")
     batch, heads, rows, dim = q.shape
     block_q, block_k, warps, stages = _blocks(ATTENTION_BLOCKS, q, blocks)
     numbers, flags = _common(q, k, scale, softcap, lengths, positions, window)

@@ -447,6 +447,9 @@ CHANGES = {
     "modules": lambda model, patch: setattr(model.model, "norm", torch.nn.Identity()),
 }
 
+if hasattr(torch.backends, "fp32_precision"):  # PyTorch 2.9
+    CHANGES["TF32"] = lambda model, patch: patch.setattr(torch.backends, "fp32_precision", "tf32")
+
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_bears_on_the_time_is_measured_anew(llama, clock, cache, monkeypatch, change):

@@ -14,9 +14,11 @@ import peft
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa import graphs, passes
+from zsaa import backend, graphs, passes
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -78,6 +80,16 @@ def test_a_recording_that_does_not_follow_its_input_is_never_used(stand_in, monk
         got = model(ids)
     same(everything(got), everything(plain(ids)))
     assert not held(model)
+
+
+@pytest.mark.filterwarnings("error")
+@torch.no_grad()
+def test_a_model_that_overflows_is_recorded_like_any_other(stand_in):
+    model, ids = model_of(graphs=True), tiny.tokens([23, 23])[0]
+    model.model.layers[3].mlp.down_proj.weight[0] = float("nan")
+    for _ in range(2):
+        assert model(ids).logits.isnan().any()
+    assert held(model) == [([23, 23], 0.7, 2)]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -158,6 +170,20 @@ def test_every_setting_has_a_recording_of_its_own(stand_in):
     assert len(held(model)) == count, "alpha = 1 is the stock path"
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch 2.9 brought these settings")
+@torch.no_grad()
+def test_tf32_by_pytorchs_newer_settings(stand_in, monkeypatch):
+    """As transformers' Trainer switches it on; PyTorch then refuses to tell its setting of old."""
+    model, ids = model_of(graphs=True), tiny.tokens([23])[0]
+    want = everything(model(ids))
+    for precision in ("tf32", "ieee"):
+        monkeypatch.setattr(torch.backends, "fp32_precision", precision)
+        same(everything(model(ids)), want)
+        same(everything(model(ids)), want)
+    monkeypatch.undo()
+    assert [replays for *_, replays in held(model)] == [1, 2, 2]
+
+
 @torch.no_grad()
 def test_new_values_in_the_same_weights_are_seen(stand_in):
     model = model_of(graphs=True)
@@ -168,6 +194,31 @@ def test_new_values_in_the_same_weights_are_seen(stand_in):
     zsaa.enable(model, graphs=False)
     assert torch.equal(after, model(ids).logits)
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("mode", [True, "auto"])
+@torch.no_grad()
+def test_a_recording_casts_the_weights_itself(stand_in, monkeypatch, mode):
+    """Autocast lets the weights that it has cast go when its block ends; a graph that read them would read on there."""
+    cast, record = set(), StandIn.record
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                cast.add(args[0].data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    def watched(self, run):
+        with Casts():
+            return record(self, run)
+
+    monkeypatch.setattr(StandIn, "record", watched)
+    model, ids = zsaa.enable(tiny.make("llama").float(), alpha=0.7, tau=3, graphs=mode), tiny.tokens([23])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids), model(ids)
+        assert torch.is_autocast_cache_enabled()
+    assert len(held(model)) == 1
+    assert {p.data_ptr() for n, p in model.model.layers.named_parameters() if n.endswith("proj.weight")} <= cast
 
 
 def replace_weight(model):
@@ -199,6 +250,40 @@ def test_other_weights_end_a_recording(stand_in, change):
     assert next(iter(model.model._zsaa.graphs.recordings.values())) is not recording
     zsaa.enable(model, graphs=False)
     assert torch.equal(after, model(ids).logits)
+
+
+def other_type(model):
+    """As a model that went to the CPU and came back in another precision, to where it had been."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float16:
+            tensor.data = tensor.data.view(torch.bfloat16).copy_(tensor.data.clone())
+
+
+def other_shape(model):
+    """As pruning of neurons does it."""
+    for layer in model.model.layers:
+        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            part.weight.data = part.weight.data[:24]
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, :24]
+
+
+@pytest.mark.parametrize("change", [other_type, other_shape])
+@torch.no_grad()
+def test_other_weights_in_the_same_place_end_a_recording(stand_in, monkeypatch, change):
+    monkeypatch.setattr(backend, "_chosen", "torch")
+    model, ids = (
+        zsaa.enable(tiny.make("llama", dtype=torch.float16), alpha=0.7, tau=3, graphs=True),
+        tiny.tokens([23])[0],
+    )
+    model(ids)
+    recording = next(iter(model.model._zsaa.graphs.recordings.values()))
+    place = [p.data_ptr() for p in model.parameters()]
+    change(model)
+    assert [p.data_ptr() for p in model.parameters()] == place
+    after = everything(model(ids))
+    assert next(iter(model.model._zsaa.graphs.recordings.values())) is not recording
+    zsaa.enable(model, graphs=False)
+    same(after, everything(model(ids)))
 
 
 @torch.no_grad()
@@ -291,6 +376,34 @@ def test_what_must_run_as_it_is(stand_in):
     with torch.no_grad():
         model(ids)
     assert len(held(model)) == 1, "transformers' own hooks, left behind by output_hidden_states, do no harm"
+
+
+@torch.no_grad()
+def test_what_watches_all_operations_or_modules_sees_them(stand_in, monkeypatch):
+    replay = StandIn.replay
+
+    def unseen(self):  # as a real one
+        with torch.utils._python_dispatch._disable_current_modes():
+            replay(self)
+
+    monkeypatch.setattr(StandIn, "replay", unseen)
+    model, plain, ids, calls = model_of(graphs=True), model_of(graphs=False), tiny.tokens([23])[0], []
+    model(ids)
+    flops = []
+    for m in (model, plain):
+        with FlopCounterMode(display=False) as counter:
+            m(ids)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1]
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *args: calls.append(1))
+    try:
+        model(ids)
+        count = len(calls)
+        plain(ids)
+    finally:
+        hook.remove()
+    assert len(calls) == 2 * count
+    assert held(model) == [([23], 0.7, 1)]
 
 
 @torch.no_grad()
@@ -419,6 +532,20 @@ def test_real_graphs_on_several_streams_and_settings():
     for alpha, i, tensors in results:
         with zsaa.at(plain, alpha):
             same(tensors, everything(plain(batches[i])))
+
+
+@on_gpu
+@pytest.mark.parametrize("mode", [True, "auto"])
+@torch.no_grad()
+def test_real_graphs_outlive_an_autocast_block(mode):
+    models = [zsaa.enable(tiny.make("llama").float().cuda(), alpha=0.7, tau=3, graphs=m) for m in (mode, False)]
+    ids, noise = tiny.tokens([150, 150])[0].cuda(), []
+    for _ in range(2):
+        with torch.autocast("cuda", torch.float16):
+            model, plain = ([everything(m(ids)) for _ in range(2)] for m in models)
+        same(model[-1], plain[-1])
+        noise += [torch.full_like(p, float("nan"), dtype=torch.float16) for p in models[0].parameters()]
+    assert sum(replays for *_, replays in held(models[0])) >= 3
 
 
 @on_gpu

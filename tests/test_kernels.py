@@ -4,6 +4,8 @@ Without a GPU they run in Triton's interpreter, in small sizes; with one, compil
 twice PyTorch's own in the same precision, plus a few units in the last place of float32.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -209,6 +211,10 @@ def test_bad_input_is_refused():
         attention.column_sums(q[:, :1], k, lse, scale=1.0)
     with pytest.raises(ValueError, match="contiguous"):
         attention.attention(q.mT.contiguous().mT, k, v, scale=1.0)
+    with pytest.raises(ValueError, match="contiguous"):
+        attention.attention(q, k, v.mT.contiguous().mT, scale=1.0)
+    with pytest.raises(ValueError, match="k's shape"):
+        attention.attention(q, k, v[:, :, :4], scale=1.0)
     with pytest.raises(ValueError, match="head size 320"):
         big = torch.zeros(1, 1, 4, 320, device=DEVICE)
         attention.attention(big, big, big, scale=1.0)
@@ -253,6 +259,33 @@ def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch)
         assert with_cudnn[0].shape == with_flash[0].shape
         assert worst(with_cudnn[0] * seen, with_flash[0] * seen) < 4e-3
         torch.testing.assert_close(with_cudnn[1], with_flash[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("error", "refused"), [(RuntimeError, True), (torch.cuda.OutOfMemoryError, False)])
+def test_cudnn_is_given_up_where_it_refuses_not_where_memory_ran_out(error, refused, monkeypatch):
+    from zsaa import attention as path
+
+    def raising(*args, **kwargs):
+        raise error("no")
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", raising, raising=False)
+    monkeypatch.setattr(path, "_without_cudnn", set())
+    q, k, v = (torch.zeros(1, heads, 512, 16, device=DEVICE) for heads in (2, 1, 1))
+    assert path._cudnn(q, k, v, 512, 1.0) is None
+    assert (path._kind(q, k) in path._without_cudnn) == refused
+
+
+@pytest.mark.parametrize(
+    ("capability", "bytes_"), [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((12, 0), 99), ((12, 1), 99)]
+)
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_blocks_fit_into_shared_memory(capability, bytes_, dim, monkeypatch):
+    """KB of a block at most, as the CUDA programming guide lists them; one tensor and `stages` of the others' tiles."""
+    monkeypatch.setattr(attention, "_capability", lambda device: capability)
+    q = SimpleNamespace(is_cuda=True, device=None, shape=(1, 1, 1, dim))
+    for table, streamed in ((attention.SCORE_BLOCKS, 1), (attention.ATTENTION_BLOCKS, 2)):
+        own, other, _, stages = attention._blocks(table, q, None)
+        assert 2 * dim * (own + streamed * stages * other) <= bytes_ * 1024
 
 
 def test_buckets_are_few():

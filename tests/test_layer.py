@@ -139,6 +139,24 @@ def test_what_is_hooked_subclassed_or_trained_runs_itself(monkeypatch):
         assert torch.equal(fused.add_norm(x, None, layer_norm)[1], layer_norm(x))
 
 
+@torch.no_grad()
+def test_hooks_on_an_activation_and_on_all_modules_run(monkeypatch):
+    monkeypatch.setattr(backend, "_chosen", "auto")
+    model = tiny.make("llama", dtype=torch.float32).to(DEVICE, torch.float16)
+    norm, module = model.model.layers[0].input_layernorm, model.model.layers[0].mlp
+    x, seen = torch.randn(1, 3, model.config.hidden_size, device=DEVICE).half(), []
+    handle = module.act_fn.register_forward_hook(lambda *_: seen.append("activation"))
+    fused.mlp(module, x)
+    handle.remove()
+    assert seen == ["activation"]
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    try:
+        fused.mlp(module, x), fused.add_norm(x, None, norm)
+    finally:
+        handle.remove()
+    assert {module, module.act_fn, norm} <= {*seen[1:]}
+
+
 @pytest.mark.parametrize("broken", [None, "add_norm", "silu_mul"])
 def test_they_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
     ask, device = backend._layers_agree.__wrapped__, torch.device(DEVICE)

@@ -53,6 +53,17 @@ def test_a_layer_gets_what_it_would_compute_itself(bias, products):
     assert (got - exact).norm() <= 4 * (plain - exact).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_defaults_of_type_and_device_decide_nothing(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            assert linear._onednn.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(before)
+
+
 class Another(nn.Linear):
     """What adapters and quantized layers are."""
 

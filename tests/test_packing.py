@@ -74,6 +74,19 @@ def test_what_is_not_in_whole_words_is_copied_by_pytorch(packing):
     assert all(torch.equal(a, b) for a, b in zip(packed.copies(), tensors))
 
 
+@pytest.mark.filterwarnings("error")
+def test_nan_is_copied_like_any_other_number(packing):
+    tensors = outputs(2, 9)
+    for x in tensors:
+        if x.is_floating_point():
+            x[0, 0] = float("nan")
+    packed = packing.Packing(tensors)
+    assert bool(packed.packs) == packing.kernel
+    assert all(packing.alike(a, b) for a, b in zip(packed.copies(), tensors))
+    assert not packing.alike(tensors[0], torch.zeros_like(tensors[0]))
+    assert not packing.alike(tensors[0].isnan().float(), tensors[0].float())
+
+
 def test_a_kernel_that_copies_something_else_is_not_used(packing, monkeypatch):
     if not packing.kernel:
         pytest.skip("of the kernel")

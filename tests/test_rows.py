@@ -214,6 +214,59 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
         backend._without_triton.cache_clear()
 
 
+@pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("chosen", ["auto", "torch"])
+def test_autocast_to_another_half_precision_than_the_weights(lengths, grad, chosen, monkeypatch):
+    """States are float32 from the first layer on, those that it drops bfloat16: both come out, as at alpha = 1."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    backend._without_triton.cache_clear()
+    monkeypatch.setattr(backend, "_chosen", chosen)
+    model = zsaa.enable(tiny.make("llama", "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
+    model = model.to(DEVICE, torch.bfloat16)
+    ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths))
+    entered = []
+    model.layers[0].register_forward_pre_hook(lambda layer, args: entered.append(args[0]))
+    try:
+        with torch.set_grad_enabled(grad), torch.autocast(DEVICE, torch.float16), zsaa.trace(model) as t:
+            states = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+            if grad:
+                states.square().mean().backward()
+    finally:
+        backend._without_triton.cache_clear()
+    assert states.dtype == torch.float32 and states.isfinite().all()
+    for sample, n in enumerate(lengths):
+        gone = sorted({*range(n)} - {*t.kept[0][sample].tolist()})
+        normed = model.norm(entered[0][sample, gone].float())
+        assert gone and torch.equal(states[sample, gone], normed)
+    assert not grad or all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_embeddings_may_lie_in_any_way(family, batch, monkeypatch):
+    """As a convolution leaves them: [batch, size, n], transposed. In the prefill, and in what continues its cache."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    backend._without_triton.cache_clear()
+    monkeypatch.setattr(backend, "_chosen", "auto")
+    model = zsaa.enable(tiny.make(family, "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
+    model = model.to(DEVICE, torch.float16)
+    states = torch.randn(batch, 32, 20, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
+    results = []
+    try:
+        for x in (states.mT, states.mT.contiguous()):
+            cache = model(inputs_embeds=x).past_key_values
+            results.append(model(inputs_embeds=x[:, :4], past_key_values=cache).last_hidden_state)
+            results.append(model(inputs_embeds=x, use_cache=False).last_hidden_state)
+    finally:
+        backend._without_triton.cache_clear()
+    for a, b in zip(results[:2], results[2:]):
+        torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2 * b.abs().max().item())
+
+
 @pytest.mark.parametrize("broken", [None, "choose", "pass_on", "rotate"])
 def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
     device = torch.device(DEVICE)
@@ -232,6 +285,21 @@ def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypa
     else:
         with pytest.warns(UserWarning, match=f"do not agree with PyTorch on a GPU .({broken}|IndexError)"):
             assert not ask(device, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.filterwarnings("error:.*do not agree")
+def test_defaults_of_type_and_device_decide_nothing(dtype, monkeypatch):
+    """What was set by torch.set_default_dtype and set_default_device, when the kernels are first asked for."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    device, before = torch.device(DEVICE), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            assert backend._rows_agree.__wrapped__(device, 40)
+            assert backend._layers_agree.__wrapped__(device)
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

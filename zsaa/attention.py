@@ -127,6 +127,8 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> tuple[Te
     try:
         cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
         output, lse, *_ = cudnn(q, k, v, None, True, 0.0, True, False, scale=scale)
+    except torch.cuda.OutOfMemoryError:  # says nothing of the next call
+        return None
     except RuntimeError:
         _without_cudnn.add(_kind(q, k))
         return None

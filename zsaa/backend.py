@@ -124,7 +124,7 @@ def _layers_agree(device: torch.device) -> bool:
 
     failed = []
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):  # whatever is the default
             generator = torch.Generator().manual_seed(0)
             x, y, *_ = xs = [torch.randn(3, 5, 200, generator=generator).half().to(device) for _ in range(2)]
             weight, bias = (torch.randn(200, generator=generator).half().to(device) for _ in range(2))
@@ -146,6 +146,17 @@ def _layers_agree(device: torch.device) -> bool:
     )
 
 
+def matmul_precision() -> str:
+    """What products in float32 are computed in: by PyTorch's setting of old, which it refuses to tell where one of the
+    newer ones was used (as transformers' Trainer does for TF32), and by those, from PyTorch 2.9 on."""
+    try:
+        named = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        named = "mixed"
+    parts = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    return "/".join([named, *(str(getattr(part, "fp32_precision", None)) for part in parts)])
+
+
 def copies(device: torch.device) -> bool:
     """Does a kernel copy what a recording hands out?"""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -161,9 +172,9 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
 
     failed = []
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):  # whatever is the default
             generator = torch.Generator().manual_seed(0)
-            scores = torch.rand(3, n, generator=generator).mul(n // 3).floor().to(device)  # with ties
+            scores = torch.rand(3, n, generator=generator).mul(n // 3).floor().to(device, torch.float32)  # with ties
             lengths = torch.tensor([n, n // 8, n // 2], device=device)
             counts = torch.tensor([n - 5, n // 8 - 1, n // 6], device=device)
             index = torch.arange(n, device=device).expand(3, -1)

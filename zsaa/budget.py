@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zsaa.backend import backends
+from zsaa.backend import backends, matmul_precision
 from zsaa.dial import DEFAULTS, RULE, current_settings, disable, enable
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.graphs import Graphs
@@ -333,7 +333,7 @@ def _key(model: nn.Module, n: int, batch: int, **given) -> dict:
         "parameters": dict(sizes),
         "dtype": str(decoder.dtype),
         "autocast": str(autocast),
-        "matmul": torch.get_float32_matmul_precision(),
+        "matmul": matmul_precision(),
         "backend": backends(device)["used"],
         "graphs": decoder._zsaa.graphs.mode if hasattr(decoder, "_zsaa") else "auto",
         "compiled": any(module._compiled_call_impl is not None for module in model.modules()),

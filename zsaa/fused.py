@@ -17,25 +17,25 @@ from zsaa.linear import linear, quick, untouched
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}  # weight * normed
 GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP"}  # down(act(gate) * up)
 SILU = ("SiLUActivation", "SiLU")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_backward_hooks", "_backward_pre_hooks")  # beside those that `untouched` knows
 
 
 def _known(module: nn.Module, names: set[str]) -> bool:
     """Is this just one of transformers' modules of these names, with nothing hooked to it?"""
-    kind, own = type(module), module.__dict__
+    kind = type(module)
     if kind.__name__ not in names or not kind.__module__.startswith("transformers."):
         return False
-    return _unhooked(own)
+    return _unhooked(module)
 
 
-def _unhooked(own: dict) -> bool:
-    return "forward" not in own and not any(own[kind] for kind in HOOKS)
+def _unhooked(module: nn.Module) -> bool:
+    return untouched(module) and not any(module.__dict__[kind] for kind in HOOKS)
 
 
 def _norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, float] | None:
     """Weight, bias and epsilon of a plain RMSNorm or LayerNorm, else None."""
     if type(norm) is nn.LayerNorm:
-        return (norm.weight, norm.bias, norm.eps) if _unhooked(norm.__dict__) and norm.bias is not None else None
+        return (norm.weight, norm.bias, norm.eps) if _unhooked(norm) and norm.bias is not None else None
     return (norm.weight, None, norm.variance_epsilon) if _known(norm, RMS_NORMS) else None
 
 
@@ -43,7 +43,8 @@ def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Te
     """hidden + output (or hidden itself, for None), and `norm` of it."""
     kernels = backend.layer_kernels(hidden)
     parts = _norm_parts(norm) if kernels is not None else None
-    alike = parts is not None and parts[0].dtype == hidden.dtype and (output is None or output.dtype == hidden.dtype)
+    states = (hidden,) if output is None else (hidden, output)
+    alike = parts is not None and all(x.dtype == parts[0].dtype and x.stride(-1) == 1 for x in states)
     if alike and hidden.shape[-1] <= kernels.NORM_LIMIT:
         return kernels.add_norm(hidden, output, *parts)
     hidden = hidden if output is None else hidden + output
@@ -59,7 +60,8 @@ def mlp(module: nn.Module, x: Tensor) -> Tensor:
     kernels = backend.layer_kernels(x)
     if kernels is None and not backend.fuses_training(x):
         return module(x)
-    if kernels is not None and _known(module, GATED_MLPS) and type(module.act_fn).__name__ in SILU:
+    gated = kernels is not None and _known(module, GATED_MLPS)
+    if gated and type(module.act_fn).__name__ in SILU and _unhooked(module.act_fn):
         gate, up = module.gate_proj(x), module.up_proj(x)
         if gate.is_contiguous() and up.is_contiguous() and gate.dtype == up.dtype:
             return module.down_proj(kernels.silu_mul(gate, up))

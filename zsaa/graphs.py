@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
 from zsaa import backend
 from zsaa.cache import pruned_cache
-from zsaa.packing import Packing
+from zsaa.packing import Packing, alike
 from zsaa.passes import Plan, Prefill, Request
 
 LIMIT = 16  # recordings per model
@@ -122,6 +123,7 @@ class State:
             [*chain.from_iterable(map(dict.values, self.parents))],
             [*map(id, tensors)],
             [*map(Tensor.data_ptr, tensors)],
+            [(t.dtype, t.shape) for t in tensors],  # others may come to lie in the same place
             copy.deepcopy(adapters) if copies else adapters,
         )
 
@@ -162,11 +164,18 @@ def _state(decoder: nn.Module) -> State | None:
             if tensor is not None:
                 if type(tensor) not in (nn.Parameter, Tensor):
                     return None
-                marks.append(tensor.data_ptr())
+                marks.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
         if "_active_adapter" in own:
             marks.append(str([own.get(name) for name in ADAPTER_SETTINGS]))
         stack.extend(child for child in own["_modules"].values() if child is not None)
     return State(decoder, modules, marks)
+
+
+def _casting(kind: str) -> torch.autocast:
+    """The autocast that is on, without its cache: weights that it has cast are let go when its block ends, and a
+    recording that read them would read what lies there next."""
+    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype, enabled=on, cache_enabled=False)
 
 
 def _budget(device: torch.device) -> float:
@@ -218,6 +227,8 @@ class Graphs:
             return None
         if decoder._zsaa.tracer is not None or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return None
+        if torch._C._len_torch_dispatch_stack() or _module._global_forward_hooks or _module._global_forward_pre_hooks:
+            return None  # something watches all operations or modules, such as a counter: a replay runs none
         rest = {k: v for k, v in call.items() if k not in ("zsaa", "attention_mask", "past_key_values")}
         shapes = tuple((k, tuple(v.shape), v.dtype, v.device) for k, v in rest.items() if isinstance(v, Tensor))
         plain = tuple((k, v) for k, v in rest.items() if not isinstance(v, Tensor) and v is not None)
@@ -229,7 +240,7 @@ class Graphs:
             return None
         kind = device.type
         autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        precision = torch.get_float32_matmul_precision()
+        precision = backend.matmul_precision()
         cached = call["past_key_values"] is not None if "past_key_values" in call else False
         used = backend.backends(device)["used"], backend._fused
         return step.request, shapes, plain, cached, autocast, precision, used
@@ -277,7 +288,7 @@ class Graphs:
         step, cached = call["zsaa"], key[3]
         request, plan, layers = step.request, step.plan, step.request.num_layers
         # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _casting(request.device.type):
             names = [name for name, *_ in key[1]]
             inputs = {name: call[name].clone() for name in names}
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
@@ -302,7 +313,7 @@ class Graphs:
                 if name in inputs:
                     inputs[name].copy_(inputs[name].roll(1, dims=1))
             graph.replay()
-            if not all(torch.equal(a, b) for a, b in zip(tensors, run()[1], strict=True)):
+            if not all(alike(a, b) for a, b in zip(tensors, run()[1], strict=True)):
                 raise RuntimeError("the replay of a recorded prefill differs from the prefill itself")
         if set(output.keys()) - {"last_hidden_state", "past_key_values"}:
             raise NotImplementedError(f"the decoder's output has fields of its own: {sorted(output.keys())}")

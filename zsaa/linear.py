@@ -29,8 +29,9 @@ def _onednn():
         return None
     try:
         product = torch.ops.mkldnn._linear_pointwise
-        with torch.inference_mode():
-            x, weight, bias = torch.arange(1.0, 9.0).view(2, 4), torch.arange(12.0).view(3, 4), torch.ones(3)
+        with torch.inference_mode(), torch.device("cpu"):  # whatever is the default
+            x, weight, bias = (torch.arange(1, n, dtype=torch.float32) for n in (9, 13, 4))
+            x, weight = x.view(2, 4), weight.view(3, 4)
             agrees = torch.equal(product(x, weight, bias, "none", [], ""), x @ weight.t() + bias)
     except (AttributeError, RuntimeError):
         return None

@@ -134,7 +134,9 @@ class Prefill:
                 self.rows.append((~self.mask).int().argsort(dim=1, stable=True)[:, : self.plan.widths[0]])
             else:
                 self.rows.append(self.plan.index.expand(hidden.shape[0], -1))
-        return self.take(hidden, self.rows[0]) if self.request.compact else hidden
+        if self.request.compact:
+            return self.take(hidden, self.rows[0])
+        return hidden if hidden.stride(-1) == 1 else hidden.contiguous()  # inputs_embeds may lie in any way
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
@@ -176,7 +178,9 @@ class Prefill:
         if self.choice[layer] is None:
             return hidden, output
         (kept, places), carry = self.choice[layer], self.request.carry
-        if carry and (kernels is None or places is None or self.entered or _recomputed()):
+        # Under an autocast to another half precision than the embeddings', states become float32 in the first layer.
+        other = self.final is not None and self.final.dtype != hidden.dtype
+        if carry and (kernels is None or places is None or self.entered or other or _recomputed()):
             self.entered.setdefault(layer, hidden)
         elif carry and self.final is None:
             self.final = hidden.new_zeros(hidden.shape[0], self.request.width, hidden.shape[2])
@@ -210,7 +214,8 @@ class Prefill:
         """
         batch, width = hidden.shape[0], self.request.width
         stages = (*self.entered.items(), (len(self.rows) - 1, hidden))
-        if self.final is not None and all(self.real[stage] is None for stage, _ in stages):
+        whole = self.final is not None and self.final.dtype == hidden.dtype
+        if whole and all(self.real[stage] is None for stage, _ in stages):
             final = self.final.flatten(0, 1)
         else:
             final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
@@ -219,7 +224,7 @@ class Prefill:
         for stage, states in stages:
             flat, real = self.rows[stage] + self.plan.samples * width, self.real[stage]
             flat = flat if real is None else flat.masked_fill(~real, batch * width)
-            final.index_copy_(0, flat.flatten(), states.flatten(0, 1))
+            final.index_copy_(0, flat.flatten(), states.flatten(0, 1).to(final.dtype))
         return final[: batch * width].unflatten(0, (batch, width))
 
 
