@@ -40,9 +40,10 @@ def longest(samples, count: int) -> list:
 
 
 def task_record(data) -> dict:
-    """What a result file says of its data set (a `zsaa.tasks.Task`)."""
+    """What a result file says of its data set (a `zsaa.tasks.Task` or a `zsaa.corpora.Corpus`)."""
     fields = ("name", "source", "substitute", "metric", "paper_column", "fingerprint")
-    return {field: getattr(data, field) for field in fields}
+    own = {"training_substitute": True} if data.training_substitute else {}
+    return {field: getattr(data, field) for field in fields} | own
 
 
 def model_record(name: str) -> dict:
