@@ -78,7 +78,7 @@ SECTIONS = (
             more=(
                 ("Footprint, cache and first token at the true shapes, random weights", "footprint_table", "footprint"),
             ),
-            figures=("table3*", "choice*", "footprint*")),
+            figures=("table3*", "mmlu*", "choice*", "footprint*")),
     Section("Table 4", "The architectures, from the models' configurations.", "05_table4", "table_4_cells"),
     Section("Figure 3", "Which tokens each layer keeps.", "03_figure3", drawn=("preservation",),
             figures=("preservation*",)),
