@@ -251,7 +251,7 @@ def score(differs, **model):
     return {"name": "choice-x", "kind": "choice", "differs_from_the_paper": differs,
             "model": {"name": "m", "quantization": None, "stands_for": "LLaMA-3-8B-4bit", **model},
             "recipe": {"method": "none", "tuning": "none"}, "provenance": {"seed": 0},
-            "task": {"name": "MMLU", "form": "letters", "shots": 5},
+            "task": {"name": "MMLU", "form": "letters", "shots": 5, "substitute": False},
             "rows": [scored("alpha", 1, 62.0, 1.0), scored("alpha", 1.5, 50.0, 0.98),
                      scored("printed", 1.5, 57.0, 0.99), scored("last", 1.5, 60.0, None)]}  # fmt: skip
 

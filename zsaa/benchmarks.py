@@ -67,7 +67,8 @@ def split(where, what):
 
     path = folder(f"hf_datasets/{where}", what)
     try:
-        parts = [Dataset.from_file(str(file)) for file in sorted(path.glob("*.arrow"))]
+        # In memory: what datasets makes of a file's rows later, it would keep beside the file, inside the package.
+        parts = [Dataset.from_file(str(file), in_memory=True) for file in sorted(path.glob("data-*.arrow"))]
         return concatenate_datasets(parts)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise _damaged(path, error) from error

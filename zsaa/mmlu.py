@@ -58,8 +58,8 @@ TEMPLATES = Path(lm_eval.__file__).parent / "tasks" / "mmlu"
 
 
 def _split(source: Path, subject: str, split: str) -> list[str]:
-    """The files of one split: SUBJECT/SPLIT-*.parquet (or json) as on the hub, SUBJECT/SPLIT/*.arrow in the package."""
-    found = (source / subject).glob(f"{split}[-.]*"), (source / subject / split).glob("*.arrow")
+    """Files of a split: SUBJECT/SPLIT-*.parquet (or json) as on the hub, SUBJECT/SPLIT/data-*.arrow in the package."""
+    found = (source / subject).glob(f"{split}[-.]*"), (source / subject / split).glob("data-*.arrow")
     return [str(path) for paths in found for path in sorted(paths)]
 
 
@@ -224,7 +224,7 @@ def training_rows(source: str | Path, count: int, seed: int = 0):
         rows = datasets.load_dataset(HUB, "all", split="auxiliary_train")
     else:
         files = _split(Path(source), "all", "auxiliary_train")
-        files = files or sorted(map(str, Path(source).glob("*/validation/*.arrow")))
+        files = files or sorted(map(str, Path(source).glob("*/validation/data-*.arrow")))
         if not files:
             raise AssetError(f"no questions to train on in {source}: all/auxiliary_train* is missing.")
         rows = datasets.load_dataset(_kind(files), data_files=files, split="train")

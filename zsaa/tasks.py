@@ -276,7 +276,7 @@ def _apart(rows, held_out):
     their own ways ("ca n't" and "can't", "-lrb-" and "(", left-over "&#8217 ;")."""
 
     def bare(text):
-        return re.sub(r"&#\d+|-[lr]rb-|[^a-z0-9]+", "", text.lower())
+        return re.sub(r"&#\d+|-[lr]rb-|[^a-z0-9]", "", text.lower())
 
     known = {bare(text) for text in held_out}
     long = [text for text in known if len(text) >= SHORTEST]
