@@ -189,7 +189,7 @@ def test_reach_of_measured_lengths():
                 "rows": [{"target": 1}, {"target": 4.5}]}  # fmt: skip
 
     rows = audit.measured_reach(
-        [lengths("rotten_tomatoes", None), lengths("imdb", "IMDB"), lengths("x", None), lengths("imdb", "IMDB", None)]
+        [lengths("sst2", "SST-2"), lengths("imdb", "IMDB"), lengths("x", None), lengths("imdb", "IMDB", None)]
     )
     assert [(r["within reach"], r["column"], r["printed"], r["enough"]) for r in rows] == [
         ("4.5x", "SST-2", "5x", False), ("4.5x", "IMDB", "11x", False), ("4.5x", None, "-", True)

@@ -225,7 +225,7 @@ def measured_reach(results: Iterable[dict]) -> list[dict]:
         if result["kind"] != "lengths" or result["recipe"]["shape"] != "gpt2":
             continue
         task = result["task"]
-        column = task["paper_column"] or {"rotten_tomatoes": "SST-2"}.get(task["name"])  # made from these sentences
+        column = task["paper_column"]
         reached = max(row["target"] for row in result["rows"])
         printed = max((t for t, row in paper.TABLE_1.items() if column and row[column] is not None), default=None)
         rows.append(
