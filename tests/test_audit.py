@@ -280,7 +280,7 @@ def test_table_3_cells(known):
     assert len(alphas) == 6 and all(c.verdict == "differs" and c.ours < c.published for c in alphas)
     assert at["Gemma-2-2B-4bit: MMLU", "3.5x"][0].verdict == "not run"
     wide = tables.table_3([*known[:2], footprint, score([])])
-    mine = "m, untuned; MMLU (the paper's), choice-x"
+    mine = "m, untuned; MMLU, chance 25% (the paper's), choice-x"
     assert wide["LLaMA-3-8B-4bit: MMLU"][mine].tolist() == [
         "62.0 [57.0, 67.0], reproduced", "50.0 [45.0, 55.0], differs", "not run", "not run"
     ]  # fmt: skip
@@ -291,7 +291,7 @@ def test_table_3_cells(known):
     }  # fmt: skip
     how = "s nf4, alpha-sampled LoRA fine-tuning; 375 steps of 16 of 2,000 questions, seed 3"
     beside = tables.table_3([score([]), tuned])["LLaMA-3-8B-4bit: MMLU"]
-    assert f"{how}; MMLU (substitute: model, data), choice-x" in beside and mine in beside
+    assert f"{how}; MMLU, chance 25% (substitute: model, data), choice-x" in beside and mine in beside
     assert figures.choice_figure([tuned]).axes[0].get_title().splitlines()[:2] == how.split("; ")
     foot = "llama3-8b's true shape, random weights, nf4, batch 1, A GPU, footprint, printed alpha"
     shown = wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist()

@@ -602,7 +602,7 @@ def _score_cell(where: dict, result: dict, row: dict) -> Cell:
     others = [name.removeprefix("no ") for name in result["differs_from_the_paper"]]
     return Cell(
         **where, ours=row["accuracy"], interval=tuple(row["ci95"]), n=row["n"], protocol=protocol,
-        subject=f"{choice_subject(result)}; {task['name']}",
+        subject=f"{choice_subject(result)}; {task['name']}, chance {CHANCE}%",
         substitute=", ".join(others), result=result["name"],
     )  # fmt: skip
 
