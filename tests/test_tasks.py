@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from zsaa import tasks
+from zsaa import benchmarks, tasks
 from zsaa.models import AssetError
 from zsaa.tasks import TASKS, load_task, tokenize
 
@@ -302,12 +302,13 @@ def test_auto_is_packaged_if_there_and_hub_if_not(monkeypatch):
     asked = []
     monkeypatch.setattr(tasks, "_packaged", lambda name, spec: asked.append("packaged") or 1 / 0)
     monkeypatch.setattr(tasks, "_hub_layout", lambda name, spec, source: asked.append(source) or 1 / 0)
-    for there in ("table.csv", None):
+    for there, other in (("table.csv", "folder"), ("table.csv", None), (None, "folder")):
         monkeypatch.setattr(tasks, "_package_csv", lambda there=there: there)
-        for name in ("imdb", "mrpc"):
+        monkeypatch.setattr(benchmarks, "_top", lambda other=other: other)
+        for name in ("imdb", "mrpc", "sst2"):
             with pytest.raises(ZeroDivisionError):
                 load_task(name)
-    assert asked == ["packaged", "hub", "hub", "hub"]
+    assert asked == ["packaged", "hub", "packaged", "packaged", "hub", "hub", "hub", "hub", "hub"]
 
 
 def test_damaged_table(monkeypatch, tmp_path):

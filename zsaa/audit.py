@@ -225,7 +225,7 @@ def measured_reach(results: Iterable[dict]) -> list[dict]:
         if result["kind"] != "lengths" or result["recipe"]["shape"] != "gpt2":
             continue
         task = result["task"]
-        column = task["paper_column"] or {"rotten_tomatoes": "SST-2"}.get(task["name"])  # made from these sentences
+        column = task["paper_column"]
         reached = max(row["target"] for row in result["rows"])
         printed = max((t for t, row in paper.TABLE_1.items() if column and row[column] is not None), default=None)
         rows.append(
@@ -399,11 +399,11 @@ def claims(results: Sequence[dict]) -> list[Claim]:
             dial, lot, cut = (_row(result, control, 1.5) for control in ("alpha", "random", "last"))
             trained = training(result, "questions").replace(";", ",")
             parts.append(
-                f"{result['model']['name']}, {trained}, {result['task']['form']}: dial {_said(dial)}, tokens by lot "
-                f"{_said(lot)}" + (f", last tokens only {_said(cut)}" if cut else "")
+                f"{result['model']['name']}, {trained}, {result['task']['name']}, {result['task']['form']}: "
+                f"dial {_said(dial)}, tokens by lot {_said(lot)}" + (f", last tokens only {_said(cut)}" if cut else "")
             )
             ahead.append(_apart(dial, lot))
-        evidence = "four-way continuations at 1.5x fewer MACs: " + "; ".join(parts)
+        evidence = "four-way choices at 1.5x fewer MACs: " + "; ".join(parts)
         verdict = "borne out" if min(ahead) > 0 else "partly" if max(ahead) > 0 else "not borne out"
     say(
         "the soft-score determines the contribution of each hidden activation to the layer output",

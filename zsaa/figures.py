@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zsaa import paper
 from zsaa.results import RESULTS, load_results, measured, over_seeds, rows_of, status, unpack
-from zsaa.tables import choice_subject, perplexity_protocol, perplexity_subject, perplexity_way, threads
+from zsaa.tables import CHANCE, choice_subject, perplexity_protocol, perplexity_subject, perplexity_way, threads
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
 COLOURS = {
@@ -523,9 +523,9 @@ def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str
 PRINTED_ERROR = {"xerr": 0.005, "fmt": "s", "color": COLOURS["paper"], "markersize": 4, "capsize": 2, "linewidth": 1}
 
 
-def choice_figure(results: Sequence[dict]):
-    """Score of a four-way choice against the MAC reduction of the prefill: a panel for each result (kind "choice"),
-    the dial, its controls, and chance."""
+def choice_figure(results: Sequence[dict], columns: int = 2):
+    """Score of a four-way choice, MMLU or its substitute, against the MAC reduction of the prefill: a panel for each
+    result (kind "choice"), the dial, its controls, and chance."""
     import matplotlib.pyplot as plt
 
     looks = {
@@ -536,7 +536,10 @@ def choice_figure(results: Sequence[dict]):
     }
     with plt.rc_context(STYLE):
         shared = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-        figure, axes = plt.subplots(1, len(results), figsize=(3.1 * len(results) + 0.3, 3.3), **shared)
+        rows, columns = -(-len(results) // columns), min(columns, len(results))
+        figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns + 0.3, 2.6 * rows + 0.7), **shared)
+        for axis in axes.flat[len(results) :]:
+            axis.set_visible(False)
         handles = {}
         for axis, result in zip(axes.flat, results):
             whole = rows_of(result, "alpha")[:1]
@@ -547,15 +550,16 @@ def choice_figure(results: Sequence[dict]):
                     _line(axis, rows, (colour, marker, dashes), name, interval=control in ("alpha", "last"))
             for handle, name in zip(*axis.get_legend_handles_labels()):
                 handles.setdefault(name, handle)
-            axis.axhline(25, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
+            axis.axhline(CHANCE, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
             axis.annotate(
-                "chance", (1, 25), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
+                "chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
                 fontsize=7, color="#777777", ha="right",
             )  # fmt: skip
             task = result["task"]
             how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
             shown = f"{how}, {task['shots']} shots, n = {whole[0]['n']}"
-            axis.set_title("\n".join((*choice_subject(result).split("; "), shown)), fontsize=8)
+            about = task["name"] + " (a substitute)" * task["substitute"]
+            axis.set_title("\n".join((*choice_subject(result).split("; "), about, shown)), fontsize=8)
             axis.set_xlabel("MAC reduction")
         ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
         axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])
@@ -706,8 +710,10 @@ def draw_committed(folder: str | Path) -> list[Path]:
             figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
     if perplexities := load_results(RESULTS, kind="perplexity"):
         figures["perplexity"] = perplexity_figure(perplexities)
-    if choices := load_results(RESULTS, kind="choice"):
-        figures["choice"] = choice_figure(choices)
+    choices = load_results(RESULTS, kind="choice")
+    for name, substitute in (("mmlu", False), ("choice", True)):
+        if drawn := [r for r in choices if r["task"]["substitute"] == substitute]:
+            figures[name] = choice_figure(drawn)
     if drawn := footprint_figure(load_results(RESULTS, kind="footprint")):
         figures["footprint"], captions["footprint"] = drawn
     for audit in load_results(RESULTS, kind="audit"):

