@@ -11,12 +11,13 @@ log(alpha_l).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ablation import run
@@ -42,9 +43,14 @@ def _log_probabilities(model: nn.Module, texts: Sequence, alpha: float, variant:
     return torch.cat(found)
 
 
-def _apart(p: Tensor, q: Tensor) -> float:
-    """Mean divergence KL(p || q) of log-probabilities [texts, classes], in nats."""
-    return F.kl_div(q, p, reduction="batchmean", log_target=True).item()
+def divergences(
+    model: nn.Module, scorer, texts: Sequence, settings: Iterable[tuple[float, Variant]], batch_size: int = 8
+) -> list[float]:
+    """Mean divergence KL(alpha = 1 || setting) of the class probabilities, in nats, for each (alpha, variant)."""
+    texts = sorted(texts, key=len)
+    whole = _log_probabilities(model, texts, 1.0, Variant(), scorer, batch_size)
+    pruned = (_log_probabilities(model, texts, *setting, scorer, batch_size) for setting in settings)
+    return [F.kl_div(found, whole, reduction="batchmean", log_target=True).item() for found in pruned]
 
 
 def only(layer: int, layers: int, share: float) -> tuple[float, Variant]:
@@ -57,12 +63,8 @@ def sensitivity(
 ) -> list[float]:
     """Per layer, the divergence in nats that keeping `share` of its tokens causes."""
     layers = model.config.num_hidden_layers
-    texts = sorted(texts, key=len)
-    whole = _log_probabilities(model, texts, 1.0, Variant(), scorer, batch_size)
-    return [
-        _apart(whole, _log_probabilities(model, texts, *only(layer, layers, share), scorer, batch_size))
-        for layer in tqdm(range(layers), disable=not progress, mininterval=10, desc="layers")
-    ]
+    bar = tqdm(range(layers), disable=not progress, mininterval=10, desc="layers")
+    return divergences(model, scorer, texts, (only(layer, layers, share) for layer in bar), batch_size)
 
 
 def solve(costs: Sequence[float], config, length: int, mac_reduction: float, steps: int = 4000) -> list[float]:
@@ -73,7 +75,8 @@ def solve(costs: Sequence[float], config, length: int, mac_reduction: float, ste
     floor = FLOOR * sum(costs) / layers
     price = torch.tensor([max(cost, floor) for cost in costs], dtype=torch.float64)
     price = price / price.mean()
-    terms = torch.tensor([length * layer_weights(config)[0], 2 * length**2 * q_dim, length * layer_weights(config)[1]])
+    entering_weights, kept_weights = layer_weights(config)
+    terms = torch.tensor([length * entering_weights, 2 * length**2 * q_dim, length * kept_weights])
     by_entering, by_pairs, by_kept = (terms / terms.sum()).tolist()
     raw = torch.full((layers,), -2.0, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.02)
@@ -113,16 +116,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
         costs = sensitivity(model, scorer, texts)
         solved = solve(costs, model.config, options.length, options.mac_reduction)
-        whole = _log_probabilities(model, texts, 1.0, Variant(), scorer, 8)
-        rows = []
+        tried = []
         for target in (2.0, 3.0, 5.0, 7.0):
             for name, variant in (("geometric", Variant()), ("solved", Variant(schedule=tuple(solved)))):
-                try:
+                with contextlib.suppress(ValueError):  # texts too short for it
                     alpha = alpha_for(model.config, list(map(len, texts)), target, variant)
-                except ValueError:  # too short for it
-                    continue
-                apart = _apart(whole, _log_probabilities(model, texts, alpha, variant, scorer, 8))
-                rows.append({"schedule": name, "target": target, "alpha": alpha, "divergence": round(apart, 5)})
+                    tried.append((name, target, alpha, variant))
+        apart = divergences(model, scorer, texts, [setting[2:] for setting in tried])
+        rows = [
+            {"schedule": name, "target": target, "alpha": alpha, "divergence": round(nats, 5)}
+            for (name, target, alpha, _), nats in zip(tried, apart)
+        ]
         return {
             "name": "sensitivity", "kind": "ablation", "row": "sensitivity",
             "about": "what dropping half of the tokens in one layer alone costs, and the schedule solved from it",

@@ -46,15 +46,20 @@ def training(result: dict, samples: str) -> str:
     return f"{how}; {log['steps']:,} steps of {a_step} of {many}, seed {recipe['seed']}"
 
 
+def trained_as_in_paper(result: dict) -> bool:
+    """By section 4.2's settings, on the data set's own training split?"""
+    recipe = result["recipe"]
+    as_set = all(recipe.get(key, value) == value for key, value in paper.TABLE_1_RECIPE.items())
+    return as_set and not result["task"].get("training_substitute")
+
+
 def stand_ins(result: dict) -> str:
     """What of the paper's Table 1 a curve replaces: "" or "model", "model, data and training", ... A model counts as
-    the paper's if it came from its repository on the hub; data, if they are held out for real; a training, if section
-    4.2's settings and the data set's own training split are its own."""
-    model, recipe, task = result["model"], result["recipe"], result["task"]
+    the paper's if it came from its repository on the hub; data, if they are held out for real."""
+    model = result["model"]
     found = [] if model["name"] in paper.TABLE_1_HUB and model.get("kind") == "hub" else ["model"]
-    found += ["data"] if task["substitute"] else []
-    as_in_paper = all(recipe.get(key, v) == v for key, v in paper.TABLE_1_RECIPE.items())
-    found += [] if as_in_paper and not task.get("training_substitute") else ["training"]
+    found += ["data"] if result["task"]["substitute"] else []
+    found += [] if trained_as_in_paper(result) else ["training"]
     return " and ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
 
 

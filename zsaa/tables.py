@@ -7,7 +7,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from zsaa import paper, stats
-from zsaa.results import label, measured, over_seeds, per_sample, rows_of, stand_ins, status, training, with_interval
+from zsaa.results import (
+    label,
+    measured,
+    over_seeds,
+    per_sample,
+    rows_of,
+    stand_ins,
+    status,
+    trained_as_in_paper,
+    training,
+    with_interval,
+)
 from zsaa.verdicts import Cell
 
 EXTRA = {"rotten_tomatoes": "Rotten Tomatoes"}  # data sets that the paper does not have
@@ -233,12 +244,9 @@ def perplexity_protocol(result: dict) -> str:
 
 def _table_2_substitutes(result: dict) -> str:
     """What of a result is not the paper's: its Table 2 is for GPT-2, fine-tuned as section 4.2 says."""
-    recipe = result["recipe"]
-    as_in_paper = all(recipe.get(key, value) == value for key, value in paper.TABLE_1_RECIPE.items())
-    as_in_paper &= not result["task"].get("training_substitute")
     model = result["model"]  # a folder may be called gpt2 and be anything
     parts = ["model"] * (model["kind"] != "hub" or model["name"] not in paper.TABLE_2_MODELS)
-    parts += ["data"] * result["task"]["substitute"] + ["training"] * (not as_in_paper)
+    parts += ["data"] * result["task"]["substitute"] + ["training"] * (not trained_as_in_paper(result))
     return ", ".join(parts)
 
 

