@@ -69,10 +69,15 @@ def _data(task: str, settings: dict, tokenizer, limits: dict):
 
 
 def _load_data(task: str, settings: dict, tokenizer, limits: dict):
-    source = "rotten_tomatoes" if task == "depth" else task
-    data = load_task(source, train=limits["train"], test=limits["test"], seed=0)
+    source = settings.get("source", "rotten_tomatoes" if task == "depth" else task)
+    if "cut" in settings:
+        data = load_task(source)
+        splits, origin = _cut_anew(data, settings["cut"], **limits), f"{data.source}, cut anew"
+    else:
+        data = load_task(source, train=limits["train"], test=limits["test"], seed=0)
+        splits, origin = (data.train, data.test), data.source
     sides = []
-    for split in (data.train, data.test):
+    for split in splits:
         if task == "depth":
             from datasets import Dataset
 
@@ -80,7 +85,15 @@ def _load_data(task: str, settings: dict, tokenizer, limits: dict):
             split = Dataset.from_dict({"text": texts, "label": labels})
         tokens = tokenize(split, tokenizer, settings["max_length"])
         sides.append((list(tokens["input_ids"]), list(tokens["labels"])))
-    return *sides, data.source
+    return *sides, origin
+
+
+def _cut_anew(data, seed: int, train: int, test: int) -> tuple:
+    """(train, test) of other texts: both sides of a task are mixed, and dealt out anew."""
+    from datasets import concatenate_datasets
+
+    mixed = concatenate_datasets([data.train, data.test]).shuffle(seed=seed)
+    return mixed.select(range(test, test + train)), mixed.select(range(test))
 
 
 def _file(scorer: torch.nn.Module) -> str:
@@ -137,6 +150,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             model = model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32).eval()
         else:
             probe, log = train(model, texts, labels, rule, training)
+            rule = replace(rule, schedule=tuple(log["schedule"])) if training.bends else rule
         if options.save:
             model.half().save_pretrained(Path(options.save) / name)
             tokenizer.save_pretrained(Path(options.save) / name)

@@ -17,7 +17,7 @@ from ablation.forward import Variant, between, counts, take
 from ablation.words import Weights, fit
 from zsaa.keep import attention_widths
 
-PROBES = ("gradient", "wide", "salience", "phrases")  # a gradient teaches them
+PROBES = ("gradient", "wide", "salience", "phrases", "wide-phrases")  # a gradient teaches them
 GRADIENTS = (*PROBES, "votes", "told", "both")  # a gradient teaches them, at least above
 AHEAD = (*PROBES, "votes", "told", "words")  # they know what goes on before a layer's attention
 KINDS = ("", *GRADIENTS, "words", "evidence", "notes")
@@ -36,8 +36,9 @@ def make(
         raise ValueError(f"probe {kind!r} looks at a layer's attention: what goes on is not known ahead of it.")
     layers = dropping(config, variant)
     if kind in PROBES:
-        words = config.vocab_size if kind in ("salience", "phrases") else 0
-        return Probe(config.hidden_size, layers, words, wide=kind in ("wide", "salience"), phrases=kind == "phrases")
+        phrases, wide = kind.endswith("phrases"), kind in ("wide", "salience", "wide-phrases")
+        words = config.vocab_size if phrases or kind == "salience" else 0
+        return Probe(config.hidden_size, layers, words, wide, phrases)
     if kind == "words":
         return Words(fit([torch.tensor(s) for s in samples], labels, config.vocab_size))
     if kind == "both":
@@ -62,6 +63,7 @@ def price(kind: str, config, variant: Variant, classes: int) -> tuple[int, int]:
         "wide": (WIDTH * (size + 1), WIDTH * (size + 1)),
         "salience": (WIDTH * (size + 1), WIDTH * (size + 1)),
         "phrases": (phrase + WIDTH, size),
+        "wide-phrases": (phrase + WIDTH, WIDTH * (size + 1)),
         "evidence": (one_by_one + noted, one_by_one + noted),
         "notes": (noted, noted),
         "both": (one_by_one, size),
@@ -108,11 +110,11 @@ class Probe(nn.Module):
         self.everywhere = not phrases  # does the table score in all layers?
         if words:
             nn.init.zeros_(self.table.weight)
-        if phrases:
-            self.heads[str(layers[0])] = Phrase(size, 1)
         if wide:
             for head in self.heads.values():
                 head[1] = nn.Sequential(nn.Linear(size, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
+        if phrases:
+            self.heads[str(layers[0])] = Phrase(size, 1)
 
     def groups(self) -> list[dict]:
         return [{"params": self.parameters(), "lr": 1e-3}]
@@ -129,14 +131,19 @@ class Probe(nn.Module):
         tabled = self.table is not None and (phrase or self.everywhere)
         return score + self.table(tokens).squeeze(-1) if tabled else score
 
-    def loss(self, entered: dict[int, Tensor], tokens: Tensor, real: Tensor) -> Tensor:
-        """Cross-entropy to each token's share of |state x gradient|; call after the backward pass of alpha = 1."""
-        total = real.new_zeros((), dtype=torch.float32)
+    def loss(self, entered: dict[int, Tensor], ids: Tensor, trail: Sequence[Tensor], rivals: bool = False) -> Tensor:
+        """Cross-entropy to each token's share of |state x gradient|; call after a backward pass. ids [batch, width];
+        trail: per layer the positions that enter it [batch, rows], -1 for padding; rivals: of tokens that may be
+        dropped, so not of the last."""
+        total = ids.new_zeros((), dtype=torch.float32)
         for name in self.heads:
-            state = entered[int(name)]
+            state, at = entered[int(name)], trail[int(name)]
+            tokens, real = ids.gather(1, at.clamp(min=0)), at >= 0
+            real = real & (at < at.amax(1, keepdim=True).clamp(min=1)) if rivals else real
             share = (state.detach().float() * state.grad.float()).sum(-1).abs() * real
             share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
-            logits = self(int(name), state.detach(), None, tokens, real).float().masked_fill(~real, float("-inf"))
+            logits = self(int(name), state.detach(), None, tokens, real).float()
+            logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)  # not -inf: there may be none
             total = total - (share * logits.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
         return total
 

@@ -38,7 +38,7 @@ def _log_probabilities(model: nn.Module, texts: Sequence, alpha: float, variant:
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         ids, _ = pad(part, 0, next(model.parameters()).device)
-        logits, _ = logits_of(model, ids, [len(text) for text in part], alpha, variant, scorer=scorer)
+        logits, *_ = logits_of(model, ids, [len(text) for text in part], alpha, variant, scorer=scorer)
         found.append(logits.log_softmax(-1))
     return torch.cat(found)
 

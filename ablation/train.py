@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ablation.forward import Variant, alpha_for, forward, macs
+from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
@@ -38,13 +39,16 @@ class Training:
         the labels'.
     match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
         length, squared.
-    probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which predicts
-        each token's |state x gradient| in the alpha = 1 pass; "wide" the same with a hidden layer, "salience" with a
-        table of tokens, too; "words" scores tokens by the weights of a bag of words (ablation/words.py), fitted to the
-        same labels beforehand; "evidence" learns on the way how much each token tells about the label by itself (see
-        `Evidence`); "both" is evidence in the first layer and "gradient" above; "votes" the same, but phrases vote, by
-        what enters the first layer; "told" adds what that saw to the kept states; "phrases" scores phrases in the
-        first layer, by gradients as those above; "notes" learns notes alone, and the variant's score decides.
+    probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which
+        predicts each token's |state x gradient| in the alpha = 1 pass; "wide" the same with a hidden layer,
+        "salience" with a table of tokens, too, "wide-phrases" with phrases in the first layer; "words" scores tokens
+        by the weights of a bag of words (ablation/words.py), fitted to the same labels beforehand; "evidence" learns
+        on the way how much each token tells about the label by itself (see `Evidence`); "both" is evidence in the
+        first layer and "gradient" above; "votes" the same, but phrases vote, by what enters the first layer; "told"
+        adds what that saw to the kept states; "phrases" scores phrases in the first layer, by gradients as those
+        above; "notes" learns notes alone, and the variant's score decides.
+    everywhere: gradients teach the probe in pruned passes, too, among the tokens that are left there.
+    rivals: the last token, which is kept anyway, is left out of what gradients teach.
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".
@@ -53,6 +57,7 @@ class Training:
     start: a folder with a trained LoRA adapter to go on from.
     half: compute in bfloat16 on a CPU, too.
     lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights.
+    bends: the schedule is learned on the way (see `Bend`), from the variant's on.
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
         samples seen: at equal compute the cheaper draws see more samples.
     """
@@ -63,6 +68,8 @@ class Training:
     distill: float = 0.0
     match: float = 0.0
     probe: str = ""
+    everywhere: bool = False
+    rivals: bool = False
     warm: float = 0.0
     auxiliary: float = 0.3
     ahead: float = 0.0
@@ -70,6 +77,7 @@ class Training:
     start: str = ""
     half: bool = False
     lora: int = 0
+    bends: bool = False
     epochs: float | None = 1.0
     compute: float | None = None
     learning_rate: float = 4e-5
@@ -85,8 +93,41 @@ class Training:
             raise ValueError(
                 f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
             )
+        if self.bends and not self.distill:
+            raise ValueError(f"bends needs distill > 0: the divergence from the alpha = 1 pass; got {self}.")
         if self.probe not in KINDS or (self.epochs is None and self.compute is None):
             raise ValueError(f"probe must be one of {KINDS}, epochs or compute must be given; got {self}.")
+
+
+class Bend:
+    """A schedule that is learned: the layers' weights are those given times the exponential of a line and a parabola
+    over depth. Each pruned pass tries a neighbour of the present bend; every ROUND passes a linear regression of the
+    log divergence from the alpha = 1 pass on what was tried, on the MAC reduction (and its square) and on time says
+    which way to go."""
+
+    SPREAD, ROUND, LONGEST = 0.4, 100, 0.2
+
+    def __init__(self, given: Sequence[float], seed: int):
+        depth = torch.linspace(-1, 1, len(given), dtype=torch.float64)
+        self.given = torch.tensor(given, dtype=torch.float64)
+        self.basis = torch.stack([depth, depth.square() - depth.square().mean()])
+        self.at, self.tried = torch.zeros(2, dtype=torch.float64), []
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def weights(self, bend: Tensor | None = None) -> tuple[float, ...]:
+        found = self.given * ((self.at if bend is None else bend) @ self.basis).exp()
+        return tuple((found * len(found) / found.sum()).tolist())
+
+    def neighbour(self) -> Tensor:
+        return self.at + self.SPREAD * torch.randn(2, generator=self.draw, dtype=torch.float64)
+
+    def learn(self, bend: Tensor, mac_reduction: float, divergence: float) -> None:
+        size = math.log(mac_reduction)
+        self.tried.append([1.0, size, size * size, len(self.tried), *bend.tolist(), math.log(max(divergence, 1e-6))])
+        if len(self.tried) % self.ROUND == 0:
+            table = torch.tensor(self.tried[-2 * self.ROUND :], dtype=torch.float64)
+            slope = torch.linalg.lstsq(table[:, :-1], table[:, -1:], driver="gelsd").solution[4:6, 0]
+            self.at = self.at - slope * min(1.0, self.LONGEST / slope.norm().item())
 
 
 def first_layers(config, n: int, layer: int) -> int:
@@ -98,12 +139,13 @@ def first_layers(config, n: int, layer: int) -> int:
 
 def logits_of(
     model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more
-) -> tuple[Tensor, Tensor]:
-    """float32 [batch, classes]: the task head on each sample's last token; and that token's final state."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """float32 [batch, classes]: the task head on each sample's last token; that token's final state; and what each
+    layer passed on."""
     hidden, trail = forward(model, ids, lengths, alpha, variant, **more)
     last = (trail[-1] >= 0).sum(1) - 1
     state = hidden[torch.arange(len(hidden), device=hidden.device), last]
-    return model.score(state).float(), state.float()
+    return model.score(state).float(), state.float(), trail
 
 
 def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
@@ -146,6 +188,7 @@ def train(
     lengths = [len(s) for s in samples]
     epoch = sum(macs(config, n, 1.0, variant) for n in lengths)
     draw = random.Random(f"ablation draws {training.seed}")
+    bend = Bend(schedule_weights(variant.schedule, config.num_hidden_layers), training.seed) if training.bends else None
     seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
     if training.ahead:
         _votes_alone(model, probe, samples, labels, variant, training, optimizer, progress)
@@ -160,7 +203,7 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates):  # 5% warm-up, then linearly to zero
             group["lr"] = rate * min(1.0, (step + 1) / 20, done / 0.05 + 0.05) * (1 - done)
         texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
-        loss, cost = _step(model, probe, texts, wanted, variant, training, draw, warm=done < training.warm)
+        loss, cost = _step(model, probe, texts, wanted, variant, training, draw, bend, warm=done < training.warm)
         if exact is not weights:
             for p, low in zip(exact, weights):
                 p.grad, low.grad = low.grad.float(), None
@@ -188,6 +231,7 @@ def train(
         "epochs_of_compute": round(spent / epoch, 4),
         "loss": [round(sum(part) / len(part), 4) if part else None for part in curve],
         "seconds": round(time.perf_counter() - started, 1),
+        **({"schedule": [round(w, 3) for w in bend.weights()]} if bend else {}),
     }
 
 
@@ -232,10 +276,12 @@ class _Watch:
         return inputs[-1].float()
 
 
-def _step(model, probe, texts, wanted, variant, training, draw, warm=False) -> tuple[float, int]:
+def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False) -> tuple[float, int]:
     """Forward and backward passes of one optimizer step; returns the first pass' loss and the MACs of all."""
     decoder, _ = find_decoder(model)
     config, lengths = decoder.config, [len(text) for text in texts]
+    tried = None if bend is None else bend.neighbour()
+    variant = variant if bend is None else replace(variant, schedule=bend.weights(tried))
 
     def reduced_to(reduction: float) -> float:
         try:
@@ -267,26 +313,32 @@ def _step(model, probe, texts, wanted, variant, training, draw, warm=False) -> t
     for part in range(parts):  # one after another, for the memory's sake
         chosen = slice(part * len(texts) // parts, (part + 1) * len(texts) // parts)
         share = len(lengths[chosen]) / len(lengths)
-        first += share * _passes(model, probe, texts[chosen], wanted[chosen], alphas, variant, training, share)
+        loss, divergences = _passes(model, probe, texts[chosen], wanted[chosen], alphas, variant, training, share)
+        first += share * loss
+        for alpha, divergence in zip(alphas[1:], divergences if bend else ()):
+            cost = (sum(macs(config, n, a, variant) for n in lengths[chosen]) for a in (1.0, alpha))
+            bend.learn(tried, next(cost) / next(cost), divergence.item())
     return first, sum(macs(config, n, alpha, variant) for alpha in alphas for n in lengths)
 
 
-def _passes(model, probe, texts, wanted, alphas, variant, training, share: float) -> float:
-    """A forward and a backward pass at each alpha, for texts that are this share of the step's. The first loss."""
+def _passes(model, probe, texts, wanted, alphas, variant, training, share: float) -> tuple[float, list[Tensor]]:
+    """A forward and a backward pass at each alpha, for texts that are this share of the step's. The first loss, and how
+    far the others' answers are from the first's."""
     config, device, lengths = find_decoder(model)[0].config, wanted.device, [len(text) for text in texts]
     ids, mask = pad(texts, config.pad_token_id or 0, device)
-    teacher, example, first = None, None, None
+    teacher, example, first, divergences = None, None, None, []
     taught = None if probe is None else probe.by_gradient
     for alpha in alphas:
-        entered = {} if taught is not None and alpha == 1.0 else None
+        entered = {} if taught is not None and (alpha == 1.0 or training.everywhere) else None
         more = {"scorer": probe} if probe is not None else {}
         if entered is not None:
             more["entered"] = _Retaining(entered, taught)
-        logits, state = logits_of(model, ids, lengths, alpha, variant, **more)
+        logits, state, trail = logits_of(model, ids, lengths, alpha, variant, **more)
         loss = F.cross_entropy(logits, wanted)
         if teacher is not None and training.distill:
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
             loss = (1 - training.distill) * loss + training.distill * soft
+            divergences.append(soft.detach())
         whole = loss
         if example is not None and training.match:
             apart = (state - example).square().sum(-1) / example.square().sum(-1)
@@ -295,11 +347,12 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
             whole = whole + training.auxiliary * probe.loss(wanted)
         (share * whole / len(alphas)).backward()
         if entered is not None:
-            (share * taught.loss(entered, ids, mask.bool())).backward()
+            whole_texts = torch.arange(ids.shape[1], device=device).where(mask.bool(), -1)
+            (share * taught.loss(entered, ids, [whole_texts, *trail], training.rivals)).backward()
         first = loss.item() if first is None else first
         if alpha == 1.0:
             teacher, example = logits.detach().softmax(-1), state.detach()
-    return first
+    return first, divergences
 
 
 class _Retaining(dict):
@@ -330,7 +383,7 @@ def accuracy(
         batch = order[start : start + batch_size]
         ids, _ = pad([samples[i] for i in batch], 0, device)
         more = {"scorer": probe} if probe is not None else {}
-        logits, _ = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
+        logits, *_ = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
         found = (logits if votes_of is None else probe.together[votes_of]).argmax(-1)
         for i, answer in zip(batch, found.tolist()):
             right[i] = int(answer == labels[i])

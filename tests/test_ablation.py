@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +24,7 @@ from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forward
 from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
-from ablation.train import SAMPLINGS, Training, curve, logits_of, train
+from ablation.train import SAMPLINGS, Bend, Training, curve, logits_of, train
 from zsaa import figures, finetune
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
@@ -316,7 +317,8 @@ def test_a_bag_of_words_can_score():
 
 
 @pytest.mark.parametrize(
-    "row", ["salience-spared", "both-front", "lora-plus", "lora-wide", "phrases-zipf", "votes-geometric"]
+    "row",
+    ["salience-spared", "both-front", "lora-plus", "lora-wide", "lora-wide-phrases", "phrases-zipf", "votes-geometric"],
 )
 def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     save_tiny(tmp_path / "model", "llama")
@@ -345,6 +347,66 @@ def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
         )
         assert [r["right"] for r in read["rows"]] == [r["right"] for r in trained["rows"]]
         assert read["log"]["steps"] == 0 < trained["log"]["steps"]
+
+
+@pytest.mark.parametrize("rivals", [False, True])
+def test_gradients_teach_the_shares_of_what_is_left(rivals):
+    config = tiny.make("llama", "base").config
+    probe = make("gradient", config, Variant(), 2)
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(2, 5, config.hidden_size, generator=generator, requires_grad=True)
+    weights = torch.tensor([[1.0, 2, 3, 4, 5], [1, 2, 3, 0, 0]])
+    (state.sum(-1) * weights).sum().backward()
+    at = torch.tensor([[2, 3, 5, 8, 9], [0, 4, 6, -1, -1]])  # layer 1 of a pruned pass
+    name, left = "1", (at >= 0) & ((at != at.amax(1, keepdim=True)) | (not rivals))
+    probe.heads = torch.nn.ModuleDict({name: probe.heads[name]})
+    found = probe.loss({1: state}, torch.zeros(2, 10, dtype=torch.long), [None, at], rivals)
+    expected = 0.0
+    for row in range(2):
+        pull = ((state[row].sum(-1) * weights[row]).abs() * left[row])[left[row]].double()
+        said = probe.heads[name](state[row]).squeeze(-1)[left[row]].double().log_softmax(0)
+        expected -= (pull / pull.sum() * said).sum() / 2
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    alone = torch.where(torch.arange(5) == 0, 0, -1).expand(2, -1)  # nothing but the last token is left
+    probe.loss({1: state}, torch.zeros(2, 10, dtype=torch.long), [None, alone], rivals).backward()
+    assert all(p.grad.isfinite().all() for p in probe.parameters() if p.grad is not None)
+
+
+def test_a_bend_goes_where_answers_stay_the_same():
+    bend, draw = Bend([1.0] * 12, seed=0), random.Random(0)
+    wanted = torch.tensor([0.6, -0.4], dtype=torch.float64)
+
+    def apart() -> float:
+        return (bend.at - wanted).norm().item()
+
+    before, after = apart(), []
+    for step in range(1200):
+        tried, size = bend.neighbour(), draw.uniform(0, 2.5)
+        divergence = size - step / 600 + (tried - wanted).square().sum().item() + draw.gauss(0, 0.5)
+        bend.learn(tried, math.exp(size), math.exp(divergence))
+        after += [apart()] if step > 600 else []
+    assert sum(after) / len(after) < before / 2
+    assert sum(bend.weights()) == pytest.approx(12) and bend.weights()[0] < bend.weights()[8]
+
+
+def test_a_learned_schedule_is_trained_and_evaluated():
+    texts, labels = marked(64, 20, 0)
+    training = Training("ladder", distill=0.5, bends=True, probe="gradient", epochs=30.0, batch_size=16)
+    model = classifier()
+    _, log = train(model, texts, labels, Variant(tau=1), training, progress=False)
+    assert sum(log["schedule"]) == pytest.approx(4, abs=0.01)
+    assert len(set(log["schedule"])) == 4  # no layer drops as another
+
+
+def test_texts_are_cut_anew():
+    data = SimpleNamespace(
+        train=Dataset.from_dict({"text": list("abcdefgh"), "label": [0, 1] * 4}),
+        test=Dataset.from_dict({"text": list("uvwxyz"), "label": [0, 1] * 3}),
+    )
+    train_side, test_side = run._cut_anew(data, 1, train=9, test=4)
+    found = [list(side["text"]) for side in (train_side, test_side)]
+    assert list(map(len, found)) == [9, 4] and len({*found[0], *found[1]}) == 13
+    assert set(found[1]) & set("abcdefgh")
 
 
 def test_notes_tell_what_a_blind_choice_dropped():
