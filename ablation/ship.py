@@ -1,7 +1,7 @@
 """Turns what `ablation.run --save` left of a row into a folder that zsaa.finetune.load reads, with the dial on.
 
-python -m ablation.run --task imdb --rows lora-plus --save outputs/rows
-python -m ablation.ship outputs/rows/lora-plus --task imdb
+python -m ablation.run --task imdb --rows lora-wide --save outputs/rows
+python -m ablation.ship outputs/rows/lora-wide --task imdb
 
 With --curve, the row's result becomes one of the kit's: results/<the folder's name>.json, of which Table 1, the figures
 and the slider know how a committed adapter was trained, and what it can do.
@@ -30,10 +30,11 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
     """The dial's settings for a trained row; ValueError for a variant that the package does not have. lengths: tokens
     of the samples that it was trained on."""
     learned = (folder / salience.FILE).is_file()
-    if training.probe not in ("", "gradient") or learned != bool(training.probe):
+    if training.probe not in ("", "wide") or learned != bool(training.probe):
         raise ValueError(
             f"{folder} was trained with probe={training.probe!r}, and {salience.FILE} is{'' if learned else ' not'} "
-            "there: of learned scores the package knows the linear one that gradients teach, probe='gradient'."
+            "there: of learned scores the package knows the one whose heads have a hidden layer and are taught by "
+            "gradients, probe='wide'."
         )
     if variant != Variant(score=variant.score, tau=variant.tau, scorer_macs=variant.scorer_macs):
         raise ValueError(

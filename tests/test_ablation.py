@@ -570,7 +570,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("row", ["lora-plus", "probe-geometric", "paper"])
+@pytest.mark.parametrize("row", ["lora-wide", "wide", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
@@ -608,11 +608,11 @@ def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
     for fields in ({"schedule": "once"}, once, spared, {"schedule": "late"}, {"dropped": "merged"}, {"smooth": 3}):
         with pytest.raises(ValueError, match="the package has no Variant.*by Eq. 2 alone"):
             ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
-    for probe in ("words", "evidence"):
+    for probe in ("words", "evidence", "gradient"):
         with pytest.raises(ValueError, match=f"probe='{probe}'"):
             ship.settings_of(tmp_path, Variant(), Training(sampling="log", probe=probe), [20])
-    with pytest.raises(ValueError, match="probe='gradient', and salience.safetensors is not there"):
-        ship.settings_of(tmp_path, Variant(), Training(sampling="ladder", probe="gradient"), [20])
+    with pytest.raises(ValueError, match="probe='wide', and salience.safetensors is not there"):
+        ship.settings_of(tmp_path, Variant(), Training(sampling="ladder", probe="wide"), [20])
 
 
 def test_what_drew_nothing_keeps_the_range_of_the_adapter_that_it_went_on_from(tmp_path):

@@ -114,7 +114,7 @@ def test_macs_layer_by_layer(family, score):
     pairs = 2 * size  # of queries and keys, attention and values
     per_entering_row, per_kept_row = zsaa.keep.layer_weights(config)
     want = sum(entering) * per_entering_row + sum(k * k for k in entering) * pairs + sum(counts) * per_kept_row
-    want += (n + counts[0]) * size if score == "salience" else 0
+    want += (n + counts[0]) * (size * 64 + 64) if score == "salience" else 0
     assert zsaa.macs(config, n, alpha, tau, score) == want
     assert zsaa.macs(config, n, 1.0, tau, score) == zsaa.macs(config, n), "who drops nothing asks no head"
 

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from zsaa.families import FAMILIES, SUPPORTED
+from zsaa.salience import WIDTH
 from zsaa.score import LEARNED
 
 
@@ -75,7 +76,7 @@ def layer_weights(config: Any) -> tuple[int, int]:
 def scorer_macs(config: Any, score: str) -> int:
     """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
     head. The others are sums of what attention computes anyway, and count nothing."""
-    return config.hidden_size if score == LEARNED else 0
+    return WIDTH * (config.hidden_size + 1) if score == LEARNED else 0
 
 
 def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5, score: str = "column_sum") -> int:

@@ -25,13 +25,16 @@ from zsaa.families import find_decoder
 
 FILE = "salience.safetensors"
 CHILD = "salience"  # its name in the decoder
+WIDTH = 64  # of a head's hidden layer: 1% of the multiply-accumulates of a SmolLM2-135M layer
 
 Entered = dict[int, tuple[Tensor, Tensor]]  # layer -> states [batch, rows, hidden_size], and their pull [batch, rows]
 
 
 def head(hidden_size: int) -> nn.Sequential:
     """One layer's: states [..., hidden_size] to scores [..., 1]. Its cost is counted in `zsaa.keep.scorer_macs`."""
-    return nn.Sequential(nn.LayerNorm(hidden_size, dtype=torch.float32), nn.Linear(hidden_size, 1, dtype=torch.float32))
+    f32 = {"dtype": torch.float32}
+    scored = nn.Sequential(nn.Linear(hidden_size, WIDTH, **f32), nn.GELU(), nn.Linear(WIDTH, 1, **f32))
+    return nn.Sequential(nn.LayerNorm(hidden_size, **f32), scored)  # nested as in the ablation, whose files fit
 
 
 class Salience(nn.Module):
@@ -164,6 +167,11 @@ def read(config, folder: str | Path) -> Salience:
         layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("heads.")})
         if not layers or layers[-1] >= config.num_hidden_layers:
             raise ValueError(f"it has heads for the layers {layers}")
+        if f"heads.{layers[0]}.1.weight" in weights:
+            raise ValueError(
+                "its heads have no hidden layer, as in earlier versions. Train it anew, with finetune.fine_tune and "
+                'Recipe.named("zsaa+")'
+            )
         scorer = Salience(config, layers)
         scorer.load_state_dict(weights)
     except (ValueError, IndexError, RuntimeError) as error:
