@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,12 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
     return [w * layers / sum(given) for w in given]
 
 
+@lru_cache
+def _shares(alpha: float, schedule: str | tuple[float, ...], layers: int) -> list[float]:
+    """What each layer keeps of what enters. Training asks for many lengths at one alpha."""
+    return [alpha**w for w in weights(schedule, layers)]
+
+
 def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
     """N_1 .. N_L for n tokens: N_l = max(floor(alpha^w_l N_(l-1)), tau); "linear" drops the same number each layer."""
     if variant.reference is not None and n < variant.reference:
@@ -110,8 +117,9 @@ def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
     if variant.schedule == "linear":
         top = max(math.floor(alpha**layers * n + 1e-6), floor)
         return [round(n - (n - top) * (layer + 1) / layers) for layer in range(layers)]
-    for w in weights(variant.schedule, layers):
-        n = min(n, max(math.floor(alpha**w * n + 1e-6), floor))
+    schedule = variant.schedule if isinstance(variant.schedule, str) else (*variant.schedule,)
+    for share in _shares(alpha, schedule, layers):
+        n = min(n, max(math.floor(share * n + 1e-6), floor))
         found.append(n)
     return found
 
@@ -120,13 +128,13 @@ def macs(config, n: int, alpha: float, variant: Variant) -> int:
     """Multiply-accumulates of a prefill of n tokens, in zsaa.keep's convention; kept keys count with the projections to
     keys and values, and in the attention of those that go on."""
     entering_weights, kept_weights = layer_weights(config)
-    q_dim, kv_dim = attention_widths(config)
+    (q_dim, kv_dim), size = attention_widths(config), config.hidden_size  # a config is slow to read
     total, alive, scoring = 0, n, variant.scorer_macs[0]
     for kept in counts(n, alpha, config.num_hidden_layers, variant):
         banked = n - alive if variant.dropped == "keys" else 0
         asking = kept if variant.ahead else alive
-        total += alive * entering_weights - (alive - asking) * q_dim * config.hidden_size + kept * kept_weights
-        total += 2 * asking * (alive + banked) * q_dim + banked * 2 * kv_dim * config.hidden_size
+        total += alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
+        total += 2 * asking * (alive + banked) * q_dim + banked * 2 * kv_dim * size
         if kept < alive:
             total, scoring = total + alive * scoring, variant.scorer_macs[1]
         alive = kept

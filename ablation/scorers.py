@@ -131,16 +131,26 @@ class Probe(nn.Module):
         tabled = self.table is not None and (phrase or self.everywhere)
         return score + self.table(tokens).squeeze(-1) if tabled else score
 
-    def loss(self, entered: dict[int, Tensor], ids: Tensor, trail: Sequence[Tensor], rivals: bool = False) -> Tensor:
+    def loss(
+        self,
+        entered: dict[int, Tensor],
+        ids: Tensor,
+        trail: Sequence[Tensor],
+        rivals: bool = False,
+        lengths: bool = False,
+    ) -> Tensor:
         """Cross-entropy to each token's share of |state x gradient|; call after a backward pass. ids [batch, width];
         trail: per layer the positions that enter it [batch, rows], -1 for padding; rivals: of tokens that may be
-        dropped, so not of the last."""
+        dropped, so not of the last; lengths: share of |state| x |gradient|, whatever the angle between them, which a
+        norm makes nearly a right one."""
         total = ids.new_zeros((), dtype=torch.float32)
         for name in self.heads:
             state, at = entered[int(name)], trail[int(name)]
             tokens, real = ids.gather(1, at.clamp(min=0)), at >= 0
             real = real & (at < at.amax(1, keepdim=True).clamp(min=1)) if rivals else real
-            share = (state.detach().float() * state.grad.float()).sum(-1).abs() * real
+            given, pull = state.detach().float(), state.grad.float()
+            share = given.norm(dim=-1) * pull.norm(dim=-1) if lengths else (given * pull).sum(-1).abs()
+            share = share * real
             share = share / share.sum(1, keepdim=True).clamp(min=1e-20)
             logits = self(int(name), state.detach(), None, tokens, real).float()
             logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)  # not -inf: there may be none

@@ -49,6 +49,7 @@ class Training:
         above; "notes" learns notes alone, and the variant's score decides.
     everywhere: gradients teach the probe in pruned passes, too, among the tokens that are left there.
     rivals: the last token, which is kept anyway, is left out of what gradients teach.
+    lengths: they teach |state| x |gradient|, not |state x gradient|.
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
     auxiliary: weight of the loss that trains "evidence".
@@ -70,6 +71,7 @@ class Training:
     probe: str = ""
     everywhere: bool = False
     rivals: bool = False
+    lengths: bool = False
     warm: float = 0.0
     auxiliary: float = 0.3
     ahead: float = 0.0
@@ -348,7 +350,7 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
         (share * whole / len(alphas)).backward()
         if entered is not None:
             whole_texts = torch.arange(ids.shape[1], device=device).where(mask.bool(), -1)
-            (share * taught.loss(entered, ids, [whole_texts, *trail], training.rivals)).backward()
+            (share * taught.loss(entered, ids, [whole_texts, *trail], training.rivals, training.lengths)).backward()
         first = loss.item() if first is None else first
         if alpha == 1.0:
             teacher, example = logits.detach().softmax(-1), state.detach()
