@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ablation import run
 from ablation.forward import Variant, alpha_for
 from ablation.train import logits_of
 from zsaa.evaluate import pad
+from zsaa.finetune import SETTINGS_FILE
 from zsaa.keep import attention_widths, layer_weights
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
@@ -108,7 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def compute() -> dict:
         model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2)
-        model, scorer, _ = run._read(options.folder, model, Variant(), "gradient")
+        tau = json.loads((options.folder / SETTINGS_FILE).read_text(encoding="utf-8"))["tau"]
+        model, scorer, _ = run._read(options.folder, model, Variant(tau=tau), "wide")
         model.eval()
         settings = run.load_config()["tasks"]["imdb"]
         (texts, _), _, source = run._data(
@@ -118,7 +121,10 @@ def main(arguments: list[str] | None = None) -> int:
         solved = solve(costs, model.config, options.length, options.mac_reduction)
         tried = []
         for target in (2.0, 3.0, 5.0, 7.0):
-            for name, variant in (("geometric", Variant()), ("solved", Variant(schedule=tuple(solved)))):
+            for name, variant in (
+                ("geometric", Variant(tau=tau)),
+                ("solved", Variant(schedule=tuple(solved), tau=tau)),
+            ):
                 with contextlib.suppress(ValueError):  # texts too short for it
                     alpha = alpha_for(model.config, list(map(len, texts)), target, variant)
                     tried.append((name, target, alpha, variant))

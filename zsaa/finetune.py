@@ -55,10 +55,13 @@ LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for
 RECIPES: dict[str, dict] = {
     "paper": {},
     "zsaa+": {
-        "score": LEARNED, "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4, "batch_size": 32, "epochs": 1.0,
+        "score": LEARNED, "tau": 2, "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4, "batch_size": 32,
+        "epochs": 1.0,
     },
 }  # fmt: skip
-LORA = {"zsaa+": {"learning_rate": 1e-3, "lora_rank": 16, "lora_alpha": 32, "epochs": 3.0}}  # and more, by adapters
+LORA = {  # and more, by adapters
+    "zsaa+": {"distill": 1.0, "learning_rate": 1e-3, "lora_rank": 16, "lora_alpha": 32, "epochs": 3.0},
+}
 
 
 @dataclass(frozen=True)
