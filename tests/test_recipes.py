@@ -198,7 +198,7 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     alphas = [1.0, *(finetune.reduced_to(times, recipe, net, [len(t) for t in texts]) for times in drawn)]
     assert alphas[2] < alphas[1] < 1
     ladder = Training(sampling="ladder", distill=0.5, probe="wide")
-    first = _passes(plain, judge, texts, labels, alphas, bench.Variant(), ladder, 1.0)
+    first, _ = _passes(plain, judge, texts, labels, alphas, bench.Variant(tau=recipe.tau), ladder, 1.0)
     assert loss.item() < 2 * first, "the scorer's loss does not show in the training's"
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
