@@ -70,7 +70,7 @@ def main() -> None:
     else:
         slider = demo(prefetch=False)
         slider.text = TEXTS[0]
-        slider.export(chosen.output, TEXTS, taus=(1, 5, 20), title=TITLE, about=ABOUT, rounds=4)
+        slider.export(chosen.output, TEXTS, taus=(2, 5), title=TITLE, about=ABOUT, rounds=4)
         slider.close()
     if chosen.picture:
         photograph(chosen.output, chosen.picture)
