@@ -685,7 +685,8 @@ def test_the_demo_page_says_what_the_committed_model_says():
     text = min(data["texts"], key=lambda t: len(t["pieces"]))
     ids = tokenizer("".join(text["pieces"])).input_ids
     alphas = data["meta"]["alphas"]
-    for alpha, tau, score in ((1.0, 5, "column_sum"), (0.9, 5, "column_sum"), (0.8, 20, "column_mean")):
+    settings = ((1.0, 5, "column_sum"), (0.9, 5, "column_sum"), (0.8, 2, "column_mean"), (0.9, 2, "salience"))
+    for alpha, tau, score in settings:
         slot = text["costs"]["slot"][str(tau)][alphas.index(alpha)]
         point = text["points"][f"{score}/{slot}" if slot else STOCK]
         layers, probabilities = expected(model, ids, alpha, tau, score)
