@@ -61,6 +61,10 @@ class Variant:
     ahead: bool = False
     scorer_macs: tuple[int, int] = (0, 0)
 
+    def __post_init__(self):
+        if not isinstance(self.schedule, str):  # a configuration's list
+            object.__setattr__(self, "schedule", tuple(self.schedule))
+
 
 # ---------------------------------------------------------------------------------------------------- schedules
 
@@ -117,8 +121,7 @@ def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
     if variant.schedule == "linear":
         top = max(math.floor(alpha**layers * n + 1e-6), floor)
         return [round(n - (n - top) * (layer + 1) / layers) for layer in range(layers)]
-    schedule = variant.schedule if isinstance(variant.schedule, str) else (*variant.schedule,)
-    for share in _shares(alpha, schedule, layers):
+    for share in _shares(alpha, variant.schedule, layers):
         n = min(n, max(math.floor(share * n + 1e-6), floor))
         found.append(n)
     return found

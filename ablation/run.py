@@ -69,7 +69,7 @@ def _data(task: str, settings: dict, tokenizer, limits: dict):
 
 
 def _load_data(task: str, settings: dict, tokenizer, limits: dict):
-    source = settings.get("source", "rotten_tomatoes" if task == "depth" else task)
+    source = settings.get("source", task)
     if "cut" in settings:
         data = load_task(source)
         splits, origin = _cut_anew(data, settings["cut"], **limits), f"{data.source}, cut anew"
@@ -78,7 +78,7 @@ def _load_data(task: str, settings: dict, tokenizer, limits: dict):
         splits, origin = (data.train, data.test), data.source
     sides = []
     for split in splits:
-        if task == "depth":
+        if "sentences" in settings:
             from datasets import Dataset
 
             texts, labels, _ = depth.passages(list(split["text"]), list(split["label"]), settings["sentences"], seed=0)

@@ -118,7 +118,7 @@ class Bend:
 
     def weights(self, bend: Tensor | None = None) -> tuple[float, ...]:
         found = self.given * ((self.at if bend is None else bend) @ self.basis).exp()
-        return tuple((found * len(found) / found.sum()).tolist())
+        return tuple(schedule_weights(found.tolist(), len(found)))
 
     def neighbour(self) -> Tensor:
         return self.at + self.SPREAD * torch.randn(2, generator=self.draw, dtype=torch.float64)
