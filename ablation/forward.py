@@ -22,7 +22,7 @@ from zsaa.families import find_decoder
 from zsaa.keep import attention_widths, layer_weights
 
 DROPPED = ("gone", "merged", "weighted", "keys", "noted")
-SCHEDULES = ("geometric", "front", "late", "early", "once", "twice", "deep", "linear", "zipf")
+SCHEDULES = ("geometric", "rising", "easing", "front", "late", "early", "once", "twice", "deep", "linear", "zipf")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Variant:
     score: a name of SCORES. sinks: first tokens that are always kept. recent: share of the kept places that goes to the
     latest tokens, whatever their score.
     schedule: how the total number of drops is spread over the layers (see `counts`): "geometric" (Eq. 2), "front" (as
-        if a quarter of the layers' drops were behind layer 1, the rest as in Eq. 2), "late" (the
-        first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
+        if a quarter of the layers' drops were behind layer 1, the rest as in Eq. 2), "rising" (layer l keeps alpha^w
+        of what enters it, w growing as exp(l / L): lower layers drop less, upper ones more; "rising:2" as
+        exp(2 l / L)), "easing" (as exp(4 l / (L d)), d = -L log(alpha), the drops of all layers together: the slope
+        eases off as the dial turns; "easing:2" half as steep), "late" (the first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
         "once:10" (all behind layer 10), "deep" (once, with the token-layers of Eq. 2 at this alpha: the more there
         are, the deeper; "deep:0.9" deeper still), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens
         per layer), "zipf" (behind layer l as many as 1 / (1 + k l) of all, with alpha of them behind layer 1: many go
@@ -79,6 +81,9 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
             raise ValueError(f"a schedule needs {layers} weights >= 0, one per layer, not all 0; got {schedule}.")
     elif schedule == "geometric":
         given = [1.0] * layers
+    elif schedule.partition(":")[0] == "rising":
+        slope = float(schedule.partition(":")[2] or 1)
+        given = [math.exp(slope * layer / layers) for layer in range(layers)]
     elif schedule == "front":
         given = [max(1.0, layers / 4)] + [1.0] * (layers - 1)
     elif schedule == "late":
@@ -98,6 +103,9 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
 @lru_cache
 def _shares(alpha: float, schedule: str | tuple[float, ...], layers: int) -> list[float]:
     """What each layer keeps of what enters. Training asks for many lengths at one alpha."""
+    if str(schedule).partition(":")[0] == "easing":
+        slope = float(schedule.partition(":")[2] or 4) / max(1.0, -layers * math.log(alpha))
+        schedule = f"rising:{slope}"
     return [alpha**w for w in weights(schedule, layers)]
 
 
