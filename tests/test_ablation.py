@@ -26,6 +26,7 @@ from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
 from ablation.train import SAMPLINGS, Bend, Training, curve, logits_of, train
 from zsaa import figures, finetune
+from zsaa.keep import SCHEDULES as PACKAGED
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
 from zsaa.results import RESULTS, from_bits, to_bits
@@ -35,12 +36,13 @@ LENGTHS = [23, 40, 9]
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("score", ["column_sum", "column_mean"])
-def test_the_papers_settings_equal_the_package(family, score):
-    model = zsaa.enable(tiny.make(family, "base"), score=score)
+@pytest.mark.parametrize("schedule", PACKAGED)
+def test_the_package_s_settings_equal_the_package(family, score, schedule):
+    model = zsaa.enable(tiny.make(family, "base"), score=score, schedule=schedule)
     ids, mask, _ = tiny.tokens(LENGTHS)
     with zsaa.at(model, 0.7), zsaa.trace(model) as t, torch.no_grad():
         expected = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
-    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score))
+    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score, schedule))
     for sample in range(len(LENGTHS)):
         kept = [layer[sample][layer[sample] >= 0].tolist() for layer in trail]
         assert kept == [layer[sample].tolist() for layer in t.kept]
@@ -79,12 +81,18 @@ def test_schedules_end_alike_and_never_grow(schedule, n):
     assert counts(n, 0.9, 4, Variant()) == kept_counts(n, 0.9, 4)
 
 
-def test_macs_are_the_packages():
-    config = tiny.CONFIGS["llama"]()
+@pytest.mark.parametrize("schedule", PACKAGED)
+def test_macs_are_the_packages(schedule):
+    config, variant = tiny.CONFIGS["llama"](), Variant(schedule=schedule)
     for alpha in (1.0, 0.9, 0.3):
-        assert ablation.macs(config, 200, alpha, Variant()) == package_macs(config, 200, alpha)
-    alpha = ablation.alpha_for(config, [200, 100], 3.0, Variant())
-    assert 3.0 <= mac_reduction(config, [200, 100], alpha) < 3.05
+        assert ablation.macs(config, 200, alpha, variant) == package_macs(config, 200, alpha, schedule=schedule)
+    alpha = ablation.alpha_for(config, [200, 100], 3.0, variant)
+    assert 3.0 <= mac_reduction(config, [200, 100], alpha, schedule=schedule) < 3.05
+    assert abs(zsaa.alpha_for(config, [200, 100], 3.0, schedule=schedule) - alpha) < 2e-4  # the bench's is to 1e-4
+
+
+def test_bad_schedules_of_the_bench():
+    config = tiny.CONFIGS["llama"]()
     with pytest.raises(ValueError, match="cannot reach"):
         ablation.alpha_for(config, [200], 3.0, Variant(dropped="keys", schedule=(0, 0, 0, 1)))
     with pytest.raises(ValueError, match="4 weights"):
