@@ -578,7 +578,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("row", ["lora-wide", "wide", "paper"])
+@pytest.mark.parametrize("row", ["lora-rising", "wide", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
@@ -598,7 +598,7 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     net, _ = finetune.load(folder, kind="sequence-classification", dtype=torch.float32)
     variant = Variant(**load_config()["rows"][row].get("variant", {}))
     dial = zsaa.dial.settings(net)
-    assert dial["score"] == ("column_sum" if row == "paper" else "salience")
+    assert dial["score"] == ("column_sum" if row == "paper" else "salience") and dial["schedule"] == variant.schedule
     assert 0 < dial["alpha_range"][0] < dial["alpha_range"][1] == 1
     ids, _, _ = tiny.tokens([150], vocab=90)
     bench, (probe, _) = kept
@@ -607,14 +607,14 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
         found = net(ids).logits
         expected = logits_of(bench, ids, [150], alpha, variant, **({} if probe is None else {"scorer": probe}))[0]
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-    assert counts(150, alpha, 4, variant) == kept_counts(150, alpha, 4)
+    assert counts(150, alpha, 4, variant) == kept_counts(150, alpha, 4, variant.tau, variant.schedule)
     assert counts(150, alpha, 4, variant)[-1] < 150
 
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
     spared, once = {"reference": 512}, {"schedule": "once", "reference": 512}
-    for fields in ({"schedule": "once"}, once, spared, {"schedule": "late"}, {"dropped": "merged"}, {"smooth": 3}):
-        with pytest.raises(ValueError, match="the package has no Variant.*by Eq. 2 alone"):
+    for fields in ({"schedule": "once"}, once, spared, {"schedule": "rising:2"}, {"dropped": "merged"}, {"smooth": 3}):
+        with pytest.raises(ValueError, match="the package has no Variant.*its schedules are geometric and rising"):
             ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
     for probe in ("words", "evidence", "gradient"):
         with pytest.raises(ValueError, match=f"probe='{probe}'"):
@@ -625,10 +625,11 @@ def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
 
 def test_what_drew_nothing_keeps_the_range_of_the_adapter_that_it_went_on_from(tmp_path):
     (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": [0.5, 1.0]}))
-    for start, known in ((str(tmp_path), [0.5, 1.0]), ("", None)):
+    for start, known, schedule in ((str(tmp_path), [0.5, 1.0], "geometric"), ("", None, "rising")):
         training = Training(sampling="conventional", start=start)
-        found = ship.settings_of(tmp_path, Variant(), training, [20])
-        assert found == {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": known}
+        found = ship.settings_of(tmp_path, Variant(schedule=schedule), training, [20])
+        rule = {"tau": 5, "score": "column_sum", "schedule": schedule}
+        assert found == {"alpha": 1.0, **rule, "alpha_range": known}
 
 
 # ------------------------------------------------------------------------------------------------ showing

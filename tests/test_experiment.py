@@ -63,7 +63,7 @@ def test_our_own_recipe_from_the_command_line(places):
     low, high = result["train"]["alpha_range"]
     model, _ = finetune.load(next(places["out"].glob("trained/own-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (low, high) and 0 < low < high == 1
-    assert zsaa.dial.rule(model) == {"tau": 1, "score": "salience", "schedule": "geometric"}
+    assert zsaa.dial.rule(model) == {"tau": 1, "score": "salience", "schedule": "rising"}
     (row,) = [row for row in result["rows"] if row["control"] == "alpha" and row["target"] == 2]
     lengths = [min(32, 20 + i % 10) for i in range(12)]
     rule = zsaa.dial.rule(model)

@@ -34,7 +34,8 @@ def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
     paper = Recipe.named("paper")
     assert (paper.sampling, paper.schedule, paper.score, paper.distill) == ("alpha", "geometric", "column_sum", 0)
     own = Recipe.named("zsaa+", epochs=2)
-    assert (own.sampling, own.score, own.distill, own.tau) == ("ladder", "salience", 0.5, 2) and paper.tau == 5
+    assert (own.sampling, own.schedule, own.score, own.distill) == ("ladder", "rising", "salience", 0.5)
+    assert own.tau == 2 and paper.tau == 5
     assert own.epochs == 2 and own.strongest == 12
     assert Recipe.named("zsaa+", **{name: getattr(paper, name) for name in RECIPES["zsaa+"]}) == paper
     assert own.learning_rate == 2e-4 and paper.learning_rate == 4e-5
@@ -199,7 +200,8 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     alphas = [1.0, *(finetune.reduced_to(times, recipe, net, [len(t) for t in texts]) for times in drawn)]
     assert alphas[2] < alphas[1] < 1
     ladder = Training(sampling="ladder", distill=0.5, probe="wide")
-    first, _ = _passes(plain, judge, texts, labels, alphas, bench.Variant(tau=recipe.tau), ladder, 1.0)
+    variant = bench.Variant(tau=recipe.tau, schedule=recipe.schedule)
+    first, _ = _passes(plain, judge, texts, labels, alphas, variant, ladder, 1.0)
     assert loss.item() < 2 * first, "the scorer's loss does not show in the training's"
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
