@@ -35,11 +35,12 @@ class Variant:
         if a quarter of the layers' drops were behind layer 1, the rest as in Eq. 2), "rising" (layer l keeps alpha^w
         of what enters it, w growing as exp(l / L): lower layers drop less, upper ones more; "rising:2" as
         exp(2 l / L)), "easing" (as exp(4 l / (L d)), d = -L log(alpha), the drops of all layers together: the slope
-        eases off as the dial turns; "easing:2" half as steep), "late" (the first third of the layers spared), "early" (all drops in the first third), "once" (all behind layer 1),
-        "once:10" (all behind layer 10), "deep" (once, with the token-layers of Eq. 2 at this alpha: the more there
-        are, the deeper; "deep:0.9" deeper still), "twice" (behind layers 1 and 4), "linear" (equal numbers of tokens
-        per layer), "zipf" (behind layer l as many as 1 / (1 + k l) of all, with alpha of them behind layer 1: many go
-        at once, few stay for long; "zipf:0.5" to this power), or one weight per layer.
+        eases off as the dial turns; "easing:2" half as steep), "late" (the first third of the layers spared), "early"
+        (all drops in the first third), "once" (all behind layer 1), "once:10" (all behind layer 10), "deep" (once, with
+        the token-layers of Eq. 2 at this alpha: the more there are, the deeper; "deep:0.9" deeper still), "twice"
+        (behind layers 1 and 4), "linear" (equal numbers of tokens per layer), "zipf" (behind layer l as many as
+        1 / (1 + k l) of all, with alpha of them behind layer 1: many go at once, few stay for long; "zipf:0.5" to this
+        power), or one weight per layer.
     smooth: scores are averaged over so many neighbouring tokens, so that phrases stay together.
     reference: None counts by each sample's own length (Eq. 2); a number counts as if shorter samples had so many
         tokens, so that they keep all for longer, as they do when inputs are truncated.

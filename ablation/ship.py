@@ -20,6 +20,7 @@ from ablation.train import STRONGEST, Training
 from zsaa import salience
 from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
+from zsaa.keep import SCHEDULES
 from zsaa.models import load_model
 from zsaa.results import RESULTS
 from zsaa.score import LEARNED, check_score
@@ -36,12 +37,14 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
             "there: of learned scores the package knows the one whose heads have a hidden layer and are taught by "
             "gradients, probe='wide'."
         )
-    if variant != Variant(score=variant.score, tau=variant.tau, scorer_macs=variant.scorer_macs):
+    free = {name: getattr(variant, name) for name in ("score", "schedule", "tau", "scorer_macs")}
+    if variant.schedule not in SCHEDULES or variant != Variant(**free):
         raise ValueError(
-            f"the package has no {variant}: it drops tokens by Eq. 2 alone, schedule='geometric' and no reference, "
-            "and sinks, recent, smooth and dropped are as in the paper."
+            f"the package has no {variant}: its schedules are {' and '.join(SCHEDULES)}, with no reference, and sinks, "
+            "recent, smooth and dropped are as in the paper."
         )
-    rule = {"tau": variant.tau, "score": LEARNED if learned else check_score(variant.score)}
+    score = LEARNED if learned else check_score(variant.score)
+    rule = {"tau": variant.tau, "score": score, "schedule": variant.schedule}
     drawn = {"alpha_range": training.alpha_range}
     if training.sampling in ("sandwich", "ladder", "log"):
         drawn = {"sampling": "ladder", "strongest": STRONGEST}
@@ -78,7 +81,7 @@ def curve_of(result: dict, folder: Path, length: int) -> dict:
     recipe = {
         "method": "zsaa+" if training["sampling"] == "ladder" else training["sampling"],
         "tuning": "lora" if training["lora"] else "full",
-        **{key: rule[key] for key in ("alpha_range", "score")},
+        **{key: rule[key] for key in ("alpha_range", "score", "schedule")},
         **{key: training[key] for key in shared},
         "tau": variant["tau"], "lora_rank": training["lora"], "max_length": length, "precision": "bf16",
     }  # fmt: skip

@@ -26,6 +26,7 @@ from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
 from ablation.train import SAMPLINGS, Bend, Training, curve, logits_of, train
 from zsaa import figures, finetune
+from zsaa.keep import SCHEDULES as PACKAGED
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
 from zsaa.results import RESULTS, from_bits, to_bits
@@ -35,12 +36,13 @@ LENGTHS = [23, 40, 9]
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("score", ["column_sum", "column_mean"])
-def test_the_papers_settings_equal_the_package(family, score):
-    model = zsaa.enable(tiny.make(family, "base"), score=score)
+@pytest.mark.parametrize("schedule", PACKAGED)
+def test_the_package_s_settings_equal_the_package(family, score, schedule):
+    model = zsaa.enable(tiny.make(family, "base"), score=score, schedule=schedule)
     ids, mask, _ = tiny.tokens(LENGTHS)
     with zsaa.at(model, 0.7), zsaa.trace(model) as t, torch.no_grad():
         expected = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
-    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score))
+    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score, schedule))
     for sample in range(len(LENGTHS)):
         kept = [layer[sample][layer[sample] >= 0].tolist() for layer in trail]
         assert kept == [layer[sample].tolist() for layer in t.kept]
@@ -79,12 +81,18 @@ def test_schedules_end_alike_and_never_grow(schedule, n):
     assert counts(n, 0.9, 4, Variant()) == kept_counts(n, 0.9, 4)
 
 
-def test_macs_are_the_packages():
-    config = tiny.CONFIGS["llama"]()
+@pytest.mark.parametrize("schedule", PACKAGED)
+def test_macs_are_the_packages(schedule):
+    config, variant = tiny.CONFIGS["llama"](), Variant(schedule=schedule)
     for alpha in (1.0, 0.9, 0.3):
-        assert ablation.macs(config, 200, alpha, Variant()) == package_macs(config, 200, alpha)
-    alpha = ablation.alpha_for(config, [200, 100], 3.0, Variant())
-    assert 3.0 <= mac_reduction(config, [200, 100], alpha) < 3.05
+        assert ablation.macs(config, 200, alpha, variant) == package_macs(config, 200, alpha, schedule=schedule)
+    alpha = ablation.alpha_for(config, [200, 100], 3.0, variant)
+    assert 3.0 <= mac_reduction(config, [200, 100], alpha, schedule=schedule) < 3.05
+    assert abs(zsaa.alpha_for(config, [200, 100], 3.0, schedule=schedule) - alpha) < 2e-4  # the bench's is to 1e-4
+
+
+def test_bad_schedules_of_the_bench():
+    config = tiny.CONFIGS["llama"]()
     with pytest.raises(ValueError, match="cannot reach"):
         ablation.alpha_for(config, [200], 3.0, Variant(dropped="keys", schedule=(0, 0, 0, 1)))
     with pytest.raises(ValueError, match="4 weights"):
@@ -570,7 +578,7 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("row", ["lora-wide", "wide", "paper"])
+@pytest.mark.parametrize("row", ["lora-rising", "wide", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
@@ -590,7 +598,7 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     net, _ = finetune.load(folder, kind="sequence-classification", dtype=torch.float32)
     variant = Variant(**load_config()["rows"][row].get("variant", {}))
     dial = zsaa.dial.settings(net)
-    assert dial["score"] == ("column_sum" if row == "paper" else "salience")
+    assert dial["score"] == ("column_sum" if row == "paper" else "salience") and dial["schedule"] == variant.schedule
     assert 0 < dial["alpha_range"][0] < dial["alpha_range"][1] == 1
     ids, _, _ = tiny.tokens([150], vocab=90)
     bench, (probe, _) = kept
@@ -599,14 +607,14 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
         found = net(ids).logits
         expected = logits_of(bench, ids, [150], alpha, variant, **({} if probe is None else {"scorer": probe}))[0]
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-    assert counts(150, alpha, 4, variant) == kept_counts(150, alpha, 4)
+    assert counts(150, alpha, 4, variant) == kept_counts(150, alpha, 4, variant.tau, variant.schedule)
     assert counts(150, alpha, 4, variant)[-1] < 150
 
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
     spared, once = {"reference": 512}, {"schedule": "once", "reference": 512}
-    for fields in ({"schedule": "once"}, once, spared, {"schedule": "late"}, {"dropped": "merged"}, {"smooth": 3}):
-        with pytest.raises(ValueError, match="the package has no Variant.*by Eq. 2 alone"):
+    for fields in ({"schedule": "once"}, once, spared, {"schedule": "rising:2"}, {"dropped": "merged"}, {"smooth": 3}):
+        with pytest.raises(ValueError, match="the package has no Variant.*its schedules are geometric and rising"):
             ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
     for probe in ("words", "evidence", "gradient"):
         with pytest.raises(ValueError, match=f"probe='{probe}'"):
@@ -617,10 +625,11 @@ def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
 
 def test_what_drew_nothing_keeps_the_range_of_the_adapter_that_it_went_on_from(tmp_path):
     (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": [0.5, 1.0]}))
-    for start, known in ((str(tmp_path), [0.5, 1.0]), ("", None)):
+    for start, known, schedule in ((str(tmp_path), [0.5, 1.0], "geometric"), ("", None, "rising")):
         training = Training(sampling="conventional", start=start)
-        found = ship.settings_of(tmp_path, Variant(), training, [20])
-        assert found == {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": known}
+        found = ship.settings_of(tmp_path, Variant(schedule=schedule), training, [20])
+        rule = {"tau": 5, "score": "column_sum", "schedule": schedule}
+        assert found == {"alpha": 1.0, **rule, "alpha_range": known}
 
 
 # ------------------------------------------------------------------------------------------------ showing

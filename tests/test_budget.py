@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import zsaa
 from zsaa import budget, measure
 from zsaa.dial import settings as dial_settings
-from zsaa.keep import kv_bytes
+from zsaa.keep import SCHEDULES, kv_bytes
 
 N = 60
-RULE = {"tau": 5, "score": "column_sum"}
+RULE = {"tau": 5, "score": "column_sum", "schedule": "geometric"}
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +183,14 @@ def test_time_that_rises_with_macs_is_predicted_exactly(alpha):
     assert calibration.predict(alpha) == pytest.approx(affine(model, alpha, 1, N))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_smallest_alpha_that_is_timed_is_the_largest_that_leaves_tau(schedule):
+    config = tiny.CONFIGS["llama"]()
+    low = budget._alphas(config, N, {**RULE, "schedule": schedule})[-1]
+    assert zsaa.kept_counts(N, low, 4, schedule=schedule) == [5] * 4
+    assert zsaa.kept_counts(N, 1.4 * low, 4, schedule=schedule)[0] > 5
+
+
 times = st.lists(st.floats(0.01, 100), min_size=9, max_size=9)
 
 
@@ -290,6 +298,8 @@ def test_exactly_one_budget(llama, budgets):
         ({"latency_ms": 5, "n": 0}, ValueError, "n must be a whole number >= 1, got 0"),
         ({"latency_ms": 5, "n": []}, ValueError, "empty"),
         ({"latency_ms": 5, "tau": 0}, ValueError, "tau must be >= 1"),
+        ({"latency_ms": 5, "schedule": "once"}, ValueError, "unknown schedule 'once'"),
+        ({"mac_reduction": 2, "schedule": "once"}, ValueError, "unknown schedule 'once'"),
     ],
 )
 def test_budgets_out_of_range(llama, clock, arguments, error, text):
@@ -432,6 +442,8 @@ CHANGES = {
     "tau": lambda model, patch: {"tau": 6},
     "the dial's tau": lambda model, patch: zsaa.enable(model, tau=6) and {},
     "score": lambda model, patch: zsaa.enable(model, score="column_mean") and {},
+    "schedule": lambda model, patch: {"schedule": "rising"},
+    "the dial's schedule": lambda model, patch: zsaa.enable(model, schedule="rising") and {},
     "dtype": lambda model, patch: model.to(torch.bfloat16) and {},
     "attention": lambda model, patch: model.set_attn_implementation("eager"),
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),

@@ -46,34 +46,37 @@ def test_alpha_turns_between_calls(model):
 
 
 def test_enable_again_changes_the_settings_and_a_bad_one_changes_nothing(model):
-    zsaa.enable(model, alpha=0.4, tau=7, score="column_mean")
-    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
-    for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}):
-        with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum"):
+    chosen = {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "rising"}
+    zsaa.enable(model, **chosen)
+    assert settings(model) == {**chosen, "alpha_range": None}
+    for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}, {"schedule": "luck"}, {"schedule": "once"}):
+        with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum|unknown schedule"):
             zsaa.enable(model, **{"alpha": 0.9, "tau": 9, **bad})
-    assert settings(model) == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
+    assert settings(model) == {**chosen, "alpha_range": None}
+    assert settings(zsaa.enable(model, alpha=0.5)) == {**chosen, "alpha": 0.5, "alpha_range": None}
 
 
-def test_settings_of_earlier_versions_are_read_if_they_are_eq_2_s(tmp_path):
-    """They name a schedule in config.json."""
+def test_settings_of_earlier_versions_are_read_if_their_schedule_is_there(tmp_path):
+    """Those that name none in config.json had Eq. 2 alone."""
     zsaa.enable(tiny.make("llama"), alpha=0.4, tau=7, score="column_mean").save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    assert "schedule" not in config["zsaa"]
+    assert config["zsaa"].pop("schedule") == "geometric"
     ids = tiny.tokens([30])[0]
-    for schedule in ("geometric", "once"):
-        config["zsaa"]["schedule"] = schedule
+    for schedule in (None, "geometric", "rising", "once"):
+        config["zsaa"].update({} if schedule is None else {"schedule": schedule})
         file.write_text(json.dumps(config))
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-        if schedule == "geometric":
-            assert zsaa.alpha_for(model, 300, 2) == zsaa.alpha_for(model.config, 300, 2, tau=7, score="column_mean")
+        if schedule != "once":
+            rule = {"tau": 7, "score": "column_mean", "schedule": schedule or "geometric"}
+            assert zsaa.alpha_for(model, 300, 2) == zsaa.alpha_for(model.config, 300, 2, **rule)
             found = settings(zsaa.enable(model))
-            assert found == {"alpha": 0.4, "tau": 7, "score": "column_mean", "alpha_range": None}
+            assert found == {"alpha": 0.4, **rule, "alpha_range": None}
             assert model.config.zsaa == found
             continue
         want = model(ids).logits
         for call in (lambda: zsaa.enable(model), lambda: zsaa.alpha_for(model, 300, 2)):  # noqa: B023
-            with pytest.raises(ValueError, match=r"with schedule 'once'.*only Eq. 2 .* is available"):
+            with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .* and 'rising' are"):
                 call()
         assert torch.equal(model(ids).logits, want) and not hasattr(model.model, "_zsaa")
 

@@ -63,7 +63,7 @@ def test_our_own_recipe_from_the_command_line(places):
     low, high = result["train"]["alpha_range"]
     model, _ = finetune.load(next(places["out"].glob("trained/own-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (low, high) and 0 < low < high == 1
-    assert zsaa.dial.rule(model) == {"tau": 1, "score": "salience"}
+    assert zsaa.dial.rule(model) == {"tau": 1, "score": "salience", "schedule": "rising"}
     (row,) = [row for row in result["rows"] if row["control"] == "alpha" and row["target"] == 2]
     lengths = [min(32, 20 + i % 10) for i in range(12)]
     rule = zsaa.dial.rule(model)
@@ -87,17 +87,19 @@ SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hi
          "num_key_value_heads")  # fmt: skip
 
 
-def test_settings_are_timed_again_without_model_and_data(places, monkeypatch):
+@pytest.mark.parametrize("schedule", [[], ["--schedule", "rising"]], ids=" ".join)
+def test_settings_are_timed_again_without_model_and_data(schedule, places, monkeypatch):
     from tiny import CONFIGS
 
     from zsaa import bench
 
     given = ["--name", "times", "--latency-only", "--latency-batches", "1", "--latency-repeats", "1", "--tau", "1"]
-    assert experiment.main(arguments(places, *given)) == 0
+    assert experiment.main(arguments(places, *given, *schedule)) == 0
     earlier = places["out"] / "results/times.json"
     before = json.loads(earlier.read_text())
-    assert "schedule" not in before["recipe"]
-    before["recipe"]["schedule"] = "geometric"  # as earlier versions wrote it
+    assert before["recipe"]["schedule"] == (schedule[1] if schedule else "geometric")
+    if not schedule:
+        del before["recipe"]["schedule"]  # which versions that had no other did not write
     earlier.write_text(json.dumps(before))
     shape = {k: v for k, v in CONFIGS["llama"]().to_dict().items() if k in SHAPE}
     monkeypatch.setitem(bench.MODELS, before["model"]["name"], shape)
@@ -107,7 +109,7 @@ def test_settings_are_timed_again_without_model_and_data(places, monkeypatch):
     fixed = ("control", "target", "alpha", "keep_tokens", "mac_reduction", "latency_tokens", "latency_mac_reduction")
     assert [[row[key] for key in fixed] for row in after["rows"]] == [[r[key] for key in fixed] for r in before["rows"]]
     assert after["model"]["kind"] == "random weights" and after["recipe"]["tau"] == 1 and after["name"] == "again"
-    assert {**after["recipe"], "schedule": "geometric"} == before["recipe"]
+    assert after["recipe"] == {"schedule": "geometric", **before["recipe"]}
     other = places["out"] / "once.json"
     other.write_text(json.dumps({**before, "recipe": {**before["recipe"], "schedule": "once"}}))
     with pytest.raises(ValueError, match="with schedule 'once'"):

@@ -70,7 +70,8 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
     assert log["steps"] == 36 and log["alpha_range"] == [0.6, 1.0]
     losses = [loss for _, loss in log["loss"]]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
-    assert settings(trained) == {"alpha": 1.0, "tau": 4, "score": "column_sum", "alpha_range": (0.6, 1.0)}
+    rule = {"tau": 4, "score": "column_sum", "schedule": "geometric"}
+    assert settings(trained) == {"alpha": 1.0, **rule, "alpha_range": (0.6, 1.0)}
     folder = tmp_path / "model"
     file = json.loads((folder / ("zsaa.json" if tuning == "lora" else "config.json")).read_text())
     assert (file if tuning == "lora" else file["zsaa"])["alpha_range"] == [0.6, 1.0]
@@ -168,8 +169,8 @@ def test_loading_a_folder_that_zsaa_did_not_save(tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])
-def test_folders_of_earlier_versions_are_loaded_if_they_are_eq_2_s(adapter, tmp_path):
-    """Their settings name a schedule."""
+def test_folders_of_earlier_versions_are_loaded_if_their_schedule_is_there(adapter, tmp_path):
+    """Those that name none had Eq. 2 alone."""
     model().save_pretrained(tmp_path / "base")
     tiny.tokenizer().save_pretrained(tmp_path / "base")
     net = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
@@ -179,14 +180,16 @@ def test_folders_of_earlier_versions_are_loaded_if_they_are_eq_2_s(adapter, tmp_
     file = folder / ("zsaa.json" if adapter else "config.json")
     written = json.loads(file.read_text())
     entry = written if adapter else written["zsaa"]
-    assert "schedule" not in entry
-    entry["schedule"] = "geometric"
-    file.write_text(json.dumps(written))
-    again, _ = finetune.load(folder, kind="sequence-classification")
-    assert settings(again) == {"alpha": 1.0, "tau": 3, "score": "column_mean", "alpha_range": None}
+    assert entry.pop("schedule") == "geometric"
+    for schedule in ({}, {"schedule": "geometric"}, {"schedule": "rising"}):
+        entry.update(schedule)
+        file.write_text(json.dumps(written))
+        again, _ = finetune.load(folder, kind="sequence-classification")
+        rule = {"tau": 3, "score": "column_mean", **(schedule or {"schedule": "geometric"})}
+        assert settings(again) == {"alpha": 1.0, **rule, "alpha_range": None}
     entry["schedule"] = "once"
     file.write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=r"with schedule 'once'.*only Eq. 2 .* is available"):
+    with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .* and 'rising' are"):
         finetune.load(folder, kind="sequence-classification")
 
 

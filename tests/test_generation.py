@@ -229,7 +229,7 @@ def test_cropping_gives_back_generated_tokens(family):
 
 @pytest.mark.parametrize("head", tiny.HEADS)
 def test_save_and_load_keep_the_settings(family, head, tmp_path):
-    model = zsaa.enable(tiny.make(family, head), alpha=0.6, tau=4, score="column_mean")
+    model = zsaa.enable(tiny.make(family, head), alpha=0.6, tau=4, score="column_mean", schedule="rising")
     zsaa.dial.trained_for(model, (0.5, 1.0))
     ids = tiny.tokens([23])[0]
     want = model(ids)[0]
@@ -240,7 +240,8 @@ def test_save_and_load_keep_the_settings(family, head, tmp_path):
         stock.set_attn_implementation("eager")
     reloaded = zsaa.enable(stock)
     found = zsaa.dial.settings(reloaded)
-    assert found == {"alpha": 0.6, "tau": 4, "score": "column_mean", "alpha_range": (0.5, 1.0)}
+    rule = {"tau": 4, "score": "column_mean", "schedule": "rising"}
+    assert found == {"alpha": 0.6, **rule, "alpha_range": (0.5, 1.0)}
     torch.testing.assert_close(reloaded(ids)[0], want, rtol=1e-9, atol=1e-9)
     with pytest.warns(UserWarning, match="below the range"):
         zsaa.set_alpha(reloaded, 0.4)

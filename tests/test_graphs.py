@@ -158,11 +158,12 @@ def test_auto_waits_for_the_second_time(stand_in):
 def test_every_setting_has_a_recording_of_its_own(stand_in):
     model, plain = model_of(graphs=True), model_of(graphs=False)
     ids = tiny.tokens([23])[0]
-    for settings in (dict(alpha=0.5), dict(tau=9), dict(score="column_mean"), dict(alpha=[0.5])):
+    changes = dict(alpha=0.5), dict(tau=9), dict(score="column_mean"), dict(schedule="rising"), dict(alpha=[0.5])
+    for settings in changes:
         zsaa.enable(model, **settings), zsaa.enable(plain, **settings)
         same(everything(model(ids)), everything(plain(ids)))
         same(everything(model(ids)), everything(plain(ids)))
-    assert [replays for *_, replays in held(model)] == [2, 2, 4], "one alpha, or the same one for each request"
+    assert [replays for *_, replays in held(model)] == [2, 2, 2, 4], "one alpha, or the same one for each request"
     zsaa.set_alpha(model, 1.0)
     zsaa.set_alpha(plain, 1.0)
     count = len(held(model))

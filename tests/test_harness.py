@@ -414,15 +414,17 @@ def test_example_task_asks_for_the_sentence_that_comes_next(words, saved, tmp_pa
 
 
 def test_folders_and_adapters_with_the_dials_settings(words, saved, tmp_path):
-    base = zsaa.enable(tiny.make("llama"), 1.0, 4, "column_mean")
+    base = zsaa.enable(tiny.make("llama"), 1.0, 4, "column_mean", schedule="rising")
     zsaa.dial.trained_for(base, (0.8, 1.0))
     finetune.save(base, words, tmp_path / "full")
     with pytest.warns(UserWarning, match="below the range"):
         model = ZsaaLM(str(tmp_path / "full"), 0.7, dtype="float64", batch_size=4)
     info = model.get_model_info()
-    assert [info[k] for k in ("alpha", "tau", "score", "alpha_range")] == [0.7, 4, "column_mean", (0.8, 1.0)]
-    again = ZsaaLM(str(tmp_path / "full"), 0.9, tau=2, score="column_sum", dtype="float64").get_model_info()
-    assert [again[k] for k in ("alpha", "tau", "score")] == [0.9, 2, "column_sum"]
+    names = ("alpha", "tau", "score", "schedule", "alpha_range")
+    assert [info[k] for k in names] == [0.7, 4, "column_mean", "rising", (0.8, 1.0)]
+    others = {"tau": 2, "score": "column_sum", "schedule": "geometric"}
+    again = ZsaaLM(str(tmp_path / "full"), 0.9, **others, dtype="float64").get_model_info()
+    assert [again[k] for k in names[:4]] == [0.9, *others.values()]
 
     import peft
 
@@ -445,13 +447,15 @@ def test_folders_and_adapters_with_the_dials_settings(words, saved, tmp_path):
     assert model._loglikelihood_tokens([(None, context, [5])])[0][0] == pytest.approx(want, rel=1e-10)
     with pytest.raises(ValueError, match="a second one"):
         ZsaaLM(str(tmp_path / "lora"), peft=str(tmp_path / "lora"))
-    # Earlier versions wrote a schedule, too.
+    # Earlier versions had other schedules, or wrote none.
     file = tmp_path / "lora" / finetune.SETTINGS_FILE
     now = json.loads(file.read_text())
     file.write_text(json.dumps({**now, "schedule": "once"}))
     with pytest.raises(ValueError, match="with schedule 'once'"):
         ZsaaLM(str(tmp_path / "lora"), ALPHA, dtype="float64")
-    file.write_text(json.dumps({**now, "schedule": "geometric"}))
+    file.write_text(json.dumps({**now, "schedule": "rising"}))
+    assert ZsaaLM(str(tmp_path / "lora"), ALPHA, dtype="float64").get_model_info()["schedule"] == "rising"
+    file.write_text(json.dumps({k: v for k, v in now.items() if k != "schedule"}))
     by_peft = {"pretrained": str(saved), "peft": str(tmp_path / "lora"), "dtype": "float64"}
     model, hf = ZsaaLM(alpha=ALPHA, **by_peft), HFLM(device="cpu", **by_peft)
     assert model.get_model_info()["tau"] == 4
@@ -475,6 +479,7 @@ def test_packaged_names(monkeypatch, saved):
         ({"alpha": "high"}, TypeError, "alpha must be a number"),
         ({"tau": 0}, ValueError, "tau must be >= 1, got 0"),
         ({"score": "row_sum"}, ValueError, "column_sum"),
+        ({"schedule": "once"}, ValueError, "unknown schedule 'once'. Available: geometric, rising"),
         ({"parallelize": True}, ValueError, "one device"),
     ],
 )

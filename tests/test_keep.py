@@ -1,4 +1,4 @@
-"""Eq. 2 and its costs: properties, the paper's own numbers, and a FLOP counter's opinion."""
+"""Eq. 2, the schedule beside it, and their costs: properties, the paper's own numbers, and a FLOP counter's opinion."""
 
 import math
 from fractions import Fraction
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
+from ablation import forward as bench
 from zsaa import attention
-from zsaa.keep import check_alpha, check_tau
+from zsaa.keep import SCHEDULES, check_alpha, check_tau, powers
 from zsaa.score import SCORES, select
 
 alphas = st.floats(min_value=0.01, max_value=1.0)
@@ -31,10 +32,39 @@ def test_kept_counts_follow_eq_2(n, alpha, layers, tau):
         before = count
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@given(n=st.integers(1, 4096), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
+def test_kept_counts_are_the_bench_s(schedule, n, alpha, layers, tau):
+    found = zsaa.kept_counts(n, alpha, layers, tau, schedule)
+    assert found == bench.counts(n, alpha, layers, bench.Variant(schedule=schedule, tau=tau))
+
+
+@given(layers=st.integers(1, 40), alpha=alphas)
+def test_lower_layers_drop_less_by_the_rising_schedule(layers, alpha):
+    rising = powers(layers, "rising")
+    assert list(rising) == sorted(rising) and rising[0] <= 1 <= rising[-1] < math.e
+    assert sum(rising) == pytest.approx(layers), "the top is left with the same share"
+    assert powers(layers, "geometric") == (1.0,) * layers
+    eq_2, found = (zsaa.kept_counts(10**9, alpha, layers, 1, schedule) for schedule in SCHEDULES)
+    assert all(a >= b - layers for a, b in zip(found, eq_2)), "and no layer with less"
+
+
+def test_the_rising_schedule_in_numbers():
+    assert zsaa.kept_counts(1000, 0.5, 4, schedule="rising") == [632, 350, 164, 62]
+    assert zsaa.kept_counts(1000, 0.5, 4) == [500, 250, 125, 62]
+
+
+def test_unknown_schedules():
+    for name in ("luck", "once", ["rising"]):
+        with pytest.raises(ValueError, match=r"schedule .*(luck|once|rising).*Available: geometric, rising\. Leave"):
+            zsaa.kept_counts(9, 0.5, 3, schedule=name)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @given(n=st.integers(1, 2048), low=alphas, high=alphas, tau=st.integers(1, 16))
-def test_kept_counts_grow_with_alpha(n, low, high, tau):
+def test_kept_counts_grow_with_alpha(schedule, n, low, high, tau):
     low, high = sorted((low, high))
-    fewer, more = (zsaa.kept_counts(n, a, 12, tau) for a in (low, high))
+    fewer, more = (zsaa.kept_counts(n, a, 12, tau, schedule) for a in (low, high))
     assert all(a <= b for a, b in zip(fewer, more))
 
 
@@ -50,9 +80,10 @@ def test_alpha_one_keeps_everything():
     assert zsaa.kept_counts(100, 0.3, 4, tau=5) == [30, 9, 5, 5]
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @given(n=st.integers(1, 2048), layers=st.integers(1, 40))
-def test_any_text_is_kept_whole_at_alpha_one(n, layers):
-    assert zsaa.kept_counts(n, 1.0, layers) == [n] * layers
+def test_any_text_is_kept_whole_at_alpha_one(schedule, n, layers):
+    assert zsaa.kept_counts(n, 1.0, layers, schedule=schedule) == [n] * layers
 
 
 @settings(deadline=None)
@@ -81,19 +112,19 @@ def test_column_mean_divides_by_the_queries_that_see_a_token():
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("alpha", [1.0, 0.6])
-def test_macs_agree_with_a_flop_counter(family, alpha, monkeypatch):
+@pytest.mark.parametrize(("alpha", "schedule"), [(1.0, "geometric"), (0.6, "geometric"), (0.6, "rising")])
+def test_macs_agree_with_a_flop_counter(family, alpha, schedule, monkeypatch):
     """On a path made of plain products, and one block, so that nothing is skipped: exactly."""
     monkeypatch.setitem(attention.BLOCK_ELEMENTS, "cpu", 1 << 40)
     monkeypatch.delitem(attention.BLOCK_ROWS, "cpu")
-    model = zsaa.enable(tiny.make(family, "base"), alpha=alpha, tau=3)
+    model = zsaa.enable(tiny.make(family, "base"), alpha=alpha, tau=3, schedule=schedule)
     n = 40
     with torch.no_grad(), zsaa.trace(model), FlopCounterMode(display=False) as counter:
         model(tiny.tokens([n])[0], use_cache=False)
     # Some transformers versions make the rotary angles by a matrix product; they are no part of the decoder's cost.
     by_module = {name.rsplit(".", 1)[-1]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     flops = counter.get_total_flops() - by_module.get("rotary_emb", 0)
-    assert flops == 2 * zsaa.macs(model.config, n, alpha, tau=3)
+    assert flops == 2 * zsaa.macs(model.config, n, alpha, tau=3, schedule=schedule)
 
 
 def test_macs_of_known_shapes():
@@ -119,16 +150,17 @@ def test_macs_layer_by_layer(family, score):
     assert zsaa.macs(config, n, 1.0, tau, score) == zsaa.macs(config, n), "who drops nothing asks no head"
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @given(lengths=st.lists(st.integers(30, 900), min_size=1, max_size=5), target=st.floats(1.0, 6.0))
-def test_alpha_for_reaches_the_target_by_a_learned_score(lengths, target):
-    config = tiny.CONFIGS["llama"]()
-    most = zsaa.mac_reduction(config, lengths, 1e-5, score="salience")
+def test_alpha_for_reaches_the_target_by_a_learned_score(schedule, lengths, target):
+    config, rule = tiny.CONFIGS["llama"](), {"score": "salience", "schedule": schedule}
+    most = zsaa.mac_reduction(config, lengths, 1e-5, **rule)
     if target > most:
         with pytest.raises(ValueError, match=f"from 1 to {most:.2f}"):
-            zsaa.alpha_for(config, lengths, target, score="salience")
+            zsaa.alpha_for(config, lengths, target, **rule)
     else:
-        alpha = zsaa.alpha_for(config, lengths, target, score="salience")
-        assert zsaa.mac_reduction(config, lengths, alpha, score="salience") >= target
+        alpha = zsaa.alpha_for(config, lengths, target, **rule)
+        assert zsaa.mac_reduction(config, lengths, alpha, **rule) >= target
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])

@@ -322,11 +322,13 @@ def test_fine_tuned_and_timed(saved, monkeypatch):
     arguments = command(
         saved, "--fine-tune", "--train", "30", "--max-steps", "6", "--learning-rate", "1e-2", "--dropout", "0",
         "--protocol", "carry-through", "--latency-repeats", "2", "--controls", "alpha", "--scores", "column_sum",
+        "--schedule", "rising",
     )  # fmt: skip
     assert perplexity.main(arguments) == 0
     (path,) = (saved / "out" / "results").glob("*")
     result = json.loads(path.read_text())
     assert result["recipe"]["method"] == "alpha-sampled" and result["train"]["steps"] == 6
+    assert result["recipe"]["schedule"] == "rising"
     assert result["protocol"]["reads_future"] is True
     assert all(row["speedup"] > 0 and row["latency_tokens"] == 48 for row in result["rows"])
     # It learnt: the same windows are likelier than to the model as it was.

@@ -32,9 +32,10 @@ def run(recipe, folder, net=None, data=None, **kwargs):
 def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
     assert Recipe() == Recipe.named() == Recipe.named("paper")
     paper = Recipe.named("paper")
-    assert (paper.sampling, paper.score, paper.distill) == ("alpha", "column_sum", 0)
+    assert (paper.sampling, paper.schedule, paper.score, paper.distill) == ("alpha", "geometric", "column_sum", 0)
     own = Recipe.named("zsaa+", epochs=2)
-    assert (own.sampling, own.score, own.distill, own.tau) == ("ladder", "salience", 0.5, 2) and paper.tau == 5
+    assert (own.sampling, own.schedule, own.score, own.distill) == ("ladder", "rising", "salience", 0.5)
+    assert own.tau == 2 and paper.tau == 5
     assert own.epochs == 2 and own.strongest == 12
     assert Recipe.named("zsaa+", **{name: getattr(paper, name) for name in RECIPES["zsaa+"]}) == paper
     assert own.learning_rate == 2e-4 and paper.learning_rate == 4e-5
@@ -69,6 +70,7 @@ def test_the_paper_s_run_is_what_it_was(tmp_path):
     [
         ({"sampling": "salad"}, "sampling must be one of"),
         ({"score": "luck"}, "unknown score"),
+        ({"schedule": "once"}, "unknown schedule 'once'"),
         ({"distill": 0.5}, "needs the alpha = 1 pass"),
         ({"score": "salience"}, "'salience' needs the alpha = 1 pass"),
         ({"distill": 1.5, "sampling": "ladder"}, r"distill must be in \[0, 1\]"),
@@ -102,7 +104,7 @@ def test_reductions_are_log_uniform_reproducible_and_differ_by_step_and_seed():
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_it_learns(name, tuning, tmp_path):
     changes = {"ladder": {"sampling": "ladder"}, "zsaa+": RECIPES["zsaa+"]}
-    changes["salience"] = {"sampling": "ladder", "score": "salience"}
+    changes["salience"] = {"sampling": "ladder", "score": "salience", "schedule": "rising"}
     recipe = Recipe(**{**changes[name], **OWN, "tuning": tuning, "max_steps": 60, "learning_rate": 3e-3})
     base = tmp_path / "base"
     net = model()
@@ -112,7 +114,7 @@ def test_it_learns(name, tuning, tmp_path):
     trained, log = run(recipe, tmp_path, net, samples(48), log_steps=6)
     losses = [loss for _, loss in log["loss"]]
     assert sum(losses[-2:]) < 0.85 * sum(losses[:2]), losses
-    assert log["steps"] == 60 and settings(trained)["alpha"] == 1
+    assert log["steps"] == 60 and settings(trained)["alpha"] == 1 and settings(trained)["schedule"] == recipe.schedule
     low = log["alpha_range"][0]
     assert 0 < low < 1 and log["alpha_range"][1] == 1 and settings(trained)["alpha_range"][0] == low
     tiny.tokenizer().save_pretrained(tmp_path / "model")
@@ -198,7 +200,8 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     alphas = [1.0, *(finetune.reduced_to(times, recipe, net, [len(t) for t in texts]) for times in drawn)]
     assert alphas[2] < alphas[1] < 1
     ladder = Training(sampling="ladder", distill=0.5, probe="wide")
-    first, _ = _passes(plain, judge, texts, labels, alphas, bench.Variant(tau=recipe.tau), ladder, 1.0)
+    variant = bench.Variant(tau=recipe.tau, schedule=recipe.schedule)
+    first, _ = _passes(plain, judge, texts, labels, alphas, variant, ladder, 1.0)
     assert loss.item() < 2 * first, "the scorer's loss does not show in the training's"
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)

@@ -102,7 +102,8 @@ def test_only_the_papers_model_data_and_training_can_reproduce_it(result):
     verdicts = {c.row: c.verdict for c in tables.table_1_cells([own]) if c.column == "IMDB"}
     assert verdicts == {"1x": "reproduced", "2x": "differs"} | dict.fromkeys(["3x", "5x", "7x", "9x", "11x"], "not run")
     assert results.stand_ins({**own, "model": {"name": "gpt2", "kind": "local"}}) == "model", "a folder may be anything"
-    for setting, other in (("epochs", 1.5), ("max_steps", 10), ("alpha_range", [0.5, 1.0]), ("tau", 1)):
+    others = {"epochs": 1.5, "max_steps": 10, "alpha_range": [0.5, 1.0], "tau": 1, "schedule": "rising"}
+    for setting, other in others.items():
         assert results.stand_ins(the_papers_own(result, **{setting: other})) == "training"
     assert results.stand_ins({**result, "recipe": {"method": "conventional"}}) == "model, data and training"
 
@@ -122,6 +123,9 @@ def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
     assert "held-out samples and 3 seeds" in cell.protocol
     assert "3 seeds" in tables.table_1(seeds)["IMDB"].columns[1]
     assert len(results.over_seeds([*seeds, the_papers_own(result, tau=1)])) == 2, "other settings are another run"
+    older = {k: v for k, v in seeds[1]["recipe"].items() if k != "schedule"}
+    assert len(results.over_seeds([seeds[0], {**seeds[1], "recipe": older}])) == 1, "Eq. 2, whether named or not"
+    assert len(results.over_seeds([*seeds, the_papers_own(result, schedule="rising")])) == 2
     assert len(results.over_seeds([seeds[0], seeds[0]])) == 1, "one file found twice is one seed"
 
 

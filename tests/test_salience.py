@@ -21,7 +21,7 @@ from ablation import scorers as bench_scorers
 from zsaa import finetune, salience
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
-from zsaa.keep import kept_counts, scorer_macs
+from zsaa.keep import SCHEDULES, kept_counts, scorer_macs
 from zsaa.salience import FILE, Salience
 
 ALPHA = 0.7
@@ -67,16 +67,18 @@ def test_it_equals_the_masked_reference(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("padding", ["right", "left"])
-def test_it_equals_the_bench(family, padding):
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_it_equals_the_bench(family, padding, schedule):
     """Kept positions and hidden states, with a scorer of the bench's own."""
     model = tiny.make(family, "base")
     judge = opinionated(bench_scorers.Probe(model.config.hidden_size, range(4), wide=True))
-    want, trail = bench.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA, bench.Variant(tau=3), scorer=judge)
+    variant = bench.Variant(tau=3, schedule=schedule)
+    want, trail = bench.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA, variant, scorer=judge)
     mine = Salience(model.config, range(4))
     mine.load_state_dict(judge.state_dict())
     salience.attach(model, mine.eval())
     ids, mask, positions = tiny.tokens(LENGTHS, padding=padding)
-    zsaa.enable(model, ALPHA, tau=3, score="salience")
+    zsaa.enable(model, ALPHA, tau=3, score="salience", schedule=schedule)
     with zsaa.trace(model) as t, torch.no_grad():
         found = model(ids, attention_mask=mask, position_ids=positions).last_hidden_state
     for sample, n in enumerate(LENGTHS):
@@ -237,17 +239,18 @@ def test_macs_are_the_bench_s():
     config = tiny.CONFIGS["llama"]()
     price = bench_scorers.price("wide", config, bench.Variant(), 2)
     assert scorer_macs(config, "salience") == 32 * 64 + 64 == price[0] and scorer_macs(config, "column_sum") == 0
-    for n, alpha in ((700, 0.9), (512, 0.8), (60, 0.4)):
-        variant = bench.Variant(scorer_macs=price)
-        assert kept_counts(n, alpha, 4) == bench.counts(n, alpha, 4, variant)
-        found = zsaa.macs(config, n, alpha, 5, "salience")
-        assert found == bench.macs(config, n, alpha, variant) > zsaa.macs(config, n, alpha)
+    for schedule in SCHEDULES:
+        for n, alpha in ((700, 0.9), (512, 0.8), (60, 0.4)):
+            variant = bench.Variant(schedule=schedule, scorer_macs=price)
+            found = zsaa.macs(config, n, alpha, 5, "salience", schedule)
+            assert found == bench.macs(config, n, alpha, variant) > zsaa.macs(config, n, alpha, schedule=schedule)
 
 
 def test_the_bench_s_heads_are_enough():
     for layers in (4, 12, 30):
         config = transformers.LlamaConfig(num_hidden_layers=layers)
-        assert set(range(layers)) <= set(bench_scorers.dropping(config, bench.Variant()))
+        for schedule in SCHEDULES:
+            assert set(range(layers)) <= set(bench_scorers.dropping(config, bench.Variant(schedule=schedule)))
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import zsaa
 from zsaa.dial import settings
 from zsaa.families import find_decoder
-from zsaa.keep import kept_counts, kv_bytes, macs
+from zsaa.keep import SCHEDULES, kept_counts, kv_bytes, macs
 from zsaa.results import RESULTS
 
 pytest.importorskip("anywidget", reason="the slider needs anywidget: pip install 'zsaa[lab]'")
@@ -127,21 +127,23 @@ def test_a_point_is_what_the_package_computes(opened, family, head):
         assert point["ms"] > 0
 
 
-def test_costs_are_the_closed_forms_and_equal_settings_share_a_slot():
-    model = tiny.make("mistral", "causal-lm")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_costs_are_the_closed_forms_and_equal_settings_share_a_slot(schedule):
+    model = zsaa.enable(tiny.make("mistral", "causal-lm"), schedule=schedule)
     engine = Engine(model, word_tokenizer())
     alphas, taus = default_alphas(0.5, 4), [1, 5, 12]
     costs = engine.costs(20, alphas, taus)
     counts_of = {}
     for tau in taus:
         for alpha, slot in zip(alphas, costs["slot"][str(tau)]):
-            counts = kept_counts(20, alpha, 4, tau)
+            counts = kept_counts(20, alpha, 4, tau, schedule)
             assert counts_of.setdefault(slot, counts) == counts
             assert costs["top"][slot] == counts[-1]
             assert costs["share"][slot] == sum(counts) / 80
-            assert costs["macs"][slot] == macs(model.config, 20, alpha, tau)
+            assert costs["macs"][slot] == macs(model.config, 20, alpha, tau, schedule=schedule)
             if slot:
-                assert costs["kv"][slot] == kv_bytes(model.config, 20, alpha, tau, itemsize=8)
+                held = kv_bytes(model.config, 20, alpha, tau, itemsize=8, schedule=schedule)
+                assert costs["kv"][slot] == held
     assert len(set(map(tuple, counts_of.values()))) == len(counts_of)
     assert costs["kv"][0] == kv_bytes(model.config, 20, 1.0, itemsize=8)
     assert costs["predicted"] is None  # nothing was calibrated
@@ -584,6 +586,9 @@ def test_accuracy_is_shown_for_the_committed_model_alone():
     assert {a: [value, low, high] for a, value, low, high in curve["points"]} == {
         a: [row["accuracy"], *row["ci95"]] for a, row in rows.items()
     }
+    zsaa.enable(model, schedule="rising")
+    assert accuracy_curve(model) is None, "it was measured under another schedule"
+    zsaa.disable(model)
     with torch.no_grad():
         model.score.weight[0, 0] += 1e-3
     assert accuracy_curve(model) is None

@@ -75,6 +75,12 @@ def test_only_the_papers_score_on_the_papers_model_and_data_can_reproduce(result
         assert (other.verdict, other.substitute) == ("substitute", part)
 
 
+def test_only_the_papers_schedule_counts(result):
+    for schedule, counted in (("geometric", True), ("rising", False)):
+        cells = tables.table_2_cells([{**result, "recipe": {**result["recipe"], "schedule": schedule}}])
+        assert any(c.ours is not None for c in cells) is counted
+
+
 def test_reading_the_future_is_said_wherever_it_is_printed(result):
     carried = copy.deepcopy(result)
     carried["protocol"] |= {"name": "carry-through", "reads_future": True}

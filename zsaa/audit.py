@@ -310,7 +310,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
         verdict = "borne out" if lost <= theirs else "not borne out"
         another = [_row(_find(results, "curve", "imdb", method="zsaa+"), "alpha", t) for t in (1, 11)]
         if verdict == "not borne out" and all(another):
-            # The same Eq. 2, but neither the paper's score nor its training.
+            # Neither the paper's score nor its training, nor, where the result says so, its schedule.
             less = another[0]["accuracy"] - another[1]["accuracy"]
             evidence += f"; by the recipe zsaa+ (LoRA) from {_said(another[0])} to {_said(another[1])}: {less:.1f}"
             verdict = "partly" if less <= theirs else verdict

@@ -33,12 +33,14 @@ from zsaa.families import find_decoder, only_last_logits
 from zsaa.graphs import Graphs
 from zsaa.keep import (
     check_alpha,
+    check_schedule,
     check_tau,
     histogram,
     kept_counts,
     kv_bytes,
     mac_reduction,
     macs,
+    powers,
     total_macs,
 )
 from zsaa.measure import alternate, hardware, hash_of, provenance, write_json
@@ -46,6 +48,7 @@ from zsaa.score import check_score
 
 FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes
 NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
+LEAST = 1e-5  # the smallest alpha that is tried
 POINTS = 8  # pruned settings that are timed
 REPEATS = 15  # timed rounds, where there is time for them
 NOISY = 0.25  # scatter of the readings above which a calibration warns
@@ -68,14 +71,15 @@ def alpha_for(
     latency_ms: float | None = None,
     batch: int = 1,
     score: str | None = None,
+    schedule: str | None = None,
 ) -> float:
     """The largest alpha (to 1e-5) that keeps to one budget, for inputs of `n` tokens.
 
     model_or_config: a supported model, with the dial on or not, or its config.
     n: one length in tokens, or the length of each sample.
     mac_reduction: times by which the multiply-accumulates, summed over the samples, must fall at least.
-    tau, score: as in `zsaa.enable`; by default those of the model's dial, and the paper's for a config. A score
-        matters for its own cost only, and not to latency_ms, which times the model's.
+    tau, score, schedule: as in `zsaa.enable`; by default those of the model's dial, and the paper's for a config. A
+        score matters for its own cost only, and not to latency_ms, which times the model's.
     latency_ms: milliseconds that one prefill of `batch` texts of the longest length may take on this machine, by
         prediction from `calibrate`, which runs first if need be (under a minute for a small model). Needs a model.
 
@@ -93,25 +97,25 @@ def alpha_for(
                 f"latency_ms needs a model to time, not a {type(model_or_config).__name__}. Pass the model itself, or "
                 "give mac_reduction, for which a config will do."
             )
-        return calibrate(model_or_config, max(counted), batch, tau=tau).alpha_for(latency_ms)
+        return calibrate(model_or_config, max(counted), batch, tau=tau, schedule=schedule).alpha_for(latency_ms)
     config, chosen = model_or_config, DEFAULTS
     if isinstance(model_or_config, nn.Module):
         decoder, _ = find_decoder(model_or_config)
         config, chosen = decoder.config, current_settings(decoder)
-    return _alpha_for_macs(config, counted, mac_reduction, _rule(chosen, tau=tau, score=score))
+    return _alpha_for_macs(config, counted, mac_reduction, _rule(chosen, tau=tau, score=score, schedule=schedule))
 
 
 def _alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, rule: dict) -> float:
     if mac_reduction == 1:
         return 1.0
-    stock, low = total_macs(config, counted, 1.0), 1e-5
-    most = stock / total_macs(config, counted, low, **rule)
+    stock = total_macs(config, counted, 1.0)
+    most = stock / total_macs(config, counted, LEAST, **rule)
     if not 1 <= mac_reduction <= most:
         raise ValueError(
             f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={rule['tau']} it ranges "
             f"from 1 to {most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
         )
-    return _largest(lambda alpha: stock / total_macs(config, counted, alpha, **rule) >= mac_reduction, low, 1.0)
+    return _largest(lambda alpha: stock / total_macs(config, counted, alpha, **rule) >= mac_reduction, LEAST, 1.0)
 
 
 def _check_budget(name: str, value: Any) -> None:
@@ -125,7 +129,7 @@ def _check_budget(name: str, value: Any) -> None:
 class Calibration:
     """How long one prefill takes on one machine at several settings; made by `calibrate`.
 
-    key: what was timed and on what: n, batch, tau, score, model, device, versions, ...
+    key: what was timed and on what: n, batch, tau, score, schedule, model, device, versions, ...
     rows: per setting {"alpha", "latency_ms": median, "latency_ms_quartiles": [q1, q3], "speedup": over stock}; the
         stock model (alpha = 1) first, then falling alpha.
     provenance: commit, date, versions, hardware of the measurement.
@@ -184,6 +188,7 @@ def calibrate(
     batch: int = 1,
     *,
     tau: int | None = None,
+    schedule: str | None = None,
     seconds: float = 30.0,
     refresh: bool = False,
     progress: bool = True,
@@ -194,14 +199,14 @@ def calibrate(
     mode, without gradients, in the autocast that is on. The model comes out as it went in; if the dial was off, it is
     on for the measurement only. Readings that scatter widely bring a warning.
 
-    tau: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is
+    tau, schedule: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is
     saved in the cache folder (ZSAA_CACHE, see zsaa/models.py) and read from there next time, unless `refresh`, if
     hardware, threads, versions, zsaa's code, the model's shape, dtype, device and the arguments are the same.
 
     ValueError: n or batch is no whole number of at least 1, or n is longer than the model's positions.
     """
     decoder, _ = find_decoder(model)
-    config, key = decoder.config, _key(model, n, batch, tau=tau)
+    config, key = decoder.config, _key(model, n, batch, tau=tau, schedule=schedule)
     n, batch = key["n"], key["batch"]
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and n > limit:
@@ -242,7 +247,8 @@ def calibrate(
 def _alphas(config: Any, n: int, rule: dict) -> list[float]:
     """The settings to time, from 1 downwards: evenly spread over the factors by which MACs can fall, down to the alpha
     at which each layer is left with tau tokens."""
-    low = min(rule["tau"] / n, NEAR)
+    first = powers(config.num_hidden_layers, rule["schedule"])[0]  # no layer keeps a larger share
+    low = min(max(LEAST, (rule["tau"] / n) ** (1 / first)), NEAR)
     targets = np.geomspace(1, max(1, mac_reduction(config, n, low, **rule)), POINTS)[1:-1]
     solved = {round(_alpha_for_macs(config, Counter([n]), target, rule), 3) for target in targets.tolist()}
     return [1.0, *sorted({NEAR, low, *(a for a in solved if low < a < NEAR)}, reverse=True)]
@@ -266,7 +272,7 @@ def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
 def _rule(chosen: dict, **given) -> dict:
     """The rule (see `zsaa.dial.rule`) in a dial's settings; what is `given`, and not None, overrides."""
     found = {name: chosen[name] if given.get(name) is None else given[name] for name in RULE}
-    check_tau(found["tau"]), check_score(found["score"])
+    check_tau(found["tau"]), check_score(found["score"]), check_schedule(found["schedule"])
     return found
 
 
@@ -279,15 +285,16 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
     if not was_on:
         enable(model, alpha=1.0)
     dial = decoder._zsaa
-    before = dial.alpha, dial.tau, dial.tracer, dial.graphs
+    before = dial.alpha, dial.tau, dial.schedule, dial.tracer, dial.graphs
     try:
         # Recordings of the measurement's own: they are freed with it, and the model's stay as they are.
-        dial.tau, dial.tracer, dial.graphs = rule["tau"], None, Graphs(dial.graphs.mode)
+        dial.tau, dial.schedule = rule["tau"], rule["schedule"]
+        dial.tracer, dial.graphs = None, Graphs(dial.graphs.mode)
         model.eval()
         with torch.no_grad():  # not inference_mode: tensors that a model keeps from it could never be trained with
             yield dial
     finally:
-        dial.alpha, dial.tau, dial.tracer, dial.graphs = before
+        dial.alpha, dial.tau, dial.schedule, dial.tracer, dial.graphs = before
         for module, training in modes:
             module.training = training
         if not was_on:
@@ -386,12 +393,13 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
     decoder, _ = find_decoder(model)
     config, key = decoder.config, _key(model, n, batch)
     n, batch, rule = key["n"], key["batch"], {name: key[name] for name in RULE}
+    tau, schedule = rule["tau"], rule["schedule"]
     record = _saved(_path(key), key)
     calibration = record and Calibration(config, **record)
     measured = {row["alpha"]: row["latency_ms"] for row in record["rows"]} if record else {}
     alphas = _alphas(config, n, rule) if alphas is None else [alphas] if isinstance(alphas, Real) else alphas
     layers, alphas = config.num_hidden_layers, map(check_alpha, alphas)
-    tokens = {alpha: kept_counts(n, alpha, layers, rule["tau"]) for alpha in alphas}
+    tokens = {alpha: kept_counts(n, alpha, layers, tau, schedule) for alpha in alphas}
     rows = []
     for alpha, counts in tokens.items():
         predicted = calibration.predict(alpha) if calibration else math.nan
@@ -405,7 +413,7 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
                 "kept": round(sum(counts) / (n * len(counts)), 3),
                 "GMACs": round(batch * macs(config, n, alpha, **rule) / 1e9, 3),
                 "MAC reduction": round(mac_reduction(config, n, alpha, **rule), 2),
-                "KV bytes": kv_bytes(config, n, alpha, rule["tau"], batch, decoder.dtype.itemsize),
+                "KV bytes": kv_bytes(config, n, alpha, tau, batch, decoder.dtype.itemsize, schedule),
                 "predicted ms": round(predicted, 2),
                 "measured ms": round(taken, 2),
                 "speed-up": round(calibration.stock_ms / clock, 2) if calibration else math.nan,

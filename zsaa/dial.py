@@ -24,13 +24,13 @@ from zsaa.compat import check_transformers
 from zsaa.families import Family, find_decoder
 from zsaa.fused import add_norm, mlp
 from zsaa.graphs import Graphs, check_mode, empty, replaying
-from zsaa.keep import check_alpha, check_tau
+from zsaa.keep import SCHEDULES, check_alpha, check_schedule, check_tau
 from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.salience import attach, detach, needed
 from zsaa.score import LEARNED, check_score
 
-DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "alpha_range": None}
-RULE = ("tau", "score")  # what decides, beside alpha, how many tokens go on and what that costs
+DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
+RULE = ("tau", "score", "schedule")  # what decides, beside alpha, how many tokens go on and what that costs
 PER_TOKEN = ("attention_mask", "position_ids")  # arguments of a decoder that have one column per token
 
 
@@ -39,7 +39,7 @@ class Dial:
 
     def __init__(self, decoder: nn.Module, family: Family, carry: bool):
         self.alpha: float | tuple[float, ...]  # a tuple: one per request of the batch
-        self.alpha, self.tau, self.score = (DEFAULTS[name] for name in ("alpha", *RULE))
+        self.alpha, self.tau, self.score, self.schedule = (DEFAULTS[name] for name in ("alpha", *RULE))
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = False
         self.num_layers = decoder.config.num_hidden_layers
@@ -50,7 +50,8 @@ class Dial:
         self.hooks = [decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)]
 
     def settings(self) -> dict:
-        return {"alpha": self.alpha, "tau": self.tau, "score": self.score, "alpha_range": self.trained}
+        rule = {name: getattr(self, name) for name in RULE}
+        return {"alpha": self.alpha, **rule, "alpha_range": self.trained}
 
     def turn(self, alpha: float | tuple[float, ...]) -> None:
         self.alpha = alpha
@@ -136,6 +137,7 @@ class Dial:
                 width=shape[1],
                 alphas=tuple(self.alphas(shape[0])),
                 tau=self.tau,
+                schedule=self.schedule,
                 num_layers=self.num_layers,
                 score=self.score,
                 carry=self.carry,
@@ -301,6 +303,7 @@ def enable(
     tau: int | None = None,
     score: str | None = None,
     graphs: bool | str | None = None,
+    schedule: str | None = None,
 ) -> nn.Module:
     """Put the dial on `model`, in place, and return it.
 
@@ -313,11 +316,13 @@ def enable(
         control), or "salience" (learned, by zsaa.finetune; saved beside the model).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
+    schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), or "rising" (not the
+        paper's: lower layers keep more, upper ones less, the top is left with the same; see `zsaa.kept_counts`).
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
-    writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum". Calling it
-    again changes the settings. graphs is never saved, and "auto" at first. Raises UnsupportedModelError (a TypeError)
-    for other models, TypeError or ValueError for settings out of range.
+    writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
+    "geometric". Calling it again changes the settings. graphs is never saved, and "auto" at first. Raises
+    UnsupportedModelError (a TypeError) for other models, TypeError or ValueError for settings out of range.
     """
     check_transformers()
     decoder, family = find_decoder(model)
@@ -333,6 +338,7 @@ def enable(
     saved = current_settings(decoder)
     alpha = _check_alpha(saved["alpha"] if alpha is None else alpha)
     tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
+    schedule = check_schedule(saved["schedule"] if schedule is None else schedule)
     scorer = needed(decoder) if score == LEARNED else None
     graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
@@ -350,7 +356,7 @@ def enable(
         dial.hooks.append(head.register_forward_pre_hook(dial.before_head, with_kwargs=True))
     if scorer is not None and scorer is not getattr(decoder, "salience", None):
         attach(model, scorer)
-    dial.tau, dial.score = tau, score
+    dial.tau, dial.score, dial.schedule = tau, score, schedule
     dial.trained = tuple(trained) if trained else None
     dial.turn(alpha)
     decoder.config.zsaa = dial.settings()
@@ -401,23 +407,23 @@ def set_alpha(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> None
 def current_settings(decoder: nn.Module) -> dict:
     """The settings of a decoder's dial; where it is off, those that `enable` would take: saved, else the defaults."""
     dial = getattr(decoder, "_zsaa", None)
-    return dial.settings() if dial else {**DEFAULTS, **without_schedule(getattr(decoder.config, "zsaa", None) or {})}
+    return dial.settings() if dial else {**DEFAULTS, **with_schedule(getattr(decoder.config, "zsaa", None) or {})}
 
 
-def without_schedule(saved: dict) -> dict:
-    """Settings from a file, less the schedule that earlier versions wrote beside them. ValueError for a schedule other
-    than Eq. 2's: what was trained or measured under it cannot be had again."""
-    schedule = saved.get("schedule", "geometric")
-    if schedule != "geometric":
+def with_schedule(saved: dict) -> dict:
+    """Settings from a file, with their schedule: versions that wrote none had Eq. 2 alone. ValueError for one that is
+    not there, or no longer: what was trained or measured under it cannot be had again."""
+    schedule = saved.get("schedule", DEFAULTS["schedule"])
+    if schedule not in SCHEDULES:
         raise ValueError(
-            f"these settings were saved with schedule {schedule!r}, which is no longer there: only Eq. 2 of the paper "
-            "('geometric') is available. Train the model anew, or go back to the version that saved them."
+            f"these settings were saved with schedule {schedule!r}, which is not there: only 'geometric' (Eq. 2 of the "
+            "paper) and 'rising' are available. Train the model anew, or go back to the version that saved them."
         )
-    return {name: value for name, value in saved.items() if name != "schedule"}
+    return {**saved, "schedule": schedule}
 
 
 def settings(model: nn.Module) -> dict:
-    """The dial's settings: {"alpha", "tau", "score", "alpha_range"} (the last: trained for, or None)."""
+    """The dial's settings: {"alpha", "tau", "score", "schedule", "alpha_range"} (the last: trained for, or None)."""
     return _dial(model)[1].settings()
 
 
@@ -429,8 +435,8 @@ def rule(model: nn.Module) -> dict:
 
 
 def captured(model: nn.Module) -> dict:
-    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, score, cache,
-    bytes, capture_ms, replays), "bytes": together, "off": why no more are made, or None}.
+    """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, score, schedule,
+    cache, bytes, capture_ms, replays), "bytes": together, "off": why no more are made, or None}.
     `enable(model, graphs=False)` frees them."""
     return _dial(model)[1].graphs.report()
 

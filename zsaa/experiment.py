@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 
 import zsaa
-from zsaa.dial import settings, without_schedule
+from zsaa.dial import settings, with_schedule
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
+from zsaa.keep import check_schedule
 from zsaa.measure import cached, energy, hash_of, provenance, write_json
 from zsaa.results import RESULTS, load_results, measured
 
@@ -62,6 +63,7 @@ def latency(
     batches: tuple[int, ...] = (1, 8),
     max_length: int = 512,
     tau: int = 5,
+    schedule: str = "geometric",
     targets=TARGETS,
     repeats: int = 15,
     settings_of: str | Path | None = None,
@@ -88,7 +90,7 @@ def latency(
     net, tokenizer = load_model(
         model, kind="sequence-classification", num_labels=len(data.label_names), device=device, dtype=dtype
     )
-    zsaa.enable(net, tau=tau)
+    zsaa.enable(net, tau=tau, schedule=schedule)
     samples = list(tokenize(data.test, tokenizer, max_length)["input_ids"])
     started = time.perf_counter()
     # Solved for the data set, as the accuracy curve is, so that the rows of both can be read side by side.
@@ -107,6 +109,7 @@ def latency(
         "recipe": {
             "tau": tau,
             "score": settings(net)["score"],
+            "schedule": schedule,
             "dtype": str(dtype).removeprefix("torch."),
             "max_length": max_length,
         },
@@ -128,7 +131,7 @@ def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_d
     before = json.loads(earlier.read_text(encoding="utf-8"))
     if before.get("kind") != "latency":
         raise ValueError(f"{earlier} is of the kind {before.get('kind')!r}: give a file that --latency-only wrote.")
-    shape, recipe = before["model"]["name"], without_schedule(before["recipe"])
+    shape, recipe = before["model"]["name"], with_schedule(before["recipe"])
     if shape not in MODELS:
         raise ValueError(f"the shape of {shape!r} is not known here; these are: {', '.join(MODELS)}")
     config = dict(MODELS[shape])
@@ -137,7 +140,7 @@ def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_d
         net = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model(config.pop("model_type"), **config, num_labels=2, pad_token_id=0), dtype=dtype
         )
-    zsaa.enable(net.eval(), tau=recipe["tau"])
+    zsaa.enable(net.eval(), tau=recipe["tau"], schedule=recipe["schedule"])
     generator, rows = torch.Generator().manual_seed(0), []
     with energy() as spent:
         for batch in batches:
@@ -174,6 +177,7 @@ def lengths(
     test: int | None = None,
     max_length: int = 512,
     tau: int = 5,
+    schedule: str = "geometric",
     targets=FINE_TARGETS,
     output_dir: str | Path = "outputs/experiments",
     name: str | None = None,
@@ -197,7 +201,8 @@ def lengths(
     name = name or "-".join(("lengths", task, Path(model).name, *([shape] if shape else [])))
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load_model(model)
-    recipe = {"tau": tau, "max_length": max_length, "shape": shape}
+    rule = {"tau": tau, "schedule": check_schedule(schedule)}
+    recipe = {**rule, "max_length": max_length, "shape": shape}
     header = {"name": name, "kind": "lengths", "command": command, "model": model_record(model)}
     header |= {"task": task_record(data), "recipe": recipe}
 
@@ -207,13 +212,13 @@ def lengths(
         rows = []
         for target in targets:
             try:
-                alpha = zsaa.alpha_for(config, list(counted.elements()), target, tau)
+                alpha = zsaa.alpha_for(config, list(counted.elements()), target, **rule)
             except ValueError:  # tau keeps it out of reach
                 continue
-            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, tau)) for n in counted}
+            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, **rule)) for n in counted}
             preserved = sum(kept[n] * times for n, times in counted.items())
             preserved /= config.num_hidden_layers * sum(n * times for n, times in counted.items())
-            reached = zsaa.mac_reduction(config, counted.elements(), alpha, tau)
+            reached = zsaa.mac_reduction(config, counted.elements(), alpha, **rule)
             row = {"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": round(reached, 4)}
             rows.append({**row, "preserved": round(preserved, 5)})
         tokens = sorted(counted.elements())
@@ -469,10 +474,10 @@ def main(arguments: list[str] | None = None) -> int:
         shared["targets"] = tuple(int(t) if t == int(t) else t for t in chosen.targets)
     evaluation = given_as("controls", "eval_batch_size", "latency_repeats", "progress")
     if chosen.lengths_only:
-        fixed = {"tau": recipe.tau, "max_length": recipe.max_length}
+        fixed = {"tau": recipe.tau, "schedule": recipe.schedule, "max_length": recipe.max_length}
         done = [lengths(**shared, **given_as("model", "shape"), **fixed)]
     elif chosen.latency_only:
-        fixed = {"tau": recipe.tau, "max_length": recipe.max_length}
+        fixed = {"tau": recipe.tau, "schedule": recipe.schedule, "max_length": recipe.max_length}
         fixed["repeats"] = chosen.latency_repeats
         done = [latency(**shared, **given_as("model", "settings_of"), **fixed, batches=chosen.latency_batches)]
     elif chosen.adapter:

@@ -4,7 +4,8 @@ Each optimizer step draws its own alpha ~ U(low, high), so that the model meets 
 The conventional fine-tuning beside it is the same run with alpha fixed at 1.
 
 Not in the paper, and off unless a recipe says so: "ladder" steps, which see the whole text, a weak and a strong MAC
-reduction, the first teaching the others; and a score that is learned on the way (zsaa/salience.py).
+reduction, the first teaching the others; a score that is learned on the way (zsaa/salience.py); and a schedule by which
+lower layers drop less.
 
 Several GPUs: start the same script with torchrun or `accelerate launch`, one process a GPU (DDP, or FSDP when
 accelerate is told so). All processes draw the same alpha.
@@ -40,10 +41,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
 from zsaa import salience
-from zsaa.dial import settings, trained_for, without_schedule
+from zsaa.dial import RULE, settings, trained_for, with_schedule
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
-from zsaa.keep import check_alpha
+from zsaa.keep import check_alpha, check_schedule
 from zsaa.score import LEARNED, check_score
 
 SETTINGS_FILE = "zsaa.json"
@@ -55,8 +56,8 @@ LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for
 RECIPES: dict[str, dict] = {
     "paper": {},
     "zsaa+": {
-        "score": LEARNED, "tau": 2, "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4, "batch_size": 32,
-        "epochs": 1.0,
+        "score": LEARNED, "tau": 2, "schedule": "rising", "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4,
+        "batch_size": 32, "epochs": 1.0,
     },
 }  # fmt: skip
 LORA = {  # and more, by adapters
@@ -73,7 +74,7 @@ class Recipe:
     tuning: "full", or "lora" on all linear layers of the decoder (the head is trained in full; a quantized model needs
         "lora", which is then QLoRA, as in section 4.3).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
-    tau, score: of the dial, as in `zsaa.enable`. The score "salience" is learned on the way, from the
+    tau, score, schedule: of the dial, as in `zsaa.enable`. The score "salience" is learned on the way, from the
         gradients of the alpha = 1 pass of a ladder step.
     sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "ladder": three passes in turn,
         alpha = 1, and two MAC reductions drawn log-uniformly, from 1 to the root of `strongest` and from there to
@@ -91,6 +92,7 @@ class Recipe:
     alpha_range: tuple[float, float] | None = None
     tau: int = 5
     score: str = "column_sum"
+    schedule: str = "geometric"
     learning_rate: float = 4e-5
     batch_size: int = 8
     epochs: float = 5.0
@@ -110,16 +112,16 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
-        """ "paper": the defaults. "zsaa+": Eq. 2 by a learned score, salience, in ladder steps with
-        distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of adapters.
-        Keyword arguments change single fields."""
+        """ "paper": the defaults. "zsaa+": the rising schedule by a learned score, salience, in ladder steps
+        with distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of
+        adapters. Keyword arguments change single fields."""
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
         adapters = LORA.get(name, {}) if changes.get("tuning") == "lora" else {}
         return cls(**{**RECIPES[name], **adapters, **changes})
 
     def __post_init__(self):
-        check_score(self.score)
+        check_score(self.score), check_schedule(self.schedule)
         choices = {
             "sampling": ("alpha", "ladder"),
             "method": ("alpha-sampled", "conventional"),
@@ -173,10 +175,14 @@ def draw_reductions(strongest: float, seed: int, step: int) -> tuple[float, floa
     return middle ** draw.random(), middle ** (1 + draw.random())
 
 
+def _rule(recipe: Recipe) -> dict:
+    return {name: getattr(recipe, name) for name in RULE}
+
+
 def reduced_to(mac_reduction: float, recipe: Recipe, model: nn.Module, lengths: Sequence[int]) -> float:
     """The alpha that divides the MACs of a batch of these lengths so, or comes as close as tau lets it."""
     try:
-        return zsaa.alpha_for(find_decoder(model)[0].config, lengths, mac_reduction, recipe.tau, score=recipe.score)
+        return zsaa.alpha_for(find_decoder(model)[0].config, lengths, mac_reduction, **_rule(recipe))
     except ValueError:
         return LEAST_ALPHA
 
@@ -401,7 +407,7 @@ def fine_tune(
             set_seed(recipe.seed)
             salience.attach(model, salience.fresh(model))
         salience.scorer_of(model).requires_grad_(True)
-    zsaa.enable(model, alpha=1.0, tau=recipe.tau, score=recipe.score)
+    zsaa.enable(model, alpha=1.0, **_rule(recipe))
     precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
@@ -517,11 +523,11 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
             f"{folder} holds neither {SETTINGS_FILE} (an adapter) nor a config.json with zsaa's settings: it was not "
             "saved with the dial on. Load it with load_model and call zsaa.enable."
         )
-    saved = without_schedule(saved)  # before the weights are loaded, which can take minutes
+    saved = with_schedule(saved)  # before the weights are loaded, which can take minutes
     model, tokenizer = load_model(str(folder), **kwargs)
     if (Path(folder) / salience.FILE).is_file():
         salience.attach(model, salience.read(find_decoder(model)[0].config, folder))
-    zsaa.enable(model, alpha=1.0, tau=saved["tau"], score=saved["score"])
+    zsaa.enable(model, alpha=1.0, **{name: saved[name] for name in RULE})
     trained_for(model, saved["alpha_range"])
     return model, tokenizer
 

@@ -1,9 +1,9 @@
 """CUDA graphs: a pruned prefill is recorded once and then replayed, without Python launching every kernel again.
 
-How many tokens a layer keeps follows from the lengths, alpha and tau alone, so two passes of the same shapes run the
-same kernels in the same memory. Such a pass is recorded when its shapes come a second time, from the embedding to the
-last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out: the same
-numbers bit for bit, and nothing that is handed out is written again. Whatever cannot be replayed runs as before:
+How many tokens a layer keeps follows from the lengths and the dial's settings alone, so two passes of the same shapes
+run the same kernels in the same memory. Such a pass is recorded when its shapes come a second time, from the embedding
+to the last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out: the
+same numbers bit for bit, and nothing that is handed out is written again. Whatever cannot be replayed runs as before:
 gradients, training, traces, hooks inside the decoder, weights that are not plain tensors of one GPU.
 """
 
@@ -360,6 +360,7 @@ class Graphs:
                     "alphas": list(request.alphas),
                     "tau": request.tau,
                     "score": request.score,
+                    "schedule": request.schedule,
                     "cache": recording.cached,
                     "bytes": recording.nbytes,
                     "capture_ms": round(recording.capture_ms, 3),

@@ -29,10 +29,10 @@ from transformers import PreTrainedModel
 
 import zsaa
 from zsaa import models
-from zsaa.dial import settings, trained_for, without_schedule
+from zsaa.dial import settings, trained_for, with_schedule
 from zsaa.evaluate import pad
 from zsaa.finetune import SETTINGS_FILE
-from zsaa.keep import check_alpha, check_tau
+from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.score import check_score
 
 try:
@@ -53,7 +53,7 @@ class ZsaaLM(HFLM):
     pretrained: a packaged model ("smollm2-135m"), a hub id, a folder (of a model, or of a PEFT adapter that names its
         base), or a model object, given with tokenizer=. An adapter can also be given in lm-eval's way, by peft=.
     alpha: share of tokens that each layer keeps, in (0, 1].
-    tau, score: as in `zsaa.enable`; None takes what zsaa.finetune saved with the model, else the paper's.
+    tau, score, schedule: as in `zsaa.enable`; None takes what zsaa.finetune saved with the model, else the paper's.
     rolling_prefix: for perplexity tasks only, see `loglikelihood_rolling`.
     device: None takes a GPU if there is one.
 
@@ -66,13 +66,14 @@ class ZsaaLM(HFLM):
         alpha: float = 1.0,
         tau: int | None = None,
         score: str | None = None,
+        schedule: str | None = None,
         rolling_prefix: int | None = None,
         device: str | None = None,
         **kwargs,
     ):
         alpha = check_alpha(alpha)  # before the weights are loaded, which can take minutes
-        checks = (tau, check_tau), (score, check_score)
-        tau, score = (given if given is None else check(given) for given, check in checks)
+        checks = (tau, check_tau), (score, check_score), (schedule, check_schedule)
+        tau, score, schedule = (given if given is None else check(given) for given, check in checks)
         for name in ("parallelize", "tp_plan"):
             if kwargs.get(name):
                 raise ValueError(
@@ -93,9 +94,9 @@ class ZsaaLM(HFLM):
         _check_scores_text(self.model)
         # A model's own settings lie in its config, where enable finds them; an adapter's lie beside it.
         file = Path(self.peft or adapter or "").expanduser() / SETTINGS_FILE
-        saved = json.loads(file.read_text()) if (self.peft or adapter) and file.is_file() else {}
-        saved = without_schedule(saved)
-        zsaa.enable(self.model, 1.0, tau or saved.get("tau"), score or saved.get("score"))
+        saved = with_schedule(json.loads(file.read_text())) if (self.peft or adapter) and file.is_file() else {}
+        tau, score, schedule = tau or saved.get("tau"), score or saved.get("score"), schedule or saved.get("schedule")
+        zsaa.enable(self.model, 1.0, tau, score, schedule=schedule)
         if saved.get("alpha_range"):
             trained_for(self.model, saved["alpha_range"])
         zsaa.set_alpha(self.model, alpha)  # warns below the range that the model was fine-tuned for

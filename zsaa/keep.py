@@ -1,7 +1,9 @@
-"""How many tokens each layer keeps (Eq. 2 of the paper), and what that costs: multiply-accumulates and memory."""
+"""How many tokens each layer keeps (Eq. 2 of the paper, or a schedule beside it), and what that costs:
+multiply-accumulates and memory."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +13,8 @@ from typing import Any
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.salience import WIDTH
 from zsaa.score import LEARNED
+
+SCHEDULES = ("geometric", "rising")  # the first is the paper's, Eq. 2
 
 
 def check_alpha(alpha: Any) -> float:
@@ -37,18 +41,46 @@ def check_tau(tau: Any) -> int:
     return int(tau)
 
 
-def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5) -> list[int]:
+def check_schedule(schedule: Any) -> str:
+    """`schedule`, if it is a name in SCHEDULES; else ValueError."""
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}. Leave it out for 'geometric', Eq. 2 of "
+            "the paper."
+        )
+    return schedule
+
+
+@functools.cache
+def powers(num_layers: int, schedule: str) -> tuple[float, ...]:
+    """The w_l of each layer, which keeps the share alpha^w_l of what enters it. They sum to `num_layers`, so that the
+    top layer is left with the same share of all tokens under every schedule."""
+    steep = [math.exp(layer / num_layers) if schedule == "rising" else 1.0 for layer in range(num_layers)]
+    total = sum(steep)
+    return tuple(w * num_layers / total for w in steep)
+
+
+@functools.lru_cache(maxsize=128)
+def _shares(alpha: float, num_layers: int, schedule: str) -> tuple[float, ...]:
+    # Not every C library promises that alpha to the power of 1 is alpha.
+    return tuple(alpha if w == 1 else alpha**w for w in powers(num_layers, schedule))
+
+
+def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
     """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens.
 
-    Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. The 1e-6 keeps products that are whole numbers
-    in exact arithmetic (0.7 x 10) from being floored to one less.
+    schedule: "geometric" is Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. "rising" is not the
+        paper's: layer l keeps alpha^w_l of what enters it, w_l growing as exp(l / L), L layers in all. Lower layers,
+        where dropping costs most, drop less, upper ones more, and the top is left with as much as under Eq. 2.
+
+    The 1e-6 keeps products that are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
     """
-    alpha, tau = check_alpha(alpha), check_tau(tau)
+    alpha, tau, schedule = check_alpha(alpha), check_tau(tau), check_schedule(schedule)
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
     counts = []
-    for _ in range(num_layers):
-        n = min(n, max(math.floor(alpha * n + 1e-6), tau))
+    for share in _shares(alpha, num_layers, schedule):
+        n = min(n, max(math.floor(share * n + 1e-6), tau))
         counts.append(n)
     return counts
 
@@ -79,7 +111,14 @@ def scorer_macs(config: Any, score: str) -> int:
     return WIDTH * (config.hidden_size + 1) if score == LEARNED else 0
 
 
-def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5, score: str = "column_sum") -> int:
+def macs(
+    config: Any,
+    n: int,
+    alpha: float = 1.0,
+    tau: int = 5,
+    score: str = "column_sum",
+    schedule: str = "geometric",
+) -> int:
     """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
 
     Convention: every linear layer costs rows x inputs x outputs; QK^T and the weighted sum over V cost
@@ -88,10 +127,18 @@ def macs(config: Any, n: int, alpha: float = 1.0, tau: int = 5, score: str = "co
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
     learned score is not (see `scorer_macs`).
     """
-    return total_macs(config, Counter([n]), alpha, tau, score)
+    return total_macs(config, Counter([n]), alpha, tau, score, schedule)
 
 
-def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int = 1, itemsize: int = 2) -> int:
+def kv_bytes(
+    config: Any,
+    n: int,
+    alpha: float = 1.0,
+    tau: int = 5,
+    batch: int = 1,
+    itemsize: int = 2,
+    schedule: str = "geometric",
+) -> int:
     """Bytes of the keys and values that a prefill of `batch` texts of `n` tokens leaves in the cache.
 
     itemsize: bytes per number (2 for float16 and bfloat16). A layer caches what entered it, N_{l-1} rows. The stock
@@ -99,7 +146,7 @@ def kv_bytes(config: Any, n: int, alpha: float = 1.0, tau: int = 5, batch: int =
     """
     from transformers import DynamicCache
 
-    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau)[:-1]]
+    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau, schedule)[:-1]]
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         entering = [n if window is None else min(n, window - 1) for window in windows]
@@ -114,14 +161,21 @@ def histogram(lengths: int | Iterable[int]) -> Counter:
     return counted
 
 
-def total_macs(config: Any, counted: Counter, alpha: float, tau: int = 5, score: str = "column_sum") -> int:
+def total_macs(
+    config: Any,
+    counted: Counter,
+    alpha: float,
+    tau: int = 5,
+    score: str = "column_sum",
+    schedule: str = "geometric",
+) -> int:
     """`macs`, summed over samples: how often each length occurs."""
     per_entering_row, per_kept_row = layer_weights(config)
     (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
     total = 0
     for n, times in counted.items():
         cost = 0
-        for kept in kept_counts(n, alpha, layers, tau):
+        for kept in kept_counts(n, alpha, layers, tau, schedule):
             cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
             cost += n * per_scored_row if kept < n else 0
             n = kept
@@ -135,10 +189,11 @@ def mac_reduction(
     alpha: float,
     tau: int = 5,
     score: str = "column_sum",
+    schedule: str = "geometric",
 ) -> float:
     """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
     counted = histogram(lengths)
-    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, tau, score)
+    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, tau, score, schedule)
 
 
 def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: float) -> int:

@@ -23,7 +23,7 @@ TABLE_1_RECIPE = {
     "alpha_range": [0.02, 1.0],
     "tau": 5,
     "score": "column_sum",
-    "schedule": "geometric",  # Eq. 2; results of earlier versions may name another
+    "schedule": "geometric",  # Eq. 2; results that name none are of it
     "sampling": "alpha",
     "learning_rate": 4e-5,
     "batch_size": 8,

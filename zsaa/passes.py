@@ -30,6 +30,7 @@ class Request:
     width: int
     alphas: tuple[float, ...]
     tau: int
+    schedule: str
     num_layers: int
     score: str
     carry: bool  # do dropped tokens leave with the state that they had?
@@ -50,7 +51,7 @@ class Plan:
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
-        fixed = request.num_layers, request.tau
+        fixed = request.num_layers, request.tau, request.schedule
         counts = (kept_counts(n, alpha, *fixed) for n, alpha in zip(lengths, request.alphas))
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]

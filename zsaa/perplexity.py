@@ -378,6 +378,7 @@ def run(
     recipe: Recipe | None = None,
     train: int | None = 2000,
     tau: int = 5,
+    schedule: str = "geometric",
     seed: int = 0,
     batch_size: int = 8,
     precision: str = "fp32",
@@ -401,7 +402,7 @@ def run(
     name = name or "-".join((text, protocol, Path(model).name, recipe.method if recipe else "untuned"))
     carry = protocol == "carry-through"
     net, tokenizer, described, log = _prepared(model, data, recipe, prefix + continuation, output_dir, progress)
-    zsaa.enable(net, 1.0, tau)
+    zsaa.enable(net, 1.0, tau, schedule=schedule)
     found = windows(data, tokenizer, protocol, prefix, continuation, stride, count, seed)
     cut_into = {"prefix": prefix, "continuation": continuation, "stride": None if carry else stride}
     header = {
@@ -410,7 +411,7 @@ def run(
         "command": command,
         "model": {**model_record(model), "name": Path(model).name if Path(model).is_dir() else model},
         "task": {**task_record(data), "title": data.title},
-        "recipe": {**described, "tau": tau},
+        "recipe": {**described, "tau": tau, "schedule": schedule},
         "train": log,
         "protocol": {
             "name": protocol,
@@ -541,6 +542,7 @@ def main(arguments: list[str] | None = None) -> int:
         targets=[int(t) if t == int(t) else t for t in chosen.targets],
         recipe=recipe if chosen.fine_tune else None,
         tau=recipe.tau,
+        schedule=recipe.schedule,
         seed=recipe.seed,
         batch_size=chosen.eval_batch_size,
         precision=chosen.eval_precision,

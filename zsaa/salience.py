@@ -184,7 +184,7 @@ def read(config, folder: str | Path) -> Salience:
 
 def needed(decoder: nn.Module) -> Salience:
     """The scorer on `decoder`, else the one that was saved with it; ValueError if there is none, or one that lacks a
-    head for a layer: under Eq. 2 each may drop tokens."""
+    head for a layer: each may drop tokens, under every schedule."""
     scorer, folder = getattr(decoder, CHILD, None), Path(getattr(decoder.config, "_name_or_path", "") or ".")
     if scorer is None and not (folder.parts and (folder / FILE).is_file()):
         raise ValueError(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import zsaa
-from zsaa.dial import settings, trained_for
+from zsaa.dial import DEFAULTS, current_settings, settings, trained_for
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
 from zsaa.results import RESULTS
@@ -142,17 +142,18 @@ class Engine:
         slots = {(n,) * self.num_layers: 0}
         per_slot: dict[str, list] = {"top": [], "share": [], "macs": [], "kv": []}
         of_tau: dict[str, list[int]] = {}
-        itemsize = self.decoder.dtype.itemsize
+        itemsize, schedule = self.decoder.dtype.itemsize, self.dial["schedule"]
         for tau in taus:
             of_tau[str(tau)] = row = [0] * len(alphas)
             for i in reversed(range(len(alphas))):
-                counts = tuple(kept_counts(n, alphas[i], self.num_layers, tau))
+                counts = tuple(kept_counts(n, alphas[i], self.num_layers, tau, schedule))
                 row[i] = slots.setdefault(counts, len(slots))
                 if row[i] == len(per_slot["top"]):
                     per_slot["top"].append(counts[-1])
                     per_slot["share"].append(sum(counts) / (n * self.num_layers))
-                    per_slot["macs"].append(macs(self.config, n, alphas[i], tau, self.dial["score"]))
-                    per_slot["kv"].append(kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize))
+                    per_slot["macs"].append(macs(self.config, n, alphas[i], tau, self.dial["score"], schedule))
+                    held = kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize, schedule=schedule)
+                    per_slot["kv"].append(held)
         return {"slot": of_tau, **per_slot, "predicted": self._calibrated(n, alphas)}
 
     def _calibrated(self, n: int, alphas: list[float]) -> dict | None:
@@ -203,7 +204,7 @@ class Engine:
         n = len(ids)
         depth = bytearray([self.num_layers] * n)
         inputs = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": self.kind == "generate"}
-        pruned = kept_counts(n, alpha, self.num_layers, tau)[-1] < n
+        pruned = kept_counts(n, alpha, self.num_layers, tau, self.dial["schedule"])[-1] < n
         with self._set(alpha if pruned else 1.0, tau, score, stop):
             if not self._warm:  # the first pass of all reads the weights from disk
                 self.model(input_ids=inputs["input_ids"][:, :8], use_cache=False)
@@ -291,7 +292,7 @@ class Engine:
 
 def accuracy_curve(model: nn.Module, which: str | Path | dict | None = "auto") -> dict | None:
     """The measured accuracy along alpha: {"points": [[alpha, accuracy in percent, low, high]], "n", "task", "tau",
-    "score", "source"}; None where there is none for this very model.
+    "score", "source"}; None where there is none for this very model, under the schedule of its dial.
 
     which: a result file of kind "curve" (its content, its path, or its name in results/); None for no curve; "auto"
     looks for a committed adapter whose trained head is, bit for bit, this model's head.
@@ -307,6 +308,9 @@ def accuracy_curve(model: nn.Module, which: str | Path | dict | None = "auto") -
         which = json.loads(path.read_text())
     if which.get("kind") != "curve":
         raise ValueError(f"accuracy must be a result of kind 'curve', got {which.get('kind')!r}.")
+    schedule = which["recipe"].get("schedule", DEFAULTS["schedule"])
+    if schedule != current_settings(find_decoder(model)[0])["schedule"]:
+        return None  # an alpha means something else there
     rows = sorted((row for row in which["rows"] if row["control"] == "alpha"), key=lambda row: row["alpha"])
     return {
         "points": [[row["alpha"], row["accuracy"], *row["ci95"]] for row in rows],
