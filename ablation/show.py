@@ -171,7 +171,7 @@ ROLES = (
 )
 OURS, EVIDENCE = ROLES[0][-1], ROLES[1][0]
 GREY = "#9A9A9A"
-ROOM = 13.5  # names that fit beside a panel of the usual height
+ROOM = 13.3  # names that fit beside a panel of the usual height
 
 
 def protagonists(results: dict[str, dict]) -> dict[tuple[str, str], tuple[str, str, str, str]]:
@@ -319,7 +319,7 @@ def rows_figure(results: dict[str, dict], title: str):
     heroes.sort(key=lambda hero: list(played).index((hero[0]["row"], hero[1])))
     tall = math.ceil(len(groups) / 2)
     crowd = [len(curves) for curves in groups.values()]
-    heights = [max(1.0, *(count / ROOM for count in crowd[2 * row : 2 * row + 2])) for row in range(tall)]
+    heights = [max(1.0, *((count + 0.2) / ROOM for count in crowd[2 * row : 2 * row + 2])) for row in range(tall)]
     own = {"color": "#333333", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.8}
     with plt.rc_context({**STYLE, "font.size": 8}):
         figure, axes = plt.subplots(
