@@ -171,6 +171,7 @@ ROLES = (
 )
 OURS, EVIDENCE = ROLES[0][-1], ROLES[1][0]
 GREY = "#9A9A9A"
+ROOM = 13.3  # names that fit beside a panel of the usual height
 
 
 def protagonists(results: dict[str, dict]) -> dict[tuple[str, str], tuple[str, str, str, str]]:
@@ -300,8 +301,9 @@ def _groups(results: dict[str, dict]) -> dict[str, list[tuple]]:
 
 def rows_figure(results: dict[str, dict], title: str):
     """Every row: a panel per question (groups of ablation/config.yaml), its rows in dark grey, each with its marker and
-    its name; `protagonists` in colour in all of them. Each panel has its own scale: what falls far below the others of
-    its panel leaves it, and the number behind its name is its last accuracy. None without such rows."""
+    its name, dark where the row is a control that is blind to the text; `protagonists` in colour in all of them. Each
+    panel has its own scale: what falls far below the others of its panel leaves it, and the number behind its name is
+    its last accuracy. Panels with many names are taller. None without such rows."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -316,13 +318,19 @@ def rows_figure(results: dict[str, dict], title: str):
     ]
     heroes.sort(key=lambda hero: list(played).index((hero[0]["row"], hero[1])))
     tall = math.ceil(len(groups) / 2)
+    crowd = [len(curves) for curves in groups.values()]
+    heights = [max(1.0, *((count + 0.2) / ROOM for count in crowd[2 * row : 2 * row + 2])) for row in range(tall)]
     own = {"color": "#333333", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.8}
     with plt.rc_context({**STYLE, "font.size": 8}):
-        figure, axes = plt.subplots(tall, 2, figsize=(7.0, 0.9 + 2.15 * tall), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            tall, 2, figsize=(7.0, 0.9 + 2.15 * sum(heights)), layout="constrained", squeeze=False,
+            height_ratios=heights,
+        )  # fmt: skip
         for axis in axes.flat[len(groups) :]:
             axis.remove()
-        for axis, (group, curves) in zip(axes.flat, groups.items()):
+        for place, (axis, (group, curves)) in enumerate(zip(axes.flat, groups.items())):
             drawn = [(name, *_points(result, control)[1:], control) for name, result, control in curves]
+            blind = {name for name, result, _ in curves if result["about"].startswith("control")}
             most = max(max(x) for _, x, _, _ in drawn)
             last = [y[-1] for _, _, y, _ in drawn]
             floor = max(min(last), statistics.median(last) - 12.0)
@@ -340,17 +348,18 @@ def rows_figure(results: dict[str, dict], title: str):
             ends = []
             for (name, x, y, control), marker in zip(drawn, "osD^vPX<>dh*p" * 2):
                 dashes = "-" if control == "alpha" else (0, (3, 1.5))
-                axis.plot(x, y, linewidth=0.8, linestyle=dashes, zorder=4, marker=marker, **own)
+                style = {**own, "marker": marker, **({"markerfacecolor": own["color"]} if name in blind else {})}
+                axis.plot(x, y, linewidth=0.8, linestyle=dashes, zorder=4, **style)
                 inside = y[-1] >= bottom
-                ends.append((x[-1], y[-1], name if inside else f"{name} ({y[-1]:.0f})", marker))
-            gap, beside = (top - bottom) * 0.075, 1.18 * most
+                ends.append((x[-1], y[-1], name if inside else f"{name} ({y[-1]:.0f})", style))
+            gap, beside = (top - bottom) / (ROOM * heights[place // 2]), 1.18 * most
             low, high = bottom + 0.7 * gap, top - gap / 2
             places = _apart([min(high, max(low, y)) for _, y, _, _ in ends], gap, low, high)
-            for (x, y, name, marker), place in zip(ends, places):
+            for (x, y, name, style), height in zip(ends, places):
                 if y >= bottom:
-                    axis.plot([x * 1.03, beside * 0.95], [y, place], color="#777777", linewidth=0.4)
-                axis.plot(beside, place, marker=marker, clip_on=False, **own)
-                axis.text(beside * 1.09, place, name, va="center", fontsize=6.5, color="#222222")
+                    axis.plot([x * 1.03, beside * 0.95], [y, height], color="#777777", linewidth=0.4)
+                axis.plot(beside, height, clip_on=False, **style)
+                axis.text(beside * 1.09, height, name, va="center", fontsize=6.5, color="#222222")
             axis.set(xscale="log", xlim=(0.94, 9 * most), ylim=(bottom, top))
             ticks = [t for t in (1, 2, 3, 5, 7, 11) if t < 1.05 * most]
             axis.set_xticks(ticks, [f"{t}x" for t in ticks])
@@ -397,9 +406,10 @@ def accuracy_caption(results: dict[str, dict]) -> str:
 def rows_caption(results: dict[str, dict]) -> str:
     """What the reader of `rows_figure` must know: scales, and which rows were trained for more or less."""
     text = (
-        "A panel per question, its rows in dark grey (seed 0; solid: the dial, dashed: inputs cut), the rows of the "
-        "main figure in colour. Each panel has its own scale; of a row that ends below it the last accuracy stands in "
-        "brackets. All were trained for the same epochs, not with the same compute"
+        "A panel per question, its rows in dark grey (seed 0; solid: the dial, dashed: inputs cut; dark markers: "
+        "controls that are blind to the text), the rows of the main figure in colour. Each panel has its own scale; of "
+        "a row that ends below it the last accuracy stands in brackets. All were trained for the same epochs, not with "
+        "the same compute"
     )
     if other := [f"{name} ({_budget(result)})" for name, result in results.items() if not _main(result)]:
         text += f", but for {', '.join(other)}; compute counts MACs, in epochs at alpha = 1"

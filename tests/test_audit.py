@@ -231,6 +231,17 @@ def test_claims_follow_the_results():
     assert {c.quote: c for c in audit.claims(better)}[quote].verdict == "borne out"
 
 
+def test_what_chance_could_have_answered_bears_no_claim_out_nor_refutes_it():
+    def said(whole):
+        rows = [
+            scored(*row) for row in (("alpha", 1, whole, 1.0), ("alpha", 1.5, 40.0, 0.98), ("random", 1.5, 60.0, 0.98))
+        ]
+        quote = "the soft-score determines the contribution of each hidden activation to the layer output"
+        return next(c.verdict for c in audit.claims([{**score([]), "rows": rows}]) if c.quote == quote)
+
+    assert (said(62.0), said(28.0)) == ("not borne out", "not tested")
+
+
 def test_claims_say_what_the_printed_numbers_say():
     claims = {c.where: c.evidence for c in audit.claims([]) if c.verdict == "against its own numbers"}
     glue = next(e for e in claims.values() if "on average" in e)

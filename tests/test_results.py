@@ -137,6 +137,38 @@ def test_the_controls_table_has_a_column_per_curve(result):
     assert list(table.loc["1x"]) == ["90.0 [85.0, 95.0]", "-", "-"]
 
 
+def test_a_cut_that_missed_its_target_says_what_it_reached(result):
+    """Short texts: between four tokens and five there is nothing."""
+    for r in result["rows"]:
+        r["right"] = "f" * 25
+    result["rows"].append({**row("last", 5, 66.0), "mac_reduction": 6.13, "right": "f" * 25})
+    result["rows"].append({**row("alpha", 5, 70.0, 0.9), "right": "f" * 25})
+    table = tables.controls_table([result])["imdb"]
+    assert table["conventional (full), last tokens only, n 100"]["5x"] == "66.0 [61.0, 71.0] at 6.1x"
+    assert table["conventional (full), dial, n 100"]["5x"] == "70.0 [65.0, 75.0]"
+    result["task"]["fingerprint"], method = "f", {**result["recipe"], "method": "alpha-sampled"}
+    differences = tables.differences_table([{**result, "name": "dial", "recipe": method}, result]).set_index("against")
+    assert differences.loc["imdb-test, last tokens only", "5x"].endswith("] at 6.1x")
+
+
+def test_a_dial_that_goes_further_brings_its_own_cut_inputs(result, tmp_path):
+    """Where the conventional model's end: hollow, and none before."""
+    further = {**result, "name": "z", "recipe": {"method": "zsaa+", "tuning": "full", "tau": 2}}
+    further["rows"] = [*result["rows"], row("alpha", 5, 70.0, 0.9), row("last", 5, 66.0)]
+    result["recipe"]["tau"] = 5
+    (figure,) = figures.accuracy_figures([result, further]).values()
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert {"conventional, dial (tau = 5)", "zsaa+, dial (tau = 2)", "conventional, last tokens only"} <= set(lines)
+    hollow = lines["zsaa+, last tokens only"]
+    assert hollow.get_markerfacecolor() == "white" and list(hollow.get_xdata()) == [5.0]
+    assert "zsaa+, first tokens only" not in lines
+    figures.save_figure(figure, tmp_path / "further")
+    taught = {**result, "task": {**result["task"], "training_substitute": "other sentences"}}
+    (figure,) = figures.accuracy_figures([taught]).values()
+    assert figure.axes[0].get_title().endswith("\ntrained on a substitute: other sentences")
+    figures.save_figure(figure, tmp_path / "taught")
+
+
 def test_differences_are_between_runs_on_the_same_samples(result):
     result["task"]["fingerprint"] = "f"
     right = {80: "f" * 20 + "0" * 5, 85: "f" * 20 + "0" * 5, 86: "0" * 5 + "f" * 20}  # of the first 80, the last 80

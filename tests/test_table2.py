@@ -7,7 +7,7 @@ import pytest
 from zsaa import figures, paper, tables
 from zsaa.verdicts import counts
 
-TUNED = "gpt2, alpha-sampled fine-tuning; 7,925 steps of 8 of 12,678 windows"
+TUNED = "gpt2, alpha-sampled fine-tuning; 5 epochs, 7,925 steps of 8 of 12,678 windows"
 
 
 def row(control, target, ppl, score=None, alpha=None):
@@ -143,6 +143,13 @@ def test_every_training_has_rows_of_its_own_that_say_what_it_was(result):
     assert all(title.splitlines()[0].endswith(", n = 9") for title in titles)
     shown = [title.replace(", n = 9", "").splitlines()[:2] for title in titles[:2]]
     assert shown == [names[k].split("; ") for k in ("wt103", "c")]
+
+
+def test_of_trainings_that_differ_in_length_the_longest_is_drawn(result):
+    short = {**result, "name": "short", "train": {**result["train"], "steps": 600}}
+    other = {**short, "name": "other", "recipe": {**result["recipe"], "method": "conventional"}}
+    untuned = {**result, "name": "u", "recipe": {"method": "untuned", "tuning": "none"}, "train": None}
+    assert [r["name"] for r in figures.longest([short, other, result, untuned])] == ["wt103", "other", "u"]
 
 
 def test_controls_stand_beside_the_dial(result):

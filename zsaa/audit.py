@@ -24,6 +24,7 @@ from zsaa.architectures import config
 from zsaa.keep import attention_widths, histogram, kept_counts, layer_weights, mac_reduction, total_macs
 from zsaa.measure import provenance, write_json
 from zsaa.results import load_results, rows_of, training
+from zsaa.tables import CHANCE
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of a prompt; the paper gives none for Table 3
@@ -393,6 +394,8 @@ def claims(results: Sequence[dict]) -> list[Claim]:
 
     evidence, verdict = "", ""
     choice = [r for r in results if r["kind"] == "choice" and _row(r, "random", 1.5)]
+    # What is not told from chance with all tokens cannot tell which of them matter.
+    choice = [r for r in choice if (whole := _row(r, "alpha", 1)) and whole["ci95"][0] > CHANCE]
     if choice:
         parts, ahead = [], []
         for result in choice:

@@ -5,6 +5,7 @@ python -m zsaa.figures      draws figures/ from the committed results (make figu
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ DATA_SETS = {
     "mrpc": ("MRPC", "#882255", "*"),
     "rotten_tomatoes": ("Rotten Tomatoes", "#888833", "h"),
 }
+CUTS = {"first": ("^", "first tokens"), "last": ("v", "last tokens"), "ends": ("D", "both ends")}
 LORA = (0, (8, 1.5))
 DASHES = {"first": (0, (1, 1)), "last": (0, (4, 1.5)), "ends": (0, (4, 1, 1, 1)), "random": (0, (1, 3))}
 STYLE = {
@@ -83,7 +85,9 @@ def _dials(results: Sequence[dict]) -> list[dict]:
 def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
     """Accuracy against MAC reduction for one data set: the recipes and conventional fine-tuning under the dial, the
     conventional one (or what there is without it) on truncated inputs, tokens kept at random, and the paper's curve of
-    another model (against its wall-clock speed-up). The title says how many samples the first result has."""
+    another model (against its wall-clock speed-up). Where another recipe's dial goes further than the conventional one
+    was asked to, its own truncated inputs go on from there, hollow. The title says how many samples the first result
+    has."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
@@ -92,24 +96,30 @@ def accuracy_figure(results: Sequence[dict], title: str, published: str | None =
         conventional = [
             r for r in results if (r["recipe"]["method"], r["recipe"]["tuning"]) == ("conventional", "full")
         ]
+        cut_by = conventional or results
+        far = max((r["target"] for c in cut_by for side in CUTS for r in rows_of(c, side)), default=0)
+        floors = {r["recipe"].get("tau") for r in results}
         for result in results:
             method = result["recipe"]["method"]
             tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
             colour = COLOURS["alpha" if method == "alpha-sampled" else method]
             style = (colour, "o", ":" if tuning else "-")
             if result in _dials(results):
-                _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial")
+                floor = f" (tau = {result['recipe']['tau']})" if len(floors) > 1 else ""
+                _line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial{floor}")
             if rows_of(result, "random"):
                 n = rows_of(result, "random")[0]["n"]  # where it is not the title's
                 name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
-                marker = "D" if method == "zsaa+" else "s"
+                marker = {"zsaa+": "D", "conventional": "P"}.get(method, "s")
                 _line(axis, rows_of(result, "random"), (COLOURS["random"], marker, (0, (1, 2))), name)
-            if result in (conventional or results):
-                whole = rows_of(result, "alpha")[:1]
-                for side, marker in (("first", "^"), ("last", "v"), ("ends", "D")):
-                    if rows_of(result, side):
-                        rows, how = whole + rows_of(result, side), "both ends" if side == "ends" else f"{side} tokens"
-                        _line(axis, rows, (COLOURS[side], marker, "--"), f"{method}{tuning}, {how} only")
+            for side, (marker, how) in CUTS.items():
+                name, rows = f"{method}{tuning}, {how} only", rows_of(result, side)
+                if result in cut_by and rows:
+                    _line(axis, rows_of(result, "alpha")[:1] + rows, (COLOURS[side], marker, "--"), name)
+                elif rows := [r for r in rows if r["target"] > far]:
+                    hollow = {"markersize": 4, "markerfacecolor": "white", "linewidth": 1, "linestyle": ":"}
+                    x, y = [r["mac_reduction"] for r in rows], [measured(r) for r in rows]
+                    axis.plot(x, y, color=COLOURS[side], marker=marker, label=name, **hollow)
         if published:
             points = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
             axis.plot(*zip(*points), color=COLOURS["paper"], marker="x", linewidth=1, linestyle="-.", markersize=5,
@@ -131,6 +141,8 @@ def accuracy_figures(results: Sequence[dict]) -> dict:
         if chosen := [r for r in over_seeds(results) if r["task"]["name"] == name]:
             model, n = chosen[0]["model"]["name"], chosen[0]["provenance"]["eval_samples"]
             title = f"{title}, {model}: {n} held-out samples, 95% intervals"
+            if taught := chosen[0]["task"].get("training_substitute"):
+                title += "\n" + textwrap.fill(f"trained on a substitute: {taught}", 75, break_on_hyphens=False)
             figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
     return figures
 
@@ -299,6 +311,24 @@ def perplexity_figure(results: Sequence[dict], columns: int = 2):
             axis.set_xticklabels([f"{t:g}x" for t in ticks])
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, fontsize=7.5)
     return figure
+
+
+def longest(results: Sequence[dict]) -> list[dict]:
+    """Of results of the kind "perplexity" whose trainings differ in their length alone, the one that saw most."""
+    found: dict[tuple, dict] = {}
+    for result in results:
+        recipe, protocol = result["recipe"], result["protocol"]["name"]
+        trained = recipe["method"], recipe["tuning"], recipe.get("seed")
+        key = (result["model"]["name"], result["task"]["name"], protocol, *trained)
+        if key not in found or _seen(result) > _seen(found[key]):
+            found[key] = result
+    return list(found.values())
+
+
+def _seen(result: dict) -> int:
+    """Samples that a training took, each as often as it came."""
+    recipe, log = result["recipe"], result.get("train")
+    return log["steps"] * recipe["batch_size"] * recipe["gradient_accumulation"] * log["processes"] if log else 0
 
 
 def speed_figure(results: Sequence[dict], title: str):
@@ -551,9 +581,9 @@ def choice_figure(results: Sequence[dict], columns: int = 2):
             for handle, name in zip(*axis.get_legend_handles_labels()):
                 handles.setdefault(name, handle)
             axis.axhline(CHANCE, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
-            axis.annotate(
-                "chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
-                fontsize=7, color="#777777", ha="right",
+            axis.annotate(  # beside the panel, as some results lie on that line
+                "chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                fontsize=7, color="#777777", va="center",
             )  # fmt: skip
             task = result["task"]
             how = {"letters": "letters", "text": "answers' own words"}[task["form"]]
@@ -561,6 +591,8 @@ def choice_figure(results: Sequence[dict], columns: int = 2):
             about = task["name"] + " (a substitute)" * task["substitute"]
             axis.set_title("\n".join((*choice_subject(result).split("; "), about, shown)), fontsize=8)
             axis.set_xlabel("MAC reduction")
+        for axis in axes.flat[max(0, len(results) - columns) : len(results)]:  # the lowest of each column
+            axis.tick_params(labelbottom=True)
         ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
         axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])
         axes.flat[0].set(ylabel="score (%), bands: 95%", ylim=(min(18, axes.flat[0].get_ylim()[0]), None))
@@ -709,7 +741,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
             kept, tokens = unpack(row)
             figures[f"preservation{suffix}"] = preservation_figure(kept, tokens, columns=1 if suffix else 2)
     if perplexities := load_results(RESULTS, kind="perplexity"):
-        figures["perplexity"] = perplexity_figure(perplexities)
+        figures["perplexity"] = perplexity_figure(longest(perplexities))
     choices = load_results(RESULTS, kind="choice")
     for name, substitute in (("mmlu", False), ("choice", True)):
         if drawn := [r for r in choices if r["task"]["substitute"] == substitute]:

@@ -36,14 +36,16 @@ def label(result: dict, short: bool = False) -> str:
 
 def training(result: dict, samples: str) -> str:
     """How the model of a result of the kind "perplexity" or "choice" was trained for it: "untuned", "tuned before", or
-    the method and, behind a semicolon, steps, `samples` (what they are called) in a step and in all, and the seed."""
+    the method and, behind a semicolon, epochs (if these, and no number of steps, were asked for), steps, `samples`
+    (what they are called) in a step and in all, and the seed."""
     recipe, log = result["recipe"], result.get("train")
     if not log:
         return "untuned" if recipe["method"] in ("untuned", "none") else "tuned before"
     a_step = recipe["batch_size"] * recipe["gradient_accumulation"] * log["processes"]
     how = f"{recipe['method']} {'LoRA ' if recipe['tuning'] == 'lora' else ''}fine-tuning"
     many = f"{result['provenance']['train_samples']:,} {samples}"
-    return f"{how}; {log['steps']:,} steps of {a_step} of {many}, seed {recipe['seed']}"
+    epochs = f"{recipe['epochs']:g} epochs, " if recipe.get("max_steps") == -1 else ""
+    return f"{how}; {epochs}{log['steps']:,} steps of {a_step} of {many}, seed {recipe['seed']}"
 
 
 def trained_as_in_paper(result: dict) -> bool:
