@@ -34,12 +34,13 @@ def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
     paper = Recipe.named("paper")
     assert (paper.sampling, paper.schedule, paper.score, paper.distill) == ("alpha", "geometric", "column_sum", 0)
     own = Recipe.named("zsaa+", epochs=2)
-    assert (own.sampling, own.schedule, own.score, own.distill) == ("ladder", "rising", "salience", 0.5)
+    assert (own.sampling, own.schedule, own.score, own.distill) == ("ladder", "geometric", "salience", 0.5)
     assert own.tau == 2 and paper.tau == 5
     assert own.epochs == 2 and own.strongest == 12
     assert Recipe.named("zsaa+", **{name: getattr(paper, name) for name in RECIPES["zsaa+"]}) == paper
     assert own.learning_rate == 2e-4 and paper.learning_rate == 4e-5
     adapter = Recipe.named("zsaa+", tuning="lora", lora_rank=4)
+    assert (adapter.schedule, adapter.distill) == ("rising", 1)
     assert (adapter.learning_rate, adapter.epochs, adapter.lora_rank, adapter.batch_size) == (1e-3, 3, 4, 32)
     assert (adapter.distill, adapter.tau) == (1, 2)
     assert Recipe.named(tuning="lora").learning_rate == 4e-5
@@ -181,7 +182,7 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "Passes", Steps)
     monkeypatch.setattr(Steps, "seen", [], raising=False)
     monkeypatch.setattr(Steps, "clipped", [], raising=False)
-    recipe = Recipe.named("zsaa+", **OWN, dropout=0.0, gradient_checkpointing=checkpointing)
+    recipe = Recipe.named("zsaa+", **OWN, schedule="rising", dropout=0.0, gradient_checkpointing=checkpointing)
     net = model(dtype=torch.float64)
     torch.manual_seed(5)
     scorer = salience.attach(net, salience.fresh(net))

@@ -56,12 +56,14 @@ LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for
 RECIPES: dict[str, dict] = {
     "paper": {},
     "zsaa+": {
-        "score": LEARNED, "tau": 2, "schedule": "rising", "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4,
-        "batch_size": 32, "epochs": 1.0,
+        "score": LEARNED, "tau": 2, "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4, "batch_size": 32,
+        "epochs": 1.0,
     },
 }  # fmt: skip
 LORA = {  # and more, by adapters
-    "zsaa+": {"distill": 1.0, "learning_rate": 1e-3, "lora_rank": 16, "lora_alpha": 32, "epochs": 3.0},
+    "zsaa+": {
+        "schedule": "rising", "distill": 1.0, "learning_rate": 1e-3, "lora_rank": 16, "lora_alpha": 32, "epochs": 3.0,
+    },
 }
 
 
@@ -112,9 +114,9 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
-        """ "paper": the defaults. "zsaa+": the rising schedule by a learned score, salience, in ladder steps
-        with distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of
-        adapters. Keyword arguments change single fields."""
+        """ "paper": the defaults. "zsaa+": Eq. 2 by a learned score, salience, in ladder steps with
+        distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of adapters,
+        and the rising schedule. Keyword arguments change single fields."""
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
         adapters = LORA.get(name, {}) if changes.get("tuning") == "lora" else {}
