@@ -121,10 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
         solved = solve(costs, model.config, options.length, options.mac_reduction)
         tried = []
         for target in (2.0, 3.0, 5.0, 7.0):
-            for name, variant in (
-                ("geometric", Variant(tau=tau)),
-                ("solved", Variant(schedule=tuple(solved), tau=tau)),
-            ):
+            for name, schedule in (("geometric", "geometric"), ("rising", "rising"), ("solved", tuple(solved))):
+                variant = Variant(schedule=schedule, tau=tau)
                 with contextlib.suppress(ValueError):  # texts too short for it
                     alpha = alpha_for(model.config, list(map(len, texts)), target, variant)
                     tried.append((name, target, alpha, variant))

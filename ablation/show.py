@@ -653,7 +653,11 @@ def sensitivity_figure(result: dict):
         left.bar(range(1, len(costs) + 1), costs, color=ROLES[0][1], width=0.8)
         left.set(yscale="log", xlabel="layer that keeps half of its tokens", ylabel="divergence (nats)")
         left.set_title(f"one layer alone keeps {share}", fontsize=9)
-        looks = {"geometric": (ROLES[0][1], "o", "-", "Eq. 2"), "solved": (ROLES[2][1], "s", "--", "solved")}
+        looks = {
+            "geometric": (ROLES[0][1], "o", "-", "Eq. 2"),
+            "rising": (ROLES[1][1], "^", "-.", "rising"),
+            "solved": (ROLES[2][1], "s", "--", "solved"),
+        }
         for name, (colour, marker, dashes, shown) in looks.items():
             rows = [r for r in result["rows"] if r["schedule"] == name]
             x, y = [r["target"] for r in rows], [r["divergence"] for r in rows]
