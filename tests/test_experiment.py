@@ -54,11 +54,14 @@ def test_from_command_line_to_result_file(places, capsys):
 
 def test_our_own_recipe_from_the_command_line(places):
     given = ["--name", "own", "--recipe", "zsaa+", "--max-steps", "3", "--batch-size", "4", "--tau", "1",
-             "--schedule", "rising", "--strongest", "2.5", "--latency-repeats", "1", "--max-length", "32", "--targets", "1", "2"]  # fmt: skip
+             "--schedule", "rising",
+             "--strongest", "2.5", "--latency-repeats", "1", "--max-length", "32", "--targets", "1", "2"]  # fmt: skip
     assert experiment.main(arguments(places, *given)) == 0
     (path,) = (places["out"] / "results").glob("own.json")
     result = json.loads(path.read_text())
-    recipe = finetune.Recipe.named("zsaa+", max_steps=3, batch_size=4, tau=1, schedule="rising", strongest=2.5, max_length=32)
+    recipe = finetune.Recipe.named(
+        "zsaa+", max_steps=3, batch_size=4, tau=1, schedule="rising", strongest=2.5, max_length=32
+    )
     assert {**result["recipe"], "alpha_range": None} == {**dataclasses.asdict(recipe), "method": "zsaa+"}
     low, high = result["train"]["alpha_range"]
     model, _ = finetune.load(next(places["out"].glob("trained/own-*/model")), kind="sequence-classification")

@@ -62,7 +62,12 @@ RECIPES: dict[str, dict] = {
 }  # fmt: skip
 LORA = {  # and more, by adapters
     "zsaa+": {
-        "schedule": "rising", "distill": 1.0, "learning_rate": 1e-3, "lora_rank": 16, "lora_alpha": 32, "epochs": 3.0,
+        "schedule": "rising",
+        "distill": 1.0,
+        "learning_rate": 1e-3,
+        "lora_rank": 16,
+        "lora_alpha": 32,
+        "epochs": 3.0,
     },
 }
 
