@@ -326,7 +326,7 @@ def test_a_bag_of_words_can_score():
 
 @pytest.mark.parametrize(
     "row",
-    ["salience-spared", "both-front", "lora-plus", "lora-wide", "lora-wide-phrases", "phrases-zipf", "votes-geometric"],
+    ["salience-spared", "both-front", "lora-plus", "lora-wide", "wide-phrases", "phrases-zipf", "votes-geometric"],
 )
 def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     save_tiny(tmp_path / "model", "llama")
