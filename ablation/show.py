@@ -17,7 +17,7 @@ import yaml
 
 from zsaa.figures import DATA_SETS, STYLE, save_figure
 from zsaa.results import RESULTS, from_bits, with_interval
-from zsaa.stats import difference, interval
+from zsaa.stats import difference, interval, mean_difference
 
 NOT_RUN = "not run"
 
@@ -82,8 +82,11 @@ def _main(result: dict) -> bool:
     return not _budget(result)
 
 
-def _ahead(ours: dict, rival: dict) -> tuple[float, tuple[float, float]]:
-    """Points by which one row of results is ahead of another on the same held-out texts, and the paired interval."""
+def _ahead(ours: dict | list[dict], rival: dict | list[dict]) -> tuple[float, tuple[float, float]]:
+    """Points by which one row of results is ahead of another on the same held-out texts, and the paired interval; of
+    lists, the rows of several seeds, their means."""
+    if isinstance(ours, list):
+        return mean_difference(*([from_bits(r["right"], r["n"]) for r in rows] for rows in (ours, rival)))
     n = ours["n"]
     return difference("accuracy", [1] * n, from_bits(ours["right"], n), from_bits(rival["right"], n))
 
@@ -418,8 +421,9 @@ def rows_caption(results: dict[str, dict]) -> str:
 
 def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[float, tuple[dict, dict]]]:
     """What row `ours` (None: see `own_row`) is set beside: rival -> target -> (our cell, the rival's), on the same
-    held-out texts. The best cut inputs at each target (for every seed of ours; chosen among all seeds of theirs and on
-    these very texts, in the rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe,
+    held-out texts. If ours has several seeds, the best way to cut inputs, means over seeds (lists of cells, of all
+    seeds that each has). The best cut inputs at each target (for every seed of ours; chosen among all seeds of theirs
+    and on these very texts, in the rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe,
     conventional fine-tuning under the dial, and our own scorer alone, if it has a verdict. Ours and rivals ran for the
     task's epochs, and rivals are seed 0 but for the best. Those that were not run are left out; {} without ours."""
     heroes, ours = protagonists(results), ours or own_row(results)
@@ -430,12 +434,14 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
     others: dict[str, list[dict]] = {}
     sides = {"ends": "both ends", "last": "last tokens", "first": "first tokens"}
     cut: list[list[dict]] = []  # of all seeds
+    ways: dict[tuple, list[list[dict]]] = {}  # the same, by row and side
     for _, result, control in _curves(results):
         if not _main(result) or result["row"] == ours:
             continue
         rows = [r for r in result["rows"] if r["control"] == control]
         if control in sides:
             cut.append(rows)
+            ways.setdefault((result["row"], control), []).append(rows)
         if _seed(result):
             continue
         if control in sides and result["row"].startswith("truncated"):
@@ -457,6 +463,14 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
     def at(rows: list[dict], target: float) -> dict | None:
         return next((r for r in rows if r["target"] == target), None)
 
+    for row in mine[0]["rows"] if len(mine) > 1 else ():
+        target = row["target"]
+        ours_there = [cell for r in mine if (cell := _cell(r, "alpha", target))]
+        there = [[cell for rows in runs if (cell := at(rows, target))] for runs in ways.values()]
+        there = [cells for cells in there if cells and all(cell["n"] == row["n"] for cell in cells)]
+        if row["control"] == "alpha" and there:
+            best = max(there, key=lambda cells: statistics.fmean(cell["accuracy"] for cell in cells))
+            found.setdefault(f"best way to cut, means of seeds (ours {len(mine)})", {})[target] = (ours_there, best)
     for result in mine:
         suffix = f" (seed {_seed(result)})" if _seed(result) else ""
         compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut])
@@ -504,7 +518,7 @@ def paired_figure(results: dict[str, dict], title: str, ours: str | None = None)
         axis.set_yticks(range(len(table)), [name.replace(", ", ",\n") for name in table], fontsize=7.5)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        n = next(iter(next(iter(table.values())).values()))[0]["n"]
+        n = next(cell["n"] for result in results.values() for cell in result["rows"])
         figure.suptitle(
             f"{title}: {_short(ours)} minus ..., points\npaired 95% intervals, n = {n:,}; white: undecided",
             fontsize=8.5,
@@ -708,8 +722,9 @@ def draw_committed(folder: str | Path) -> list[Path]:
             captions[f"ablation_paired_{task.name}"] = (
                 f"{_title(task.name)}: {_short(OURS[0])} (row {own_row(results)}, seed 0, unless it says otherwise) "
                 "minus each rival on the same texts, percentile bootstrap over these. All ran for the same epochs. The "
-                "best cut inputs are chosen at each MAC reduction among all seeds and on these very texts, in the "
-                "rival's favour. Each interval is of one cell, and does not cover training seeds."
+                "best way to cut is that with the best mean over its seeds at each MAC reduction, of which it may have "
+                "one to three. The best cut inputs are chosen at each MAC reduction among all seeds and on these very "
+                "texts, in the rival's favour. Each interval is of one cell, and does not cover training seeds."
             )
     for name, figure in figures.items():
         save_figure(figure, Path(folder) / name, captions.get(name))

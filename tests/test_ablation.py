@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import statistics
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -808,7 +809,13 @@ def test_committed_rows_are_tested_in_pairs(tmp_path):
     table = show.rivals(results)
     seeds = sorted(r["training"]["seed"] for r in results.values() if r["row"] == "wide-tau2")
     best = [f"best cut inputs{f' (seed {seed})' if seed else ''}" for seed in seeds]
-    assert len(seeds) > 1 and list(table)[: len(seeds) + 1] == [*best, "evidence, one drop"]
+    means = f"best way to cut, means of seeds (ours {len(seeds)})"
+    assert len(seeds) > 1 and list(table)[: len(seeds) + 2] == [means, *best, "evidence, one drop"]
+    gain, (low, high) = show._ahead(*table[means][11])
+    ours, cut = [statistics.fmean(cell["accuracy"] for cell in cells) for cells in table[means][11]]
+    assert gain == pytest.approx(ours - cut, abs=0.02) and low < gain < high and len(table[means][11][0]) == len(seeds)
+    singles = [show._ahead(*table[name][11])[0] for name in best]
+    assert statistics.fmean(singles) <= gain, "the best run is no worse than the best mean"
     assert {"tuned on both ends", "tuned on last tokens", "conventional, last tokens", "conventional, dial",
             "paper's recipe, dial"} <= set(table)  # fmt: skip
     assert not any("scorer" in name for name in table), "a score taught by gradients has no verdict"

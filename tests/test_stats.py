@@ -68,6 +68,20 @@ def test_differences_are_paired(metric):
     assert stats.difference(metric, labels, one, one) == (0, (0, 0)), "unlike the intervals of two separate runs"
 
 
+def test_means_of_several_runs_are_compared_sample_by_sample():
+    rng = np.random.default_rng(3)
+    runs = [rng.integers(0, 2, 300).tolist() for _ in range(5)]
+    one, (low, high) = stats.mean_difference(runs[:1], runs[1:2])
+    same, (lower, higher) = stats.difference("accuracy", [1] * 300, runs[0], runs[1])
+    assert one == same and (low, high) == pytest.approx((lower, higher), abs=1)
+    gain, (low, high) = stats.mean_difference(runs[:3], runs[3:])
+    each = np.mean(runs[:3], axis=0) - np.mean(runs[3:], axis=0)
+    assert gain == pytest.approx(100 * each.mean(), abs=0.006)
+    draws = 100 * each[rng.integers(0, 300, (4000, 300))].mean(1)
+    assert (low, high) == pytest.approx(tuple(np.percentile(draws, (2.5, 97.5))), abs=0.6)
+    assert stats.mean_difference(runs[:2], runs[:2]) == (0.0, (0.0, 0.0))
+
+
 def test_accuracy_difference_of_three_classes_and_of_right_or_wrong():
     labels, one, other = [0, 1, 2, 2, 1, 0], [0, 1, 2, 2, 1, 1], [2, 1, 1, 2, 0, 1]
     points, bounds = stats.difference("accuracy", labels, one, other)

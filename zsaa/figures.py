@@ -591,7 +591,6 @@ def choice_figure(results: Sequence[dict], columns: int = 2):
             about = task["name"] + " (a substitute)" * task["substitute"]
             axis.set_title("\n".join((*choice_subject(result).split("; "), about, shown)), fontsize=8)
             axis.set_xlabel("MAC reduction")
-        for axis in axes.flat[max(0, len(results) - columns) : len(results)]:  # the lowest of each column
             axis.tick_params(labelbottom=True)
         ticks = sorted({r["target"] for result in results for r in rows_of(result, "alpha")})
         axes.flat[0].set_xticks(ticks, [f"{t}x" for t in ticks])

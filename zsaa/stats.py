@@ -54,6 +54,16 @@ def difference(
     return round(float(gain(table)), 2), _percentiles(gain(_resampled(table, seed)))
 
 
+def mean_difference(
+    ones: Sequence[Sequence[int]], others: Sequence[Sequence[int]], seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """`difference` in accuracy between the means of several runs each, which say of each sample whether it was right.
+    The interval covers the chance in the samples, not in the runs."""
+    gains, counts = np.unique(np.mean(ones, axis=0) - np.mean(others, axis=0), return_counts=True)
+    found = 100 * _resampled(counts, seed) @ gains / counts.sum()
+    return round(float(100 * counts @ gains / counts.sum()), 2), _percentiles(found)
+
+
 def over_seeds(
     values: Sequence[float], intervals: Sequence[tuple[float, float]]
 ) -> tuple[float, tuple[float, float], str]:
