@@ -267,13 +267,11 @@ class Claim:
     verdict: str
 
 
-def _find(results: Sequence[dict], kind: str, task: str | None = None, **recipe) -> dict | None:
-    """The first result of that kind, task and recipe."""
-    for result in results:
-        named = result["kind"] == kind and (task is None or result["task"]["name"] == task)
-        if named and all(result["recipe"].get(k) == v for k, v in recipe.items()):
-            return result
-    return None
+def _find(results: Sequence[dict], kind: str, task: str, **recipe) -> dict | None:
+    """The result of that kind, task and recipe that has the most samples; of several the first."""
+    found = [r for r in results if r["kind"] == kind and r["task"]["name"] == task]
+    found = [r for r in found if all(r["recipe"].get(k) == v for k, v in recipe.items())]
+    return max(found, key=lambda r: r["provenance"]["eval_samples"], default=None)
 
 
 def _row(result: dict | None, control: str, target: float) -> dict | None:

@@ -119,9 +119,9 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
-        """ "paper": the defaults. "zsaa+": Eq. 2 by a learned score, salience, in ladder steps with
-        distillation, at learning rates that have the lower layers learn to read; with tuning="lora", those of adapters,
-        and the rising schedule. Keyword arguments change single fields."""
+        """ "paper": the defaults. "zsaa+": a learned score, salience, in ladder steps with distillation, at
+        learning rates that have the lower layers learn to read; with tuning="lora", those of adapters, and the rising
+        schedule in place of Eq. 2. Keyword arguments change single fields."""
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
         adapters = LORA.get(name, {}) if changes.get("tuning") == "lora" else {}
