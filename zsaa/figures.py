@@ -318,7 +318,7 @@ def longest(results: Sequence[dict]) -> list[dict]:
     found: dict[tuple, dict] = {}
     for result in results:
         recipe, protocol = result["recipe"], result["protocol"]["name"]
-        trained = recipe["method"], recipe["tuning"], recipe.get("seed")
+        trained = recipe["method"], recipe["tuning"], recipe.get("seed"), by_eq_2(result)
         key = (result["model"]["name"], result["task"]["name"], protocol, *trained)
         if key not in found or _seen(result) > _seen(found[key]):
             found[key] = result

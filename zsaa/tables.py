@@ -235,10 +235,12 @@ def perplexity_way(row: dict) -> str:
 
 
 def perplexity_subject(result: dict) -> str:
-    """The model, how it was trained for the task, and the text, between semicolons."""
+    """The model, how it was trained for the task, its schedule if that is not the paper's, and the text, between
+    semicolons."""
     seed = result["provenance"]["seed"]  # of the windows that were drawn; a training says its own, which is the same
     drawn = f", seed {seed}" if seed and not result.get("train") else ""
-    return f"{result['model']['name']}, {training(result, 'windows')}{drawn}; {result['task']['title']}"
+    drops = "" if by_eq_2(result) else f", schedule {result['recipe']['schedule']}"
+    return f"{result['model']['name']}, {training(result, 'windows')}{drawn}{drops}; {result['task']['title']}"
 
 
 def perplexity_protocol(result: dict) -> str:
