@@ -551,8 +551,9 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
     """Table 3: a Cell for each number that the paper prints below 1x, and its scores at 1x, and for each result that
     bears on it. (Footprint and alpha are 1.00 at 1x by definition.)
 
-    "MMLU": results of kind "choice" (zsaa.mmlu) under the paper's schedule. At one reduction there are two of each: at the alpha that Eq. 2 needs
-    for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint" (zsaa.bench), in 4 bits, at both
+    "MMLU": results of kind "choice" (zsaa.mmlu) under the paper's schedule. At one reduction there are two of each: at
+    the alpha that Eq. 2 needs for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint"
+    (zsaa.bench), in 4 bits, at both
     alphas: the range over prompt lengths, which the paper does not state. No weight decides it, so random ones of the
     true shape are no substitute: a number outside the range differs. Inside, it may or may not be what the paper's
     prompts give: ours stand in for them.
