@@ -194,6 +194,9 @@ def test_reach_of_measured_lengths():
     assert [(r["within reach"], r["column"], r["printed"], r["enough"]) for r in rows] == [
         ("4.5x", "SST-2", "5x", False), ("4.5x", "IMDB", "11x", False), ("4.5x", None, "-", True)
     ]  # fmt: skip
+    rising = lengths("sst2", "SST-2")
+    rising["recipe"]["schedule"] = "rising"
+    assert audit.measured_reach([rising]) == [], "another schedule says nothing of Eq. 2"
 
 
 def test_the_audits_figures_are_drawn(known, tmp_path):
@@ -229,6 +232,9 @@ def test_claims_follow_the_results():
             if result["recipe"]["method"] == "alpha-sampled":
                 row.update(accuracy=93.0, ci95=[92.0, 94.0])
     assert {c.quote: c for c in audit.claims(better)}[quote].verdict == "borne out"
+    for result in better:
+        result["recipe"]["schedule"] = "rising"
+    assert {c.quote: c for c in audit.claims(better)}[quote].verdict == "not tested", "not the paper's schedule"
 
 
 def test_what_chance_could_have_answered_bears_no_claim_out_nor_refutes_it():
@@ -278,6 +284,8 @@ def test_table_3_cells(known):
     at = {}
     for c in cells:
         at.setdefault((c.column, c.row), []).append(c)
+    rising = {**score([]), "recipe": {"method": "none", "tuning": "none", "schedule": "rising"}}
+    assert tables.table_3_cells([rising]) == empty, "the paper's schedule alone counts"
     one = at["LLaMA-3-8B-4bit: MMLU", "1x"]
     assert [(c.verdict, c.ours, c.n, c.substitute) for c in one] == [
         ("reproduced", 62.0, 200, ""), ("substitute", 62.0, 200, "data, nf4")

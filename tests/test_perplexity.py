@@ -13,6 +13,7 @@ from datasets import Dataset
 import zsaa
 from zsaa import perplexity
 from zsaa.corpora import Corpus
+from zsaa.finetune import Recipe
 from zsaa.perplexity import Window, bootstrap, curve, score, windows
 
 
@@ -335,6 +336,25 @@ def test_fine_tuned_and_timed(saved, monkeypatch):
     perplexity.main(command(saved, "--protocol", "carry-through", "--latency-repeats", "0", "--name", "before"))
     before = json.loads((saved / "out/results/before.json").read_text())
     assert result["rows"][0]["perplexity"] < before["rows"][0]["perplexity"]
+
+
+def test_a_model_is_scored_under_the_schedule_that_it_was_trained_for(saved, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(saved / "hf"))
+    where = {"corpus": "ptb", "source": str(saved / "ptb"), "output_dir": saved / "out"}
+    how = {"prefix": 40, "continuation": 8, "tau": 2, "targets": (1, 2), "scores": ("column_sum",)}
+    options = {**where, **how, "controls": ("alpha",), "latency_repeats": 0, "progress": False}
+    recipe = Recipe(schedule="rising", max_steps=1)
+    tuned = perplexity.run(model=str(saved / "tiny-gpt2"), recipe=recipe, train=30, **options)
+    (folder,) = (saved / "out/trained").glob("*/model")
+    again = perplexity.run(model=str(folder), name="again", **options)
+    assert again["recipe"]["schedule"] == tuned["recipe"]["schedule"] == "rising"
+    assert [r["alpha"] for r in again["rows"]] == [r["alpha"] for r in tuned["rows"]]
+    want = zsaa.alpha_for(tiny.CONFIGS["gpt2"](), [40], 2, tau=2, schedule="rising")
+    assert tuned["rows"][1]["alpha"] == want
+    eq2 = perplexity.run(model=str(folder), name="eq2", schedule="geometric", **options)
+    assert eq2["recipe"]["schedule"] == "geometric" and eq2["rows"][1]["alpha"] != want
+    with pytest.raises(ValueError, match="unknown schedule 'x'"):
+        perplexity.run(model="no such model", schedule="x", **options)
 
 
 def test_windows_beyond_what_the_model_reads(saved, monkeypatch):

@@ -24,7 +24,8 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 from playwright import sync_api
 from test_slider import Recorder, expected, kept, word_tokenizer
 
-from zsaa.keep import macs
+import zsaa
+from zsaa.keep import SCHEDULES, macs
 from zsaa.slider import __main__ as demo
 from zsaa.slider.widget import Slider
 
@@ -128,6 +129,18 @@ def shown(page):
 
 
 # ------------------------------------------------------------------------------------------ the exported page
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_it_says_of_the_layers_holds_under_the_schedule(schedule, open_page, tmp_path):
+    model = zsaa.enable(tiny.make("llama", "sequence-classification"), schedule=schedule)
+    slider = Recorder(model, word_tokenizer(), TEXTS, samples=False, prefetch=False, labels=NAMES)
+    slider.wait()
+    page = open_page(slider.export(tmp_path / "page.html", texts=["0"], taus=[5]).as_uri())
+    slider.close()
+    rising = schedule == "rising"
+    assert ("Every layer passes on" in shown(page)["says"]) is not rising
+    assert ("lower ones more, upper ones less" in shown(page)["says"]) is rising
 
 
 @pytest.mark.parametrize("kind", ["classify", "generate"])

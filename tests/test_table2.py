@@ -150,6 +150,9 @@ def test_of_trainings_that_differ_in_length_the_longest_is_drawn(result):
     other = {**short, "name": "other", "recipe": {**result["recipe"], "method": "conventional"}}
     untuned = {**result, "name": "u", "recipe": {"method": "untuned", "tuning": "none"}, "train": None}
     assert [r["name"] for r in figures.longest([short, other, result, untuned])] == ["wt103", "other", "u"]
+    rising = {**short, "name": "rising", "recipe": {**short["recipe"], "schedule": "rising"}}
+    assert [r["name"] for r in figures.longest([result, rising])] == ["wt103", "rising"], "more differs than the length"
+    assert ", schedule rising; " in tables.perplexity_subject(rising)
 
 
 def test_controls_stand_beside_the_dial(result):

@@ -23,7 +23,7 @@ from zsaa import paper
 from zsaa.architectures import config
 from zsaa.keep import attention_widths, histogram, kept_counts, layer_weights, mac_reduction, total_macs
 from zsaa.measure import provenance, write_json
-from zsaa.results import load_results, rows_of, training
+from zsaa.results import by_eq_2, load_results, rows_of, training
 from zsaa.tables import CHANCE
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config
@@ -219,11 +219,11 @@ def reach(tau: int = 5) -> list[dict]:
 
 
 def measured_reach(results: Iterable[dict]) -> list[dict]:
-    """What results of kind "lengths" (zsaa.experiment) with GPT-2's layers say: the largest MAC reduction asked for
-    that the lengths of a data set's held-out inputs allow, beside the paper's largest speed-up there."""
+    """What results of kind "lengths" (zsaa.experiment) with GPT-2's layers and Eq. 2 say: the largest MAC reduction
+    asked for that the lengths of a data set's held-out inputs allow, beside the paper's largest speed-up there."""
     rows = []
     for result in results:
-        if result["kind"] != "lengths" or result["recipe"]["shape"] != "gpt2":
+        if result["kind"] != "lengths" or result["recipe"]["shape"] != "gpt2" or not by_eq_2(result):
             continue
         task = result["task"]
         column = task["paper_column"]
@@ -289,8 +289,9 @@ def _apart(a: dict, b: dict) -> int:
 
 def claims(results: Sequence[dict]) -> list[Claim]:
     """The paper's claims against its own numbers and against these results (see `zsaa.results.load_results`)."""
-    sampled = _find(results, "curve", "imdb", method="alpha-sampled", tuning="full")
-    usual = _find(results, "curve", "imdb", method="conventional", tuning="full")
+    curves = [r for r in results if r["kind"] == "curve" and by_eq_2(r)]
+    sampled = _find(curves, "curve", "imdb", method="alpha-sampled", tuning="full")
+    usual = _find(curves, "curve", "imdb", method="conventional", tuning="full")
     found: list[Claim] = []
 
     def say(quote, where, evidence, verdict):
@@ -413,7 +414,7 @@ def claims(results: Sequence[dict]) -> list[Claim]:
         verdict,
     )
 
-    lora = _find(results, "curve", "imdb", method="alpha-sampled", tuning="lora")
+    lora = _find(curves, "curve", "imdb", method="alpha-sampled", tuning="lora")
     evidence, verdict = "", ""
     pair, cut = [_row(r, "alpha", 11) for r in (lora, usual)], _row(usual, "last", 11)
     if all(pair):

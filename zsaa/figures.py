@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zsaa import paper
-from zsaa.results import RESULTS, load_results, measured, over_seeds, rows_of, status, unpack
+from zsaa.results import RESULTS, by_eq_2, load_results, measured, over_seeds, rows_of, status, unpack
 from zsaa.tables import CHANCE, choice_subject, perplexity_protocol, perplexity_subject, perplexity_way, threads
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
@@ -153,11 +153,11 @@ def figure_2(curves: Sequence[dict], lengths: Sequence[dict]):
     clock. Returns the figure and its caption, which says what stands in for what, and what was not run.
 
     curves: results of kind "curve"; drawn are the dial and random keep after alpha-sampled fine-tuning, and inputs cut
-    for the conventional model where there is one. lengths: results of kind "lengths".
+    for the conventional model where there is one. lengths: results of kind "lengths"; those of Eq. 2 are drawn.
     """
     import matplotlib.pyplot as plt
 
-    curves = over_seeds(curves)
+    curves, lengths = over_seeds(curves), [r for r in lengths if by_eq_2(r)]
     sampled = [r for r in curves if r["recipe"]["method"] == "alpha-sampled"]
     dials = _dials(sampled)
     used: dict[str, None] = {}
@@ -318,7 +318,7 @@ def longest(results: Sequence[dict]) -> list[dict]:
     found: dict[tuple, dict] = {}
     for result in results:
         recipe, protocol = result["recipe"], result["protocol"]["name"]
-        trained = recipe["method"], recipe["tuning"], recipe.get("seed")
+        trained = recipe["method"], recipe["tuning"], recipe.get("seed"), by_eq_2(result)
         key = (result["model"]["name"], result["task"]["name"], protocol, *trained)
         if key not in found or _seen(result) > _seen(found[key]):
             found[key] = result

@@ -54,6 +54,7 @@ from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, cut, own_seeds, p
 from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
+from zsaa.keep import check_schedule
 from zsaa.measure import alternate, cached, hash_of, provenance
 from zsaa.score import SCORES, seeded
 
@@ -378,7 +379,7 @@ def run(
     recipe: Recipe | None = None,
     train: int | None = 2000,
     tau: int = 5,
-    schedule: str = "geometric",
+    schedule: str | None = None,
     seed: int = 0,
     batch_size: int = 8,
     precision: str = "fp32",
@@ -393,9 +394,12 @@ def run(
 
     recipe: how to fine-tune first, on `train` rows of the corpus' train split (windows as long as those scored, labels
         at every token, a dropped one scored on the state that it left with); None: the model as it is.
+    schedule: as in `zsaa.enable`; None takes the recipe's, and of a model as it is the one that it was saved with.
     batch_size, precision: of the evaluation. latency_repeats: 0 leaves the clock out. The rest: `windows` and `curve`.
     """
     output_dir = Path(output_dir)
+    if schedule is not None:
+        check_schedule(schedule)  # before a training, which can take hours
     data = load_corpus(corpus, source, train if recipe else 0, seed)
     protocol = protocol_for(data, protocol)
     text = f"{data.name}-substitute" if data.substitute else data.name
@@ -411,7 +415,7 @@ def run(
         "command": command,
         "model": {**model_record(model), "name": Path(model).name if Path(model).is_dir() else model},
         "task": {**task_record(data), "title": data.title},
-        "recipe": {**described, "tau": tau, "schedule": schedule},
+        "recipe": {**described, "tau": tau, "schedule": settings(net)["schedule"]},
         "train": log,
         "protocol": {
             "name": protocol,
@@ -542,7 +546,7 @@ def main(arguments: list[str] | None = None) -> int:
         targets=[int(t) if t == int(t) else t for t in chosen.targets],
         recipe=recipe if chosen.fine_tune else None,
         tau=recipe.tau,
-        schedule=recipe.schedule,
+        schedule=getattr(chosen, "schedule", None),
         seed=recipe.seed,
         batch_size=chosen.eval_batch_size,
         precision=chosen.eval_precision,

@@ -48,6 +48,11 @@ def training(result: dict, samples: str) -> str:
     return f"{how}; {epochs}{log['steps']:,} steps of {a_step} of {many}, seed {recipe['seed']}"
 
 
+def by_eq_2(result: dict) -> bool:
+    """Did the dial drop by the paper's schedule? Results that name none are of it."""
+    return result["recipe"].get("schedule", "geometric") == "geometric"
+
+
 def trained_as_in_paper(result: dict) -> bool:
     """By section 4.2's settings, on the data set's own training split?"""
     recipe = result["recipe"]

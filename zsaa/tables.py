@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zsaa import paper, stats
 from zsaa.results import (
+    by_eq_2,
     label,
     measured,
     over_seeds,
@@ -234,10 +235,12 @@ def perplexity_way(row: dict) -> str:
 
 
 def perplexity_subject(result: dict) -> str:
-    """The model, how it was trained for the task, and the text, between semicolons."""
+    """The model, how it was trained for the task, its schedule if that is not the paper's, and the text, between
+    semicolons."""
     seed = result["provenance"]["seed"]  # of the windows that were drawn; a training says its own, which is the same
     drawn = f", seed {seed}" if seed and not result.get("train") else ""
-    return f"{result['model']['name']}, {training(result, 'windows')}{drawn}; {result['task']['title']}"
+    drops = "" if by_eq_2(result) else f", schedule {result['recipe']['schedule']}"
+    return f"{result['model']['name']}, {training(result, 'windows')}{drawn}{drops}; {result['task']['title']}"
 
 
 def perplexity_protocol(result: dict) -> str:
@@ -269,7 +272,7 @@ def table_2_cells(results: Iterable[dict]) -> list[Cell]:
     results = list(results)
     clocks = [r for r in results if r["kind"] == "ttft"]
     results = [r for r in results if r["kind"] == "perplexity"]
-    results = [r for r in results if r["recipe"].get("schedule", "geometric") == "geometric"]
+    results = [r for r in results if by_eq_2(r)]
     cells = []
     for target, columns in paper.TABLE_2.items():
         for column, published in columns.items():
@@ -548,14 +551,15 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
     """Table 3: a Cell for each number that the paper prints below 1x, and its scores at 1x, and for each result that
     bears on it. (Footprint and alpha are 1.00 at 1x by definition.)
 
-    "MMLU": results of kind "choice" (zsaa.mmlu). At one reduction there are two of each: at the alpha that Eq. 2 needs
-    for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint" (zsaa.bench), in 4 bits, at both
+    "MMLU": results of kind "choice" (zsaa.mmlu) under the paper's schedule. At one reduction there are two of each: at
+    the alpha that Eq. 2 needs for it, and at the alpha that the paper prints. "GPU footprint": kind "footprint"
+    (zsaa.bench), in 4 bits, at both
     alphas: the range over prompt lengths, which the paper does not state. No weight decides it, so random ones of the
     true shape are no substitute: a number outside the range differs. Inside, it may or may not be what the paper's
     prompts give: ours stand in for them.
     "alpha": kind "audit" (zsaa.audit), exact for the published configurations, and rounded as the paper rounds.
     """
-    scores = [r for r in results if r["kind"] == "choice"]
+    scores = [r for r in results if r["kind"] == "choice" and by_eq_2(r)]
     footprints = [r for r in results if r["kind"] == "footprint"]
     implied = [(r, row) for r in results if r["kind"] == "audit" for row in r["rows"]]
     shapes = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}

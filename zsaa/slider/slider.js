@@ -203,7 +203,7 @@ export function mount(root, source) {
       if (at_ !== null) mark.style.left = `${100 * clamp(at_, 0, 1)}%`;
     };
   };
-  const showTop = fact("Tokens at the last layer", "How many tokens the last layer passes on (Eq. 2 of the paper)");
+  const showTop = fact("Tokens at the last layer", "How many tokens the last layer passes on" + (meta.schedule === "rising" ? "" : " (Eq. 2 of the paper)"));
   const showWork = fact("Work", "Multiply-accumulates (MACs) of one pass over the text");
   const showCache = fact("Key/value cache", "Memory of the keys and values that the pass leaves behind");
   const showTime = fact("Time", `One pass over the text on ${meta.device}${meta.rounds > 1 ? `, the fastest of ${meta.rounds}` : ""}. The mark is the prediction.`);
@@ -681,7 +681,8 @@ export function mount(root, source) {
     const strong = (words) => h("strong", {}, words);
     const parts = at.alpha === 1 ? ["Every layer keeps ", strong("all"), ` ${n} tokens: this is the stock model. `]
       : slot === 0 ? [`Every layer keeps all ${n} tokens, for there are at most τ = ${at.tau}. `]
-      : ["Every layer passes on ", strong(`${percent(at.alpha)}`), " of the tokens it gets; ", strong(`${top} of ${n}`), ` reach the end of layer ${layers}. `];
+      : [meta.schedule === "rising" ? "A layer in the middle passes on about " : "Every layer passes on ", strong(`${percent(at.alpha)}`),
+        meta.schedule === "rising" ? " of the tokens it gets, lower ones more, upper ones less; " : " of the tokens it gets; ", strong(`${top} of ${n}`), ` reach the end of layer ${layers}. `];
     const stock = t.points.get("stock");
     const mine = found && answerOf(found.point);
     if (mine && stock) {

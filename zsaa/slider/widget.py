@@ -149,6 +149,7 @@ class Slider(anywidget.AnyWidget):
             "device": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type,
             "alphas": self.alphas,
             "taus": self.taus,
+            "schedule": dial["schedule"],
             "scores": {name: _first_sentence(what) for name, what in _scores(dial["score"]).items()},
             "trained": list(trained) if trained else None,
             "accuracy": accuracy_curve(model, accuracy),
