@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from zsaa.figures import DATA_SETS, STYLE, save_figure
+from zsaa.figures import CUTS, DATA_SETS, STYLE, save_figure
 from zsaa.results import RESULTS, from_bits, with_interval
 from zsaa.stats import difference, interval, mean_difference
 
@@ -432,24 +432,21 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
         return {}
     dials = {row: shown for (row, control), (shown, *_) in heroes.items() if control == "alpha" and row not in OURS}
     others: dict[str, list[dict]] = {}
-    sides = {"ends": "both ends", "last": "last tokens", "first": "first tokens"}
-    cut: list[list[dict]] = []  # of all seeds
-    ways: dict[tuple, list[list[dict]]] = {}  # the same, by row and side
+    ways: dict[tuple, list[list[dict]]] = {}  # to cut inputs: by row and side, the curve of each seed
     for _, result, control in _curves(results):
         if not _main(result) or result["row"] == ours:
             continue
         rows = [r for r in result["rows"] if r["control"] == control]
-        if control in sides:
-            cut.append(rows)
+        if control in CUTS:
             ways.setdefault((result["row"], control), []).append(rows)
         if _seed(result):
             continue
-        if control in sides and result["row"].startswith("truncated"):
-            name = f"tuned on {sides[control]}"
+        if control in CUTS and result["row"].startswith("truncated"):
+            name = f"tuned on {CUTS[control][1]}"
             if (result["row"], control) in heroes or name not in others:
                 others[name] = rows
-        elif control in sides:
-            others.setdefault(f"conventional, {sides[control]}", rows)
+        elif control in CUTS:
+            others.setdefault(f"conventional, {CUTS[control][1]}", rows)
         elif result["row"] in dials:
             others[dials[result["row"]]] = rows
     found: dict[str, dict] = {}
@@ -463,14 +460,15 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
     def at(rows: list[dict], target: float) -> dict | None:
         return next((r for r in rows if r["target"] == target), None)
 
-    for row in mine[0]["rows"] if len(mine) > 1 else ():
+    for row in (r for r in mine[0]["rows"] if r["control"] == "alpha" and len(mine) > 1):
         target = row["target"]
-        ours_there = [cell for r in mine if (cell := _cell(r, "alpha", target))]
         there = [[cell for rows in runs if (cell := at(rows, target))] for runs in ways.values()]
         there = [cells for cells in there if cells and all(cell["n"] == row["n"] for cell in cells)]
-        if row["control"] == "alpha" and there:
+        if there:
+            seeds = [cell for r in mine if (cell := _cell(r, "alpha", target))]
             best = max(there, key=lambda cells: statistics.fmean(cell["accuracy"] for cell in cells))
-            found.setdefault(f"best way to cut, means of seeds (ours {len(mine)})", {})[target] = (ours_there, best)
+            found.setdefault(f"best way to cut, means of seeds (ours {len(mine)})", {})[target] = (seeds, best)
+    cut = [rows for runs in ways.values() for rows in runs]
     for result in mine:
         suffix = f" (seed {_seed(result)})" if _seed(result) else ""
         compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut])

@@ -614,7 +614,8 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
     spared, once = {"reference": 512}, {"schedule": "once", "reference": 512}
-    for fields in ({"schedule": "once"}, once, spared, {"schedule": "rising:2"}, {"dropped": "merged"}, {"smooth": 3}):
+    others = {"schedule": "once"}, {"schedule": "late"}, {"schedule": "rising:2"}, {"dropped": "merged"}, {"smooth": 3}
+    for fields in (once, spared, *others):
         with pytest.raises(ValueError, match="the package has no Variant.*its schedules are geometric and rising"):
             ship.settings_of(tmp_path, Variant(**fields), Training(), [20])
     for probe in ("words", "evidence", "gradient"):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zsaa import paper
-from zsaa.results import RESULTS, by_eq_2, load_results, measured, over_seeds, rows_of, status, unpack
+from zsaa.results import RESULTS, by_eq_2, load_results, measured, over_seeds, rows_of, status, step_size, unpack
 from zsaa.tables import CHANCE, choice_subject, perplexity_protocol, perplexity_subject, perplexity_way, threads
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey print together with the markers.
@@ -327,8 +327,7 @@ def longest(results: Sequence[dict]) -> list[dict]:
 
 def _seen(result: dict) -> int:
     """Samples that a training took, each as often as it came."""
-    recipe, log = result["recipe"], result.get("train")
-    return log["steps"] * recipe["batch_size"] * recipe["gradient_accumulation"] * log["processes"] if log else 0
+    return result["train"]["steps"] * step_size(result) if result.get("train") else 0
 
 
 def speed_figure(results: Sequence[dict], title: str):

@@ -41,16 +41,26 @@ def training(result: dict, samples: str) -> str:
     recipe, log = result["recipe"], result.get("train")
     if not log:
         return "untuned" if recipe["method"] in ("untuned", "none") else "tuned before"
-    a_step = recipe["batch_size"] * recipe["gradient_accumulation"] * log["processes"]
     how = f"{recipe['method']} {'LoRA ' if recipe['tuning'] == 'lora' else ''}fine-tuning"
     many = f"{result['provenance']['train_samples']:,} {samples}"
     epochs = f"{recipe['epochs']:g} epochs, " if recipe.get("max_steps") == -1 else ""
-    return f"{how}; {epochs}{log['steps']:,} steps of {a_step} of {many}, seed {recipe['seed']}"
+    return f"{how}; {epochs}{log['steps']:,} steps of {step_size(result)} of {many}, seed {recipe['seed']}"
+
+
+def step_size(result: dict) -> int:
+    """Samples that a step of a result's training took, of all processes."""
+    recipe = result["recipe"]
+    return recipe["batch_size"] * recipe["gradient_accumulation"] * result["train"]["processes"]
+
+
+def schedule_of(result: dict) -> str:
+    """The schedule by which the dial dropped; results that name none are of the paper's."""
+    return result["recipe"].get("schedule", "geometric")
 
 
 def by_eq_2(result: dict) -> bool:
-    """Did the dial drop by the paper's schedule? Results that name none are of it."""
-    return result["recipe"].get("schedule", "geometric") == "geometric"
+    """Did the dial drop by the paper's schedule?"""
+    return schedule_of(result) == "geometric"
 
 
 def trained_as_in_paper(result: dict) -> bool:
@@ -79,7 +89,7 @@ def over_seeds(results: Sequence[dict]) -> list[dict]:
     gets "covers": what chance its interval stands for."""
     groups: dict[str, list[dict]] = {}
     for result in results:
-        recipe = {"schedule": "geometric"} | {k: v for k, v in result["recipe"].items() if k != "seed"}
+        recipe = {k: v for k, v in result["recipe"].items() if k != "seed"} | {"schedule": schedule_of(result)}
         same = [result["model"]["name"], result["task"], recipe, result.get("adapter"), result.get("evaluation")]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(result)
     merged = []

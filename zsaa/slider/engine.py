@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import zsaa
-from zsaa.dial import DEFAULTS, current_settings, settings, trained_for
+from zsaa.dial import current_settings, settings, trained_for
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
-from zsaa.results import RESULTS
+from zsaa.results import RESULTS, schedule_of
 
 STOCK = "stock"  # the key of every setting that drops nothing
 TAUS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
@@ -308,8 +308,7 @@ def accuracy_curve(model: nn.Module, which: str | Path | dict | None = "auto") -
         which = json.loads(path.read_text())
     if which.get("kind") != "curve":
         raise ValueError(f"accuracy must be a result of kind 'curve', got {which.get('kind')!r}.")
-    schedule = which["recipe"].get("schedule", DEFAULTS["schedule"])
-    if schedule != current_settings(find_decoder(model)[0])["schedule"]:
+    if schedule_of(which) != current_settings(find_decoder(model)[0])["schedule"]:
         return None  # an alpha means something else there
     rows = sorted((row for row in which["rows"] if row["control"] == "alpha"), key=lambda row: row["alpha"])
     return {
