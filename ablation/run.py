@@ -141,7 +141,8 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
 
             model = PeftModel.from_pretrained(model, training.start, is_trainable=True)
         elif fresh and training.lora:
-            recipe = Recipe(tuning="lora", lora_rank=training.lora, lora_alpha=2 * training.lora, seed=seed)
+            rank, dropout = training.lora, training.dropout
+            recipe = Recipe(tuning="lora", lora_rank=rank, lora_alpha=2 * rank, dropout=dropout, seed=seed)
             model = add_lora(model, recipe)
         rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class Training:
         the labels'.
     match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
         length, squared.
+    deep: match the last token's states behind every layer, in the mean, not only the final one.
+    crops: the share of the texts that a step reads only a random window of, half of their tokens or more.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which
         predicts each token's |state x gradient| in the alpha = 1 pass; "wide" the same with a hidden layer,
         "salience" with a table of tokens, too, "wide-phrases" with phrases in the first layer; "words" scores tokens
@@ -57,7 +60,8 @@ class Training:
     weakest: the least MAC reduction that "log" draws; every 16th step is then at alpha = 1, lest it be forgotten.
     start: a folder with a trained LoRA adapter to go on from.
     half: compute in bfloat16 on a CPU, too.
-    lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights.
+    lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights. Without dropout
+        they are computed as part of the weights, which is faster.
     bends: the schedule is learned on the way (see `Bend`), from the variant's on.
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
         samples seen: at equal compute the cheaper draws see more samples.
@@ -68,6 +72,8 @@ class Training:
     side: str = "ends"
     distill: float = 0.0
     match: float = 0.0
+    deep: bool = False
+    crops: float = 0.0
     probe: str = ""
     everywhere: bool = False
     rivals: bool = False
@@ -132,6 +138,58 @@ class Bend:
             self.at = self.at - slope * min(1.0, self.LONGEST / slope.norm().item())
 
 
+class Merged:
+    """LoRA adapters without dropout, computed as part of the weights: each linear layer multiplies by W + s B A once,
+    where peft multiplies three times. `merge` before a step's passes, `split` behind them (the gradients of B and A
+    from those of W + s B A), `release` at the end."""
+
+    def __init__(self, model: nn.Module):
+        self.layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+        for layer in self.layers:
+            dropped = any(isinstance(m, nn.Dropout) and m.p for m in layer.lora_dropout.values())
+            if dropped or not isinstance(layer.base_layer, nn.Linear):
+                raise ValueError(f"only adapters of nn.Linear without dropout can be merged; got {layer}.")
+        shapes = [layer.base_layer.weight.shape for layer in self.layers]
+        self.groups = [[m for m, s in zip(self.layers, shapes) if s == shape] for shape in dict.fromkeys(shapes)]
+        self.weights: list[list[Tensor]] = []
+
+    @staticmethod
+    def _stacked(group) -> tuple[Tensor, Tensor, float]:
+        a = torch.stack([m.lora_A["default"].weight for m in group])
+        return a, torch.stack([m.lora_B["default"].weight for m in group]), group[0].scaling["default"]
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        self.weights = []
+        for group in self.groups:
+            a, b, scale = self._stacked(group)
+            whole = torch.stack([m.base_layer.weight for m in group]).baddbmm_(b, a, alpha=scale)
+            self.weights.append([w.detach().requires_grad_() for w in whole.unbind()])
+            for layer, weight in zip(group, self.weights[-1]):
+                layer.forward = partial(F.linear, weight=weight, bias=layer.base_layer.bias)
+
+    @torch.no_grad()
+    def split(self) -> None:
+        for group, weights in zip(self.groups, self.weights):
+            a, b, scale = self._stacked(group)
+            pull = torch.stack([w.grad for w in weights])
+            of_a, of_b = scale * b.mT @ pull, scale * pull @ a.mT
+            for layer, da, db in zip(group, of_a, of_b):
+                layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad = da, db
+
+    def release(self) -> None:
+        for layer in self.layers:
+            del layer.forward
+        self.weights = []
+
+
+def window(text: Sequence[int], draw: random.Random) -> list[int]:
+    """Successive tokens of a text, half of them or more."""
+    size = max(1, round(len(text) * draw.uniform(0.5, 1)))
+    start = draw.randint(0, len(text) - size)
+    return list(text[start : start + size])
+
+
 def first_layers(config, n: int, layer: int) -> int:
     """MACs of n tokens up to the attention output of a layer (0: the first)."""
     entering, kept = layer_weights(config)
@@ -179,6 +237,7 @@ def train(
     probe = make(training.probe, config, variant, max(labels) + 1, samples, labels)
     probe = probe if probe is None else probe.to(device)
     weights = [p for p in model.parameters() if p.requires_grad]
+    merged = Merged(model) if training.lora and not training.dropout else None
     exact = weights
     if device.type == "cuda" or training.half:
         exact = [p.detach().float().clone() for p in weights]
@@ -189,7 +248,7 @@ def train(
     rates = [group["lr"] for group in groups]
     lengths = [len(s) for s in samples]
     epoch = sum(macs(config, n, 1.0, variant) for n in lengths)
-    draw = random.Random(f"ablation draws {training.seed}")
+    draw, crop = (random.Random(f"ablation {what} {training.seed}") for what in ("draws", "crops"))
     bend = Bend(schedule_weights(variant.schedule, config.num_hidden_layers), training.seed) if training.bends else None
     seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
     if training.ahead:
@@ -205,7 +264,12 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates):  # 5% warm-up, then linearly to zero
             group["lr"] = rate * min(1.0, (step + 1) / 20, done / 0.05 + 0.05) * (1 - done)
         texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
+        texts = [window(text, crop) if crop.random() < training.crops else text for text in texts]
+        if merged:
+            merged.merge()
         loss, cost = _step(model, probe, texts, wanted, variant, training, draw, bend, warm=done < training.warm)
+        if merged:
+            merged.split()
         if exact is not weights:
             for p, low in zip(exact, weights):
                 p.grad, low.grad = low.grad.float(), None
@@ -221,6 +285,8 @@ def train(
         bar.set_postfix_str(f"loss {sum(v for _, v in losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
         bar.update(0)
     bar.close()
+    if merged:
+        merged.release()
     model.eval()
     if probe is not None:
         probe.eval()
@@ -333,9 +399,11 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
     for alpha in alphas:
         entered = {} if taught is not None and (alpha == 1.0 or training.everywhere) else None
         more = {"scorer": probe} if probe is not None else {}
-        if entered is not None:
-            more["entered"] = _Retaining(entered, taught)
+        passed = {}
+        if entered is not None or training.deep:
+            more["entered"] = passed = _Retaining(entered, taught, training.deep)
         logits, state, trail = logits_of(model, ids, lengths, alpha, variant, **more)
+        states = [*last_states(passed, trail), state]
         loss = F.cross_entropy(logits, wanted)
         if teacher is not None and training.distill:
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
@@ -343,8 +411,8 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
             divergences.append(soft.detach())
         whole = loss
         if example is not None and training.match:
-            apart = (state - example).square().sum(-1) / example.square().sum(-1)
-            whole = whole + training.match * apart.mean()
+            apart = [(s - e).square().sum(-1) / e.square().sum(-1) for s, e in zip(states, example)]
+            whole = whole + training.match * torch.stack(apart).mean()
         if isinstance(probe, Evidence) and probe.deciding:
             whole = whole + training.auxiliary * probe.loss(wanted)
         (share * whole / len(alphas)).backward()
@@ -353,23 +421,36 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
             (share * taught.loss(entered, ids, [whole_texts, *trail], training.rivals, training.lengths)).backward()
         first = loss.item() if first is None else first
         if alpha == 1.0:
-            teacher, example = logits.detach().softmax(-1), state.detach()
+            teacher, example = logits.detach().softmax(-1), [s.detach() for s in states]
     return first, divergences
 
 
 class _Retaining(dict):
-    """Takes the states that the probe is trained on, and has their gradients kept."""
+    """Takes the states that enter the layers: `kept` those that the probe is taught by, whose gradients are kept, and
+    the dict itself all of them, if `every`."""
 
-    def __init__(self, kept: dict[int, Tensor], probe: Probe):
+    def __init__(self, kept: dict[int, Tensor] | None, probe: Probe | None, every: bool):
         super().__init__()
-        self.kept, self.layers = kept, set(map(int, probe.heads))
+        self.kept, self.every = kept, every
+        self.layers = set() if kept is None else set(map(int, probe.heads))
 
     def __setitem__(self, layer: int, hidden: Tensor) -> None:
+        if self.every:
+            super().__setitem__(layer, hidden)
         if layer in self.layers:
             if not hidden.requires_grad:  # under adapters the embedding learns nothing
                 hidden.requires_grad_()
             hidden.retain_grad()
             self.kept[layer] = hidden
+
+
+def last_states(entered: dict[int, Tensor], trail: Sequence[Tensor]) -> list[Tensor]:
+    """float32 [batch, size] per layer but the top one: the last token's state behind it."""
+    found = []
+    for layer in sorted(set(entered) - {0}):
+        hidden, last = entered[layer], (trail[layer - 1] >= 0).sum(1) - 1
+        found.append(hidden[torch.arange(len(hidden), device=hidden.device), last].float())
+    return found
 
 
 @torch.no_grad()

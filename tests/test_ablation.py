@@ -25,7 +25,7 @@ from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forward
 from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
-from ablation.train import SAMPLINGS, Bend, Training, curve, logits_of, train
+from ablation.train import SAMPLINGS, Bend, Merged, Training, curve, last_states, logits_of, train, window
 from zsaa import figures, finetune
 from zsaa.keep import SCHEDULES as PACKAGED
 from zsaa.keep import kept_counts, mac_reduction
@@ -327,7 +327,16 @@ def test_a_bag_of_words_can_score():
 
 @pytest.mark.parametrize(
     "row",
-    ["salience-spared", "both-front", "lora-plus", "lora-wide", "wide-phrases", "phrases-zipf", "votes-geometric"],
+    [
+        "salience-spared",
+        "both-front",
+        "lora-plus",
+        "lora-wide",
+        "lora-crops-deep",
+        "wide-phrases",
+        "phrases-zipf",
+        "votes-geometric",
+    ],
 )
 def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
     save_tiny(tmp_path / "model", "llama")
@@ -356,6 +365,74 @@ def test_gradients_teach_every_kind_of_head(row, tmp_path, monkeypatch):
         )
         assert [r["right"] for r in read["rows"]] == [r["right"] for r in trained["rows"]]
         assert read["log"]["steps"] == 0 < trained["log"]["steps"]
+
+
+def test_merged_adapters_have_the_gradients_of_adapters():
+    """Over two passes, as a step has them; what is left behind is peft's own layer again."""
+    recipe = finetune.Recipe(tuning="lora", lora_rank=3, lora_alpha=6, dropout=0.0)
+    model = finetune.add_lora(tiny.make("llama", "sequence-classification"), recipe)
+    own = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in own:  # peft's B starts at 0
+            torch.nn.init.normal_(parameter, std=0.3)
+    ids, _, _ = tiny.tokens(LENGTHS)
+
+    def learn() -> list[torch.Tensor]:
+        for alpha in (1.0, 0.8):
+            logits, *_ = logits_of(model, ids, LENGTHS, alpha, Variant())
+            logits.square().sum().backward()
+        return logits
+
+    expected = learn()
+    gradients = [p.grad.clone() for p in own]
+    for parameter in own:
+        parameter.grad = None
+    merged = Merged(model)
+    merged.merge()
+    torch.testing.assert_close(learn(), expected, rtol=1e-5, atol=1e-6)
+    merged.split()
+    for parameter, gradient in zip(own, gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+    assert len(merged.layers) == 7 * model.config.num_hidden_layers
+    merged.release()
+    assert not any("forward" in vars(layer) for layer in merged.layers)
+    dropping = finetune.add_lora(tiny.make("llama", "sequence-classification"), replace(recipe, dropout=0.1))
+    with pytest.raises(ValueError, match="without dropout"):
+        Merged(dropping)
+
+
+def test_a_window_is_successive_tokens_of_a_text():
+    draw, text = random.Random(0), list(range(40))
+    windows = [window(text, draw) for _ in range(400)]
+    assert all(w == list(range(w[0], w[0] + len(w))) and len(w) >= 20 for w in windows)
+    assert {21, 30, 40} <= {len(w) for w in windows} and {0, 7, 15} <= {w[0] for w in windows}
+    assert window([5], draw) == [5]
+
+
+def test_the_last_token_is_found_in_every_layer():
+    """Its state behind a layer is that of a pass over its text alone; behind the top one the pass itself returns it."""
+    model, entered = tiny.make("llama", "base"), {}
+    ids, _, _ = tiny.tokens(LENGTHS)
+    _, trail = forward(model, ids, LENGTHS, 0.7, Variant(), entered=entered)
+    found = last_states(entered, trail)
+    assert len(found) == model.config.num_hidden_layers - 1
+    for row, n in enumerate(LENGTHS):
+        alone = {}
+        forward(model, ids[row : row + 1, :n], [n], 0.7, Variant(), entered=alone)
+        for layer, states in enumerate(found, start=1):
+            torch.testing.assert_close(states[row], alone[layer][0, -1].float())
+
+
+def test_matching_in_every_layer_teaches():
+    texts, labels = marked(32, 8, 0)
+    training = Training("ladder", distill=1.0, probe="wide", epochs=2, batch_size=16, dropout=0.0, learning_rate=1e-3)
+    learned = []
+    for change in ({}, {"match": 0.5}, {"match": 0.5, "deep": True}, {"deep": True}):
+        model = classifier()
+        train(model, texts, labels, Variant(tau=2), replace(training, **change), progress=False)
+        learned.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    plain, final, every, nothing = learned
+    assert torch.equal(plain, nothing) and not torch.equal(plain, final) and not torch.equal(final, every)
 
 
 @pytest.mark.parametrize("rivals", [False, True])
