@@ -124,6 +124,84 @@ def test_resuming_gives_the_same_weights(tuning, tmp_path):
         assert torch.equal(whole[name], resumed[name]), name
 
 
+def killed(folder, recipe, net=None, data=None):
+    """A training that is killed after its checkpoint at step 2."""
+
+    class Killed(Exception):
+        pass
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(finetune.AlphaSampler, "on_step_end", die)
+        fine_tune(net or model(), tiny.Padder(), data or samples(), recipe, folder, save_steps=2, progress=False)
+
+
+def drawn(monkeypatch):
+    """The steps that are trained from here on."""
+    steps = []
+    monkeypatch.setattr(finetune, "draw_alpha", lambda *a: steps.append(a[-1]) or draw_alpha(*a))
+    return steps
+
+
+def named(folder, seed):
+    tiny.make("llama", "sequence-classification", seed=seed, dtype=torch.float32).save_pretrained(folder)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("other", ["recipe", "data", "model"])
+def test_checkpoints_of_another_training_are_refused(other, tmp_path, monkeypatch):
+    recipe = Recipe(learning_rate=1e-3, max_steps=4)
+    killed(tmp_path, recipe, named(tmp_path / "first/m", 0))
+    here = {"recipe": recipe, "data": samples(), "model": named(tmp_path / "second/m", 0)}  # the folder may move
+    changed = {"recipe": Recipe(learning_rate=2e-3, max_steps=4), "data": samples(seed=1), "model": None}
+    changed["model"] = named(tmp_path / "third/m", 1)
+    what = {"recipe": "recipe: learning_rate 0.001 there, 0.002 here", "data": "data ", "model": "model: embeddings "}
+
+    def run(given):
+        order = (given["model"], tiny.Padder(), given["data"], given["recipe"], tmp_path)
+        return fine_tune(*order, save_steps=3, progress=False)
+
+    with pytest.raises(ValueError, match=f"another training .{what[other]}.*remove .*resume=False"):
+        run({**here, other: changed[other]})
+    steps = drawn(monkeypatch)
+    run(here)
+    assert steps == [2, 3], "it goes on where it stopped"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_beginning_anew_leaves_no_checkpoint_of_another_training(tmp_path):
+    killed(tmp_path, Recipe(learning_rate=1e-3, max_steps=4))
+    recipe = Recipe(learning_rate=2e-3, max_steps=3)
+    found = []
+
+    def look(self, args, state, control, **kwargs):
+        found.append(sorted(p.name for p in (tmp_path / "checkpoints").iterdir()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.AlphaSampler, "on_save", look, raising=False)
+        options = {"resume": False, "save_steps": 1, "progress": False}
+        fine_tune(model(), tiny.Padder(), samples(), recipe, tmp_path, **options)
+    assert found[0] == ["checkpoint-1", "training.json"]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_checkpoints_of_earlier_versions_are_taken_up_unless_they_tell_of_another_recipe(tuning, tmp_path, monkeypatch):
+    recipe = Recipe(tuning=tuning, learning_rate=1e-3, max_steps=4)
+    killed(tmp_path, recipe)
+    (tmp_path / "checkpoints" / finetune.TRAINING_FILE).unlink()
+    others = {"max_steps": 5, "batch_size": 4, **({"lora_rank": 4} if tuning == "lora" else {"tau": 2})}
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"another training .recipe: {name} {getattr(recipe, name)} there"):
+            changed = dataclasses.replace(recipe, **{name: value})
+            fine_tune(model(), tiny.Padder(), samples(), changed, tmp_path, save_steps=2, progress=False)
+    steps = drawn(monkeypatch)
+    fine_tune(model(), tiny.Padder(), samples(), recipe, tmp_path, progress=False)
+    assert steps == [2, 3]
+
+
 def test_accumulated_batches_report_the_loss_of_one_large_batch(tmp_path):
     """transformers alone reports it twice as large for a classifier, and doubles the gradients."""
     losses = []

@@ -14,6 +14,7 @@ accelerate is told so). All processes draw the same alpha.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -45,12 +46,14 @@ from zsaa.dial import RULE, settings, trained_for, with_schedule
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.families import find_decoder
 from zsaa.keep import check_alpha, check_schedule
+from zsaa.measure import hash_of, write_json
 from zsaa.score import LEARNED, check_score
 
 SETTINGS_FILE = "zsaa.json"
 # Section 4.2: GPT-2 (12 layers) is trained from 0.02 on, the deeper LLaMA 3 and Gemma 2 from 0.5 on.
 ALPHA_RANGE = {"gpt2": (0.02, 1.0)}
 DEEP_ALPHA_RANGE = (0.5, 1.0)
+LORA_FIELDS = (("rank", "r"), ("alpha", "lora_alpha"))  # of a recipe, and what PEFT calls them
 LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for: as far as tau lets them
 # What a name changes of the defaults, which are the paper's. Each ingredient can be taken out again by its default.
 RECIPES: dict[str, dict] = {
@@ -366,6 +369,76 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(newest)
 
 
+TRAINING_FILE = "training.json"  # beside the checkpoints: which training they are of
+
+
+def training_of(model: nn.Module, train_dataset, recipe: Recipe) -> dict:
+    """What a training is, for telling whose checkpoints lie in a folder: recipe, data and model. Of the weights it
+    looks at the embeddings alone: a new head may be another one each time, and the checkpoint brings its own."""
+    decoder = find_decoder(model)[0]
+    config, weights = decoder.config, decoder.get_input_embeddings().weight
+    name = Path(getattr(config, "_name_or_path", None) or "").name  # folders may move
+    shape = {"family": config.model_type, "layers": config.num_hidden_layers, "width": config.hidden_size}
+    # Without a name it was made on the spot, and may have other random weights when a killed run is started again.
+    start_of = hash_of(weights[:64].detach().float().cpu().tolist()) if name else None
+    shape["bits"] = next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), None)
+    digest = hashlib.sha256()
+    for row in train_dataset if hasattr(train_dataset, "__len__") else ():  # a stream is not read twice
+        columns = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in row.items()}
+        digest.update(f"{sorted(columns.items())}\n".encode("utf-8", "surrogatepass"))
+    return {
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+        "data": digest.hexdigest(),
+        "model": {"name": name, **shape, "embeddings": start_of},
+    }
+
+
+def differences(checkpoint: Path, training: dict) -> list[str]:
+    """In what `checkpoint` is of another training than `training`, in words; nothing if it can go on from there."""
+    note, recipe = checkpoint.parent / TRAINING_FILE, training["recipe"]
+    if note.is_file():
+        there = json.loads(note.read_text(encoding="utf-8"))
+        defaults = json.loads(json.dumps(asdict(Recipe())))  # of fields that are newer than the checkpoint
+        pairs = [(f"recipe: {k}", {**defaults, **there["recipe"]}.get(k), v) for k, v in recipe.items()]
+        pairs += [(f"model: {k}", there["model"].get(k), v) for k, v in training["model"].items()]
+        pairs += [("data", there["data"][:8], training["data"][:8])]
+    else:  # earlier versions left no note, but the checkpoint itself tells this much
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        pairs = [("recipe: batch_size", state.get("train_batch_size"), recipe["batch_size"])]
+        if recipe["max_steps"] > 0:
+            pairs += [("recipe: max_steps", state.get("max_steps"), recipe["max_steps"])]
+        else:
+            pairs += [("recipe: epochs, rounded up", state.get("num_train_epochs"), math.ceil(recipe["epochs"]))]
+        adapter, config = checkpoint / "adapter_config.json", checkpoint / "config.json"
+        if adapter.is_file() and recipe["tuning"] == "lora":
+            noted = json.loads(adapter.read_text(encoding="utf-8"))
+            pairs += [(f"recipe: lora_{k}", noted.get(name), recipe[f"lora_{k}"]) for k, name in LORA_FIELDS]
+        elif config.is_file():
+            noted = json.loads(config.read_text(encoding="utf-8"))
+            rule = with_schedule(noted["zsaa"]) if "zsaa" in noted else {}
+            pairs += [(f"recipe: {k}", v, recipe[k]) for k, v in rule.items() if k in RULE]
+            pairs += [("model: family", noted.get("model_type"), training["model"]["family"])]
+    return [f"{name} {there!r} there, {here!r} here" for name, there, here in pairs if there != here]
+
+
+def _note(folder: Path, training: dict, keep: bool) -> None:
+    """Write down whose checkpoints `folder` will hold. keep=False: the training begins anew, and what others left there
+    goes, lest it be taken for this one's."""
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_json(folder / TRAINING_FILE, training)
+
+
+def _refuse_another(checkpoint: str | None, training: dict) -> None:
+    """ValueError, in all processes, if `checkpoint` is of another training."""
+    wrong = gather(differences(Path(checkpoint), training) if checkpoint and place()[0] == 0 else None)[0]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint} is of another training ({'; '.join(wrong)}). Give this one a folder of its own, remove "
+            f"{Path(checkpoint).parent}, or pass resume=False, which begins anew."
+        )
+
+
 def fine_tune(
     model: nn.Module,
     tokenizer,
@@ -383,7 +456,8 @@ def fine_tune(
     the state in which it left).
 
     Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
-    interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. The result is
+    interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. Those of
+    another training (recipe, data or model) raise ValueError; resume=False begins anew. The result is
     saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
     "steps", "alpha_range", "precision", "processes", "sharded"}.
 
@@ -400,6 +474,12 @@ def fine_tune(
             f"a {type(model).__name__} has not. Use sampling='alpha' and a score that is not learned, as "
             "Recipe.named('paper') does."
         )
+    checkpoints = output_dir / "checkpoints"
+    # Before anything is added to the model; the note is needed only where there are checkpoints, or will be.
+    noted = save_steps is not None or (resume and checkpoints.is_dir())
+    training = training_of(model, train_dataset, recipe) if noted and place()[0] == 0 else None
+    latest = last_checkpoint(checkpoints) if resume else None
+    _refuse_another(latest, training)
     lengths = None if plain else [len(row["input_ids"]) for row in train_dataset]
     low, high = alpha_range(recipe, model, lengths)
     if getattr(model, "is_quantized", False):
@@ -417,7 +497,7 @@ def fine_tune(
     zsaa.enable(model, alpha=1.0, **_rule(recipe))
     precision = resolve_precision(recipe.precision)
     arguments = TrainingArguments(
-        output_dir=str(output_dir / "checkpoints"),
+        output_dir=str(checkpoints),
         learning_rate=recipe.learning_rate,
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -456,7 +536,9 @@ def fine_tune(
             "ladder steps and the learned score are not made for FSDP. Use DDP, or Recipe.named('paper')."
         )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(output_dir / "checkpoints") if resume else None)
+    if save_steps is not None:
+        on_first(partial(_note, checkpoints, training, keep=latest is not None))
+    trainer.train(resume_from_checkpoint=latest)
     seconds = time.perf_counter() - started
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_disable()
@@ -472,7 +554,7 @@ def fine_tune(
 
     def finish():
         save(trainer.accelerator.unwrap_model(model), tokenizer, output_dir / "model", whole)
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     on_first(finish)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
