@@ -19,7 +19,7 @@ from ablation.forward import Variant
 from ablation.train import STRONGEST, Training
 from zsaa import salience
 from zsaa.experiment import model_record, task_record, write_json
-from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range
+from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range, method_of
 from zsaa.keep import SCHEDULES
 from zsaa.models import load_model
 from zsaa.results import RESULTS
@@ -79,7 +79,7 @@ def curve_of(result: dict, folder: Path, length: int) -> dict:
     rule = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     shared = ("sampling", "distill", "learning_rate", "batch_size", "epochs", "dropout", "seed", "start")
     recipe = {
-        "method": "zsaa+" if training["sampling"] == "ladder" else training["sampling"],
+        "method": method_of(training["sampling"], training["sampling"]),
         "tuning": "lora" if training["lora"] else "full",
         **{key: rule[key] for key in ("alpha_range", "score", "schedule")},
         **{key: training[key] for key in shared},

@@ -5,7 +5,7 @@ import math
 import random
 import statistics
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -654,6 +654,22 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     before = path.stat().st_ino  # a new file would be another one
     assert run.main(command) == 0 and path.stat().st_ino == before
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
+
+
+def test_a_ladder_is_called_by_one_name(tmp_path, monkeypatch):
+    """The package and the bench ask the same function."""
+    (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": None, "score": "salience", "schedule": "rising"}))
+    monkeypatch.setattr(ship, "load_task", lambda *args, **kwargs: None)
+    monkeypatch.setattr(ship, "task_record", lambda data: {})
+    monkeypatch.setattr(ship, "model_record", lambda name: {})
+    assert ship.method_of is finetune.method_of
+    for sampling, name in (("ladder", "zsaa+"), ("log", "log")):
+        training = asdict(Training(sampling=sampling))
+        result = {"training": training, "variant": {"tau": 2}, "row": "r", "task": {"name": "t"}, "rows": []}
+        result |= {"model": {"name": "m"}, "log": {"steps": 1, "seconds": 1}, "provenance": {"eval_samples": 1}}
+        assert ship.curve_of(result, tmp_path, 9)["recipe"]["method"] == name
+    recipe = finetune.Recipe(sampling="ladder")
+    assert finetune.describe(recipe, tiny.make("llama"))["method"] == "zsaa+"
 
 
 @pytest.mark.parametrize("row", ["lora-rising", "wide", "paper"])

@@ -621,10 +621,15 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
     return model, tokenizer
 
 
+def method_of(sampling: str, otherwise: str) -> str:
+    """What a result file calls a method: "zsaa+" where steps are ladders, so that nobody takes it for the paper's, else
+    `otherwise`."""
+    return "zsaa+" if sampling == "ladder" else otherwise
+
+
 def describe(recipe: Recipe, model: nn.Module) -> dict:
     """The recipe as a dict for a result file, with the range that alpha was really drawn from (None of a ladder,
-    whose draws depend on the lengths; the training's log has it). Its method is "zsaa+" where steps are ladders, so
-    that nobody takes it for the paper's."""
+    whose draws depend on the lengths; the training's log has it), and the method as `method_of` names it."""
     drawn_from = alpha_range(recipe, model)
-    method = "zsaa+" if recipe.sampling == "ladder" else recipe.method
+    method = method_of(recipe.sampling, recipe.method)
     return {**asdict(recipe), "method": method, "alpha_range": None if drawn_from[0] is None else list(drawn_from)}
