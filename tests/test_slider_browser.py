@@ -141,6 +141,10 @@ def test_what_it_says_of_the_layers_holds_under_the_schedule(schedule, open_page
     rising = schedule == "rising"
     assert ("Every layer passes on" in shown(page)["says"]) is not rising
     assert ("lower ones more, upper ones less" in shown(page)["says"]) is rising
+    named = page.evaluate("document.querySelector('.z-foot .z-schedule').textContent")
+    assert named == (
+        "lower layers keep more, upper ones less (rising)" if rising else "every layer keeps the same share (Eq. 2)"
+    )
 
 
 @pytest.mark.parametrize("kind", ["classify", "generate"])

@@ -132,6 +132,10 @@ export function pageSource({ meta, start, texts }) {
 export function mount(root, source) {
   const { meta } = source;
   const layers = meta.layers;
+  // How the words about the layers go under the schedule of the dial; pages that name none are of Eq. 2.
+  const schedule = meta.schedule === "rising"
+    ? { name: "rising", says: "lower layers keep more, upper ones less (rising)", top: "", passes: "A layer in the middle passes on about ", rest: ", lower ones more, upper ones less" }
+    : { name: "Eq. 2", says: "every layer keeps the same share (Eq. 2)", top: " (Eq. 2 of the paper)", passes: "Every layer passes on ", rest: "" };
   const known = new Map(); // text id -> { pieces, cut, costs, label, points: Map }
   const at = { ...source.start, layer: Math.round(layers / 3), token: null }; // layer: 0 is the input, l what layer l passes on
   let stream = null; // { text, key, alpha, sides: [{ pieces, tokens, first, ms, done }] }
@@ -203,7 +207,7 @@ export function mount(root, source) {
       if (at_ !== null) mark.style.left = `${100 * clamp(at_, 0, 1)}%`;
     };
   };
-  const showTop = fact("Tokens at the last layer", "How many tokens the last layer passes on" + (meta.schedule === "rising" ? "" : " (Eq. 2 of the paper)"));
+  const showTop = fact("Tokens at the last layer", `How many tokens the last layer passes on${schedule.top}`);
   const showWork = fact("Work", "Multiply-accumulates (MACs) of one pass over the text");
   const showCache = fact("Key/value cache", "Memory of the keys and values that the pass leaves behind");
   const showTime = fact("Time", `One pass over the text on ${meta.device}${meta.rounds > 1 ? `, the fastest of ${meta.rounds}` : ""}. The mark is the prediction.`);
@@ -292,7 +296,8 @@ export function mount(root, source) {
     h("section", { className: "z-foot" },
       h("div", { className: "z-row" },
         h("label", { htmlFor: named("tau") }, "at least ", h("span", { title: "τ in Eq. 2: no layer keeps fewer tokens" }, "τ"), " = ", tauShown, " tokens"), tau,
-        h("label", { htmlFor: named("score") }, "ranked by"), score, scoreSays),
+        h("label", { htmlFor: named("score") }, "ranked by"), score, scoreSays,
+        h("span", { className: "z-faint z-schedule" }, schedule.says)),
       saves),
     meta.provenance ? h("p", { className: "z-faint" }, meta.provenance) : null,
     spoken);
@@ -681,8 +686,8 @@ export function mount(root, source) {
     const strong = (words) => h("strong", {}, words);
     const parts = at.alpha === 1 ? ["Every layer keeps ", strong("all"), ` ${n} tokens: this is the stock model. `]
       : slot === 0 ? [`Every layer keeps all ${n} tokens, for there are at most τ = ${at.tau}. `]
-      : [meta.schedule === "rising" ? "A layer in the middle passes on about " : "Every layer passes on ", strong(`${percent(at.alpha)}`),
-        meta.schedule === "rising" ? " of the tokens it gets, lower ones more, upper ones less; " : " of the tokens it gets; ", strong(`${top} of ${n}`), ` reach the end of layer ${layers}. `];
+      : [schedule.passes, strong(`${percent(at.alpha)}`),
+        ` of the tokens it gets${schedule.rest}; `, strong(`${top} of ${n}`), ` reach the end of layer ${layers}. `];
     const stock = t.points.get("stock");
     const mine = found && answerOf(found.point);
     if (mine && stock) {
@@ -831,7 +836,7 @@ export function mount(root, source) {
     const write = (x, y, words, size = 14, more = "") => out.push(`<text x="${x}" y="${y}" font-size="${size}" font-family="${font}" ${more || `fill="${c.ink}"`}>${xml(words)}</text>`);
     let y = pad + 22;
     write(pad, y, `α = ${showAlpha(at.alpha)}`, 26, `fill="${c.ink}" font-weight="700"`);
-    write(width - pad, y, `${meta.model}, τ = ${at.tau}, ${at.score}`, 12, `fill="${c.faint}" text-anchor="end"`);
+    write(width - pad, y, `${meta.model}, τ = ${at.tau}, ${at.score}, ${schedule.name}`, 12, `fill="${c.faint}" text-anchor="end"`);
     y += 14;
     pen.font = `15px ${font}`;
     for (const line of wrap(pen, says.textContent.split(/(?<= )/), inner)) write(pad, (y += 21), line.map(({ word: w }) => w).join(""), 15);
