@@ -338,21 +338,30 @@ def test_fine_tuned_and_timed(saved, monkeypatch):
     assert result["rows"][0]["perplexity"] < before["rows"][0]["perplexity"]
 
 
-def test_a_model_is_scored_under_the_schedule_that_it_was_trained_for(saved, monkeypatch):
+def test_a_model_is_scored_under_the_settings_that_it_was_trained_for(saved, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(saved / "hf"))
     where = {"corpus": "ptb", "source": str(saved / "ptb"), "output_dir": saved / "out"}
-    how = {"prefix": 40, "continuation": 8, "tau": 2, "targets": (1, 2), "scores": ("column_sum",)}
+    how = {"prefix": 40, "continuation": 8, "targets": (1, 2), "scores": ("column_sum",)}
     options = {**where, **how, "controls": ("alpha",), "latency_repeats": 0, "progress": False}
-    recipe = Recipe(schedule="rising", max_steps=1)
+    recipe = Recipe(schedule="rising", tau=2, max_steps=1)
     tuned = perplexity.run(model=str(saved / "tiny-gpt2"), recipe=recipe, train=30, **options)
     (folder,) = (saved / "out/trained").glob("*/model")
     again = perplexity.run(model=str(folder), name="again", **options)
-    assert again["recipe"]["schedule"] == tuned["recipe"]["schedule"] == "rising"
+    for result in (again, tuned):
+        assert (result["recipe"]["schedule"], result["recipe"]["tau"]) == ("rising", 2)
     assert [r["alpha"] for r in again["rows"]] == [r["alpha"] for r in tuned["rows"]]
     want = zsaa.alpha_for(tiny.CONFIGS["gpt2"](), [40], 2, tau=2, schedule="rising")
     assert tuned["rows"][1]["alpha"] == want
     eq2 = perplexity.run(model=str(folder), name="eq2", schedule="geometric", **options)
     assert eq2["recipe"]["schedule"] == "geometric" and eq2["rows"][1]["alpha"] != want
+    typed = command(saved, "--model", str(folder), "--controls", "alpha", "--name", "typed", "--latency-repeats", "0")
+    where_tau = typed.index("--tau")
+    perplexity.main(typed[:where_tau] + typed[where_tau + 2 :])
+    assert json.loads((saved / "out/results/typed.json").read_text())["recipe"]["tau"] == 2
+    asked = perplexity.run(model=str(folder), name="asked", tau=4, **options)
+    assert asked["recipe"]["tau"] == 4
+    with pytest.raises(ValueError, match="tau must be"):
+        perplexity.run(model="no such model", tau=0, **options)
     with pytest.raises(ValueError, match="unknown schedule 'x'"):
         perplexity.run(model="no such model", schedule="x", **options)
 

@@ -54,7 +54,7 @@ from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, cut, own_seeds, p
 from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
-from zsaa.keep import check_schedule
+from zsaa.keep import check_schedule, check_tau
 from zsaa.measure import alternate, cached, hash_of, provenance
 from zsaa.score import SCORES, seeded
 
@@ -378,7 +378,7 @@ def run(
     controls=CONTROLS,
     recipe: Recipe | None = None,
     train: int | None = 2000,
-    tau: int = 5,
+    tau: int | None = None,
     schedule: str | None = None,
     seed: int = 0,
     batch_size: int = 8,
@@ -394,12 +394,14 @@ def run(
 
     recipe: how to fine-tune first, on `train` rows of the corpus' train split (windows as long as those scored, labels
         at every token, a dropped one scored on the state that it left with); None: the model as it is.
-    schedule: as in `zsaa.enable`; None takes the recipe's, and of a model as it is the one that it was saved with.
+    tau, schedule: as in `zsaa.enable`; None takes the recipe's, and of a model as it is what it was saved with.
     batch_size, precision: of the evaluation. latency_repeats: 0 leaves the clock out. The rest: `windows` and `curve`.
     """
     output_dir = Path(output_dir)
-    if schedule is not None:
-        check_schedule(schedule)  # before a training, which can take hours
+    if schedule is not None:  # before a training, which can take hours
+        check_schedule(schedule)
+    if tau is not None:
+        check_tau(tau)
     data = load_corpus(corpus, source, train if recipe else 0, seed)
     protocol = protocol_for(data, protocol)
     text = f"{data.name}-substitute" if data.substitute else data.name
@@ -407,6 +409,7 @@ def run(
     carry = protocol == "carry-through"
     net, tokenizer, described, log = _prepared(model, data, recipe, prefix + continuation, output_dir, progress)
     zsaa.enable(net, 1.0, tau, schedule=schedule)
+    dial = settings(net)
     found = windows(data, tokenizer, protocol, prefix, continuation, stride, count, seed)
     cut_into = {"prefix": prefix, "continuation": continuation, "stride": None if carry else stride}
     header = {
@@ -415,7 +418,7 @@ def run(
         "command": command,
         "model": {**model_record(model), "name": Path(model).name if Path(model).is_dir() else model},
         "task": {**task_record(data), "title": data.title},
-        "recipe": {**described, "tau": tau, "schedule": settings(net)["schedule"]},
+        "recipe": {**described, "tau": dial["tau"], "schedule": dial["schedule"]},
         "train": log,
         "protocol": {
             "name": protocol,
@@ -545,7 +548,7 @@ def main(arguments: list[str] | None = None) -> int:
         **{key: getattr(chosen, key) for key in passed},
         targets=[int(t) if t == int(t) else t for t in chosen.targets],
         recipe=recipe if chosen.fine_tune else None,
-        tau=recipe.tau,
+        tau=getattr(chosen, "tau", None),
         schedule=getattr(chosen, "schedule", None),
         seed=recipe.seed,
         batch_size=chosen.eval_batch_size,
