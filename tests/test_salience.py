@@ -1,5 +1,6 @@
 """The learned score: equal to plain references, taught by gradients, saved apart, and refused where it cannot judge."""
 
+import contextlib
 import copy
 import sys
 from pathlib import Path
@@ -134,6 +135,24 @@ def watched(model, lengths=LENGTHS, padding="right"):
         logits = model(input_ids=ids, attention_mask=mask).logits
         (logits[:, 0] * torch.arange(1.0, 1 + len(ids))).sum().backward()
     return entered, mask.bool()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_caller_s_tensor_is_left_as_it_was(asked):
+    """And gets the gradient that it asked for."""
+    model = tiny.make("llama", "sequence-classification").requires_grad_(False)
+    states = model.get_input_embeddings()(tiny.tokens([20])[0]).detach().requires_grad_(asked)
+    scorer, found = salience.attach(model, trained(model.config)), []
+    for watching in (True, False):
+        states.grad = None
+        with salience.watch(model, scorer) if watching else contextlib.nullcontext({}) as entered:
+            score = model(inputs_embeds=states).logits[:, 0].sum()
+            if watching or asked:
+                score.backward()
+        found.append(states.grad)
+        assert states.requires_grad is asked and not states._backward_hooks
+        assert not watching or (len(entered) == 4 and all(pull.any() for _, pull in entered.values()))
+    assert torch.equal(*found) if asked else found == [None, None]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])

@@ -86,24 +86,30 @@ def watch(model: nn.Module, scorer: Salience) -> Iterator[Entered]:
     """Notes the states that enter the layers of `scorer` in one alpha = 1 pass inside the block, and, once its backward
     pass has run, their pull |<state, d loss / d state>| [batch, rows], float32, times whatever scales the loss.
 
-    Hooks on the decoder's layers: under LoRA, whose embeddings are frozen, they have the first layer's input take a
-    gradient; under gradient checkpointing, where layers run again, what was noted stands."""
+    Hooks on the decoder's layers: under LoRA, whose embeddings are frozen, the first layer's input takes no gradient,
+    and the layer reads a tensor of our own that does, for the input may be the caller's; under gradient checkpointing,
+    where layers run again, what was noted stands."""
     decoder, family = find_decoder(model)
     entered: Entered = {}
 
-    def note(layer: int, args: tuple) -> None:
-        hidden = args[0]
-        if layer in entered or not torch.is_grad_enabled():
-            return
-        if not hidden.requires_grad:
-            hidden.requires_grad_()
-        states = hidden.detach()
-        entered[layer] = states, states.new_zeros(states.shape[:2], dtype=torch.float32)
+    def note(layer: int, args: tuple) -> tuple | None:
+        if not torch.is_grad_enabled():
+            return None
+        given = hidden = args[0]
+        # A tensor of our own where the input may be the caller's, whenever the layer runs: also when it runs again.
+        if not given.requires_grad:
+            hidden = given.detach().requires_grad_()
+        elif given.is_leaf:
+            hidden = given.view_as(given)
+        if layer not in entered:
+            states = hidden.detach()
+            entered[layer] = states, states.new_zeros(states.shape[:2], dtype=torch.float32)
 
-        def pulled(gradient: Tensor) -> None:
-            entered[layer] = states, (states.float() * gradient.float()).sum(-1).abs()
+            def pulled(gradient: Tensor) -> None:
+                entered[layer] = states, (states.float() * gradient.float()).sum(-1).abs()
 
-        hidden.register_hook(pulled)
+            hidden.register_hook(pulled)
+        return None if hidden is given else (hidden, *args[1:])
 
     layers = getattr(decoder, family.layers)
     hooks = [layers[n].register_forward_pre_hook(lambda _, args, n=n: note(n, args)) for n in scorer.layers]
