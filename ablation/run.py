@@ -22,13 +22,14 @@ from ablation.forward import Variant
 from ablation.scorers import Evidence, make, price
 from ablation.train import Training, curve, train
 from zsaa.finetune import Recipe, add_lora
-from zsaa.measure import cached, provenance
+from zsaa.measure import cached, provenance, write_json
 from zsaa.models import load_model
 from zsaa.salience import FILE as SALIENCE_FILE
 from zsaa.tasks import load_task, tokenize
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "ablation"
+SCHEDULE_FILE = "schedule.json"  # of a row that learned its schedule
 EVIDENCE_FILE = "evidence.safetensors"  # of a scorer that the bench alone knows
 
 
@@ -101,14 +102,28 @@ def _file(scorer: torch.nn.Module) -> str:
     return EVIDENCE_FILE if isinstance(scorer, Evidence) else SALIENCE_FILE
 
 
-def _read(folder: Path, model, rule: Variant, kind: str) -> tuple:
+def _read(folder: Path, model, rule: Variant, training: Training) -> tuple:
     """(model, scorer, log) of a row that --save left: nothing is trained, and the log says so."""
     from peft import PeftModel
 
+    learned, log = folder / SCHEDULE_FILE, {}
+    if training.bends:
+        if not learned.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {SCHEDULE_FILE}, and this row is judged under the schedule that it learned, not "
+                "the one that it began with. Train and --save it anew, or write the file from the row's result: "
+                '{"schedule": what its log says under "schedule"}.'
+            )
+        log["schedule"] = json.loads(learned.read_text(encoding="utf-8"))["schedule"]
+        if len(log["schedule"]) != model.config.num_hidden_layers:
+            raise ValueError(
+                f"{learned} has {len(log['schedule'])} weights, and the model has {model.config.num_hidden_layers} "
+                "layers: give one for each, or the folder of this model's row."
+            )
     model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    probe = make(kind, model.config, rule, model.config.num_labels).eval()
+    probe = make(training.probe, model.config, rule, model.config.num_labels).eval()
     probe.load_state_dict({k: v.float() for k, v in load_file(folder / _file(probe)).items()})
-    return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0}
+    return model, probe, {"steps": 0, "samples": 0, "epochs_of_compute": 0.0, "loss": [], "seconds": 0.0, **log}
 
 
 def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config: dict) -> dict:
@@ -147,17 +162,19 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         if options.saved:
-            model, probe, log = _read(Path(options.saved), model, rule, training.probe)
+            model, probe, log = _read(Path(options.saved), model, rule, training)
             model = model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32).eval()
         else:
             probe, log = train(model, texts, labels, rule, training)
-            rule = replace(rule, schedule=tuple(log["schedule"])) if training.bends else rule
+        rule = replace(rule, schedule=tuple(log["schedule"])) if training.bends else rule
         if options.save:
             model.half().save_pretrained(Path(options.save) / name)
             tokenizer.save_pretrained(Path(options.save) / name)
             if isinstance(probe, torch.nn.Module):
                 weights = {k: v.half() for k, v in probe.state_dict().items()}
                 save_file(weights, Path(options.save) / name / _file(probe))
+            if training.bends:
+                write_json(Path(options.save) / name / SCHEDULE_FILE, {"schedule": list(rule.schedule)})
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
         for found in rows:

@@ -656,6 +656,37 @@ def test_a_row_from_the_command_line_is_run_once(tmp_path, monkeypatch):
     assert run.main([*command, "--seeds", "1"]) == 0 and len(list((tmp_path / "out").rglob("*.json"))) == 2
 
 
+def test_a_saved_row_is_judged_under_the_schedule_that_it_learned(tmp_path, monkeypatch):
+    base = save_tiny(tmp_path / "model", "llama")
+    config = load_config()
+    config["rows"]["learned"]["training"] |= {"lora": 4}  # --saved reads adapters
+    monkeypatch.setattr(run, "load_config", lambda: config)
+    monkeypatch.setattr(run, "load_task", lambda *args, **kwargs: two_reviews())
+    learned = [0.5, 1.5, 0.75, 1.25]
+
+    def learn(*given):
+        probe, log = train(*given)
+        return probe, {**log, "schedule": learned}
+
+    monkeypatch.setattr(run, "train", learn)
+    command = ["--task", "depth", "--model", str(base), "--rows", "learned", "--epochs", "0.5", "--targets", "2"]
+    folder = tmp_path / "rows" / "learned"
+    assert run.main([*command, "--output-dir", str(tmp_path / "trained"), "--save", str(folder.parent)]) == 0
+    assert run.main([*command, "--output-dir", str(tmp_path / "read"), "--saved", str(folder)]) == 0
+    found, before = (json.loads(next((tmp_path / n).rglob("*.json")).read_text()) for n in ("read", "trained"))
+    assert found["variant"] == before["variant"] and found["variant"]["schedule"] == learned
+    assert found["log"]["schedule"] == learned
+    assert [r["alpha"] for r in found["rows"]] == [r["alpha"] for r in before["rows"]]
+    file = folder / run.SCHEDULE_FILE
+    again = [*command, "--output-dir", str(tmp_path / "again"), "--saved", str(folder)]
+    file.write_text(json.dumps({"schedule": learned[:3]}))
+    with pytest.raises(ValueError, match="has 3 weights, and the model has 4 layers"):
+        run.main(again)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no schedule.json.*Train and --save it anew"):
+        run.main(again)
+
+
 def test_a_ladder_is_called_by_one_name(tmp_path, monkeypatch):
     """The package and the bench ask the same function."""
     (tmp_path / "zsaa.json").write_text(json.dumps({"alpha_range": None, "score": "salience", "schedule": "rising"}))
