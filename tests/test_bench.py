@@ -1,6 +1,7 @@
 """The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,22 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
         entering = [200, *zsaa.kept_counts(200, row["alpha"], 3)[:-1]]
         assert row["kv_bytes"] == 2 * 2 * 2 * 16 * 4 * sum(entering)
         assert row["peak_bytes"] is None and row["footprint_reduction"] is None, "a CPU keeps no count"
+
+
+def test_a_footprint_that_does_not_fit_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    build = bench.build
+
+    def small(name, tokens, device, dtype, storage="float16"):
+        if storage == "float16":
+            raise torch.OutOfMemoryError
+        return build(name, tokens, device, dtype, storage)
+
+    monkeypatch.setattr(bench, "build", small)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * 2**30))
+    code, record = run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", "float16", "float32")
+    assert (code, record["too_large"]) == (0, ["tiny, float16"])
+    assert {row["storage"] for row in record["rows"]} == {"float32"}
+    assert "tiny in float16: not run (further), 15 GiB of GPU memory are too little" in capsys.readouterr().out
 
 
 def test_a_footprint_that_is_cut_off_keeps_what_was_measured(tmp_path, monkeypatch):

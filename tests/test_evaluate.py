@@ -178,9 +178,19 @@ def test_alternate_runs_every_variant_in_turn():
     assert timed["a"]["speedup"] == 1.0
 
 
+@pytest.mark.parametrize("gpu, rounds", [(False, 1), (True, 2)])
+def test_a_gpu_is_warmed_up_until_its_graphs_are_recorded(gpu, rounds, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    calls = []
+    measure.alternate({"a": lambda: calls.append("a")}, repeats=1)
+    assert len(calls) == rounds + 1
+
+
 def test_provenance_is_complete():
     p = measure.provenance(seed=3, eval_samples=5)
     assert p["seed"] == 3 and p["eval_samples"] == 5
+    assert measure.provenance(torch.device("cpu"))["hardware"]["device"] == "cpu"
     assert p["versions"]["torch"] == torch.__version__
     assert {"device", "cpu", "cores", "threads", "memory_gib"} == set(p["hardware"])
     json.dumps(p, allow_nan=False)

@@ -28,7 +28,7 @@ def test_a_result_is_computed_once_per_settings_code_and_device(tmp_path, monkey
     assert get(seed=1)["n"] == 4
     monkeypatch.setattr(measure, "code_hash", lambda: "other code")
     assert get(seed=1)["n"] == 5
-    monkeypatch.setattr(measure, "hardware", lambda: {"device": "another"})
+    monkeypatch.setattr(measure, "hardware", lambda *_: {"device": "another"})
     assert get(seed=1)["n"] == 6
     monkeypatch.setenv("ZSAA_NOT_BEFORE", str(path.stat().st_mtime + 1))
     assert get(seed=1)["n"] == 7

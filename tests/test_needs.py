@@ -99,6 +99,11 @@ def test_a_gpu_that_is_missing_or_too_small(monkeypatch):
     assert "no NVIDIA GPU" in found["gpu"] and "pip install no-such-package" in found["package:no-such-package"]
     assert reached is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(needs.subprocess, "run", lambda *a, **k: types.SimpleNamespace(stdout=b"16106127360\n"))
+    answer = types.SimpleNamespace(returncode=0, stdout="16106127360\n")
+    monkeypatch.setattr(needs.subprocess, "run", lambda *a, **k: answer)
     assert needs.missing(["gpu", "gpu:15"])[0] == {}
     assert needs.missing(["gpu:40"])[0] == {"gpu:40": "the GPU has 15 GiB of memory; take one with at least 40"}
+    answer = types.SimpleNamespace(
+        returncode=1, stdout="", stderr="Traceback\nAcceleratorError: all CUDA devices are busy\n"
+    )
+    assert "AcceleratorError: all CUDA devices are busy" in needs.missing(["gpu:15"])[0]["gpu:15"]

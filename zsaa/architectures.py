@@ -102,7 +102,7 @@ def run(output_dir: str | Path) -> dict:
         "kind": "architectures",
         "command": "python -m zsaa.architectures",
         "model": {"name": ", ".join(PUBLISHED)},
-        "provenance": provenance(seed=0, seconds=round(time.perf_counter() - started, 1)),
+        "provenance": provenance(torch.device("cpu"), seed=0, seconds=round(time.perf_counter() - started, 1)),
         "rows": rows,
     }
     write_json(Path(output_dir) / "architectures.json", result)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zsaa import paper
 from zsaa.architectures import config
 from zsaa.keep import attention_widths, histogram, kept_counts, layer_weights, mac_reduction, total_macs
@@ -568,7 +570,7 @@ def run(output_dir: str | Path, n: int = 512) -> dict:
         "reach": reach(),
         "most": [{"tokens": n, "reduction": most(config("gpt2-124m"), n)} for n in (5, *range(8, 129, 4))],
         "floored": floored(),
-        "provenance": provenance(seed=0, seconds=round(time.perf_counter() - started, 1)),
+        "provenance": provenance(torch.device("cpu"), seed=0, seconds=round(time.perf_counter() - started, 1)),
     }
     write_json(Path(output_dir) / "audit.json", result)
     return result

@@ -220,8 +220,7 @@ def add_latency(
     stock = {"keep_tokens": None, "control": "alpha", "alpha": 1.0}
     cut_short = next((row["control"] for row in rows if row["control"] in CUTS), None)
     chosen = {str(i): row for i, row in enumerate(rows) if row["control"] in ("alpha", cut_short)}
-    warmup = 2 if device.type == "cuda" else 1  # a shape's second run records a CUDA graph
-    timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats, warmup)
+    timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats)
     config, chosen_rule, lengths = decoder.config, rule(model), [len(s) for s in samples]
     whole = sum(zsaa.macs(config, n) for n in lengths)
     for i, row in chosen.items():

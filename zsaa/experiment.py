@@ -224,7 +224,8 @@ def lengths(
         tokens = sorted(counted.elements())
         facts = {"tokens_mean": round(sum(tokens) / len(tokens), 1), "tokens_median": tokens[len(tokens) // 2]}
         facts |= {"layers": config.num_hidden_layers}
-        return {**header, **facts, "provenance": provenance(seed=0, eval_samples=len(tokens)), "rows": rows}
+        origin = provenance(torch.device("cpu"), seed=0, eval_samples=len(tokens))
+        return {**header, **facts, "provenance": origin, "rows": rows}
 
     settings = {k: v for k, v in header.items() if k != "command"} | {"targets": list(targets)}
     return _once(Path(output_dir) / "results" / f"{name}.json", settings, compute)

@@ -66,9 +66,9 @@ def hardware(device: torch.device | None = None) -> dict:
     }
 
 
-def provenance(**facts) -> dict:
-    """Commit (ZSAA_COMMIT where there is no checkout), date (UTC), versions, hardware, and the given facts
-    (seed, sample counts, seconds)."""
+def provenance(device: torch.device | None = None, **facts) -> dict:
+    """Commit (ZSAA_COMMIT where there is no checkout), date (UTC), versions, hardware (see `hardware`; `device`: what
+    computed, if not the GPU that is there), and the given facts (seed, sample counts, seconds)."""
     commit = os.environ.get("ZSAA_COMMIT") or _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".")
     dirty = None if "ZSAA_COMMIT" in os.environ or changes is None else bool(changes)
@@ -78,7 +78,7 @@ def provenance(**facts) -> dict:
         "dirty": dirty,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
-        "hardware": hardware(),
+        "hardware": hardware(device),
         **facts,
     }
 
@@ -263,12 +263,13 @@ class _CpuCounter:
 def alternate(
     runs: dict[str, Callable[[], object]],
     repeats: int = 5,
-    warmup: int = 1,
+    warmup: int | None = None,
     seconds: float = math.inf,
     progress: str | None = None,
 ) -> dict[str, dict]:
     """Time several variants in turn, round after round, so that a slow spell of the machine hits all of them.
 
+    warmup: rounds before that; by default 1, and 2 on a GPU, where a shape's second run records a CUDA graph.
     repeats: timed rounds; fewer, but at least 3, if all rounds together would take longer than `seconds`.
     progress: the text of a progress bar; None shows none.
 
@@ -276,6 +277,7 @@ def alternate(
     over this median}. Wall-clock milliseconds; on a GPU each run is synchronized.
     """
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    warmup = warmup if warmup is not None else 2 if torch.cuda.is_available() else 1
     times: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
     options = {"desc": progress, "disable": progress is None, "leave": False, "mininterval": 1.0}

@@ -51,7 +51,11 @@ def _gpu(gib: float) -> str | None:
         return NO_GPU
     # In a process of its own: asking makes a context, which would take GPU memory from the notebooks.
     ask = "import torch; print(torch.cuda.get_device_properties(0).total_memory)"
-    has = int(subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True).stdout) / 2**30
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    if asked.returncode:  # it may be another process' alone, or full
+        said = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"the GPU does not say how much memory it has ({said}); free it from other programs"
+    has = int(asked.stdout) / 2**30
     return f"the GPU has {has:.0f} GiB of memory; take one with at least {gib:g}" if has < gib else None
 
 

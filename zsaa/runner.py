@@ -379,11 +379,13 @@ class Progress:
 
 @contextlib.contextmanager
 def _environment(more: dict[str, str]) -> Iterator[None]:
-    """Sets `more`, and keeps the kernel's connection file, history and font cache out of the user's home."""
+    """Sets `more`, and keeps the kernel's connection file, history and font cache out of the user's home,
+    and the user's PYTHONPATH out of the kernel."""
     with tempfile.TemporaryDirectory(prefix="zsaa-jupyter-", ignore_cleanup_errors=True) as folder:
         new = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
         new["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR", str(Path(sys.prefix) / "var" / "matplotlib"))
         new["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each log begins with a warning
+        new["PYTHONPATH"] = ""  # kernels see what this interpreter sees, and no other zsaa or torch
         new |= more
         old = {name: os.environ.get(name) for name in new}
         os.environ.update(new)
