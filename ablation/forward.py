@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,6 +154,27 @@ def macs(config, n: int, alpha: float, variant: Variant) -> int:
     return total
 
 
+def total_macs(config, counted: Counter, alpha: float, variant: Variant) -> int:
+    """The sum of `macs` over lengths, each as often as `counted` says; at once, where the schedule is shares of what
+    enters: training asks for it dozens of times a step."""
+    kind = str(variant.schedule).partition(":")[0]
+    if kind in ("deep", "zipf", "linear") or variant.reference is not None or variant.dropped == "keys":
+        return sum(times * macs(config, n, alpha, variant) for n, times in counted.items())
+    entering_weights, kept_weights = layer_weights(config)
+    (q_dim, _), size = attention_widths(config), config.hidden_size
+    alive, times = (np.array(list(x), dtype=np.int64) for x in (counted.keys(), counted.values()))
+    floor, total, scored = np.minimum(alive, variant.tau), 0, np.zeros_like(alive, dtype=bool)
+    for share in _shares(alpha, variant.schedule, config.num_hidden_layers):
+        kept = np.minimum(alive, np.maximum(np.floor(share * alive + 1e-6).astype(np.int64), floor))
+        asking = kept if variant.ahead else alive
+        total = total + alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
+        total = total + 2 * asking * alive * q_dim
+        drops = kept < alive
+        total = total + np.where(drops, alive * np.where(scored, variant.scorer_macs[1], variant.scorer_macs[0]), 0)
+        scored, alive = scored | drops, kept
+    return int((total * times).sum())
+
+
 def alpha_for(config, lengths: Sequence[int], mac_reduction: float, variant: Variant) -> float:
     """The largest alpha that divides the MACs of samples of these lengths by `mac_reduction`, to 1e-4."""
     if mac_reduction <= 1:
@@ -160,7 +182,7 @@ def alpha_for(config, lengths: Sequence[int], mac_reduction: float, variant: Var
     counted = Counter(lengths)
 
     def total(alpha: float) -> int:
-        return sum(times * macs(config, n, alpha, variant) for n, times in counted.items())
+        return total_macs(config, counted, alpha, variant)
 
     whole, low, high = total(1.0), 1e-4, 1.0
     if whole / total(low) < mac_reduction:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ablation.forward import Variant, alpha_for, forward, macs
+from ablation.forward import Variant, alpha_for, forward, macs, total_macs
 from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.evaluate import cut, pad, tally
@@ -386,7 +387,7 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
         for alpha, divergence in zip(alphas[1:], divergences if bend else ()):
             cost = (sum(macs(config, n, a, variant) for n in lengths[chosen]) for a in (1.0, alpha))
             bend.learn(tried, next(cost) / next(cost), divergence.item())
-    return first, sum(macs(config, n, alpha, variant) for alpha in alphas for n in lengths)
+    return first, sum(total_macs(config, Counter(lengths), alpha, variant) for alpha in alphas)
 
 
 def _passes(model, probe, texts, wanted, alphas, variant, training, share: float) -> tuple[float, list[Tensor]]:

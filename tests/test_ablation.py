@@ -5,6 +5,7 @@ import math
 import random
 import statistics
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_dropping_all_at_once_by_recency_keeps_what_truncation_keeps():
     _, trail = forward(model, ids, [40], 0.8, Variant("recent", "once"))
     k = math.floor(0.8**4 * 40)
     assert all(layer.tolist() == [list(range(40 - k, 40))] for layer in trail)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, (0, 3, 1, 0)])
+@pytest.mark.parametrize("more", [{}, {"ahead": True}, {"reference": 64}, {"dropped": "keys"}])
+def test_macs_of_many_lengths_are_their_sum(schedule, more):
+    config = tiny.make("llama", "base").config
+    counted = Counter({3: 2, 17: 1, 40: 5, 300: 1, 511: 3})
+    variant = Variant(schedule=schedule, tau=2, scorer_macs=(31, 7), **more)
+    for alpha in (1.0, 0.97, 0.8, 0.5, 1e-4):
+        expected = sum(times * ablation.macs(config, n, alpha, variant) for n, times in counted.items())
+        assert ablation.total_macs(config, counted, alpha, variant) == expected
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES, (0, 3, 1, 0)])
