@@ -38,10 +38,10 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
             "gradients, probe='wide'."
         )
     free = {name: getattr(variant, name) for name in ("score", "schedule", "tau", "scorer_macs")}
-    if variant.schedule not in SCHEDULES or variant != Variant(**free):
+    if training.bends or variant.schedule not in SCHEDULES or variant != Variant(**free):
         raise ValueError(
-            f"the package has no {variant}: its schedules are {' and '.join(SCHEDULES)}, with no reference, and sinks, "
-            "recent, smooth and dropped are as in the paper."
+            f"the package has no {variant}{', learned' * training.bends}: its schedules are {' and '.join(SCHEDULES)}, "
+            "with no reference, and sinks, recent, smooth and dropped are as in the paper."
         )
     score = LEARNED if learned else check_score(variant.score)
     rule = {"tau": variant.tau, "score": score, "schedule": variant.schedule}
@@ -77,7 +77,7 @@ def curve_of(result: dict, folder: Path, length: int) -> dict:
     with zsaa.finetune.Recipe, and what it went on from. length: the longest text in tokens."""
     training, variant = result["training"], result["variant"]
     rule = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    shared = ("sampling", "distill", "learning_rate", "batch_size", "epochs", "dropout", "seed", "start")
+    shared = ("sampling", "distill", "crops", "learning_rate", "batch_size", "epochs", "dropout", "seed", "start")
     recipe = {
         "method": method_of(training["sampling"], training["sampling"]),
         "tuning": "lora" if training["lora"] else "full",

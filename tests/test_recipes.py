@@ -17,7 +17,7 @@ import zsaa
 from ablation import forward as bench
 from ablation.scorers import Probe
 from ablation.train import Training, _passes
-from zsaa import distributed, finetune, salience
+from zsaa import distributed, evaluate, finetune, salience
 from zsaa.dial import settings
 from zsaa.finetune import RECIPES, Recipe, draw_reductions, fine_tune
 
@@ -41,8 +41,9 @@ def test_the_paper_is_the_default_and_has_nothing_of_the_rest():
     assert own.learning_rate == 2e-4 and paper.learning_rate == 4e-5
     adapter = Recipe.named("zsaa+", tuning="lora", lora_rank=4)
     assert (adapter.schedule, adapter.distill) == ("rising", 1)
-    assert (adapter.learning_rate, adapter.epochs, adapter.lora_rank, adapter.batch_size) == (1e-3, 3, 4, 32)
-    assert (adapter.distill, adapter.tau) == (1, 2)
+    assert (adapter.learning_rate, adapter.epochs, adapter.lora_rank, adapter.batch_size) == (1e-3, 5, 4, 32)
+    assert (adapter.crops, adapter.dropout, adapter.tau) == (0.5, 0, 2)
+    assert (own.crops, own.dropout) == (paper.crops, paper.dropout) == (0, 0.1)
     assert Recipe.named(tuning="lora").learning_rate == 4e-5
 
 
@@ -75,6 +76,8 @@ def test_the_paper_s_run_is_what_it_was(tmp_path):
         ({"distill": 0.5}, "needs the alpha = 1 pass"),
         ({"score": "salience"}, "'salience' needs the alpha = 1 pass"),
         ({"distill": 1.5, "sampling": "ladder"}, r"distill must be in \[0, 1\]"),
+        ({"crops": 0.5}, "crops=0.5 is of ladder steps"),
+        ({"crops": -1, "sampling": "ladder"}, r"crops must be in \[0, 1\]"),
         ({"strongest": 0.5}, r"strongest must be in \[1, inf\]"),
         ({"sampling": "ladder", "method": "conventional"}, "goes neither with"),
         ({"sampling": "ladder", "alpha_range": (0.5, 1)}, "nor with an alpha_range"),
@@ -216,6 +219,57 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     for name, gradient in clipped.items():
         factor = 1.0 if "salience" in name else 1 / (norm + 1e-6)
         torch.testing.assert_close(gradient, (gradients[name] * factor).to(gradient.dtype), msg=name)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("bos", [None, 1])
+def test_half_of_the_texts_are_read_in_part(side, bos):
+    recipe, generator = Recipe.named("zsaa+", crops=0.5, seed=3), torch.Generator().manual_seed(0)
+    texts = [torch.randint(2, 90, (40 + i % 3,), generator=generator).tolist() for i in range(200)]
+    texts = [[bos, *text[1:]] if bos else text for text in texts]
+    ids, mask = evaluate.pad(texts, 0, "cpu", side)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(200)}
+
+    def read(step, given=batch):
+        found = finetune.crop(given, recipe, step, bos)
+        padding = found["attention_mask"] == 0
+        assert (found["input_ids"][padding] == 0).all() and found["labels"] is given["labels"]
+        assert not padding[:, -1 if side == "left" else 0].any()
+        return [row[~out].tolist() for row, out in zip(found["input_ids"], padding)]
+
+    found = read(0)
+    shorter = [i for i in range(200) if found[i] != texts[i]]
+    assert 70 < len(shorter) < 130
+    for i in shorter:
+        part, whole = (text[1 if bos else 0 :] for text in (found[i], texts[i]))
+        at = next(k for k in range(len(whole)) if whole[k : k + len(part)] == part)
+        assert len(part) >= len(whole) // 2 and at >= 0 and found[i][0] == (bos or part[0])
+    lengths = [len(found[i]) for i in shorter]
+    assert min(lengths) < 24 and max(lengths) > 36
+    assert read(0) == found != read(1)
+    backwards = finetune.crop({key: value.flip(0) for key, value in batch.items()}, recipe, 0, bos)
+    assert torch.equal(backwards["input_ids"].flip(0), finetune.crop(batch, recipe, 0, bos)["input_ids"])
+
+
+def test_a_resumed_run_reads_the_same_parts(tmp_path, monkeypatch):
+    """And learns the same weights; and what it reads is not what a run without crops reads."""
+    recipe = Recipe.named("zsaa+", **OWN, crops=0.5, dropout=0.0)
+    whole, _ = run(recipe, tmp_path / "whole")
+    other, _ = run(Recipe.named("zsaa+", **OWN, dropout=0.0), tmp_path / "other")
+
+    class Stops(finetune.Passes):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 4:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(finetune, "Passes", Stops)
+        run(recipe, tmp_path / "cut", save_steps=2)
+    resumed, _ = run(recipe, tmp_path / "cut", save_steps=2)
+    a, b, c = (net.state_dict() for net in (whole, resumed, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
 
 
 def test_the_passes_of_a_step_and_the_scorer_s_rate(tmp_path, monkeypatch):

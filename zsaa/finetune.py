@@ -44,6 +44,7 @@ import zsaa
 from zsaa import salience
 from zsaa.dial import RULE, settings, trained_for, with_schedule
 from zsaa.distributed import gather, on_first, place, start
+from zsaa.evaluate import own_seeds, pad
 from zsaa.families import find_decoder
 from zsaa.keep import check_alpha, check_schedule
 from zsaa.measure import hash_of, write_json
@@ -67,10 +68,12 @@ LORA = {  # and more, by adapters
     "zsaa+": {
         "schedule": "rising",
         "distill": 1.0,
+        "crops": 0.5,
         "learning_rate": 1e-3,
         "lora_rank": 16,
         "lora_alpha": 32,
-        "epochs": 3.0,
+        "epochs": 5.0,
+        "dropout": 0.0,
     },
 }
 
@@ -91,6 +94,8 @@ class Recipe:
         `strongest`; alpha is solved for the lengths of each batch. Classifiers only.
     distill (not the paper's): of the loss of the pruned passes of a ladder step, the share that is the divergence from
         what its alpha = 1 pass says; the rest is the labels'.
+    crops (not the paper's): of the texts of a ladder step, the share of which it reads a part only, successive tokens,
+        half of them or more, another part in each epoch: the same texts are not learned by heart (LoRA, five epochs).
     batch_size: samples a process and pass; a step sees batch_size x gradient_accumulation x processes of them.
     dropout: attention dropout and, for LoRA, adapter dropout.
     precision (open): "auto" (bf16 where the GPU has it, else fp16; fp32 on a CPU), "fp32", "tf32", "bf16" or "fp16".
@@ -118,13 +123,14 @@ class Recipe:
     gradient_accumulation: int = 1
     sampling: str = "alpha"  # this and what follows: not the paper's
     distill: float = 0.0
+    crops: float = 0.0
     strongest: float = 12.0
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
         """ "paper": the defaults. "zsaa+": a learned score, salience, in ladder steps with distillation, at
-        learning rates that have the lower layers learn to read; with tuning="lora", those of adapters, and the rising
-        schedule in place of Eq. 2. Keyword arguments change single fields."""
+        learning rates that have the lower layers learn to read; with tuning="lora", those of adapters, the rising
+        schedule in place of Eq. 2, and texts that are read in part. Keyword arguments change single fields."""
         if name not in RECIPES:
             raise ValueError(f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}.")
         adapters = LORA.get(name, {}) if changes.get("tuning") == "lora" else {}
@@ -145,7 +151,7 @@ class Recipe:
             low, high = (check_alpha(a) for a in self.alpha_range)
             if low > high:
                 raise ValueError(f"alpha_range must be (low, high) with low <= high, got {self.alpha_range}.")
-        limits = {"distill": (0, 1), "strongest": (1, math.inf)}
+        limits = {"distill": (0, 1), "crops": (0, 1), "strongest": (1, math.inf)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}.")
@@ -154,6 +160,8 @@ class Recipe:
                 "sampling='ladder' draws MAC reductions up to `strongest`: it goes neither with method='conventional'"
                 " nor with an alpha_range. Use sampling='alpha' for those."
             )
+        if self.sampling != "ladder" and self.crops:
+            raise ValueError(f"crops={self.crops} is of ladder steps: use sampling='ladder', or crops=0.")
         if self.sampling != "ladder" and (self.distill or self.score == LEARNED):
             what = f"distill={self.distill}" if self.distill else f"score={self.score!r}"
             raise ValueError(f"{what} needs the alpha = 1 pass of sampling='ladder', which teaches it.")
@@ -183,6 +191,24 @@ def draw_reductions(strongest: float, seed: int, step: int) -> tuple[float, floa
     `strongest`; of seed and step alone, too."""
     draw, middle = random.Random(f"zsaa ladder {seed} {step}"), math.sqrt(strongest)
     return middle ** draw.random(), middle ** (1 + draw.random())
+
+
+def crop(inputs: dict, recipe: Recipe, step: int, bos: int | None) -> dict:
+    """A batch of a classifier with `recipe.crops` of its texts cut to a part, padded on the side it was: input_ids,
+    attention_mask int64 [batch, longest]. What becomes of a text depends on seed, step and the text alone. A leading
+    `bos` stays."""
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    texts, before = [row[mask].tolist() for row, mask in zip(ids, real)], bool((~real[:, 0]).any())
+    for i, (text, own) in enumerate(zip(texts, own_seeds(texts))):
+        draw = random.Random(f"zsaa crops {recipe.seed} {step} {own}")
+        if draw.random() < recipe.crops:
+            first = text[: int(text[0] == bos)]
+            rest = text[len(first) :]
+            size = max(1, round(len(rest) * draw.uniform(0.5, 1)))
+            start = draw.randint(0, len(rest) - size)
+            texts[i] = first + rest[start : start + size]
+    ids, mask = pad(texts, int(ids[~real][0]) if (~real).any() else 0, ids.device, "left" if before else "right")
+    return {**inputs, "input_ids": ids, "attention_mask": mask}
 
 
 def _rule(recipe: Recipe) -> dict:
@@ -228,6 +254,9 @@ class Passes(Trainer):
         return [1.0, *(reduced_to(times, recipe, self.dialed, lengths) for times in drawn)]
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        if self.recipe.crops:
+            bos = find_decoder(self.dialed)[0].config.bos_token_id
+            inputs = crop(inputs, self.recipe, self.state.global_step, bos)
         alphas, loss, lesson = self.alphas(inputs), 0.0, []
         self.share, self.teacher, self.lesson = 1 / len(alphas), None, []
         apart = getattr(model, "no_sync", contextlib.nullcontext)  # under DDP
