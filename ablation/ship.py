@@ -1,7 +1,7 @@
 """Turns what `ablation.run --save` left of a row into a folder that zsaa.finetune.load reads, with the dial on.
 
-python -m ablation.run --task imdb --rows lora-rising --epochs 3 --save outputs/rows
-python -m ablation.ship outputs/rows/lora-rising --task imdb
+python -m ablation.run --task imdb --rows lora-crops --epochs 5 --save outputs/rows
+python -m ablation.ship outputs/rows/lora-crops --task imdb
 
 With --curve, the row's result becomes one of the kit's: results/<the folder's name>.json, of which Table 1, the figures
 and the slider know how a committed adapter was trained, and what it can do.

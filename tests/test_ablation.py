@@ -715,7 +715,7 @@ def test_a_ladder_is_called_by_one_name(tmp_path, monkeypatch):
     assert finetune.describe(recipe, tiny.make("llama"))["method"] == "zsaa+"
 
 
-@pytest.mark.parametrize("row", ["lora-rising", "wide", "paper"])
+@pytest.mark.parametrize("row", ["lora-crops", "wide", "paper"])
 def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
     """What the package then says is what the bench says, to the float16 that both were saved in."""
     base = save_tiny(tmp_path / "model", "llama")
