@@ -26,6 +26,8 @@ from zsaa.results import RESULTS
 from zsaa.score import LEARNED, check_score
 from zsaa.tasks import load_task
 
+METHODS = {"alpha": "alpha-sampled"}  # where the bench and the package have different names for what is drawn
+
 
 def settings_of(folder: Path, variant: Variant, training: Training, lengths: Sequence[int]) -> dict:
     """The dial's settings for a trained row; ValueError for a variant that the package does not have. lengths: tokens
@@ -79,7 +81,7 @@ def curve_of(result: dict, folder: Path, length: int) -> dict:
     rule = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     shared = ("sampling", "distill", "crops", "learning_rate", "batch_size", "epochs", "dropout", "seed", "start")
     recipe = {
-        "method": method_of(training["sampling"], training["sampling"]),
+        "method": method_of(training["sampling"], METHODS.get(training["sampling"], training["sampling"])),
         "tuning": "lora" if training["lora"] else "full",
         **{key: rule[key] for key in ("alpha_range", "score", "schedule")},
         **{key: training[key] for key in shared},

@@ -706,7 +706,7 @@ def test_a_ladder_is_called_by_one_name(tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "task_record", lambda data: {})
     monkeypatch.setattr(ship, "model_record", lambda name: {})
     assert ship.method_of is finetune.method_of
-    for sampling, name in (("ladder", "zsaa+"), ("log", "log")):
+    for sampling, name in (("ladder", "zsaa+"), ("alpha", "alpha-sampled"), ("log", "log")):
         training = asdict(Training(sampling=sampling))
         result = {"training": training, "variant": {"tau": 2}, "row": "r", "task": {"name": "t"}, "rows": []}
         result |= {"model": {"name": "m"}, "log": {"steps": 1, "seconds": 1}, "provenance": {"eval_samples": 1}}
@@ -750,6 +750,8 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):
     spared, once = {"reference": 512}, {"schedule": "once", "reference": 512}
+    with pytest.raises(ValueError, match="the package has no Variant.*, learned: its schedules"):
+        ship.settings_of(tmp_path, Variant(), Training("ladder", distill=0.5, bends=True), [9])
     others = {"schedule": "once"}, {"schedule": "late"}, {"schedule": "rising:2"}, {"dropped": "merged"}, {"smooth": 3}
     for fields in (once, spared, *others):
         with pytest.raises(ValueError, match="the package has no Variant.*its schedules are geometric and rising"):
