@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ablation.forward import Variant, alpha_for, forward, macs, total_macs
+from ablation.forward import Variant, alpha_for, forward, total_macs
 from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
+from zsaa.finetune import window
 from zsaa.keep import attention_widths, layer_weights, truncation_for
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated")
@@ -184,13 +185,6 @@ class Merged:
         self.weights = []
 
 
-def window(text: Sequence[int], draw: random.Random) -> list[int]:
-    """Successive tokens of a text, half of them or more."""
-    size = max(1, round(len(text) * draw.uniform(0.5, 1)))
-    start = draw.randint(0, len(text) - size)
-    return list(text[start : start + size])
-
-
 def first_layers(config, n: int, layer: int) -> int:
     """MACs of n tokens up to the attention output of a layer (0: the first)."""
     entering, kept = layer_weights(config)
@@ -248,7 +242,7 @@ def train(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
     rates = [group["lr"] for group in groups]
     lengths = [len(s) for s in samples]
-    epoch = sum(macs(config, n, 1.0, variant) for n in lengths)
+    epoch = total_macs(config, Counter(lengths), 1.0, variant)
     draw, crop = (random.Random(f"ablation {what} {training.seed}") for what in ("draws", "crops"))
     bend = Bend(schedule_weights(variant.schedule, config.num_hidden_layers), training.seed) if training.bends else None
     seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
@@ -385,7 +379,7 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
         loss, divergences = _passes(model, probe, texts[chosen], wanted[chosen], alphas, variant, training, share)
         first += share * loss
         for alpha, divergence in zip(alphas[1:], divergences if bend else ()):
-            cost = (sum(macs(config, n, a, variant) for n in lengths[chosen]) for a in (1.0, alpha))
+            cost = (total_macs(config, Counter(lengths[chosen]), a, variant) for a in (1.0, alpha))
             bend.learn(tried, next(cost) / next(cost), divergence.item())
     return first, sum(total_macs(config, Counter(lengths), alpha, variant) for alpha in alphas)
 
@@ -482,7 +476,8 @@ def curve(
     out of reach are left out."""
     config = find_decoder(model)[0].config
     lengths = [len(s) for s in samples]
-    whole = sum(macs(config, n, 1.0, variant) for n in lengths)
+    counted = Counter(lengths)
+    whole = total_macs(config, counted, 1.0, variant)
     rows = []
     if isinstance(probe, Evidence) and probe.deciding:
         # What the votes know by themselves, at the price of what they look at in the first scored layer.
@@ -497,13 +492,13 @@ def curve(
                 alpha = alpha_for(config, lengths, target, variant)
             except ValueError:
                 continue
-            reached = whole / sum(macs(config, n, alpha, variant) for n in lengths)
+            reached = whole / total_macs(config, counted, alpha, variant)
             found = accuracy(model, samples, labels, alpha, variant, probe, batch_size)
             rows.append({"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": reached, **found})
         k = truncation_for(config, lengths, target)
         for side in sides if target > 1 or training.sampling == "truncated" else ():
             shorter = [cut(s, k, side) for s in samples]
-            reached = whole / sum(macs(config, len(s), 1.0, variant) for s in shorter)
+            reached = whole / total_macs(config, Counter(map(len, shorter)), 1.0, variant)
             found = accuracy(model, shorter, labels, 1.0, variant, None, batch_size)
             rows.append({"control": side, "target": target, "keep_tokens": k, "mac_reduction": reached, **found})
             if target == 1:

@@ -26,7 +26,7 @@ from ablation import forward as ablation
 from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forward
 from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
-from ablation.train import SAMPLINGS, Bend, Merged, Training, curve, last_states, logits_of, train, window
+from ablation.train import SAMPLINGS, Bend, Merged, Training, curve, last_states, logits_of, train
 from zsaa import figures, finetune
 from zsaa.keep import SCHEDULES as PACKAGED
 from zsaa.keep import kept_counts, mac_reduction
@@ -411,14 +411,6 @@ def test_merged_adapters_have_the_gradients_of_adapters():
     dropping = finetune.add_lora(tiny.make("llama", "sequence-classification"), replace(recipe, dropout=0.1))
     with pytest.raises(ValueError, match="without dropout"):
         Merged(dropping)
-
-
-def test_a_window_is_successive_tokens_of_a_text():
-    draw, text = random.Random(0), list(range(40))
-    windows = [window(text, draw) for _ in range(400)]
-    assert all(w == list(range(w[0], w[0] + len(w))) and len(w) >= 20 for w in windows)
-    assert {21, 30, 40} <= {len(w) for w in windows} and {0, 7, 15} <= {w[0] for w in windows}
-    assert window([5], draw) == [5]
 
 
 def test_the_last_token_is_found_in_every_layer():

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,14 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
         torch.testing.assert_close(gradient, (gradients[name] * factor).to(gradient.dtype), msg=name)
 
 
+def test_a_window_is_successive_tokens_of_a_text():
+    draw, text = random.Random(0), list(range(40))
+    windows = [finetune.window(text, draw) for _ in range(400)]
+    assert all(w == list(range(w[0], w[0] + len(w))) and len(w) >= 20 for w in windows)
+    assert {21, 30, 40} <= {len(w) for w in windows} and {0, 7, 15} <= {w[0] for w in windows}
+    assert finetune.window([5], draw) == [5] and finetune.window([], draw) == []
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("bos", [None, 1])
 def test_half_of_the_texts_are_read_in_part(side, bos):
@@ -247,6 +256,9 @@ def test_half_of_the_texts_are_read_in_part(side, bos):
     lengths = [len(found[i]) for i in shorter]
     assert min(lengths) < 24 and max(lengths) > 36
     assert read(0) == found != read(1)
+    alone = {key: value[:1] for key, value in batch.items()} | {"input_ids": torch.tensor([[bos or 7]])}
+    alone["attention_mask"] = torch.ones(1, 1, dtype=torch.long)  # of a text without words its leading token is all
+    assert all(finetune.crop(alone, recipe, step, bos)["input_ids"].tolist() == [[bos or 7]] for step in range(9))
     backwards = finetune.crop({key: value.flip(0) for key, value in batch.items()}, recipe, 0, bos)
     assert torch.equal(backwards["input_ids"].flip(0), finetune.crop(batch, recipe, 0, bos)["input_ids"])
 

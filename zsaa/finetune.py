@@ -193,6 +193,13 @@ def draw_reductions(strongest: float, seed: int, step: int) -> tuple[float, floa
     return middle ** draw.random(), middle ** (1 + draw.random())
 
 
+def window(text: Sequence[int], draw: random.Random) -> list[int]:
+    """Successive tokens of a text, half of them or more."""
+    size = min(len(text), max(1, round(len(text) * draw.uniform(0.5, 1))))  # an empty one has none
+    start = draw.randint(0, len(text) - size)
+    return list(text[start : start + size])
+
+
 def crop(inputs: dict, recipe: Recipe, step: int, bos: int | None) -> dict:
     """A batch of a classifier with `recipe.crops` of its texts cut to a part, padded on the side it was: input_ids,
     attention_mask int64 [batch, longest]. What becomes of a text depends on seed, step and the text alone. A leading
@@ -202,11 +209,8 @@ def crop(inputs: dict, recipe: Recipe, step: int, bos: int | None) -> dict:
     for i, (text, own) in enumerate(zip(texts, own_seeds(texts))):
         draw = random.Random(f"zsaa crops {recipe.seed} {step} {own}")
         if draw.random() < recipe.crops:
-            first = text[: int(text[0] == bos)]
-            rest = text[len(first) :]
-            size = max(1, round(len(rest) * draw.uniform(0.5, 1)))
-            start = draw.randint(0, len(rest) - size)
-            texts[i] = first + rest[start : start + size]
+            first = text[: int(text[:1] == [bos])]
+            texts[i] = first + window(text[len(first) :], draw)
     ids, mask = pad(texts, int(ids[~real][0]) if (~real).any() else 0, ids.device, "left" if before else "right")
     return {**inputs, "input_ids": ids, "attention_mask": mask}
 
