@@ -1,6 +1,11 @@
 # Every target sets up what it needs in .venv (tools/setup.sh; ZSAA_PYTHON=... uses another environment).
 #   make test ARGS="-k dial"   passes options to pytest;   JOBS=1 runs the tests in one process
 
+HERE := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))
+ifneq ($(realpath $(HERE)),$(realpath $(CURDIR)))
+$(error this Makefile works in its own folder: make -C $(HERE))
+endif
+
 JOBS ?= 2
 ARGS ?=
 PYTHON = python=$$(tools/setup.sh)

@@ -2,7 +2,7 @@
 # Runs the notebooks of a profile and writes tables, figures and an index page; see ./run_all.sh --help.
 # The first call sets up all that is needed in .venv. All arguments go to zsaa/runner.py.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+root="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" # through symbolic links; no cd, which would heed CDPATH
 
 setup=()
 for argument in "$@"; do

@@ -5,7 +5,7 @@
 # Needs pip install '.[harness]'. MMLU itself comes from the Hugging Face hub: use `--tasks mmlu --num_fewshot 5`
 # instead of --include_path and --tasks. BATCH, MODEL and OUT change the batch size, the model and the folder.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 [ $# != 0 ] || set -- 1 0.9
 out=${OUT:-outputs/endings}
 

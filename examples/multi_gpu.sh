@@ -4,7 +4,7 @@
 #   examples/multi_gpu.sh fsdp      FSDP 2: the weights are spread over the GPUs
 # What follows goes to zsaa.experiment, e.g. --epochs 1 --model meta-llama/Llama-3.2-1B. batch_size counts per process.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 processes=$((gpus ? gpus : 2))
 launch=(torchrun --standalone --nproc-per-node "$processes")

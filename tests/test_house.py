@@ -151,6 +151,7 @@ def test_wheel_builds_and_imports(tmp_path):
 
 
 SCRIPTS = ["run_all.sh", "tools/setup.sh", "tools/lock.sh", "tools/compat.sh", ".ci/run"]
+SCRIPTS += [f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.sh"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -159,19 +160,53 @@ def test_scripts_are_executable_bash(script):
     assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
 
 
-def shell(*command, path=None, **environment):
+def shell(*command, path=None, cwd=None, **environment):
     """Runs a script with a bare environment; `path` replaces PATH."""
     base = {"PATH": os.environ["PATH"] if path is None else path, "HOME": os.environ.get("HOME", "/")}
-    return subprocess.run(
-        command, env={**base, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    pipes = dict(capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, env={**base, **environment}, cwd=cwd, **pipes)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_finds_its_clone_through_a_link_and_whatever_cdpath_says(tmp_path, script):
+    """Its lines up to the one that looks for the clone, called by a relative path and by a link."""
+    clone = tmp_path / "a clone"
+    head, line, _ = re.split(r"(?m)^(.*BASH_SOURCE.*)$", (ROOT / script).read_text(), maxsplit=1)
+    path = clone / script
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{head}{line}\necho "${{root:-$(pwd)}}"\n')
+    path.chmod(0o755)
+    (tmp_path / "link").symlink_to(path)
+    calls = [(clone, script), (clone, f"./{script}"), (path.parent, path.name), (tmp_path, "./link"), (tmp_path, path)]
+    for cwd, call in calls:
+        done = shell("bash", call, cwd=cwd, CDPATH=f"{clone}:{path.parent}:.:{tmp_path}")
+        assert Path(done.stdout.removesuffix("\n")).resolve() == clone.resolve(), (call, done)
+
+
+def test_run_all_works_through_a_link_and_whatever_cdpath_says(tmp_path):
+    (tmp_path / "link").symlink_to(ROOT / "run_all.sh")
+    for cwd, call in ((tmp_path, "./link"), (ROOT, "./run_all.sh"), (ROOT / "tools", "../run_all.sh")):
+        done = shell("bash", call, "--list", cwd=cwd, CDPATH=f"{ROOT}:{ROOT.parent}", ZSAA_PYTHON=sys.executable)
+        assert done.returncode == 0 and done.stdout.startswith("smoke"), done
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_works_on_no_folder_but_its_own(tmp_path):
+    """`make -f ../clone/Makefile distclean` would remove .venv and outputs of wherever one is."""
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    for arguments in (["-f", str(ROOT / "Makefile")], []):
+        done = shell("make", *arguments, "distclean", cwd=tmp_path)
+        assert done.returncode == 2 and f"make -C {ROOT}" in done.stderr
+    assert (tmp_path / "outputs").is_dir()
+    assert "this list" in shell("make", "-C", str(ROOT), "help").stdout
 
 
 def bin_folder(tmp_path, **fakes):
     """A folder for PATH with wrappers of the few tools that the scripts need, and the given fakes."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    tools = ("bash", "env", "dirname", "awk", "df", "cat", "tail", "tee", "grep", "sed", "mv", "rm")
+    tools = ("bash", "env", "dirname", "readlink", "awk", "df", "cat", "tail", "tee", "grep", "sed", "mv", "rm")
     for name, text in {**{tool: f'exec {shutil.which(tool)} "$@"' for tool in tools}, **fakes}.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
@@ -250,7 +285,7 @@ def test_setup_trusts_its_stamp_until_an_input_changes(copy, tmp_path):
     fake.write_text(
         f"""#!/bin/sh
 case "$*" in
-"-m pip "*) echo "$*" >>{calls} ;;
+"-I -m pip "*) echo "$*" >>{calls} ;;
 *sys.prefix*) echo {prefix} ;;
 *"import papermill"*) ;;
 *) exec {sys.executable} "$@" ;;
@@ -275,3 +310,45 @@ esac
     assert setup() == first
     (prefix / ".zsaa-ready").write_text("half")
     assert setup() == first
+
+
+def test_what_is_installed_for_one_user_only_does_not_count(copy, tmp_path):
+    """The runner is started with -I, which does not see it: the set-up must not be content with it, and says so."""
+    user = tmp_path / "user"
+    user_site = user / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for name in ("papermill", "torch", "transformers", "yaml", "zsaa"):
+        (user_site / name).mkdir(parents=True)
+        (user_site / name / "__init__.py").write_text("")
+    bare, prefix = tmp_path / "bare", tmp_path / "prefix"
+    prefix.mkdir()
+    bare.write_text(  # a Python whose prefix holds nothing, and whose pip says that all is there
+        f"""#!/bin/sh
+case "$*" in
+*"-m pip "*) ;;
+*sys.prefix*) echo {prefix} ;;
+"-I "*) shift; exec {sys.executable} -I -S "$@" ;;
+*) PYTHONUSERBASE={user} PYTHONPATH={user_site} exec {sys.executable} -S "$@" ;;
+esac
+"""
+    )
+    bare.chmod(0o755)
+    done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON=str(bare))
+    assert done.returncode == runner.SETUP, done
+    assert "-I cannot import what was installed" in done.stderr and "ZSAA_PYTHON" in done.stderr
+    assert not (prefix / ".zsaa-ready").exists()
+
+
+def test_setup_where_pip_may_not_write(copy, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+*"-m pip "*) echo "ERROR: Could not install packages: [Errno 13] Permission denied: '/usr/lib'"; exit 1 ;;
+*) exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON="../python", cwd=copy)  # relative, as the caller sees it
+    assert done.returncode == runner.SETUP
+    assert "pip cannot install into" in done.stderr and "python3 -m venv" in done.stderr

@@ -4,7 +4,7 @@
 # those are links into the usual environment (tools/setup.sh). KEEP=/path/to/folder makes the environment there and
 # leaves it; a second call with the same folder skips the installation.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 base="$(tools/setup.sh)"
 work="${KEEP:-$(mktemp -d)}"
 [ -n "${KEEP:-}" ] || trap 'rm -rf "$work"' EXIT
@@ -15,7 +15,7 @@ export SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" UV_NO_PROGRESS=1
 
 if [ ! -e "$work/ready" ]; then
     echo "compat: installing the oldest versions that pyproject.toml allows"
-    "$base" -m venv --clear "$work/venv"
+    "$base" -I -m venv --clear "$work/venv"
     "$python" -m pip install --quiet --disable-pip-version-check uv
     "$base" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' \
         >"$work/constraints.txt"

@@ -2,13 +2,13 @@
 # Remakes requirements.lock from pyproject.toml: exact versions for Python 3.10 and newer on every platform.
 # The resolver (uv) lives in a temporary environment. TORCH pins the one package whose build matters.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 TORCH="${TORCH:-2.13.0}"
 python="$(tools/setup.sh --find)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-"$python" -m venv "$work/venv"
+"$python" -I -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
 # Of lm-eval's own needs, typepy refuses python-dateutil 3 and later in all but its oldest releases.
 printf '%s\n' "torch==$TORCH" "python-dateutil<3" >"$work/constraints.txt"

@@ -9,12 +9,19 @@
 # ZSAA_PYTHON=/path/to/python: use that environment (conda, a cluster image) instead of .venv. It keeps what it
 # has: the ranges of pyproject.toml decide what is missing, and an installed torch is never replaced. Colab is
 # treated in the same way. In .venv, too, a torch that is already there is kept (see "torch" in CONTRIBUTING.md).
+# Python is always called with -I, as the runner is: what is installed for one user only, or found by PYTHONPATH, does
+# not count, and pip installs into the environment itself.
 #
 # A stamp in the environment, written last, holds a hash of all inputs: a second call takes a moment, and an
 # interrupted one is made good by the next. Exit code 3: the set-up failed, and the message says what to do.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-cd "$root"
+lent="${ZSAA_PYTHON:-}"
+case "$lent" in
+/*) ;;
+*/*) lent="$PWD/$lent" ;; # as the caller sees it
+esac
+root="$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")"
+cd -- "$root"
 start=$SECONDS
 log="$root/.setup.log"
 
@@ -24,7 +31,7 @@ fail() {
     exit 3
 }
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+new_enough() { "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
 find_python() {
     local candidate
@@ -44,24 +51,26 @@ find_python() {
 # Runs pip with a line per package; on failure finds the cause in its log.
 install() {
     local code=0
-    "$python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
+    PIP_USER=0 "$python" -I -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
         awk '/^(Collecting|Installing collected)/ { print "    " substr($0, 1, 90); fflush() }' >&2 || code=$?
     [ "$code" = 0 ] && return
     if grep -q "No space left on device" "$log"; then
         fail "the disk is full. Make room (3 GB) and start again."
     elif grep -qE "NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Network is unreachable|Temporary failure in name resolution" "$log"; then
         fail "pip cannot reach its package index. Check the network or the proxy and start again. Log: $log"
+    elif grep -qE "Permission denied|Read-only file system|externally-managed-environment|No module named pip" "$log"; then
+        fail "pip cannot install into $prefix. Make an environment of your own (python3 -m venv ~/zsaa-env) and name" \
+            "it: ZSAA_PYTHON=~/zsaa-env/bin/python. Log: $log"
     fi
     tail -n 15 "$log" >&2
     fail "pip could not install what is needed (its last lines are above). Log: $log"
 }
 
-lent="${ZSAA_PYTHON:-}"
 if [ -z "$lent" ] && [ -n "${COLAB_RELEASE_TAG:-}" ]; then lent=python3; fi
 if [ -n "$lent" ]; then
     python="$(command -v "$lent")" || fail "ZSAA_PYTHON=$lent was not found."
     new_enough "$python" || fail "Python 3.10 or newer is needed, ZSAA_PYTHON is $("$python" -V 2>&1)."
-    prefix="$("$python" -c 'import sys; print(sys.prefix)')"
+    prefix="$("$python" -I -c 'import sys; print(sys.prefix)')"
 else
     base="$(find_python)"
     prefix="$root/.venv"
@@ -89,15 +98,18 @@ trap 'say "set-up interrupted; the same command goes on from here."; exit 130' I
 
 # One set-up at a time. The lock is held by this shell's file descriptor and ends with it.
 exec 9<pyproject.toml
-"${base:-$python}" -c "import fcntl; fcntl.flock(9, fcntl.LOCK_EX)" 2>/dev/null || true
+"${base:-$python}" -I -c "import fcntl; fcntl.flock(9, fcntl.LOCK_EX)" 2>/dev/null ||
+    say "set-up: no locks on this file system; run one set-up at a time"
 
 stamp="$prefix/.zsaa-ready"
-key() {
-    "$python" -c 'import hashlib, sys
+needed="papermill torch transformers yaml zsaa"
+key() { # of the inputs, and of which needed packages are there
+    "$python" -I -c 'import hashlib, sys
+from importlib.util import find_spec
 digest = hashlib.sha256(repr(sys.argv[1:] + [sys.version]).encode())
 for name in ("pyproject.toml", "requirements.lock", "assets.lock", "tools/setup.sh"):
     digest.update(open(name, "rb").read())
-print(digest.hexdigest())' "$root"
+print(digest.hexdigest(), *(name for name in sys.argv[2:] if not find_spec(name)))' "$root" $needed
 }
 if [ -f "$stamp" ] && [ -x "$python" ] && [ "$(cat "$stamp")" = "$(key 2>/dev/null)" ]; then
     echo "$python"
@@ -105,11 +117,11 @@ if [ -f "$stamp" ] && [ -x "$python" ] && [ "$(cat "$stamp")" = "$(key 2>/dev/nu
 fi
 
 : >"$log"
-if [ -z "$lent" ] && ! "$python" -m pip --version >/dev/null 2>&1; then
+if [ -z "$lent" ] && ! "$python" -I -m pip --version >/dev/null 2>&1; then
     free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
     [ "$free" -ge 3 ] || fail "$free GB are free on the disk of $root; the set-up needs 3."
     say "set-up: making .venv with $("$base" -V) ($base)"
-    "$base" -m venv --clear .venv >>"$log" 2>&1 || {
+    "$base" -I -m venv --clear .venv >>"$log" 2>&1 || {
         tail -n 5 "$log" >&2
         fail "'$base -m venv' failed. Debian and Ubuntu: apt install python3-venv"
     }
@@ -122,7 +134,7 @@ if [ "${1:-}" = --light ]; then
     exit
 fi
 
-torch="$("$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)"
+torch="$("$python" -I -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)"
 [ -z "$torch" ] || say "set-up: keeping torch $torch"
 if [ -n "$lent" ]; then
     say "set-up: installing what is missing into $prefix"
@@ -142,8 +154,10 @@ if command -v nvidia-smi >/dev/null; then # of the extra gpu; torch's CUDA build
     install "$(sed -n 's/.*"\(nvidia-ml-py[^"]*\)".*/\1/p' pyproject.toml)"
 fi
 
-"$python" -c "import papermill, torch, transformers, yaml" >>"$log" 2>&1 || {
+"$python" -I -c "import ${needed// /, }" >>"$log" 2>&1 || {
     tail -n 5 "$log" >&2
+    [ -z "$lent" ] || fail "$python -I cannot import what was installed. pip may put it elsewhere (PIP_TARGET, PIP_PREFIX," \
+        "pip.conf): name another environment with ZSAA_PYTHON. Log: $log"
     fail "the installed packages cannot be imported. Remove .venv and start again. Log: $log"
 }
 key >"$stamp.new"
