@@ -7,9 +7,12 @@ import pytest
 import reference
 import tiny
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 import zsaa
+from zsaa import finetune, salience
 from zsaa.dial import settings
 
 ALPHA, TAU = 0.7, 3
@@ -199,6 +202,45 @@ def test_adapters_put_on_by_transformers_itself():
     same(run(model), run(dialed(tiny.make("llama"))), "llama")
     model.enable_adapters()
     same(run(model), got, "llama")
+
+
+ALL = {
+    "LoRA": lambda model, family: peft.get_peft_model(model, config(family)),
+    "LoRA, the head trained": lambda model, family: peft.get_peft_model(model, config(family, task_type="SEQ_CLS")),
+    "ours": lambda model, family: finetune.add_lora(model, finetune.Recipe(tuning="lora", lora_rank=3)),
+    "LoHa": lambda model, family: peft.get_peft_model(model, peft.LoHaConfig(target_modules="all-linear")),
+    "transformers": lambda model, family: model.add_adapter(config(family), "mine") or model,
+}
+
+
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("way", ALL)
+def test_all_linear_layers_are_the_model_s_not_those_of_a_learned_score(way, family, tmp_path):
+    """The same modules are adapted as without it, whoever asks; its heads judge as before, and stay out of the file."""
+    if family == "gpt2" and way == "LoHa":
+        pytest.skip("PEFT has no LoHa for GPT-2's Conv1D")
+    plain = ALL[way](tiny.make(family, "sequence-classification"), family)
+    model = tiny.make(family, "sequence-classification")
+    scorer = salience.attach(model, salience.fresh(model))
+    before = {name: weight.clone() for name, weight in scorer.state_dict().items()}
+    model = ALL[way](zsaa.enable(model, ALPHA, TAU, score="salience"), family)
+
+    def adapters(net):
+        return [name for name, module in net.named_modules() if isinstance(module, BaseTunerLayer)]
+
+    assert adapters(model) == adapters(plain) and adapters(plain)
+    assert scorer.state_dict().keys() == before.keys()
+    assert all(torch.equal(scorer.state_dict()[name], before[name]) for name in before)
+    fill(model)
+    want = run(model)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert weights and not any("salience" in name for name in weights)
+    if way == "LoRA":
+        base = tiny.make(family, "sequence-classification")
+        salience.attach(base, scorer)
+        again = peft.PeftModel.from_pretrained(zsaa.enable(base, ALPHA, TAU, score="salience"), tmp_path).eval()
+        same(run(again), want, family)
 
 
 LINEAR = {"target_modules": ["q_proj", "v_proj", "o_proj", "up_proj"]}

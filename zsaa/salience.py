@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,11 +31,23 @@ WIDTH = 64  # of a head's hidden layer: 1% of the multiply-accumulates of a Smol
 Entered = dict[int, tuple[Tensor, Tensor]]  # layer -> states [batch, rows, hidden_size], and their pull [batch, rows]
 
 
+class Affine(nn.Module):
+    """What nn.Linear is, weights, names and draws included, but for its class: PEFT takes every nn.Linear for one of
+    the model's ("all-linear"), and quantizers do too. A head is trained whole, by a lesson of its own."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        drawn = nn.Linear(inputs, outputs, dtype=torch.float32)
+        self.weight, self.bias = drawn.weight, drawn.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 def head(hidden_size: int) -> nn.Sequential:
     """One layer's: states [..., hidden_size] to scores [..., 1]. Its cost is counted in `zsaa.keep.scorer_macs`."""
-    f32 = {"dtype": torch.float32}
-    scored = nn.Sequential(nn.Linear(hidden_size, WIDTH, **f32), nn.GELU(), nn.Linear(WIDTH, 1, **f32))
-    return nn.Sequential(nn.LayerNorm(hidden_size, **f32), scored)  # nested as in the ablation, whose files fit
+    scored = nn.Sequential(Affine(hidden_size, WIDTH), nn.GELU(), Affine(WIDTH, 1))
+    return nn.Sequential(nn.LayerNorm(hidden_size, dtype=torch.float32), scored)  # nested as in the ablation, whose files fit
 
 
 class Salience(nn.Module):
