@@ -115,6 +115,39 @@ def imports_of(source):
             yield node.module.split(".")[0]
 
 
+class Styled(ast.NodeTransformer):
+    """Calls frames that are styled, whatever they are, `frame`, and counts them."""
+
+    found = 0
+
+    def visit_Attribute(self, node):
+        if node.attr != "style":
+            return self.generic_visit(node)
+        self.found += 1
+        return ast.Attribute(ast.Name("frame", ast.Load()), "style", ast.Load())
+
+
+@each_notebook
+def test_tables_show_a_text_as_text(path):
+    """Styled tables take a text for HTML unless they are told otherwise: a model could write a script there."""
+    import pandas as pd
+
+    frame = pd.DataFrame({"MAC reduction": [1.0], "alpha": [1.0], "text": ["<img src=x onerror=alert(1)>"]})
+    sources = [c["source"] for c in runner.read_cells(path) if c["type"] == "code" and ".style" in c["source"]]
+    for source in sources:
+        tree = ast.parse(source)
+        names = {t.id: n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets
+                 if isinstance(t, ast.Name) and isinstance(n.value, ast.Dict)}  # fmt: skip
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "display"]
+        styled = Styled()
+        for shown in [styled.visit(ast.Expression(n.args[0])) for n in calls if ".style" in ast.unparse(n)]:
+            used = {n.id for n in ast.walk(shown) if isinstance(n, ast.Name)} & set(names)
+            given = {"frame": frame, **{name: ast.literal_eval(names[name]) for name in used}}
+            html = eval(compile(ast.fix_missing_locations(shown), path.name, "eval"), given).to_html()
+            assert "<img" not in html and "&lt;img" in html
+        assert styled.found == source.count(".style"), "a table that this test does not see"
+
+
 def test_every_third_party_import_is_declared():
     """Extras count, and so do the packaged assets; the names of the tests' own modules are ours."""
     declared = {r.name for r in direct_requirements()}
