@@ -1,8 +1,13 @@
 """Result files that are computed once, and the energy of a block, with made-up counters."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import types
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +142,137 @@ def test_energy_is_known_even_if_the_block_fails(monkeypatch):
     with pytest.raises(KeyError), measure.energy() as spent:
         raise KeyError
     assert spent["seconds"] >= 0
+
+
+# ------------------------------------------------------------------------------------------- the commit
+
+
+def git(folder, *arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"HOME": str(folder)}
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", "-C", folder, *who, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def commit_all(folder):
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "all")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def package(folder, name="zsaa"):
+    """The package's files in `folder`, as in a checkout."""
+    for place in ("zsaa", "kernels"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "measure.py").write_text("")
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """(folder, commit) of a checkout that the package is taken to lie in; git has no settings of the user's."""
+    for name in [k for k in os.environ if k.startswith("GIT_")] + ["ZSAA_COMMIT"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    folder = package(tmp_path / "it's here")
+    monkeypatch.setattr(measure, "PACKAGE", folder / "zsaa")
+    return folder, commit_all(folder)
+
+
+def quiet():
+    """`measure.commit`, which says nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return measure.commit()
+
+
+@pytest.mark.parametrize("change", [None, "zsaa/measure.py", "kernels/measure.py", "README.md"])
+def test_the_commit_and_whether_the_sources_differ_from_it(checkout, change):
+    folder, head = checkout
+    if change:
+        (folder / change).write_text("changed")
+    assert quiet() == {"commit": head, "dirty": change not in (None, "README.md")}
+    assert measure.provenance()["commit"] == head
+
+
+@pytest.mark.parametrize("where", ["inside", "below", "vendored", "empty .git", "nowhere"])
+def test_a_repository_that_is_not_the_package_s_is_not_named(where, checkout, monkeypatch, tmp_path):
+    """A project's own .venv, ignored or committed; a copy of the package in another project's root."""
+    foreign = package(tmp_path / "project", name="theirs")
+    here = {
+        "inside": foreign / ".venv/lib/site-packages",
+        "below": foreign / "mono/zsaa",
+        "empty .git": foreign / "own",
+    }
+    folder = here.get(where, foreign)
+    if where in here:
+        package(folder)
+    if where == "inside":
+        (folder / "pyproject.toml").unlink()
+        (foreign / ".gitignore").write_text(".venv")
+    if where == "nowhere":
+        shutil.rmtree(checkout[0] / ".git")
+        folder = checkout[0]
+    commit_all(foreign)
+    if where == "empty .git":
+        (folder / ".git").mkdir()
+    monkeypatch.setattr(measure, "PACKAGE", folder / "zsaa")
+    if where == "empty .git":
+        with pytest.warns(UserWarning, match="no commit: the package's .git is no repository. Mend the checkout"):
+            found = measure.commit()
+    else:
+        found = quiet()
+    assert found.pop("commit_unknown") and found == {"commit": None, "dirty": None}
+
+
+def test_git_s_own_variables_point_it_nowhere_else(checkout, monkeypatch, tmp_path):
+    """A hook of another repository, or a shell in which somebody set them."""
+    foreign = package(tmp_path / "project")
+    (foreign / "zsaa/measure.py").write_text("other")
+    commit_all(foreign)
+    for name in ("GIT_DIR", "GIT_COMMON_DIR"):
+        monkeypatch.setenv(name, str(foreign / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(foreign))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(foreign / ".git/index"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(foreign / ".git/objects"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(checkout[0]))
+    assert quiet() == {"commit": checkout[1], "dirty": False}
+
+
+def test_a_refusal_of_git_s_is_said(checkout, monkeypatch):
+    """Its own switch for tests stands for a checkout of another owner."""
+    monkeypatch.setattr(measure, "KEPT_OF_GIT", (*measure.KEPT_OF_GIT, "GIT_TEST"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.warns(UserWarning, match=r"no commit: git refuses the checkout, whose owner is another") as caught:
+        found = measure.provenance()
+    assert found["commit"] is None and found["commit_unknown"] == "git refuses the checkout, whose owner is another"
+    command = str(caught[0].message).split("Let it: ")[1].split(", or")[0]
+    assert command.startswith("git config --global --add safe.directory '")
+    settings = checkout[0].parent / "gitconfig"
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    assert subprocess.run(command, shell=True).returncode == 0 and settings.is_file()
+    assert quiet()["commit"] == checkout[1], "the advice helps"
+
+
+def test_no_git_and_no_commit_yet(checkout, monkeypatch, tmp_path):
+    shutil.rmtree(checkout[0] / ".git")
+    git(checkout[0], "init", "--quiet")
+    with pytest.warns(UserWarning, match="no commit: git rev-parse failed. It says: "):
+        assert measure.commit()["commit"] is None
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.warns(UserWarning, match="no commit: git cannot be run.*Install git, or set ZSAA_COMMIT"):
+        found = measure.provenance()
+    assert found["commit_unknown"] == "git cannot be run"
+    monkeypatch.setenv("ZSAA_COMMIT", "c0ffee")
+    assert quiet() == {"commit": "c0ffee", "dirty": None}
+    monkeypatch.setattr(measure, "PACKAGE", Path(tmp_path / "site-packages/zsaa"))
+    monkeypatch.setenv("ZSAA_COMMIT", "")
+    assert quiet() == {
+        "commit": None,
+        "dirty": None,
+        "commit_unknown": "the package was installed without its checkout",
+    }
