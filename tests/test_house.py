@@ -165,6 +165,12 @@ def test_every_third_party_import_is_declared():
     assert not [f"{name} imports {m}" for name, source in sources for m in imports_of(source) if m not in known]
 
 
+def test_the_wheel_holds_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "zsaa").rglob("__init__.py")]
+    assert sorted(listed) == sorted([name.replace("/", ".") for name in found] + ["zsaa.kernels"])
+
+
 def test_wheel_builds_and_imports(tmp_path):
     """Built without a network from a copy (setuptools leaves build/ behind) and imported from elsewhere."""
     source = tmp_path / "source"

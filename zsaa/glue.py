@@ -23,6 +23,7 @@ from zsaa.evaluate import predict
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision
 from zsaa.keep import check_alpha
+from zsaa.kit.files import draft, write_text
 from zsaa.measure import provenance, write_json
 from zsaa.tasks import TASKS, load_glue_test, tokenize
 
@@ -77,12 +78,9 @@ def write_predictions(
     with bar, zsaa.at(model, alpha):
         predicted = predict(model, samples, batch_size, precision, bar)
     path = Path(folder) / FILES[task]
-    path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(zip(split["index"], predicted))
     lines = [f"{index}\t{names[label] if task in AS_WORDS else label}\n" for index, label in ordered]
-    draft = path.with_name(f".{path.name}")
-    draft.write_text("index\tprediction\n" + "".join(lines))
-    draft.replace(path)
+    write_text(path, "index\tprediction\n" + "".join(lines))
     reached = round(zsaa.mac_reduction(decoder.config, lengths, alpha, **chosen), 4)
     facts = {"task": task, "source": origin, "alpha": alpha, **chosen, "mac_reduction": reached}
     write_json(path.with_suffix(".json"), {**facts, "provenance": provenance(eval_samples=len(samples))})
@@ -95,11 +93,9 @@ def pack(folder: str | Path) -> Path:
     if not found:
         raise FileNotFoundError(f"no prediction file (*.tsv) in {folder}: make them first, with write_predictions.")
     path = Path(folder) / "submission.zip"
-    draft = path.with_name(".submission.zip")
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+    with draft(path) as own, zipfile.ZipFile(own, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in found:
             archive.write(file, file.name)
-    draft.replace(path)
     return path
 
 

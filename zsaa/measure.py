@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,15 +14,17 @@ import re
 import shlex
 import statistics
 import subprocess
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from zsaa.kit.energy import energy
+from zsaa.kit.files import write_text
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "zsaa")
 
@@ -140,20 +140,7 @@ def hash_of(content) -> str:
 
 def write_json(path: Path, content: dict) -> Path:
     """Write `content` to `path` in one piece: readers never see half a file, not even after a power cut."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by a process that was killed just here
-        left.unlink(missing_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 SHOWS_ONLY = (
@@ -215,99 +202,6 @@ def cached(path: str | Path, settings: dict, compute: Callable[[], dict]) -> dic
     facts = content.get("provenance") or provenance()
     write_json(path, {**content, "provenance": {**spent, **facts}, "unit": unit})
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def energy() -> Iterator[dict]:
-    """Time and energy of a block. Yields a dict that is filled at the block's end:
-
-    seconds: wall clock.
-    gpu_joules: all NVIDIA GPUs that this process may use (CUDA_VISIBLE_DEVICES), from NVML's counter, which the driver
-        advances some ten times a second: blocks should last seconds. None without a GPU, NVML, or the package
-        nvidia-ml-py (`pip install zsaa[gpu]`), and on slices of a GPU (MIG).
-    cpu_joules: all processor packages, from RAPL; None where the system does not let one read it, as most do not.
-
-    Both count what the device used, whoever used it: other processes at the same time are in it.
-    """
-    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else (lambda: None)
-    gpu, cpu = _gpu_counter(), _CpuCounter()
-    wait()
-    started, before = time.perf_counter(), gpu()
-    spent: dict = {}
-    try:
-        yield spent
-        wait()
-    finally:
-        after = gpu()
-        spent["seconds"] = round(time.perf_counter() - started, 1)
-        spent["gpu_joules"] = None if before is None or after is None else round(after - before, 1)
-        spent["cpu_joules"] = cpu.stop()
-
-
-def _gpu_counter() -> Callable[[], float | None]:
-    """A function that returns the joules that this process's GPUs have used since the driver was loaded, or None."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = range(pynvml.nvmlDeviceGetCount()) if chosen is None else [n.strip() for n in chosen.split(",") if n]
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(int(n))
-            if str(n).isdigit()
-            else pynvml.nvmlDeviceGetHandleByUUID(n.encode())
-            for n in names
-        ]
-    except Exception:  # no package, no driver, a device that NVML does not know: pynvml has an exception for each
-        return lambda: None
-
-    def read():
-        try:
-            return sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, handles)) / 1000 if handles else None
-        except pynvml.NVMLError:  # older than Volta, or a MIG slice
-            return None
-
-    return read
-
-
-RAPL = Path("/sys/class/powercap")
-
-
-class _CpuCounter:
-    """Joules of all processor packages from its making to `stop`; a thread reads along, as the counters start again
-    at zero after about an hour."""
-
-    def __init__(self, every: float = 20.0):
-        self.total, self.last = 0, {}
-        self.packages = [d for d in sorted(RAPL.glob("intel-rapl:*")) if d.name.count(":") == 1]
-        self.ended, self.thread = threading.Event(), None
-        try:
-            self.packages = [d for d in self.packages if (d / "name").read_text().startswith("package")]
-            self.ranges = {d: int((d / "max_energy_range_uj").read_text()) for d in self.packages}
-            self._read()
-        except (OSError, ValueError):  # readable by root only
-            self.packages = []
-        if self.packages:
-            self.thread = threading.Thread(target=self._follow, args=(every,), daemon=True)
-            self.thread.start()
-
-    def _read(self):
-        for package in self.packages:
-            now = int((package / "energy_uj").read_text())
-            self.total += (now - self.last.get(package, now)) % (self.ranges[package] + 1)
-            self.last[package] = now
-
-    def _follow(self, every):
-        while not self.ended.wait(every):
-            self._read()
-
-    def stop(self) -> float | None:
-        if not self.packages:
-            return None
-        self.ended.set()
-        self.thread.join()
-        self._read()
-        return round(self.total / 1e6, 1)
 
 
 def alternate(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zsaa import paper, tables
+from zsaa.kit.files import write_text
 from zsaa.results import RESULTS, load_results
 from zsaa.verdicts import VERDICTS, Cell, counts
 
@@ -458,12 +459,6 @@ def render(template: str, view: dict) -> str:
     return environment.get_template(template).render(view)
 
 
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 def index(output_dir: str | Path, statuses: Sequence[dict] = ()) -> Path:
     """Write output_dir/index.html and index.md: what this run measured, with the committed results beside it; returns
     the page's path.
@@ -474,8 +469,8 @@ def index(output_dir: str | Path, statuses: Sequence[dict] = ()) -> Path:
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     view = gather({"this run": output_dir, "committed": ROOT}, statuses, output_dir)
-    _write(output_dir / "index.html", render("report.html", view))
-    _write(output_dir / "index.md", render("report.md", view))
+    write_text(output_dir / "index.html", render("report.html", view))
+    write_text(output_dir / "index.md", render("report.md", view))
     return output_dir / "index.html"
 
 
@@ -484,7 +479,7 @@ def committed(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     view = gather({"committed": ROOT}, (), folder)
     for name in ("report.html", "report.md"):
-        _write(folder / name, render(name, view))
+        write_text(folder / name, render(name, view))
     return [folder / "report.html", folder / "report.md"]
 
 
