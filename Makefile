@@ -37,10 +37,10 @@ compat:     ## all tests with the oldest versions that pyproject.toml allows, in
 	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
 figures:    ## draw figures/ from the committed results
-	@$(PYTHON) && "$$python" -m zsaa.figures && "$$python" -m ablation.show
+	@$(PYTHON) && "$$python" -m zsaa.kit.figures && "$$python" -m ablation.show
 
 report:     ## write docs/report.html and docs/report.md from the committed results and figures
-	@$(PYTHON) && "$$python" -m zsaa.reporting
+	@$(PYTHON) && "$$python" -m zsaa.kit.report
 
 lock:       ## remake requirements.lock from pyproject.toml
 	@tools/lock.sh

@@ -21,8 +21,8 @@ from zsaa import salience
 from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range, method_of
 from zsaa.keep import SCHEDULES
+from zsaa.kit.store import RESULTS
 from zsaa.models import load_model
-from zsaa.results import RESULTS
 from zsaa.score import LEARNED, check_score
 from zsaa.tasks import load_task
 

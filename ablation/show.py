@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from zsaa.figures import CUTS, DATA_SETS, STYLE, save_figure
-from zsaa.results import RESULTS, from_bits, with_interval
-from zsaa.stats import difference, interval, mean_difference
+from zsaa.kit.figures import CUTS, DATA_SETS, STYLE, save_figure
+from zsaa.kit.store import RESULTS, with_interval
+from zsaa.stats import difference, from_bits, interval, mean_difference
 
 NOT_RUN = "not run"
 

@@ -27,11 +27,13 @@ from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forwar
 from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
 from ablation.train import SAMPLINGS, Bend, Merged, Training, curve, last_states, logits_of, train
-from zsaa import figures, finetune
+from zsaa import finetune
 from zsaa.keep import SCHEDULES as PACKAGED
 from zsaa.keep import kept_counts, mac_reduction
 from zsaa.keep import macs as package_macs
-from zsaa.results import RESULTS, from_bits, to_bits
+from zsaa.kit import figures
+from zsaa.kit.store import RESULTS
+from zsaa.stats import from_bits, to_bits
 
 LENGTHS = [23, 40, 9]
 

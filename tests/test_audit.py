@@ -6,8 +6,9 @@ import re
 import pytest
 import transformers
 
-from zsaa import architectures, audit, figures, keep, paper, results, tables, verdicts
-from zsaa.architectures import config
+from zsaa import keep
+from zsaa.kit import architectures, audit, claims, figures, paper, store, tables, verdicts
+from zsaa.kit.architectures import config
 
 # ------------------------------------------------------------------------------------------------ Table 4
 
@@ -216,25 +217,25 @@ def test_floored_by_hand():
 
 
 def test_claims_follow_the_results():
-    committed = {c.quote: c for c in audit.claims(results.load_results())}
-    nothing = {c.quote: c for c in audit.claims([])}
+    committed = {c.quote: c for c in claims.claims(store.load_results())}
+    nothing = {c.quote: c for c in claims.claims([])}
     assert list(committed) == list(nothing)
-    assert all(c.verdict in audit.VERDICTS for c in (*committed.values(), *nothing.values()))
+    assert all(c.verdict in claims.VERDICTS for c in (*committed.values(), *nothing.values()))
     untested = [c for c in nothing.values() if c.verdict == "not tested"]
     assert all(not c.evidence for c in untested) and len(untested) >= 6
     quote = next(q for q in committed if q.startswith("stably accelerates"))
     assert committed[quote].verdict == "partly" and "by the recipe zsaa+" in committed[quote].evidence
-    papers = [r for r in results.load_results() if r["kind"] != "curve" or r["recipe"]["method"] != "zsaa+"]
-    assert {c.quote: c for c in audit.claims(papers)}[quote].verdict == "not borne out"
-    better = json.loads(json.dumps(results.load_results(kind="curve")))
+    papers = [r for r in store.load_results() if r["kind"] != "curve" or r["recipe"]["method"] != "zsaa+"]
+    assert {c.quote: c for c in claims.claims(papers)}[quote].verdict == "not borne out"
+    better = json.loads(json.dumps(store.load_results(kind="curve")))
     for result in better:
         for row in result["rows"]:
             if result["recipe"]["method"] == "alpha-sampled":
                 row.update(accuracy=93.0, ci95=[92.0, 94.0])
-    assert {c.quote: c for c in audit.claims(better)}[quote].verdict == "borne out"
+    assert {c.quote: c for c in claims.claims(better)}[quote].verdict == "borne out"
     for result in better:
         result["recipe"]["schedule"] = "rising"
-    assert {c.quote: c for c in audit.claims(better)}[quote].verdict == "not tested", "not the paper's schedule"
+    assert {c.quote: c for c in claims.claims(better)}[quote].verdict == "not tested", "not the paper's schedule"
 
 
 def test_what_chance_could_have_answered_bears_no_claim_out_nor_refutes_it():
@@ -243,16 +244,16 @@ def test_what_chance_could_have_answered_bears_no_claim_out_nor_refutes_it():
             scored(*row) for row in (("alpha", 1, whole, 1.0), ("alpha", 1.5, 40.0, 0.98), ("random", 1.5, 60.0, 0.98))
         ]
         quote = "the soft-score determines the contribution of each hidden activation to the layer output"
-        return next(c.verdict for c in audit.claims([{**score([]), "rows": rows}]) if c.quote == quote)
+        return next(c.verdict for c in claims.claims([{**score([]), "rows": rows}]) if c.quote == quote)
 
     assert (said(62.0), said(28.0)) == ("not borne out", "not tested")
 
 
 def test_claims_say_what_the_printed_numbers_say():
-    claims = {c.where: c.evidence for c in audit.claims([]) if c.verdict == "against its own numbers"}
-    glue = next(e for e in claims.values() if "on average" in e)
+    said = {c.where: c.evidence for c in claims.claims([]) if c.verdict == "against its own numbers"}
+    glue = next(e for e in said.values() if "on average" in e)
     assert "7.3x on average" in glue
-    numbers = re.findall(r"(\d\.\d\d)x at 0\.9\d", " ".join(c.evidence for c in audit.claims([])))
+    numbers = re.findall(r"(\d\.\d\d)x at 0\.9\d", " ".join(c.evidence for c in claims.claims([])))
     assert [float(x) for x in numbers] == pytest.approx([1.19, 1.40, 1.62, 1.16, 1.49, 1.69], abs=0.011)
 
 

@@ -9,9 +9,10 @@ import tiny
 import torch
 
 import zsaa
-from zsaa import evaluate, measure, results, stats
+from zsaa import evaluate, measure, stats
 from zsaa.dial import settings
 from zsaa.experiment import longest, write_json
+from zsaa.kit import store
 from zsaa.score import SCORES, seeded
 
 
@@ -70,14 +71,14 @@ def test_f1_rows_hold_what_paired_tests_need(model, data):
     for row in rows:
         with zsaa.at(model, row["alpha"]):
             predicted = evaluate.predict(model, data["input_ids"])
-        assert results.per_sample(row) == (list(data["labels"]), predicted)
-        assert row["f1"] == round(stats.f1(data["labels"], predicted), 2) == results.measured(row)
+        assert store.per_sample(row) == (list(data["labels"]), predicted)
+        assert row["f1"] == round(stats.f1(data["labels"], predicted), 2) == store.measured(row)
         assert row["ci95"] == list(stats.f1_interval(data["labels"], predicted))
 
 
 def test_bits_keep_leading_zeros():
     for flags in ([0, 0, 1], [0] * 9, [1, 0, 0, 0, 1, 1], [1] * 8):
-        assert results.from_bits(results.to_bits(flags), len(flags)) == flags
+        assert stats.from_bits(stats.to_bits(flags), len(flags)) == flags
 
 
 def test_targets_that_tau_keeps_out_of_reach_are_left_out(model):

@@ -11,8 +11,9 @@ import test_tasks
 from test_models import save_tiny
 
 import zsaa
-from zsaa import evaluate, experiment, finetune, results, stats, tables
+from zsaa import evaluate, experiment, finetune, stats
 from zsaa.dial import settings
+from zsaa.kit import store, tables
 from zsaa.models import load_model
 from zsaa.tasks import TASKS, load_task, tokenize
 
@@ -150,8 +151,8 @@ def test_every_task_of_table_1_from_the_hubs_layout_to_its_curve(everything, tas
     assert result["recipe"]["alpha_range"] == [0.02, 1.0], "GPT-2's, of section 4.2"
     held_out = load_task(task, source=everything["sources"][task]).test["label"]
     for row in result["rows"]:
-        labels, predicted = results.per_sample(row)
-        assert row["n"] == 12 and results.measured(row) == row[spec.metric]
+        labels, predicted = store.per_sample(row)
+        assert row["n"] == 12 and store.measured(row) == row[spec.metric]
         if spec.metric == "f1":
             assert labels == list(held_out) and row["f1"] == round(stats.f1(labels, predicted), 2)
     assert [r["control"] for r in result["rows"]] == ["alpha", "alpha", "first", "last", "ends", "random"]
@@ -201,7 +202,7 @@ def test_a_file_per_seed(everything, capsys):
     ]
     given += ["--controls", "alpha", "--latency-repeats", "0", "--no-progress", "--seeds", "0", "7"]
     assert experiment.main(given) == 0
-    found = {r["name"]: r for r in results.load_results(everything["out"] / "seeds/results")}
+    found = {r["name"]: r for r in store.load_results(everything["out"] / "seeds/results")}
     assert sorted(found) == [f"rte-gpt2-alpha-sampled-full-seed{seed}" for seed in (0, 7)]
     for seed in (0, 7):
         r = found[f"rte-gpt2-alpha-sampled-full-seed{seed}"]

@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from zsaa import audit, bench, figures, reporting, tables, verdicts
-from zsaa.results import RESULTS
+from zsaa import bench
+from zsaa.kit import claims, figures, report, tables, verdicts
+from zsaa.kit.report import view
+from zsaa.kit.store import RESULTS
 
 OVERHEAD = 3000  # bytes that no setting saves
 TINY_GEMMA = dict(
@@ -79,7 +81,7 @@ def test_without_a_count_of_memory_nothing_is_claimed(results):
     assert {c.verdict for c in tables.table_3_cells([bare])} == {"not run"}
     assert figures.footprint_figure([bare]) is None and figures.footprint_figure([]) is None
     assert set(tables.footprint_table([bare])["over stock"]) == {"-"}
-    assert audit._measured_footprints([bare]) == []
+    assert claims._measured_footprints([bare]) == []
 
 
 def test_first_tokens_stand_in_for_the_papers_device(results):
@@ -140,17 +142,17 @@ def test_the_figure_has_a_line_for_each_length(results, tmp_path):
 
 def test_the_claims_take_them_up(results):
     found = [results["footprint"], results["ttft-gpt2"]]
-    claims = {c.quote: c for c in audit.claims(found)}
-    foot = next(c for quote, c in claims.items() if quote.startswith("the GPU memory footprint"))
+    said = {c.quote: c for c in claims.claims(found)}
+    foot = next(c for quote, c in said.items() if quote.startswith("the GPU memory footprint"))
     assert "Measured (nf4, random weights, prompts of 120 to 200 tokens, cpu)" in foot.evidence
     assert "Gemma-2-2B-4bit, alphas as printed" in foot.evidence and foot.verdict == "against its own numbers"
-    first = next(c for quote, c in claims.items() if "Time-to-First-Token" in quote)
+    first = next(c for quote, c in said.items() if "Time-to-First-Token" in quote)
     assert "gpt2-124m's shape, batch 2 of 60 to 80 tokens" in first.evidence
     for factor, verdict in ((0.9, "borne out"), (0.5, "not borne out")):
         made = copy.deepcopy(results["ttft-gpt2"])
         for row in made["rows"]:
             row["by_kernel_speedup"] = factor * row["target"]
-        assert {c.quote: c.verdict for c in audit.claims([made])}[first.quote] == verdict
+        assert {c.quote: c.verdict for c in claims.claims([made])}[first.quote] == verdict
 
 
 def test_the_report_shows_them(results, tmp_path, monkeypatch):
@@ -159,12 +161,12 @@ def test_the_report_shows_them(results, tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     for name in ("footprint", "ttft-gpt2"):
         (out / f"results/{name}.json").write_text(json.dumps(results[name]))
-    monkeypatch.setattr(reporting, "ROOT", root)
-    text = reporting.index(out).read_text()
+    monkeypatch.setattr(view, "ROOT", root)
+    text = report.index(out).read_text()
     for expected in ("true shape, random weights, nf4", "over the dial&#39;s own code", "without CUDA graphs", "TTFT"):
         assert expected in text, expected
-    view = reporting.gather({"this run": out, "committed": root}, (), out)
-    summary = {s["title"]: s["summary"]["this run"] for s in view["sections"] if s["summary"]}
+    shown = view.gather(view.Sources({"this run": out, "committed": root}, out))
+    summary = {s["title"]: s["summary"]["this run"] for s in shown["sections"] if s["summary"]}
     assert summary["Table 2"]["substitute"] == 2 and summary["Table 3"]["not run"] == 8 + 6  # scores and alphas
     assert summary["Table 3"]["substitute"] + summary["Table 3"]["differs"] == 6
 

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 import zsaa
-from zsaa import benchmarks, choice, evaluate, finetune, mmlu, models, paper, tables
+from zsaa import benchmarks, choice, evaluate, finetune, mmlu, models
+from zsaa.kit import paper, tables
 
 TEXTS = [f"r{i} <br />" + " ".join(f"w{(7 * i + j) % 40}" for j in range(20)) for i in range(30)]
 PARTS = ["The following are multiple choice questions ( with answers ) about : . ... Answer A B C D", "algebra anatomy"]

@@ -6,8 +6,10 @@ import re
 
 import pytest
 
-from zsaa import figures, reporting, results, tables
-from zsaa.verdicts import Cell
+from zsaa.kit import figures, report, store, tables
+from zsaa.kit.report import grid, sections, view
+from zsaa.kit.report import write as pages
+from zsaa.kit.verdicts import Cell
 
 
 def provenance(**facts):
@@ -35,7 +37,7 @@ def run(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     old = {"name": "old", "kind": "test", "provenance": provenance(gpu_joules=5000.0, cpu_joules=None)}
     (root / "results/sub/old.json").write_text(json.dumps(old))
-    monkeypatch.setattr(reporting, "ROOT", root)
+    monkeypatch.setattr(view, "ROOT", root)
     for name in ("table_1_cells", "table_2_cells", "table_3_cells", "table_4_cells"):
         mine = CELLS.get(name, [])
         none = [Cell(c.table, c.row, c.column, c.published) for c in mine]
@@ -90,7 +92,7 @@ def test_the_page_of_a_run(run):
         {"name": "02_table2", "status": "failed", "message": "<boom>", "seconds": None, "log": None, "executed": None},
         {"name": "04_table3", "status": "lacking", "message": "needs gpu: none", "seconds": None},
     ]  # fmt: skip
-    path = reporting.index(run, statuses)
+    path = report.index(run, statuses)
     text = path.read_text()
     page = Page(text)
     said = " ".join(page.text.split())
@@ -108,7 +110,7 @@ def test_the_page_of_a_run(run):
     assert "| Table 1 | 1 | 1 | 0 | 1 |" in markdown
     assert "paper 92.40<br>A 92.0 [91.0, 93.0] ✓ reproduced<br>B 88.0" in markdown
     assert "![What is <drawn>](figures/01_accuracy.png)" in markdown
-    assert reporting.index(run, statuses).read_text() == text
+    assert report.index(run, statuses).read_text() == text
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
 
 
@@ -128,14 +130,14 @@ def simple_figure():
 
 def test_what_a_run_finds_again_is_shown_once(run):
     write(run.parent / "repository", "own")
-    assert "A 92.0 [91.0, 93.0]" in Page(reporting.index(run).read_text()).text
+    assert "A 92.0 [91.0, 93.0]" in Page(report.index(run).read_text()).text
     write(run, "own")
-    text = Page(reporting.index(run).read_text()).text
+    text = Page(report.index(run).read_text()).text
     assert "B 88.0" in text and "C 92.0" not in text
 
 
 def test_nothing_measured_is_said_to_be_not_run(run):
-    text = Page(reporting.index(run).read_text()).text
+    text = Page(report.index(run).read_text()).text
     assert "✓ reproduced" in text  # the legend
     assert "A 92.0" not in text
     assert "3 of the paper's numbers not run" in text
@@ -147,17 +149,17 @@ def test_a_result_with_several_protocols_has_a_letter_for_each():
             ("here", Cell("Table 2", row, "PTB", 38.69, 40.0, (39.0, 41.0), 5, p, "m", "", "ppl")) for p in protocols
         ]
 
-    grid = reporting._grid(
+    found = grid.grid_of(
         cells("1x", "alpha 1.0, per token", "alpha 1.0, per word") + cells("2x", "alpha 0.9, per word")
     )
-    assert [[line["run"] for line in row["places"][0]["lines"]] for row in grid["rows"]] == [["A", "B"], ["B"]]
-    assert [run["how"] for run in grid["runs"]] == ["alpha 1.0, per token", "per word"]
-    (row,) = reporting._grid(cells("1x", "alpha 1.0"))["rows"]
+    assert [[line["run"] for line in row["places"][0]["lines"]] for row in found["rows"]] == [["A", "B"], ["B"]]
+    assert [run["how"] for run in found["runs"]] == ["alpha 1.0, per token", "per word"]
+    (row,) = grid.grid_of(cells("1x", "alpha 1.0"))["rows"]
     assert [line["run"] for line in row["places"][0]["lines"]] == ["A"]
 
 
 def test_a_list_of_numbers_is_masked_as_one():
-    assert reporting._masked("prompts of 512 tokens 1.2x, 1024 tokens 1.3x, 9 tokens 2x; over all 1x, 2x") == (
+    assert grid._masked("prompts of 512 tokens 1.2x, 1024 tokens 1.3x, 9 tokens 2x; over all 1x, 2x") == (
         "prompts of … tokens …x, …; over all …x, …"
     )
 
@@ -166,9 +168,9 @@ def test_what_protocols_share_is_told_without_the_numbers_that_differ():
     found = [
         f"peak, sdpa at 1x, alpha {a} (as printed), {x}x fewer; 0 shots; over {x}x" for a, x in ((0.9, 2), (0.8, 3))
     ]
-    assert reporting._shared(found) == "peak, sdpa at 1x, alpha (as printed); 0 shots"
-    assert reporting._shared(["alpha 0.9 to 0.8 (solved)", "alpha 0.7 to 0.6 (solved)"]) == "alpha (solved)"
-    assert reporting._shared(found[:1] * 2) == found[0]
+    assert grid._shared(found) == "peak, sdpa at 1x, alpha (as printed); 0 shots"
+    assert grid._shared(["alpha 0.9 to 0.8 (solved)", "alpha 0.7 to 0.6 (solved)"]) == "alpha (solved)"
+    assert grid._shared(found[:1] * 2) == found[0]
 
 
 def test_lines_that_read_the_future_come_last():
@@ -176,7 +178,7 @@ def test_lines_that_read_the_future_come_last():
         return "here", Cell("Table 2", "1x", "PTB", 38.69, 40.0, (39.0, 41.0), 5, protocol, "m", "", "ppl")
 
     protocols = ["carry-through; per token", "prefix; per word", "prefix; per token"]
-    (row,) = reporting._grid([cell(p) for p in protocols])["rows"]
+    (row,) = grid.grid_of([cell(p) for p in protocols])["rows"]
     assert [line["protocol"] for line in row["places"][0]["lines"]] == protocols[::-1]
     assert [line["run"] for line in row["places"][0]["lines"]] == ["A", "B", "C"]
 
@@ -184,12 +186,12 @@ def test_lines_that_read_the_future_come_last():
 def test_a_damaged_result_is_named(run):
     (run / "results/cut.json").write_text("{")
     with pytest.raises(ValueError, match=r"cut\.json is not a result file"):
-        reporting.index(run)
+        report.index(run)
 
 
 def test_every_section_has_its_notebook_and_its_functions():
-    notebooks = {path.stem for path in (results.RESULTS.parent / "notebooks").glob("*.ipynb")}
-    for section in reporting.SECTIONS:
+    notebooks = {path.stem for path in (store.RESULTS.parent / "notebooks").glob("*.ipynb")}
+    for section in sections.SECTIONS:
         assert not section.cells or callable(getattr(tables, section.cells)), section.title
         assert section.notebook in notebooks, section.title
         for _, function, _ in section.more:
@@ -198,8 +200,8 @@ def test_every_section_has_its_notebook_and_its_functions():
 
 def test_the_committed_report_is_what_make_report_makes(tmp_path):
     """If this fails: make report, and look at it."""
-    folder = results.RESULTS.parent / "docs"
-    view = reporting.gather({"committed": reporting.ROOT}, (), folder)
+    folder = store.RESULTS.parent / "docs"
+    shown = view.gather(view.Sources({"committed": view.ROOT}, folder))
     for name in ("report.html", "report.md"):
-        assert reporting.render(name, view) == (folder / name).read_text(encoding="utf-8"), f"{name} is not up to date"
+        assert pages.render(name, shown) == (folder / name).read_text(encoding="utf-8"), f"{name} is not up to date"
     Page((folder / "report.html").read_text())

@@ -11,8 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 from ablation import show
-from zsaa import figures, paper, results, tables
-from zsaa.verdicts import counts
+from zsaa.kit import figures, labels, paper, store, tables
+from zsaa.kit.verdicts import counts
 
 
 def row(control, target, accuracy, alpha=None, **more):
@@ -97,15 +97,15 @@ def the_papers_own(result, **recipe):
 def test_only_the_papers_model_data_and_training_can_reproduce_it(result):
     own = the_papers_own(result)
     elsewhere = {**own, "task": {**own["task"], "training_substitute": "reviews"}}
-    assert results.stand_ins(elsewhere) == "training"
-    assert results.stand_ins(own) == "" and results.status(own) == "the paper's model, data and settings"
+    assert labels.stand_ins(elsewhere) == "training"
+    assert labels.stand_ins(own) == "" and labels.status(own) == "the paper's model, data and settings"
     verdicts = {c.row: c.verdict for c in tables.table_1_cells([own]) if c.column == "IMDB"}
     assert verdicts == {"1x": "reproduced", "2x": "differs"} | dict.fromkeys(["3x", "5x", "7x", "9x", "11x"], "not run")
-    assert results.stand_ins({**own, "model": {"name": "gpt2", "kind": "local"}}) == "model", "a folder may be anything"
+    assert labels.stand_ins({**own, "model": {"name": "gpt2", "kind": "local"}}) == "model", "a folder may be anything"
     others = {"epochs": 1.5, "max_steps": 10, "alpha_range": [0.5, 1.0], "tau": 1, "schedule": "rising"}
     for setting, other in others.items():
-        assert results.stand_ins(the_papers_own(result, **{setting: other})) == "training"
-    assert results.stand_ins({**result, "recipe": {"method": "conventional"}}) == "model, data and training"
+        assert labels.stand_ins(the_papers_own(result, **{setting: other})) == "training"
+    assert labels.stand_ins({**result, "recipe": {"method": "conventional"}}) == "model, data and training"
 
 
 def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
@@ -113,7 +113,7 @@ def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
     for seed, accuracy in enumerate((78.0, 80.0, 82.0)):
         rows = [row("alpha", 2, accuracy, 0.95, right="f", seed_of_its_own=seed)]
         seeds.append({**the_papers_own(result, seed=seed), "name": f"s{seed}", "rows": rows})
-    (merged,) = results.over_seeds(seeds)
+    (merged,) = store.over_seeds(seeds)
     assert merged["seeds"] == [0, 1, 2] and merged["name"] == "s0, s1, s2"
     (mean,) = merged["rows"]
     assert mean["accuracy"] == 80.0 and mean["covers"] == "held-out samples and 3 seeds" and mean["n"] == 100
@@ -122,11 +122,11 @@ def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
     cell = next(c for c in tables.table_1_cells(seeds) if c.ours is not None)
     assert "held-out samples and 3 seeds" in cell.protocol
     assert "3 seeds" in tables.table_1(seeds)["IMDB"].columns[1]
-    assert len(results.over_seeds([*seeds, the_papers_own(result, tau=1)])) == 2, "other settings are another run"
+    assert len(store.over_seeds([*seeds, the_papers_own(result, tau=1)])) == 2, "other settings are another run"
     older = {k: v for k, v in seeds[1]["recipe"].items() if k != "schedule"}
-    assert len(results.over_seeds([seeds[0], {**seeds[1], "recipe": older}])) == 1, "Eq. 2, whether named or not"
-    assert len(results.over_seeds([*seeds, the_papers_own(result, schedule="rising")])) == 2
-    assert len(results.over_seeds([seeds[0], seeds[0]])) == 1, "one file found twice is one seed"
+    assert len(store.over_seeds([seeds[0], {**seeds[1], "recipe": older}])) == 1, "Eq. 2, whether named or not"
+    assert len(store.over_seeds([*seeds, the_papers_own(result, schedule="rising")])) == 2
+    assert len(store.over_seeds([seeds[0], seeds[0]])) == 1, "one file found twice is one seed"
 
 
 def test_the_controls_table_has_a_column_per_curve(result):
@@ -227,15 +227,15 @@ def test_figure_2_draws_every_data_set_and_says_what_was_not_run(result, tmp_pat
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is not a result file"):
-        results.load_results(tmp_path)
+        store.load_results(tmp_path)
 
 
 def test_pack_and_unpack_are_inverse():
     kept = {0.9: [[0, 1, 2], [1, 2]], 0.5: [[2], []]}
-    assert results.unpack(json.loads(json.dumps(results.pack(kept, ["a", "b", "c"])))) == (kept, ["a", "b", "c"])
+    assert store.unpack(json.loads(json.dumps(store.pack(kept, ["a", "b", "c"])))) == (kept, ["a", "b", "c"])
 
 
-COMMITTED = results.load_results()
+COMMITTED = store.load_results()
 
 
 @pytest.mark.parametrize("result", COMMITTED, ids=[r["name"] for r in COMMITTED])
@@ -252,12 +252,12 @@ def test_committed_results_carry_their_provenance(result):
 
 def test_the_readme_quotes_the_committed_results():
     """Every accuracy in the README's IMDB table, with its interval, stands in the result files."""
-    ablation = show.load(results.RESULTS / "ablation", "imdb")
+    ablation = show.load(store.RESULTS / "ablation", "imdb")
     long_run = next(r for r in COMMITTED if r["name"] == "imdb-alpha-sampled")
     curves = [(ablation["wide-tau2"], "alpha"), (ablation["lora-crops-epochs5"], "alpha")]
     curves += [(long_run, "alpha"), (ablation["paper-faster"], "alpha")]
     curves += [(ablation["truncated-ends-faster"], "ends"), (ablation["truncated-last-faster"], "last")]
-    readme = (results.RESULTS.parent / "README.md").read_text()
+    readme = (store.RESULTS.parent / "README.md").read_text()
     lines = re.findall(r"^\| (\d+)x \|(.*)\|$", readme, flags=re.MULTILINE)
     assert [int(target) for target, _ in lines] == list(paper.TABLE_1)
     for target, cells in lines:
@@ -265,18 +265,18 @@ def test_the_readme_quotes_the_committed_results():
         assert published == f"{paper.TABLE_1[int(target)]['IMDB']:.1f}"
         assert len(ours) == len(curves)
         for (result, control), cell in zip(curves, ours):
-            row = next(r for r in results.rows_of(result, control) if r["target"] == int(target))
+            row = next(r for r in store.rows_of(result, control) if r["target"] == int(target))
             assert cell == "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
 
 
 def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
     drawn = {path.name for path in (*figures.draw_committed(tmp_path), *show.draw_committed(tmp_path))}
-    committed = {path.name for path in (results.RESULTS.parent / "figures").glob("*.png")}
+    committed = {path.name for path in (store.RESULTS.parent / "figures").glob("*.png")}
     assert drawn == committed - {"slider.png"}, "the slider's picture is a screenshot"
 
 
 def test_controls_of_a_prefill_are_hollow_and_off_the_lines(tmp_path):
-    benchmarks = results.load_results(results.RESULTS / "h100", kind="bench-prefill")
+    benchmarks = store.load_results(store.RESULTS / "h100", kind="bench-prefill")
     figure = figures.prefill_figure(benchmarks)
     speed = figure.axes[0]
     shapes = {(r["model"], r["tokens"], r["batch"]) for b in benchmarks for r in b["rows"]}
@@ -291,7 +291,7 @@ def test_controls_of_a_prefill_are_hollow_and_off_the_lines(tmp_path):
 
 
 def test_memory_and_training_steps_are_drawn(tmp_path):
-    memory, training = (results.load_results(results.RESULTS / "h100", kind=f"bench-{n}") for n in ("memory", "train"))
+    memory, training = (store.load_results(store.RESULTS / "h100", kind=f"bench-{n}") for n in ("memory", "train"))
     held, steps = (figure := figures.memory_and_training_figure(memory, training)).axes
     drawn = sum(len(line.get_xdata()) for line in held.lines)
     assert drawn == 2 * sum(len(result["rows"]) for result in memory), "peak and cache of every row, none made up"

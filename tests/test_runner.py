@@ -90,7 +90,7 @@ class Tree:
 
 
 def stub_reporting():
-    """A stand-in for zsaa.reporting that keeps what index() was called with in index.json."""
+    """A stand-in for zsaa.kit.report that keeps what index() was called with in index.json."""
 
     def index(output_dir, statuses):
         page = output_dir / "index.json"
@@ -102,11 +102,11 @@ def stub_reporting():
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    import zsaa
+    import zsaa.kit
 
     reporting = stub_reporting()
-    monkeypatch.setitem(sys.modules, "zsaa.reporting", reporting)
-    monkeypatch.setattr(zsaa, "reporting", reporting, raising=False)
+    monkeypatch.setitem(sys.modules, "zsaa.kit.report", reporting)
+    monkeypatch.setattr(zsaa.kit, "report", reporting, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     return Tree(tmp_path / "repo")
@@ -251,13 +251,13 @@ import contextlib, sys, types, json, importlib.util
 def index(output_dir, statuses):
     (output_dir / "index.json").write_text(json.dumps(statuses))
     return output_dir / "index.json"
-zsaa = types.ModuleType("zsaa")
-zsaa.reporting = types.SimpleNamespace(index=index)
+zsaa, kit = types.ModuleType("zsaa"), types.ModuleType("zsaa.kit")
+kit.report = types.SimpleNamespace(index=index)
 @contextlib.contextmanager
 def energy():
     spent = {{"seconds": 0.0}}
     yield spent
-sys.modules |= {{"zsaa": zsaa, "zsaa.measure": types.SimpleNamespace(energy=energy)}}
+sys.modules |= {{"zsaa": zsaa, "zsaa.kit": kit, "zsaa.measure": types.SimpleNamespace(energy=energy)}}
 spec = importlib.util.spec_from_file_location("runner", {path!r})
 runner = importlib.util.module_from_spec(spec)
 sys.modules["runner"] = runner
@@ -321,7 +321,7 @@ def test_index_page_that_fails(tree, capfd, monkeypatch):
     def broken(output_dir, statuses):
         raise ValueError("no template")
 
-    monkeypatch.setattr(sys.modules["zsaa.reporting"], "index", broken)
+    monkeypatch.setattr(sys.modules["zsaa.kit.report"], "index", broken)
     assert tree.run() == runner.FAILED
     assert "index page could not be written: ValueError: no template" in capfd.readouterr().out
     assert (tree.out / "done" / "first.json").exists()

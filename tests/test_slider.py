@@ -20,7 +20,7 @@ import zsaa
 from zsaa.dial import settings
 from zsaa.families import find_decoder
 from zsaa.keep import SCHEDULES, kept_counts, kv_bytes, macs
-from zsaa.results import RESULTS
+from zsaa.kit.store import RESULTS
 
 pytest.importorskip("anywidget", reason="the slider needs anywidget: pip install 'zsaa[lab]'")
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from zsaa import figures, paper, tables
-from zsaa.verdicts import counts
+from zsaa.kit import figures, labels, paper, tables
+from zsaa.kit.verdicts import counts
 
 TUNED = "gpt2, alpha-sampled fine-tuning; 5 epochs, 7,925 steps of 8 of 12,678 windows"
 
@@ -152,7 +152,7 @@ def test_of_trainings_that_differ_in_length_the_longest_is_drawn(result):
     assert [r["name"] for r in figures.longest([short, other, result, untuned])] == ["wt103", "other", "u"]
     rising = {**short, "name": "rising", "recipe": {**short["recipe"], "schedule": "rising"}}
     assert [r["name"] for r in figures.longest([result, rising])] == ["wt103", "rising"], "more differs than the length"
-    assert ", schedule rising; " in tables.perplexity_subject(rising)
+    assert ", schedule rising; " in labels.perplexity_subject(rising)
 
 
 def test_controls_stand_beside_the_dial(result):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zsaa.verdicts import Cell, counts
+from zsaa.kit.verdicts import Cell, counts
 
 WHERE = dict(table="Table 1", row="2x", column="IMDB")
 

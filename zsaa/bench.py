@@ -34,14 +34,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa import backend, dial, paper
-from zsaa.architectures import PUBLISHED
+from zsaa import backend, dial
 from zsaa.attention import attend_and_score
 from zsaa.budget import alpha_for
 from zsaa.families import find_decoder
 from zsaa.graphs import Graphs
 from zsaa.keep import attention_widths, kept_counts, kv_bytes, layer_weights, mac_reduction
 from zsaa.kernels import naive
+from zsaa.kit import paper
+from zsaa.kit.architectures import PUBLISHED
 from zsaa.measure import alternate, energy, provenance, write_json
 from zsaa.models import never_repack
 

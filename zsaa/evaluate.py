@@ -18,9 +18,8 @@ from zsaa.dial import rule, settings
 from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
-from zsaa.results import to_bits
 from zsaa.score import seeded
-from zsaa.stats import f1, f1_interval, interval
+from zsaa.stats import f1, f1_interval, interval, to_bits
 
 TARGETS = (1, 2, 3, 5, 7, 9, 11)  # the speed-ups of the paper's Table 1
 # "alpha" is the dial itself; "first", "last" and "ends" (half from each) cut the input; "random" is the dial's schedule
@@ -147,7 +146,7 @@ def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CON
 
 def tally(right: Sequence[int]) -> dict:
     """What a row says of samples that were answered right (1) or wrong (0): "correct", "n", "accuracy" (percent),
-    "ci95" (Wilson) and "right", the flags as `results.to_bits` packs them."""
+    "ci95" (Wilson) and "right", the flags as `stats.to_bits` packs them."""
     correct, n = sum(right), len(right)
     share, bounds = round(100 * correct / n, 2), list(interval(correct, n))
     return {"correct": correct, "n": n, "accuracy": share, "ci95": bounds, "right": to_bits(right)}

@@ -28,8 +28,8 @@ from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.keep import check_schedule
+from zsaa.kit.store import RESULTS, load_results, measured
 from zsaa.measure import cached, energy, hash_of, provenance, write_json
-from zsaa.results import RESULTS, load_results, measured
 
 # For Figure 2 B and C, which cost no forward pass.
 FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)

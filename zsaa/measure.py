@@ -143,16 +143,21 @@ def write_json(path: Path, content: dict) -> Path:
     return write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-SHOWS_ONLY = (
-    "figures",
-    "needs",
-    "paper",
-    "reporting",
-    "results",
-    "runner",
-    "tables",
-    "verdicts",
-)  # modules without a number
+SHOWS_ONLY = (  # without a number: files, and folders
+    "needs.py",
+    "runner.py",
+    *(f"kit/{name}.py" for name in ("claims", "labels", "needs", "paper", "points", "store", "verdicts")),
+    *(f"kit/{name}/" for name in ("figures", "report", "runner", "tables")),
+)
+
+
+def _sources() -> dict[str, Path]:
+    """The sources that can change a number, by their path in the package (kernels lie elsewhere in a checkout)."""
+    found = {}
+    for package, prefix in (("zsaa", ""), ("zsaa.kernels", "kernels/")):
+        for folder in map(Path, importlib.util.find_spec(package).submodule_search_locations):
+            found |= {prefix + path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    return {name: found[name] for name in sorted(found) if not name.startswith(SHOWS_ONLY)}
 
 
 @functools.cache
@@ -161,13 +166,9 @@ def code_hash() -> str:
 
     Asked once per process, so that it says what was imported, not what was edited meanwhile.
     """
-    package = Path(__file__).parent
-    kernels = importlib.util.find_spec("zsaa.kernels").submodule_search_locations
     digest = hashlib.sha256()
-    for folder in (package, *map(Path, kernels)):
-        for path in sorted(folder.glob("*.py")):
-            if folder != package or path.stem not in SHOWS_ONLY:
-                digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    for name, path in _sources().items():
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

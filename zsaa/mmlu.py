@@ -34,13 +34,14 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from torch import nn
 
 import zsaa
-from zsaa import benchmarks, choice, paper
+from zsaa import benchmarks, choice
 from zsaa.dial import rule, settings
 from zsaa.evaluate import applied, cut, plan, tally
 from zsaa.experiment import model_record
 from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
+from zsaa.kit import paper
 from zsaa.measure import cached, provenance
 from zsaa.models import AssetError, check_hub, load_model
 from zsaa.score import seeded

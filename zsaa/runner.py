@@ -20,7 +20,7 @@ Everything generated goes to one folder, outputs/<profile>/ unless --output-dir 
     done/NAME.json                written last: parameters, seconds, joules, files made, hashes of what made it
     timings/NAME.json             seconds of its last complete run, for --dry-run
     results/ figures/ tables/     written by the notebooks themselves, which get this folder as `output_dir`
-    index.html                    written by zsaa.reporting.index at the end of each run, after failures too
+    index.html                    written by zsaa.kit.report at the end of each run, after failures too
 
 A notebook counts as done while its done-file matches the present notebook, zsaa source, parameters, lock
 files and committed results, and all files that it made are still there. papermill's own output is never
@@ -662,7 +662,7 @@ def _own_folder(out: Path, notebooks: list[str] | None = None) -> Iterator[tuple
 
 
 def _status(out: Path, job: Job, status: str, message: str = "", record: dict | None = None) -> dict:
-    """One entry of the list that zsaa.reporting.index gets; log and executed are relative to `out`, or None."""
+    """One entry of the list that zsaa.kit.report.index gets; log and executed are relative to `out`, or None."""
     log = f"logs/{job.name}.log"
     executed = f"executed/{job.name}.ipynb" if status == "done" else f"executed/{job.name}.partial.ipynb"
     return {
@@ -770,9 +770,9 @@ def run_profile(
                 record, why = find_done(out, job, fingerprint(root, job))
                 why = f"not selected; {why}" if why else ""
                 statuses[job.name] = _status(out, job, "done" if record else "not run", why, record)
-        from zsaa import reporting
+        from zsaa.kit import report
 
-        page = reporting.index(out, list(statuses.values()))
+        page = report.index(out, list(statuses.values()))
         print(f"  report: {page}", flush=True)
     except Interrupted as error:
         code = 128 + error.signum

@@ -83,6 +83,16 @@ def over_seeds(
     return mean, (round(low, 2), round(high, 2)), f"held-out samples and {k} seeds"
 
 
+def to_bits(flags: Sequence[int]) -> str:
+    """0s and 1s as a hexadecimal number, the first one its highest bit."""
+    return f"{int(''.join(map(str, flags)), 2):0{(len(flags) + 3) // 4}x}"
+
+
+def from_bits(bits: str, n: int) -> list[int]:
+    """The `n` flags that `to_bits` packed."""
+    return [int(bit) for bit in f"{int(bits, 16):0{n}b}"]
+
+
 def _counts(labels: Sequence[int], predicted: Sequence[int]) -> np.ndarray:
     """[true positives, samples wrongly called 1, samples of label 1 missed, the rest]"""
     if set(labels) | set(predicted) > {0, 1}:

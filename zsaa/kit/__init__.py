@@ -1,2 +1,3 @@
-"""What the kit needs before torch is there: files, energy, the runner. Nothing here imports a third-party package at
-the top, so that run_all.sh answers at once."""
+"""The reproducibility kit: the paper's numbers, result files, and the tables, figures and report made of them; and what
+run_all.sh needs before torch is there (files, energy, the runner). Nothing in this very file imports anything, so that
+it answers at once."""

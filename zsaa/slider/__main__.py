@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from zsaa.results import RESULTS
+from zsaa.kit.store import RESULTS
 from zsaa.slider import page
 
 ROOT = RESULTS.parent

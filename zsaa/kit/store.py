@@ -1,4 +1,4 @@
-"""Result files: reading them, and what a row of one is called and stands for."""
+"""Result files: reading them, and the rows in them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsaa import paper, stats
+from zsaa import stats
+from zsaa.kit.labels import schedule_of
+from zsaa.stats import from_bits
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"  # measurements committed with the source
+RESULTS = Path(__file__).resolve().parents[2] / "results"  # measurements committed with the source
 
 
 def load_results(*folders: str | Path, kind: str | None = None) -> list[dict]:
@@ -23,65 +25,6 @@ def load_results(*folders: str | Path, kind: str | None = None) -> list[dict]:
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is not a result file ({error!r}). Remove it and run it again.") from error
     return found
-
-
-def label(result: dict, short: bool = False) -> str:
-    """What a curve is: how it was trained; unless `short`, also data set, model, and on what it ran."""
-    recipe, hardware = result["recipe"], result["provenance"]["hardware"]
-    training = f"{recipe['method']} ({'LoRA' if recipe['tuning'] == 'lora' else 'full'})"
-    return (
-        training if short else f"{result['task']['name']}, {result['model']['name']}, {training}, {hardware['device']}"
-    )
-
-
-def training(result: dict, samples: str) -> str:
-    """How the model of a result of the kind "perplexity" or "choice" was trained for it: "untuned", "tuned before", or
-    the method and, behind a semicolon, epochs (if these, and no number of steps, were asked for), steps, `samples`
-    (what they are called) in a step and in all, and the seed."""
-    recipe, log = result["recipe"], result.get("train")
-    if not log:
-        return "untuned" if recipe["method"] in ("untuned", "none") else "tuned before"
-    how = f"{recipe['method']} {'LoRA ' if recipe['tuning'] == 'lora' else ''}fine-tuning"
-    many = f"{result['provenance']['train_samples']:,} {samples}"
-    epochs = f"{recipe['epochs']:g} epochs, " if recipe.get("max_steps") == -1 else ""
-    return f"{how}; {epochs}{log['steps']:,} steps of {step_size(result)} of {many}, seed {recipe['seed']}"
-
-
-def step_size(result: dict) -> int:
-    """Samples that a step of a result's training took, of all processes."""
-    recipe = result["recipe"]
-    return recipe["batch_size"] * recipe["gradient_accumulation"] * result["train"]["processes"]
-
-
-def schedule_of(result: dict) -> str:
-    """The schedule by which the dial dropped; results that name none are of the paper's."""
-    return result["recipe"].get("schedule", "geometric")
-
-
-def by_eq_2(result: dict) -> bool:
-    """Did the dial drop by the paper's schedule?"""
-    return schedule_of(result) == "geometric"
-
-
-def trained_as_in_paper(result: dict) -> bool:
-    """By section 4.2's settings, on the data set's own training split?"""
-    recipe = result["recipe"]
-    as_set = all(recipe.get(key, value) == value for key, value in paper.TABLE_1_RECIPE.items())
-    return as_set and not result["task"].get("training_substitute")
-
-
-def stand_ins(result: dict) -> str:
-    """What of the paper's Table 1 a curve replaces: "" or "model", "model, data and training", ... A model counts as
-    the paper's if it came from its repository on the hub; data, if they are held out for real."""
-    model = result["model"]
-    found = [] if model["name"] in paper.TABLE_1_HUB and model.get("kind") == "hub" else ["model"]
-    found += ["data"] if result["task"]["substitute"] else []
-    found += [] if trained_as_in_paper(result) else ["training"]
-    return " and ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
-
-
-def status(result: dict) -> str:
-    return f"substitute: {stand_ins(result)}" if stand_ins(result) else "the paper's model, data and settings"
 
 
 def over_seeds(results: Sequence[dict]) -> list[dict]:
@@ -124,16 +67,6 @@ def measured(row: dict) -> float:
 
 def with_interval(row: dict) -> str:
     return "{:.1f} [{:.1f}, {:.1f}]".format(measured(row), *row["ci95"])
-
-
-def to_bits(flags: Sequence[int]) -> str:
-    """0s and 1s as a hexadecimal number, the first one its highest bit."""
-    return f"{int(''.join(map(str, flags)), 2):0{(len(flags) + 3) // 4}x}"
-
-
-def from_bits(bits: str, n: int) -> list[int]:
-    """The `n` flags that `to_bits` packed."""
-    return [int(bit) for bit in f"{int(bits, 16):0{n}b}"]
 
 
 def per_sample(row: dict) -> tuple[list[int], list[int]]:

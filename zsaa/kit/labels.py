@@ -1,0 +1,115 @@
+"""What a result is called, how it was measured, and what of it stands in for the paper's own."""
+
+from __future__ import annotations
+
+from zsaa.kit import paper
+
+
+def label(result: dict, short: bool = False) -> str:
+    """What a curve is: how it was trained; unless `short`, also data set, model, and on what it ran."""
+    recipe, hardware = result["recipe"], result["provenance"]["hardware"]
+    training = f"{recipe['method']} ({'LoRA' if recipe['tuning'] == 'lora' else 'full'})"
+    return (
+        training if short else f"{result['task']['name']}, {result['model']['name']}, {training}, {hardware['device']}"
+    )
+
+
+def training(result: dict, samples: str) -> str:
+    """How the model of a result of the kind "perplexity" or "choice" was trained for it: "untuned", "tuned before", or
+    the method and, behind a semicolon, epochs (if these, and no number of steps, were asked for), steps, `samples`
+    (what they are called) in a step and in all, and the seed."""
+    recipe, log = result["recipe"], result.get("train")
+    if not log:
+        return "untuned" if recipe["method"] in ("untuned", "none") else "tuned before"
+    how = f"{recipe['method']} {'LoRA ' if recipe['tuning'] == 'lora' else ''}fine-tuning"
+    many = f"{result['provenance']['train_samples']:,} {samples}"
+    epochs = f"{recipe['epochs']:g} epochs, " if recipe.get("max_steps") == -1 else ""
+    return f"{how}; {epochs}{log['steps']:,} steps of {step_size(result)} of {many}, seed {recipe['seed']}"
+
+
+def step_size(result: dict) -> int:
+    """Samples that a step of a result's training took, of all processes."""
+    recipe = result["recipe"]
+    return recipe["batch_size"] * recipe["gradient_accumulation"] * result["train"]["processes"]
+
+
+def schedule_of(result: dict) -> str:
+    """The schedule by which the dial dropped; results that name none are of the paper's."""
+    return result["recipe"].get("schedule", "geometric")
+
+
+def by_eq_2(result: dict) -> bool:
+    """Did the dial drop by the paper's schedule?"""
+    return schedule_of(result) == "geometric"
+
+
+def trained_as_in_paper(result: dict) -> bool:
+    """By section 4.2's settings, on the data set's own training split?"""
+    recipe = result["recipe"]
+    as_set = all(recipe.get(key, value) == value for key, value in paper.TABLE_1_RECIPE.items())
+    return as_set and not result["task"].get("training_substitute")
+
+
+def stand_ins(result: dict) -> str:
+    """What of the paper's Table 1 a curve replaces: "" or "model", "model, data and training", ... A model counts as
+    the paper's if it came from its repository on the hub; data, if they are held out for real."""
+    model = result["model"]
+    found = [] if model["name"] in paper.TABLE_1_HUB and model.get("kind") == "hub" else ["model"]
+    found += ["data"] if result["task"]["substitute"] else []
+    found += [] if trained_as_in_paper(result) else ["training"]
+    return " and ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
+
+
+def status(result: dict) -> str:
+    return f"substitute: {stand_ins(result)}" if stand_ins(result) else "the paper's model, data and settings"
+
+
+CONTROL_WAYS = {
+    "first": "first tokens only",
+    "last": "last tokens only",
+    "ends": "both ends only",
+    "random": "random tokens",
+}
+
+
+def perplexity_way(row: dict) -> str:
+    """How a row of a perplexity result saves: the dial with its score, or a control."""
+    if row["control"] == "alpha":
+        return f"dial, {row['score']}" if row["score"] else "stock"
+    return CONTROL_WAYS[row["control"]]
+
+
+def perplexity_subject(result: dict) -> str:
+    """The model, how it was trained for the task, its schedule if that is not the paper's, and the text, between
+    semicolons."""
+    seed = result["provenance"]["seed"]  # of the windows that were drawn; a training says its own, which is the same
+    drawn = f", seed {seed}" if seed and not result.get("train") else ""
+    drops = "" if by_eq_2(result) else f", schedule {result['recipe']['schedule']}"
+    return f"{result['model']['name']}, {training(result, 'windows')}{drawn}{drops}; {result['task']['title']}"
+
+
+def perplexity_protocol(result: dict) -> str:
+    """How the pruned model was scored, with a warning where the score reads the future."""
+    how = result["protocol"]
+    if how["name"] == "last-word":
+        return "last word after a pruned context, causal"
+    if how["reads_future"]:
+        return f"carry-through, {how['prefix'] + how['continuation']} tokens; WHAT IS KEPT READS THE FUTURE"
+    return f"prefix, {how['prefix']} pruned + {how['continuation']} scored, causal"
+
+
+def choice_subject(result: dict) -> str:
+    """The model, its quantization, and how it was trained to answer."""
+    model = result["model"]
+    return f"{' '.join(filter(None, (model['name'], model['quantization'])))}, {training(result, 'questions')}"
+
+
+def device_of(result: dict) -> str:
+    hardware = result["provenance"]["hardware"]
+    if hardware["device"] != "cpu":
+        return hardware["device"]
+    return f"CPU, {threads(hardware['threads'])}"
+
+
+def threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
