@@ -86,6 +86,45 @@ def test_targets_that_tau_keeps_out_of_reach_are_left_out(model):
     assert {r["target"] for r in rows} <= {1, 2}
 
 
+@pytest.mark.parametrize(
+    ("targets", "controls", "message"),
+    [
+        ((50, 60), ("alpha",), r"\[50, 60\] and the controls \['alpha'\] leave no row.*50 is out of reach.*from 1 to"),
+        ((1,), ("first",), "leave no row: give a target above 1 and a control, or the target 1 and"),
+        ((), ("alpha",), "leave no row"),
+        ((2,), (), "leave no row"),
+        ((0.5, 1), ("alpha",), r"a target, .* must be in \[1, inf\), got 0.5"),
+        ((float("nan"),), ("alpha",), r"must be in \[1, inf\), got nan"),
+        (("2",), ("alpha",), r"got '2', which is text"),
+        ((2,), ("both",), "unknown control 'both'; these are known: alpha, first"),
+    ],
+)  # fmt: skip
+def test_a_plan_without_a_row_is_refused(model, data, targets, controls, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.plan(model, [6, 7, 8], targets, controls)
+    with pytest.raises(ValueError, match=message):
+        evaluate.curve(model, Tokens(), data.select([0]), targets, controls, progress=False)
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_a_model_without_numbers_gets_no_accuracy(model, data, spoilt):
+    """Of NaN, argmax makes class 0: half of a balanced set would be right."""
+    with torch.no_grad():
+        model.score.weight[:, 0] = spoilt
+    assert model(torch.tensor([data["input_ids"][0]])).logits.isnan().any() or spoilt == float("inf")
+    for call in (
+        lambda: evaluate.predict(model, data["input_ids"], batch_size=4),
+        lambda: evaluate.curve(model, Tokens(), data, targets=(1,), progress=False),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"logits for sample 0 are not finite \(so for {len(data)} of {len(data)}\)"
+        ):
+            call()
+    for size in (0, -1, 2.0):
+        with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more"):
+            evaluate.predict(model, data["input_ids"], batch_size=size)
+
+
 def test_cut_keeps_a_leading_bos():
     assert evaluate.cut([1, 2, 3, 4, 5], 3, "last", bos=1) == [1, 4, 5]
     assert evaluate.cut([1, 2, 3, 4, 5], 3, "last") == [3, 4, 5]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import datasets
 import hub
@@ -51,6 +52,40 @@ def test_from_command_line_to_result_file(places, capsys):
     assert tables.table_1([result])["IMDB"].iloc[0, 1].endswith("substitute")
     model, _ = finetune.load(next(places["out"].glob("trained/run-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (0.7, 0.9) and settings(model)["tau"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--epochs", "-1"], r"epochs must be in \(0, inf\), got -1.0"),
+        (["--epochs", "0"], r"epochs must be in \(0, inf\), got 0.0"),
+        (["--max-steps", "0"], "max_steps must be a whole number, 1 or more, or -1"),
+        (["--learning-rate", "0"], "learning_rate must be in"),
+        (["--tau", "0"], "tau must be >= 1"),
+        (["--recipe", "zsaa+", "--distill", "2"], "distill must be in"),
+        (["--targets", "0.5"], r"--targets must be in \[1, inf\), got 0.5"),
+        (["--targets", "inf"], r"--targets must be in \[1, inf\), got inf"),
+        (["--targets", "nan"], r"--targets must be in \[1, inf\), got nan"),
+        (["--targets", "99", "--max-steps", "1"], r"targets \[99\] .*leave no row.*ranges from 1 to"),
+        (["--targets", "1", "--controls", "first", "--max-steps", "1"], "leave no row"),
+        (["--learning-rate", "1e30", "--max-steps", "3"], r"has diverged.*learning_rate below 1e\+30"),
+        (["--eval-batch-size", "0"], "eval_batch_size must be a whole number, 1 or more, or None"),
+        (["--latency-repeats", "-1"], "latency_repeats must be a whole number, 0 or more"),
+        (["--latency-only", "--latency-repeats", "0"], "repeats must be a whole number, 1 or more"),
+        (["--latency-only", "--latency-batches", "0"], "a batch to time must be a whole number, 1 or more"),
+        (["--lengths-only", "--targets", "99"], "leave no row"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_leaves_no_result_is_refused_before_it_is_computed(places, given, message, capsys, monkeypatch):
+    """And nothing of it is left: no model, no checkpoint, no result that says 50%."""
+    monkeypatch.setattr(experiment, "curve", lambda *a, **k: pytest.fail("it was evaluated"))
+    with pytest.raises((ValueError, SystemExit)) as caught:
+        experiment.main(arguments(places, "--max-length", "32", *given))
+    said = capsys.readouterr().err + str(caught.value)
+    assert re.search(message, said)
+    assert getattr(caught.value, "code", 1) not in (0, None)
+    assert not [p for p in places["out"].rglob("*") if p.is_file()]
 
 
 def test_our_own_recipe_from_the_command_line(places):

@@ -5,6 +5,7 @@ import errno
 import json
 
 import datasets
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -57,6 +58,152 @@ def test_eq_3_draws_are_uniform_reproducible_and_differ_by_step_and_seed():
 def test_bad_recipes(bad):
     with pytest.raises(ValueError, match=next(iter(bad)) + "|alpha"):
         Recipe(**bad)
+
+
+OPEN, AT_LEAST_1 = r"in \(0, inf\)", "a whole number, 1 or more"
+NO_NUMBERS = (None, "4e-5", "1", True, float("nan"), float("inf"), -1, [1])
+FIELDS = {  # what each may be, and more that it may not
+    "learning_rate": (OPEN, 0, 0.0),
+    "epochs": (OPEN, 0),
+    "lora_alpha": (OPEN, 0),
+    "dropout": (r"in \[0, 1\)", -0.1, 1, 1.0),
+    "distill": (r"in \[0, 1\]", 1.1),
+    "crops": (r"in \[0, 1\]", 1.1),
+    "strongest": (r"in \[1, inf\)", 0.9),
+    **dict.fromkeys(("batch_size", "gradient_accumulation", "max_length", "lora_rank"), (AT_LEAST_1, 0, 2.0)),
+    "max_steps": (rf"{AT_LEAST_1}, or -1 \(none, epochs decide\)", 0, -2, 5.0),
+    "seed": ("a whole number from 0 to 4294967295", 2**32, 0.0),
+    "group_by_length": ("True or False", 0, "false"),
+    "gradient_checkpointing": ("True or False", 1, "false"),
+}
+
+
+def values_to_try():
+    for name, (allowed, *more) in FIELDS.items():
+        good = {"max_steps": [-1]}.get(name, [True] if allowed == "True or False" else [])
+        for value in (*NO_NUMBERS, *more):
+            if not any(value is g or (type(value) is type(g) and value == g) for g in good):
+                yield pytest.param(name, value, allowed, id=f"{name}={value!r}")
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), list(values_to_try()))
+def test_numbers_out_of_range_are_refused_with_the_range(name, value, allowed):
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got ") as caught:
+        Recipe(**{name: value}, **({"sampling": "ladder"} if name in ("distill", "crops") else {}))
+    assert repr(value) in str(caught.value)
+    remedy = "which is text: give a number (YAML reads 2e-5 as text"
+    assert (remedy in str(caught.value)) == (isinstance(value, str) and "True" not in allowed)
+
+
+def test_every_number_of_a_recipe_has_its_range():
+    numbers = {f.name for f in dataclasses.fields(Recipe) if isinstance(f.default, (int, float))}
+    assert numbers == {*FIELDS, "tau"}, "tau's is the dial's"
+    for tau in (0, "5", 5.0):
+        with pytest.raises((TypeError, ValueError), match="tau must be"):
+            Recipe(tau=tau)
+    for pair in (0.5, (0.5,), (0.1, 0.5, 1.0), "lo"):
+        with pytest.raises((TypeError, ValueError), match="alpha"):
+            Recipe(alpha_range=pair)
+
+
+def test_numpy_s_scalars_are_numbers():
+    recipe = Recipe(learning_rate=np.float32(0.5), batch_size=np.int64(4), alpha_range=(np.float64(0.5), 1))
+    assert recipe == Recipe(learning_rate=0.5, batch_size=4, alpha_range=(0.5, 1.0))
+    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("how", ["alpha-sampled", "ladder", "lora", "the last step", "accumulated"])
+def test_a_training_that_diverges_is_refused_and_leaves_nothing(how, tmp_path):
+    """Also where checkpoints were saved before, and where only the last update, which no loss has seen, spoils all."""
+    more = {"ladder": {"sampling": "ladder"}, "lora": {"tuning": "lora"}, "accumulated": {"gradient_accumulation": 2}}
+    recipe = Recipe(**{"learning_rate": 1e30, "max_steps": 4, **more.get(how, {})})
+    if how == "the last step":
+        recipe = dataclasses.replace(recipe, learning_rate=1e39, max_steps=1)
+    net = model()
+    with pytest.raises(
+        ValueError, match=r"(loss is|weights \S+ are) .*diverged.*learning_rate below 1e\+3\d"
+    ) as caught:
+        fine_tune(net, tiny.Padder(), samples(), recipe, tmp_path / "out", save_steps=1, log_steps=1, progress=False)
+    assert ("weights" in str(caught.value)) or how != "the last step"
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert settings(net)["alpha"] == 1
+
+
+def test_a_checkpoint_holds_numbers(tmp_path, monkeypatch):
+    """Or a run that is started again would begin with what has spoilt it."""
+    saved = []
+    monkeypatch.setattr(transformers.Trainer, "_save_checkpoint", lambda self, *a: saved.append(self.state.global_step))
+    net = model()
+
+    def spoil(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            with torch.no_grad():
+                net.score.weight[0, 0] = float("inf")
+
+    monkeypatch.setattr(finetune.AlphaSampler, "on_step_end", spoil)
+    with pytest.raises(ValueError, match=r"weights score.weight are not finite in step 2"):
+        fine_tune(net, tiny.Padder(), samples(), Recipe(max_steps=3), tmp_path, save_steps=1, progress=False)
+    assert saved == [1]
+
+
+BAD_LABELS = {"words": "positive", "float": 0.5, "whole float": 1.0, "hidden": -1, "left out": -100, "too large": 2,
+              "flag": True, "none": None, "list": [1]}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", BAD_LABELS.values(), ids=list(BAD_LABELS))
+def test_labels_that_are_no_class_are_refused_before_anything_is_trained(value, tmp_path):
+    rows = samples(8).to_list()
+    uniform = isinstance(value, int) and not isinstance(value, bool)
+    changed = [{**row, "labels": value if i == 5 or not uniform else row["labels"]} for i, row in enumerate(rows)]
+    number = 5 if uniform else 0
+    match = rf"sample {number} of the training set has the label .*a whole number from 0 to 1. Mend or remove it"
+    for data in (changed, datasets.Dataset.from_list(changed)):
+        net = model()
+        with pytest.raises(ValueError, match=match) as caught:
+            fine_tune(net, tiny.Padder(), data, Recipe(max_steps=1), tmp_path / "out", progress=False)
+        assert value is None or repr(value) in str(caught.value)
+        assert not (tmp_path / "out").exists() and not hasattr(net.model, "_zsaa")
+
+
+def texts(labels):
+    """Samples of a language model."""
+    ids = [row["input_ids"] for row in samples(4)]
+    return [{"input_ids": i, "attention_mask": [1] * len(i), "labels": labels(i)} for i in ids]
+
+
+@pytest.mark.parametrize(
+    "labels", [lambda i: [-100] * len(i), lambda i: [97] * len(i), lambda i: [-1, *i[1:]], lambda i: i[1:],
+               lambda i: 1, lambda i: [0.5] * len(i), lambda i: ["w"] * len(i)],
+    ids=["all -100", "no token", "-1", "too few", "a class", "floats", "words"],
+)  # fmt: skip
+def test_labels_of_a_language_model_that_teach_nothing_are_refused(labels, tmp_path):
+    net = tiny.make("llama", dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match="sample 0 of the training set has the labels .*-100 where none counts, but not"
+    ):
+        fine_tune(net, tiny.Padder(), texts(labels), Recipe(max_steps=1), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_cannot_be_read_are_refused(tmp_path):
+    rows = samples(4).to_list()
+    cases = {
+        "the training set is empty": [],
+        "no column 'input_ids'": [{"labels": 1}],
+        "no column 'labels'": [{"input_ids": [3]}],
+        r"sample 0 .* has the input_ids \[\]": [{**rows[0], "input_ids": []}],
+        r"sample 1 .*input_ids \[97\]; they must be whole numbers from 0 to 96": [
+            rows[0],
+            {**rows[0], "input_ids": [97]},
+        ],
+    }
+    for message, data in cases.items():
+        with pytest.raises(ValueError, match=message):
+            fine_tune(model(), tiny.Padder(), data, Recipe(max_steps=1), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    for name in ("save_steps", "log_steps"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, 1 or more"):
+            fine_tune(model(), tiny.Padder(), rows, Recipe(max_steps=1), tmp_path / "out", **{name: 0})
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

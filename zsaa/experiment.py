@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 
 import zsaa
-from zsaa.dial import settings, with_schedule
+from zsaa.checks import check_number, check_whole
+from zsaa.dial import RULE, settings, with_schedule
 from zsaa.distributed import on_first, place, start
-from zsaa.evaluate import CONTROLS, TARGETS, add_latency, curve, plan
+from zsaa.evaluate import CONTROLS, TARGETS, add_latency, check_targets, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.keep import check_schedule
@@ -79,6 +80,9 @@ def latency(
     from zsaa.models import load_model
     from zsaa.tasks import load_task, tokenize
 
+    check_whole("repeats", repeats)
+    for batch in batches:
+        check_whole("a batch to time", batch)
     if place()[1] > 1:
         raise RuntimeError(f"{place()[1]} processes would disturb each other's clocks: time without torchrun.")
     device = _device()
@@ -209,6 +213,7 @@ def lengths(
     def compute() -> dict:
         config = shapes[shape] or find_decoder(net)[0].config
         counted = Counter(map(len, _tokenized(data.test, tokenizer, max_length, net)["input_ids"]))
+        check_targets(config, counted.elements(), targets, ("alpha",), **rule)
         rows = []
         for target in targets:
             try:
@@ -259,6 +264,7 @@ def run(
     """
     from zsaa.tasks import fingerprint, load_task
 
+    _check_evaluation(eval_batch_size, latency_batch, latency_repeats)
     start()
     output_dir = Path(output_dir)
     name = name or "-".join((task, Path(model).name, recipe.method, recipe.tuning, f"seed{recipe.seed}"))
@@ -276,6 +282,9 @@ def run(
         if net is None:
             net, tokenizer = _load(model, data)
         fresh = True
+        held_out = map(len, _tokenized(data.test, tokenizer, recipe.max_length, net)["input_ids"])
+        rule = {name: getattr(recipe, name) for name in RULE}
+        check_targets(find_decoder(net)[0].config, held_out, targets, controls, **rule)  # a training can take hours
         train_set = _tokenized(data.train, tokenizer, recipe.max_length, net)
         described = describe(recipe, net)
         net, log = fine_tune(net, tokenizer, train_set, recipe, folder, save_steps=save_steps, progress=progress)
@@ -324,6 +333,7 @@ def run_adapter(
     if trained is None or not folder.is_dir():
         known = ", ".join(sorted(p.name for p in (RESULTS / "adapters").glob("*")))
         raise ValueError(f"no committed adapter {adapter!r}. There are: {known}.")
+    _check_evaluation(eval_batch_size, latency_batch, latency_repeats)
     start()
     task = task or trained["task"]["name"]
     data = load_task(task, source=source, train=1, test=test, seed=0)
@@ -337,6 +347,12 @@ def run_adapter(
         net, tokenizer, data, header, facts, {}, Path(output_dir), resolve_precision(), max_length,
         targets, controls, eval_batch_size, latency_batch, latency_repeats, progress,
     )  # fmt: skip
+
+
+def _check_evaluation(batch_size: int | None, latency_batch: int, latency_repeats: int) -> None:
+    check_whole("eval_batch_size", batch_size, also={None: "8, on a GPU 64"})
+    check_whole("latency_batch", latency_batch)
+    check_whole("latency_repeats", latency_repeats, least=0)
 
 
 def _evaluated(
@@ -420,10 +436,22 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS)
 
 
-def recipe_of(chosen: argparse.Namespace) -> Recipe:
-    """The Recipe in parsed arguments."""
+def recipe_of(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> Recipe:
+    """The Recipe in parsed arguments; one that there cannot be ends the program, as other wrong arguments do."""
     given = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(Recipe) if hasattr(chosen, f.name)}
-    return Recipe.named(chosen.recipe, **given)
+    try:
+        return Recipe.named(chosen.recipe, **given)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def targets_of(given: Sequence[float], parser: argparse.ArgumentParser) -> tuple:
+    """The MAC reductions in parsed arguments, whole ones as such."""
+    try:
+        reductions = [check_number("--targets", target, "[1, inf)") for target in given]
+    except ValueError as error:
+        parser.error(str(error))
+    return tuple(int(target) if target == int(target) else target for target in reductions)
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:
@@ -463,7 +491,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     add_recipe(parser)
     chosen = parser.parse_args(arguments)
-    recipe = recipe_of(chosen)
+    recipe = recipe_of(chosen, parser)
     start()
 
     def given_as(*names: str) -> dict:
@@ -472,7 +500,7 @@ def main(arguments: list[str] | None = None) -> int:
     shared = given_as("task", "source", "test", "output_dir", "name")
     shared["command"] = command_of("zsaa.experiment", sys.argv[1:] if arguments is None else arguments)
     if chosen.targets:
-        shared["targets"] = tuple(int(t) if t == int(t) else t for t in chosen.targets)
+        shared["targets"] = targets_of(chosen.targets, parser)
     evaluation = given_as("controls", "eval_batch_size", "latency_repeats", "progress")
     if chosen.lengths_only:
         fixed = {"tau": recipe.tau, "schedule": recipe.schedule, "max_length": recipe.max_length}

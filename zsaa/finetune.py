@@ -26,8 +26,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -42,11 +44,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
 from zsaa import salience
+from zsaa.checks import check_flag, check_number, check_whole
 from zsaa.dial import RULE, settings, trained_for, with_schedule
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.evaluate import own_seeds, pad
 from zsaa.families import find_decoder
-from zsaa.keep import check_alpha, check_schedule
+from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.measure import hash_of, write_json
 from zsaa.score import LEARNED, check_score
 
@@ -55,6 +58,18 @@ SETTINGS_FILE = "zsaa.json"
 ALPHA_RANGE = {"gpt2": (0.02, 1.0)}
 DEEP_ALPHA_RANGE = (0.5, 1.0)
 LORA_FIELDS = (("rank", "r"), ("alpha", "lora_alpha"))  # of a recipe, and what PEFT calls them
+# What fields of a recipe may be, but for names and what the dial checks itself.
+NUMBERS = {
+    "learning_rate": "(0, inf)",
+    "epochs": "(0, inf)",
+    "dropout": "[0, 1)",
+    "lora_alpha": "(0, inf)",
+    "distill": "[0, 1]",
+    "crops": "[0, 1]",
+    "strongest": "[1, inf)",
+}
+WHOLE = ("batch_size", "gradient_accumulation", "max_length", "lora_rank")
+FLAGS = ("group_by_length", "gradient_checkpointing")
 LEAST_ALPHA = 1e-4  # stands in for a MAC reduction that texts are too short for: as far as tau lets them
 # What a name changes of the defaults, which are the paper's. Each ingredient can be taken out again by its default.
 RECIPES: dict[str, dict] = {
@@ -147,14 +162,7 @@ class Recipe:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.alpha_range is not None:
-            low, high = (check_alpha(a) for a in self.alpha_range)
-            if low > high:
-                raise ValueError(f"alpha_range must be (low, high) with low <= high, got {self.alpha_range}.")
-        limits = {"distill": (0, 1), "crops": (0, 1), "strongest": (1, math.inf)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}.")
+        self._check_numbers()
         if self.sampling == "ladder" and (self.method == "conventional" or self.alpha_range is not None):
             raise ValueError(
                 "sampling='ladder' draws MAC reductions up to `strongest`: it goes neither with method='conventional'"
@@ -165,6 +173,24 @@ class Recipe:
         if self.sampling != "ladder" and (self.distill or self.score == LEARNED):
             what = f"distill={self.distill}" if self.distill else f"score={self.score!r}"
             raise ValueError(f"{what} needs the alpha = 1 pass of sampling='ladder', which teaches it.")
+
+    def _check_numbers(self) -> None:
+        """And NumPy's scalars become Python's, which can be written to a file."""
+        fits = {name: check_number(name, getattr(self, name), interval) for name, interval in NUMBERS.items()}
+        fits |= {name: check_whole(name, getattr(self, name)) for name in WHOLE}
+        fits |= {name: check_flag(name, getattr(self, name)) for name in FLAGS}
+        fits["seed"] = check_whole("seed", self.seed, least=0, most=2**32 - 1)
+        fits["max_steps"] = check_whole("max_steps", self.max_steps, also={-1: "none, epochs decide"})
+        fits["tau"] = check_tau(self.tau)
+        if self.alpha_range is not None:
+            if not isinstance(self.alpha_range, (tuple, list)) or len(self.alpha_range) != 2:
+                raise ValueError(f"alpha_range must be (low, high) or None, got {self.alpha_range!r}.")
+            low, high = map(check_alpha, self.alpha_range)
+            if low > high:
+                raise ValueError(f"alpha_range must be (low, high) with low <= high, got {self.alpha_range}.")
+            fits["alpha_range"] = low, high
+        for name, value in fits.items():
+            object.__setattr__(self, name, value)
 
 
 def alpha_range(
@@ -240,7 +266,42 @@ class AlphaSampler(TrainerCallback):
         zsaa.set_alpha(self.model, 1.0)
 
 
-class Passes(Trainer):
+class DivergedError(ValueError):
+    """A training whose loss or weights are no numbers any more."""
+
+
+class Finite(Trainer):
+    """A Trainer that stops where a loss or a weight is no number, before anything of it is saved. (transformers itself
+    leaves such losses out of its log, and goes on.)"""
+
+    def diverged(self, what: str) -> DivergedError:
+        precision = "fp16" if self.args.fp16 else "bf16" if self.args.bf16 else "fp32"
+        return DivergedError(
+            f"{what} in step {self.state.global_step}: the training has diverged, and nothing of it was kept. Choose a "
+            f"learning_rate below {self.args.learning_rate:g} (any number in (0, inf))"
+            + (f', or precision="fp32" (now {precision}).' if precision != "fp32" else ".")
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self.diverged(f"the loss is {loss.item()}")
+        return loss
+
+    def check_weights(self) -> None:
+        """Raises, in all processes alike, unless all trained weights are numbers: the last update may have spoilt them
+        unseen."""
+        trained = [(n, p.to_local() if hasattr(p, "to_local") else p) for n, p in self.model.named_parameters()]
+        bad = next((name for name, p in trained if p.requires_grad and not torch.isfinite(p).all()), None)
+        if found := [name for name in gather(bad) if name]:
+            raise self.diverged(f"the weights {found[0]} are not finite")
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self.check_weights()
+        super()._save_checkpoint(*args, **kwargs)
+
+
+class Passes(Finite):
     """A Trainer of ladder steps: three passes, one after another, for the memory's sake, the first of which teaches the
     others and a learned score. model: the one with the dial."""
 
@@ -472,6 +533,58 @@ def _refuse_another(checkpoint: str | None, training: dict) -> None:
         )
 
 
+def check_samples(model: nn.Module, train_dataset) -> None:
+    """ValueError for samples that `model` cannot learn from: none at all, no label, one that is no class of a
+    classifier, one that is no token of a language model, or none to predict. A stream, read once, is not looked at."""
+    if not hasattr(train_dataset, "__len__"):
+        return
+    if not len(train_dataset):
+        raise ValueError("the training set is empty: give one sample or more.")
+    named = "label" if "label" in train_dataset[0] else "labels"  # transformers takes both
+    if absent := {"input_ids", named} - set(train_dataset[0]):
+        raise ValueError(
+            f"the training set has no column {min(absent)!r}: samples are input_ids, attention_mask and labels."
+        )
+    if isinstance(train_dataset, Dataset):
+        train_dataset = train_dataset.with_format("numpy", ["input_ids", named])
+    for row, sample in enumerate(train_dataset):
+        try:
+            _check_sample(model, np.asarray(sample["input_ids"]), np.asarray(sample[named]))
+        except ValueError as error:
+            raise ValueError(f"sample {row} of the training set {error}. Mend or remove it.") from None
+
+
+def _check_sample(model: nn.Module, ids: np.ndarray, labels: np.ndarray) -> None:
+    """ValueError, to be continued from "sample ...", for one sample that `model` cannot learn from."""
+
+    def within(values: np.ndarray, count: int) -> bool:
+        return values.dtype.kind in "iu" and bool(values.size) and values.min() >= 0 and values.max() < count
+
+    tokens = find_decoder(model)[0].config.vocab_size
+    if not within(ids, tokens):
+        raise ValueError(
+            f"has the input_ids {_short(ids)}; they must be whole numbers from 0 to {tokens - 1}, 1 or more"
+        )
+    if hasattr(model, "score"):
+        classes, problem = model.config.num_labels, model.config.problem_type
+        if (
+            classes > 1
+            and problem in (None, "single_label_classification")
+            and (labels.ndim or not within(labels, classes))
+        ):
+            raise ValueError(f"has the label {_short(labels)}; it must be a whole number from 0 to {classes - 1}")
+    elif labels.shape != ids.shape or not within(labels[labels != -100], tokens):
+        raise ValueError(
+            f"has the labels {_short(labels)}; they must be whole numbers, one for each token, from 0 to {tokens - 1}, "
+            "or -100 where none counts, but not everywhere"
+        )
+
+
+def _short(values: np.ndarray) -> str:
+    text = repr(values.tolist())
+    return text if len(text) < 80 else f"{text[:80]} ..."
+
+
 def fine_tune(
     model: nn.Module,
     tokenizer,
@@ -507,6 +620,9 @@ def fine_tune(
             f"a {type(model).__name__} has not. Use sampling='alpha' and a score that is not learned, as "
             "Recipe.named('paper') does."
         )
+    check_samples(model, train_dataset)
+    check_whole("save_steps", save_steps, also={None: "never"})
+    check_whole("log_steps", log_steps)
     checkpoints = output_dir / "checkpoints"
     # Before anything is added to the model; the note is needed only where there are checkpoints, or will be.
     noted = save_steps is not None or (resume and checkpoints.is_dir())
@@ -546,12 +662,13 @@ def fine_tune(
         save_steps=save_steps or 500,
         save_total_limit=1,
         logging_steps=log_steps,
+        logging_nan_inf_filter=False,  # see Finite
         disable_tqdm=not progress,
         report_to="none",
         ddp_find_unused_parameters=False,  # at every alpha each weight has its part in the loss
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits each batch over all GPUs it sees, in one process
-    make = Trainer if plain else partial(Passes, recipe=recipe)
+    make = Finite if plain else partial(Passes, recipe=recipe)
     trainer = make(
         model=model,
         args=arguments,
@@ -571,7 +688,14 @@ def fine_tune(
     started = time.perf_counter()
     if save_steps is not None:
         on_first(partial(_note, checkpoints, training, keep=latest is not None))
-    trainer.train(resume_from_checkpoint=latest)
+    try:
+        trainer.train(resume_from_checkpoint=latest)
+        trainer.check_weights()
+    except BaseException as error:
+        zsaa.set_alpha(model, 1.0)
+        if isinstance(error, DivergedError) and place()[0] == 0:  # not together: the others may not have come here
+            shutil.rmtree(checkpoints, ignore_errors=True)  # to go on from there would diverge again
+        raise
     seconds = time.perf_counter() - started
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_disable()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -138,7 +139,7 @@ class ZsaaLM(HFLM):
         A context that is too long loses its beginning, exactly as in HFLM.
         """
         if settings(self.model)["alpha"] == 1:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            return _numbers(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
         asking = defaultdict(list)  # context: indices of the requests that continue it
         cut = 0
         for index, (key, context, continuation) in enumerate(requests):
@@ -169,7 +170,7 @@ class ZsaaLM(HFLM):
                     if requests[index][0] is not None:  # a window of loglikelihood_rolling has no key
                         self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
                     bar.update()
-        return answers
+        return _numbers(answers)
 
     def _continue(
         self, contexts: list, rows: list[int], continuations: list, batch_size: int
@@ -257,6 +258,17 @@ def _check_scores_text(model: PreTrainedModel) -> None:
                 f"an adapter of type {adapter.peft_type.value} for the task {adapter.task_type} cannot be scored with "
                 "the dial: it must be for CAUSAL_LM, and add no virtual tokens (as LoRA does not)."
             )
+
+
+def _numbers(answers: list[tuple[float, bool]]) -> list[tuple[float, bool]]:
+    """`answers`, unless one is NaN: lm-eval would take it for the likeliest of its question, and report a score."""
+    spoilt = [number for number, (likelihood, _) in enumerate(answers) if math.isnan(likelihood)]
+    if spoilt:
+        raise ValueError(
+            f"the log-likelihood of {len(spoilt)} of {len(answers)} requests is NaN: the model's weights are spoilt, "
+            "or too large for its dtype. Train or load it anew, or add dtype=float32 to --model_args."
+        )
+    return answers
 
 
 def _batches(items: Sequence, size: int) -> Iterator:

