@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the notebooks of a profile and writes tables, figures and an index page; see ./run_all.sh --help.
-# The first call sets up all that is needed in .venv. All arguments go to zsaa/runner.py.
+# The first call sets up all that is needed in .venv. All arguments go to zsaa/runner.py (zsaa/kit/runner).
 set -euo pipefail
 root="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" # through symbolic links; no cd, which would heed CDPATH
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import zsaa
-from zsaa import runner
+from zsaa.kit.runner import errors, folder, plan
 
 try:
     import tomllib
@@ -47,18 +47,27 @@ def test_notebook_is_committed_without_traces_of_a_run(path):
 
 @each_notebook
 def test_notebook_can_be_run_by_the_runner_and_opened_in_colab(path):
-    assert "output_dir" in runner.declared_parameters(path)
-    cells = runner.read_cells(path)
+    assert "output_dir" in plan.declared_parameters(path)
+    cells = plan.read_cells(path)
     badge = cells[0]["source"]
     assert "colab" in badge
     assert badge.count(f"notebooks/{path.name}") >= 1
 
 
+def test_no_run_may_write_to_the_clones_own_folders():
+    """They are listed by name, as a clone without git has them too."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git, or no checkout")
+    tracked = {name.partition("/")[0] for name in listed.stdout.split("\0") if "/" in name}
+    assert {name for name in tracked if not name.startswith(".")} == set(folder.OURS)
+
+
 def test_profiles_name_every_notebook_with_parameters_that_fit(tmp_path):
-    profiles = runner.load_profiles(ROOT)
+    profiles = plan.load_profiles(ROOT)
     assert set(profiles) == {"smoke", "quick", "full", "paper", "ci"}
     for name in profiles:
-        runner.plan(ROOT, name, tmp_path)
+        plan.plan(ROOT, name, tmp_path)
     for name in set(profiles) - {"paper"}:  # what the paper has no table or figure of, paper may leave out
         assert sorted(profiles[name]["notebooks"]) == [path.stem for path in NOTEBOOKS]
 
@@ -133,7 +142,7 @@ def test_tables_show_a_text_as_text(path):
     import pandas as pd
 
     frame = pd.DataFrame({"MAC reduction": [1.0], "alpha": [1.0], "text": ["<img src=x onerror=alert(1)>"]})
-    sources = [c["source"] for c in runner.read_cells(path) if c["type"] == "code" and ".style" in c["source"]]
+    sources = [c["source"] for c in plan.read_cells(path) if c["type"] == "code" and ".style" in c["source"]]
     for source in sources:
         tree = ast.parse(source)
         names = {t.id: n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets
@@ -159,7 +168,7 @@ def test_every_third_party_import_is_declared():
     files = [path for folder in ("zsaa", "kernels", "ablation", "tests") for path in (ROOT / folder).rglob("*.py")]
     sources = [(path.name, path.read_text()) for path in files]
     for path in NOTEBOOKS:
-        cells = [c["source"] for c in runner.read_cells(path) if c["type"] == "code"]
+        cells = [c["source"] for c in plan.read_cells(path) if c["type"] == "code"]
         sources += [(path.name, cell) for cell in cells if not cell.startswith("%%")]
     known = set(sys.stdlib_module_names) | modules | ours
     assert not [f"{name} imports {m}" for name, source in sources for m in imports_of(source) if m not in known]
@@ -270,13 +279,13 @@ def test_run_all_help_and_list_set_up_nothing():
 )
 def test_setup_without_or_with_an_old_python(tmp_path, fakes, text):
     done = shell(ROOT / "run_all.sh", path=bin_folder(tmp_path, **fakes))
-    assert done.returncode == runner.SETUP
+    assert done.returncode == errors.SETUP
     assert text in done.stderr
 
 
 def test_setup_with_a_named_python_that_is_missing():
     done = shell(ROOT / "run_all.sh", ZSAA_PYTHON="/no/such/python")
-    assert done.returncode == runner.SETUP
+    assert done.returncode == errors.SETUP
     assert "ZSAA_PYTHON=/no/such/python was not found" in done.stderr
 
 
@@ -297,7 +306,7 @@ def test_setup_with_a_full_disk(copy, tmp_path):
         "python3": f'exec {sys.executable} "$@"',
     }
     done = shell(copy / "tools" / "setup.sh", path=bin_folder(tmp_path, **fakes))
-    assert done.returncode == runner.SETUP
+    assert done.returncode == errors.SETUP
     assert "0 GB are free" in done.stderr
     assert not (copy / ".venv").exists()
 
@@ -310,7 +319,7 @@ def test_setup_without_a_network_leaves_no_stamp(copy):
         PIP_INDEX_URL="http://127.0.0.1:9/simple",
         PIP_RETRIES="1",
     )
-    assert done.returncode == runner.SETUP, done.stderr
+    assert done.returncode == errors.SETUP, done.stderr
     assert "cannot reach its package index" in done.stderr
     assert done.stdout == ""
     assert not (copy / ".venv" / ".zsaa-ready").exists()
@@ -372,7 +381,7 @@ esac
     )
     bare.chmod(0o755)
     done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON=str(bare))
-    assert done.returncode == runner.SETUP, done
+    assert done.returncode == errors.SETUP, done
     assert "-I cannot import what was installed" in done.stderr and "ZSAA_PYTHON" in done.stderr
     assert not (prefix / ".zsaa-ready").exists()
 
@@ -389,5 +398,5 @@ esac
     )
     python.chmod(0o755)
     done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON="../python", cwd=copy)  # relative, as the caller sees it
-    assert done.returncode == runner.SETUP
+    assert done.returncode == errors.SETUP
     assert "pip cannot install into" in done.stderr and "python3 -m venv" in done.stderr

@@ -1,7 +1,9 @@
 """The notebook runner, on tiny notebooks: types, resume, failures, killed kernels, signals, bad input."""
 
 import contextlib
+import errno
 import fcntl
+import io
 import json
 import os
 import random
@@ -11,12 +13,15 @@ import subprocess
 import sys
 import textwrap
 import time
-import types
+from pathlib import Path
 
 import nbformat
 import pytest
 
-from zsaa import runner
+from zsaa.kit.runner import command, console, errors, folder, page, plan
+from zsaa.kit.runner.done import find_done, fingerprint
+
+RUNNER = Path(command.__file__).parents[2] / "runner.py"
 
 PARAMETERS = "n = 1\nrate = 0.5\nnames = ['a']\nflag = False\nfree = None\noutput_dir = '.'"
 WRITE = """
@@ -76,7 +81,7 @@ class Tree:
         )
 
     def run(self, *arguments):
-        return runner.main(["--root", str(self.root), *arguments])
+        return command.main(["--root", str(self.root), *arguments])
 
     def runs(self, name):
         return json.loads((self.out / "results" / f"{name}.json").read_text())["runs"]
@@ -89,24 +94,23 @@ class Tree:
         return (self.out / "logs" / f"{name}.log").read_text()
 
 
-def stub_reporting():
-    """A stand-in for zsaa.kit.report that keeps what index() was called with in index.json."""
+# A stand-in for the process that writes the index page; it keeps what zsaa.kit.report.index would get in index.json.
+PAGE = """
+import os, sys
+path = os.path.join(sys.argv[1], "index.json")
+with open(path, "w") as file:
+    file.write(sys.stdin.read())
+print(path)
+"""
 
-    def index(output_dir, statuses):
-        page = output_dir / "index.json"
-        page.write_text(json.dumps(statuses))
-        return page
 
-    return types.SimpleNamespace(index=index)
+def page_command(text):
+    return [sys.executable, "-I", "-S", "-c", text]
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    import zsaa.kit
-
-    reporting = stub_reporting()
-    monkeypatch.setitem(sys.modules, "zsaa.kit.report", reporting)
-    monkeypatch.setattr(zsaa.kit, "report", reporting, raising=False)
+    monkeypatch.setattr(page, "COMMAND", page_command(PAGE))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     return Tree(tmp_path / "repo")
@@ -118,7 +122,7 @@ def index(tree):
 
 def test_typed_parameters_resume_and_force(tree, capfd):
     """One run gives typed values, a second runs nothing, --force runs what --only names, HOME stays clean."""
-    assert tree.run() == runner.OK
+    assert tree.run() == errors.OK
     result = json.loads((tree.out / "results" / "first.json").read_text())
     assert result == {"runs": 1, "n": 3, "rate": 2e-5, "names": ["b", "c"], "flag": True}
     assert tree.done("first")
@@ -135,12 +139,12 @@ def test_typed_parameters_resume_and_force(tree, capfd):
     assert not list((tree.root.parent / "home").rglob("*"))
 
     started = time.monotonic()
-    assert tree.run() == runner.OK
+    assert tree.run() == errors.OK
     assert time.monotonic() - started < 10
     assert (tree.runs("first"), tree.runs("second")) == (1, 1)
     assert "done before" in capfd.readouterr().out
 
-    assert tree.run("--force", "--only", "first") == runner.OK
+    assert tree.run("--force", "--only", "first") == errors.OK
     assert (tree.runs("first"), tree.runs("second")) == (2, 1)
     assert [s["status"] for s in index(tree).values()] == ["done", "done"]
     assert "(last run here)" in capfd.readouterr().out
@@ -148,8 +152,8 @@ def test_typed_parameters_resume_and_force(tree, capfd):
 
 def test_every_input_is_part_of_the_key(tree):
     """Notebook cells, package, kernels, parameters, locks and committed results count; outputs do not."""
-    (job, _) = runner.plan(tree.root, "smoke", tree.out)
-    key = runner.fingerprint(tree.root, job)
+    (job, _) = plan.plan(tree.root, "smoke", tree.out)
+    key = fingerprint(tree.root, job)
     changes = {
         "zsaa": lambda: write(tree.root / "zsaa" / "code.py", "x = 2\n"),
         "kernels": lambda: write(tree.root / "kernels" / "new.py", ""),
@@ -160,8 +164,8 @@ def test_every_input_is_part_of_the_key(tree):
     }
     for name, change in changes.items():
         change()
-        (job, _) = runner.plan(tree.root, "smoke", tree.out)
-        new = runner.fingerprint(tree.root, job)
+        (job, _) = plan.plan(tree.root, "smoke", tree.out)
+        new = fingerprint(tree.root, job)
         changed = [part for part in key if key[part] != new[part]]
         assert changed == ["zsaa" if name == "kernels" else name]
         key = new
@@ -171,33 +175,48 @@ def test_every_input_is_part_of_the_key(tree):
     notebook.cells[1].execution_count = 7
     notebook.metadata["kernelspec"] = {"name": "else", "display_name": "else", "language": "x"}
     nbformat.write(notebook, job.path)
-    write(tree.root / "zsaa" / "__pycache__" / "code.py", "x = 3\n")
-    assert runner.fingerprint(tree.root, job) == key
+    left = (
+        "__pycache__/code.py .ipynb_checkpoints/code-checkpoint.py .code.py.swp code.py~ #code.py# ._code.py .DS_Store"
+    )
+    for stray in [*left.split(), "code (copy).py", "code.bak.py", "notes.txt"]:
+        write(tree.root / "zsaa" / stray, "x = 3\n")
+    (tree.root / "kernels" / ".#new.py").symlink_to("somebody@somewhere.1")  # how Emacs marks a file that it edits
+    for stray in (
+        ".DS_Store",
+        ".ipynb_checkpoints/old-checkpoint.json",
+        ".old.json.swp",
+        "old.json~",
+        "sub/._old.json",
+    ):
+        write(tree.root / "results" / stray, "x")
+    for stray in ("poetry.lock", ".~lock.assets.lock#", "results/README.md"):
+        write(tree.root / stray, "x")
+    assert fingerprint(tree.root, job) == key
 
 
 def test_done_file_needs_matching_key_and_all_files(tree):
-    (job, _) = runner.plan(tree.root, "smoke", tree.out)
-    key, product = runner.fingerprint(tree.root, job), tree.out / "figures" / "a.png"
+    (job, _) = plan.plan(tree.root, "smoke", tree.out)
+    key, product = fingerprint(tree.root, job), tree.out / "figures" / "a.png"
     write(product, "")
     record = {"key": key, "files": ["figures/a.png"], "seconds": 1, "started": ""}
     done = tree.out / "done" / "first.json"
 
-    assert runner.find_done(tree.out, job, key) == (None, "not run yet")
+    assert find_done(tree.out, job, key) == (None, "not run yet")
     write(done, json.dumps(record))
-    assert runner.find_done(tree.out, job, key) == (record, "")
-    assert runner.find_done(tree.out, job, {**key, "lock": "x"}) == (None, "changed since: lock")
+    assert find_done(tree.out, job, key) == (record, "")
+    assert find_done(tree.out, job, {**key, "lock": "x"}) == (None, "changed since: lock")
     product.unlink()
-    assert runner.find_done(tree.out, job, key) == (None, "figures/a.png is gone")
+    assert find_done(tree.out, job, key) == (None, "figures/a.png is gone")
     write(done, json.dumps(record)[:20])  # cut off
-    assert runner.find_done(tree.out, job, key)[0] is None
+    assert find_done(tree.out, job, key)[0] is None
     write(done, "[]")
-    assert runner.find_done(tree.out, job, key)[0] is None
+    assert find_done(tree.out, job, key)[0] is None
 
 
 def test_failing_cell(tree, capfd):
     """Log and partial notebook tell why; with --keep-going the rest runs; mended, only that one runs."""
     tree.notebook("first", "print('before')", "1 / 0", WRITE)
-    assert tree.run() == runner.FAILED
+    assert tree.run() == errors.FAILED
     out = capfd.readouterr().out
     assert "ZeroDivisionError: division by zero (in cell 6 of 7)" in out
     assert "ZeroDivisionError" in tree.log("first")
@@ -211,12 +230,12 @@ def test_failing_cell(tree, capfd):
     assert (states["first"]["status"], states["second"]["status"]) == ("failed", "not run")
     assert states["first"]["executed"] == "executed/first.partial.ipynb"
 
-    assert tree.run("--keep-going") == runner.FAILED
+    assert tree.run("--keep-going") == errors.FAILED
     assert tree.done("second")
     assert not tree.done("first")
 
     tree.notebook("first", WRITE)
-    assert tree.run() == runner.OK
+    assert tree.run() == errors.OK
     assert tree.runs("second") == 1
     assert not list(tree.out.rglob("*partial*"))
 
@@ -224,7 +243,7 @@ def test_failing_cell(tree, capfd):
 def test_killed_kernel_is_not_done(tree, capfd):
     """The cell after the kill never ran, papermill says that it did, and the runner does not believe it."""
     tree.notebook("second", "print('before')", "import os; os.kill(os.getpid(), 9)", "pass", WRITE)
-    assert tree.run() == runner.FAILED
+    assert tree.run() == errors.FAILED
     assert "the kernel was killed by signal 9 in cell 6 of 8" in capfd.readouterr().out
     assert tree.done("first")
     assert not tree.done("second")
@@ -234,36 +253,36 @@ def test_killed_kernel_is_not_done(tree, capfd):
     assert "FAILED: the kernel was killed" in tree.log("second")
 
     tree.notebook("second", WRITE)
-    assert tree.run() == runner.OK
+    assert tree.run() == errors.OK
     assert (tree.runs("first"), tree.runs("second")) == (1, 1)
 
 
 def test_cells_that_did_not_run(tree, capfd):
     """sys.exit(0) ends a notebook early without an error; that is not done either."""
     tree.notebook("first", "import sys; sys.exit(0)", WRITE)
-    assert tree.run("--only", "first") == runner.FAILED
+    assert tree.run("--only", "first") == errors.FAILED
     assert "cell 6 of 6 did not run" in capfd.readouterr().out
     assert not tree.done("first")
 
 
+# ./run_all.sh as a process: the runner by its path, with the stand-in for the index page. torch is not to be imported
+# there: a run that is stopped while it imports would import the broken rest again.
 DRIVER = """
-import contextlib, sys, types, json, importlib.util
-def index(output_dir, statuses):
-    (output_dir / "index.json").write_text(json.dumps(statuses))
-    return output_dir / "index.json"
-zsaa, kit = types.ModuleType("zsaa"), types.ModuleType("zsaa.kit")
-kit.report = types.SimpleNamespace(index=index)
-@contextlib.contextmanager
-def energy():
-    spent = {{"seconds": 0.0}}
-    yield spent
-sys.modules |= {{"zsaa": zsaa, "zsaa.kit": kit, "zsaa.measure": types.SimpleNamespace(energy=energy)}}
+import importlib.util, sys
 spec = importlib.util.spec_from_file_location("runner", {path!r})
 runner = importlib.util.module_from_spec(spec)
-sys.modules["runner"] = runner
 spec.loader.exec_module(runner)
-sys.exit(runner.main(["--root", {root!r}]))
+command = runner.load_kit()
+sys.modules["zsaa_kit.runner.page"].COMMAND = {page!r}
+code = command.main(["--root", {root!r}])
+assert not {{"torch", "zsaa"}} & set(sys.modules)
+sys.exit(code)
 """
+
+
+def driver(tree):
+    code = DRIVER.format(path=str(RUNNER), page=page_command(PAGE), root=str(tree.root))
+    return [sys.executable, "-I", "-c", code]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -278,10 +297,8 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
         "time.sleep(300)",
         WRITE,
     )
-    code = DRIVER.format(path=runner.__file__, root=str(tree.root))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(driver(tree), preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL), **pipes)
     deadline = time.monotonic() + 60
     while not mark.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
@@ -302,8 +319,55 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
     assert "INTERRUPTED" in tree.log("second")
     if signum == signal.SIGINT:
         tree.notebook("second", WRITE)
-        assert tree.run() == runner.OK
+        assert tree.run() == errors.OK
         assert (tree.runs("first"), tree.runs("second")) == (1, 1)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
+def test_an_ignored_signal_stays_ignored(tree, signum):
+    """nohup ignores SIGHUP, a script's background job SIGINT: the run goes on to its end."""
+    mark = tree.root / "started"
+    tree.notebook("first", f"import time\nopen({str(mark)!r}, 'w').close()\ntime.sleep(2)", WRITE)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(driver(tree), preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN), **pipes)
+    deadline = time.monotonic() + 60
+    while not mark.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == errors.OK, out
+    assert tree.done("second")
+
+
+def test_a_run_whose_reader_has_gone_goes_on(tree):
+    process = subprocess.Popen(driver(tree), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as in ./run_all.sh | head -0
+    assert (process.stderr.read(), process.wait(timeout=120)) == ("", errors.OK)
+    assert tree.done("second")
+
+
+def test_a_kernel_sees_none_of_the_users_start_up_files_and_settings(tree, tmp_path, monkeypatch):
+    """Start-up files of Python and IPython, search paths, configurations of Jupyter and Matplotlib, user packages."""
+    for file in ("startup.py", ".ipython/profile_default/startup/a.py", "path/a_module.py"):
+        write(tmp_path / "home" / file, "started = True\n")
+    write(tmp_path / "home/.ipython/profile_default/ipython_kernel_config.py", "raise SystemExit('configured')\n")
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "home" / "startup.py"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "home" / "path"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "home" / ".ipython"))
+    for name in ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "JUPYTER_CONFIG_PATH", "JUPYTER_PREFER_ENV_PATH", "MPLBACKEND"):
+        monkeypatch.setenv(name, {"PYTHONOPTIMIZE": "1", "PYTHONWARNINGS": "error"}.get(name, "agg"))
+    show = (
+        "import importlib.util, os\n"
+        "print('SEEN', 'started' in globals(), importlib.util.find_spec('a_module'), __debug__,\n"
+        "      sorted(n for n in os.environ if n.startswith(('PYTHON', 'JUPYTER_CONFIG_P', 'JUPYTER_PREFER'))),\n"
+        "      os.environ.get('MPLBACKEND') == 'agg')"
+    )
+    tree.notebook("first", show, WRITE)
+    before = dict(os.environ)
+    assert tree.run("--only", "first") == errors.OK
+    user = ["PYTHONNOUSERSITE"] if sys.flags.no_user_site else []
+    assert f"SEEN False None True {user} False" in tree.log("first")
+    assert dict(os.environ) == before
 
 
 def is_running(pid):
@@ -314,31 +378,19 @@ def is_running(pid):
 
 def test_index_page_that_fails(tree, capfd, monkeypatch):
     """Finished notebooks stay done, and the exit code says that something is missing."""
-    for job in runner.plan(tree.root, "smoke", tree.out):
-        record = {"key": runner.fingerprint(tree.root, job), "files": [], "seconds": 1, "started": ""}
+    for job in plan.plan(tree.root, "smoke", tree.out):
+        record = {"key": fingerprint(tree.root, job), "files": [], "seconds": 1, "started": ""}
         write(tree.out / "done" / f"{job.name}.json", json.dumps(record))
 
-    def broken(output_dir, statuses):
-        raise ValueError("no template")
-
-    monkeypatch.setattr(sys.modules["zsaa.kit.report"], "index", broken)
-    assert tree.run() == runner.FAILED
-    assert "index page could not be written: ValueError: no template" in capfd.readouterr().out
+    failures = {
+        "import sys; print('warning', file=sys.stderr); sys.exit('ValueError: no template')": "ValueError: no template",
+        "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "its process was killed by SIGSEGV",
+    }
+    for text, said in failures.items():
+        monkeypatch.setattr(page, "COMMAND", page_command(text))
+        assert tree.run() == errors.FAILED
+        assert f"index page could not be written: {said}" in capfd.readouterr().out
     assert (tree.out / "done" / "first.json").exists()
-
-
-def test_write_atomically_keeps_the_old_text(tmp_path, monkeypatch):
-    path = tmp_path / "a" / "file.json"
-    runner.write_atomically(path, "old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        runner.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(path.parent) == ["file.json"]
 
 
 def test_full_disk(tree, capfd, monkeypatch):
@@ -353,24 +405,143 @@ def test_full_disk(tree, capfd, monkeypatch):
         return write_file(self, text, path)
 
     monkeypatch.setattr(papermill.iorw.LocalHandler, "write", full)
-    assert tree.run("--only", "first") == runner.FOLDER
+    assert tree.run("--only", "first") == errors.FOLDER
     assert "No space left on device" in capfd.readouterr().out
     assert not tree.done("first")
 
 
+def test_full_disk_in_a_cell(tree, capfd):
+    """What a cell cannot write for want of room is no fault of the notebook's."""
+    tree.notebook("first", "raise OSError(28, 'No space left on device', 'weights.bin')", WRITE)
+    assert tree.run("--keep-going") == errors.FOLDER
+    out = capfd.readouterr().out
+    assert "No space left on device" in out and "make room and start again" in out
+    assert not tree.done("first") and index(tree)["first"]["status"] == "failed"
+    assert not (tree.out / "done" / "second.json").exists()
+
+
+def test_full_disk_while_the_index_page_is_written(tmp_path, capfd, monkeypatch):
+    """Its process says so in its exit code, and leaves no draft."""
+    import types
+
+    import zsaa.kit
+    from zsaa.kit.files import write_text
+
+    def index(output_dir, statuses):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            write_text(output_dir / "index.html", "x" * 5_000_000)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "zsaa.kit.report", types.SimpleNamespace(index=index))
+    monkeypatch.setattr(zsaa.kit, "report", sys.modules["zsaa.kit.report"], raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("[]"))
+    assert page.main(str(tmp_path)) == errors.FOLDER
+    said = capfd.readouterr().err
+    assert "OSError: [Errno 28] No space left on device" in said
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.setattr(page, "COMMAND", page_command(f"import sys; print({said!r}, file=sys.stderr); sys.exit(4)"))
+    assert page.write(tmp_path, []) == (errors.FOLDER, said.strip())
+
+
+REFUSED = {
+    "": "names no folder",
+    " ": "names no folder",
+    ".": "is no run's own",
+    "..": "which holds",
+    "/": "which holds",
+    "~": "is no run's own",
+    "results": "a folder of the clone itself",
+    "results/new": "a folder of the clone itself",
+    "./figures/../zsaa": "a folder of the clone itself",
+    "link": "a folder of the clone itself",
+    ".git": "which is hidden",
+    "requirements.lock": "a file",
+    "own": "which holds other files (notes.txt)",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_folder_that_is_no_runs_own_is_refused(tree, capfd, monkeypatch, given):
+    """From within the clone; nothing is written, and the message names value, allowed range and remedy."""
+    monkeypatch.chdir(tree.root)
+    write(tree.root / "own" / "notes.txt", "mine")
+    (tree.root / "link").symlink_to("results")
+    before = sorted(tree.root.parent.rglob("*"))
+    for more in ([], ["--dry-run"], ["--report"]):
+        assert tree.run("--output-dir", given, *more) == errors.FOLDER
+        said = capfd.readouterr().err
+        assert f"--output-dir {given!r} " in said and REFUSED[given] in said
+        assert "a new or an empty folder, or one that an earlier run made" in said and "leave the option out" in said
+    assert sorted(tree.root.parent.rglob("*")) == before
+
+
+def test_folders_that_may_be_used(tree, monkeypatch):
+    monkeypatch.chdir(tree.root)
+    write(tree.root / "empty" / ".DS_Store", "")
+    write(tree.root / "earlier" / "done" / "first.json", "{}")
+    write(tree.root / "earlier" / "notes.txt", "mine")
+    allowed = {
+        "new": "new",
+        "empty": "empty",
+        "earlier": "earlier",
+        "outputs/a/b": "outputs/a/b",
+        "~/new": "../home/new",
+    }
+    for given, folder_ in allowed.items():
+        assert folder.output_folder(tree.root, given, "smoke") == (tree.root / folder_).resolve()
+    assert folder.output_folder(tree.root, None, "smoke") == tree.out
+
+
+def test_another_accounts_done_file_is_not_called_missing(tree, monkeypatch):
+    (job, _) = plan.plan(tree.root, "smoke", tree.out)
+    write(tree.out / "done" / "first.json", "{}")
+
+    def refused(*_, **__):  # root, who may run this, may read everything
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert "first.json cannot be read: Permission denied" in find_done(tree.out, job, {})[1]
+
+
+def test_done_files_can_be_read_by_whom_the_umask_allows(tree):
+    old = os.umask(0o022)
+    try:
+        assert tree.run("--only", "first") == errors.OK
+    finally:
+        os.umask(old)
+    for path in [*(tree.out / "done").iterdir(), *(tree.out / "timings").iterdir()]:
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_not_called_another_run(tree, capfd, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folder.own_folder(tree.out, ["first"]) as locks:
+        assert len(locks) == 2
+    out = capfd.readouterr().out
+    assert out.count(f"has no locks ({os.strerror(code)})") == 1 and "start one at a time" in out
+
+
 def test_folder_in_use_or_not_writable(tree, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(runner, "LOCK_SECONDS", 0.2)
-    with runner._own_folder(tree.out):
-        assert tree.run() == runner.FOLDER
+    monkeypatch.setattr(folder, "LOCK_SECONDS", 0.2)
+    with folder.own_folder(tree.out):
+        assert tree.run() == errors.FOLDER
     assert "another run is using" in capfd.readouterr().err
     (tmp_path / "file").write_text("")
-    assert tree.run("--output-dir", str(tmp_path / "file" / "out")) == runner.FOLDER
+    assert tree.run("--output-dir", str(tmp_path / "file" / "out")) == errors.FOLDER
     assert "cannot write to" in capfd.readouterr().err
 
 
 def test_dry_run_and_list(tree, capfd):
     """Both print and write nothing."""
-    assert tree.run("--dry-run") == runner.OK
+    assert tree.run("--dry-run") == errors.OK
     out = capfd.readouterr().out
     for text in (
         "first: to do (not run yet), about 2:00",
@@ -379,9 +550,9 @@ def test_dry_run_and_list(tree, capfd):
         "1 without an estimate",
     ):
         assert text in out
-    assert tree.run("--dry-run", "--only", "second", "--output-dir", str(tree.root / "x")) == runner.OK
+    assert tree.run("--dry-run", "--only", "second", "--output-dir", str(tree.root / "x")) == errors.OK
     assert "first: not selected" in capfd.readouterr().out
-    assert tree.run("--list") == runner.OK
+    assert tree.run("--list") == errors.OK
     out = capfd.readouterr().out
     for text in ("smoke: two notebooks", "first  (about 2 min)", "other:"):
         assert text in out
@@ -398,7 +569,7 @@ def test_dry_run_and_list(tree, capfd):
     ],
 )
 def test_unknown_names(tree, capfd, arguments, text):
-    assert tree.run(*arguments) == runner.USAGE
+    assert tree.run(*arguments) == errors.USAGE
     assert text in capfd.readouterr().err
     assert not tree.out.exists()
 
@@ -421,13 +592,13 @@ def test_unknown_names(tree, capfd, arguments, text):
 )
 def test_bad_parameters(tree, capfd, parameters, text):
     tree.profiles(parameters)
-    assert tree.run("--dry-run") == runner.USAGE
+    assert tree.run("--dry-run") == errors.USAGE
     assert text in capfd.readouterr().err
 
 
 def test_parameters_that_fit(tree):
     tree.profiles("{rate: 1, names: [], free: [1], n: null}")
-    assert runner.plan(tree.root, "smoke", tree.out)[0].parameters["rate"] == 1
+    assert plan.plan(tree.root, "smoke", tree.out)[0].parameters["rate"] == 1
 
 
 def test_bad_notebooks_and_profiles(tree, capfd):
@@ -443,10 +614,10 @@ def test_bad_notebooks_and_profiles(tree, capfd):
         ("", "must map profile names"),
     ]:
         profiles.write_text(text)
-        assert tree.run() == runner.USAGE
+        assert tree.run() == errors.USAGE
         assert error in capfd.readouterr().err
     profiles.unlink()
-    assert tree.run() == runner.USAGE
+    assert tree.run() == errors.USAGE
     tree.profiles()
     path = tree.root / "notebooks" / "first.ipynb"
     for text, error in [
@@ -455,7 +626,7 @@ def test_bad_notebooks_and_profiles(tree, capfd):
         ('{"cells": []}', "exactly one cell tagged 'parameters', found 0"),
     ]:
         path.write_text(text)
-        assert tree.run() == runner.USAGE
+        assert tree.run() == errors.USAGE
         assert error in capfd.readouterr().err
 
 
@@ -466,34 +637,34 @@ def test_declared_parameters_are_papermills(tmp_path):
     path = tmp_path / "a.ipynb"
     cell = "# comment\nn = 1  # int\nrate: float = 2e-5\nx = n * 2\nnames = [\n    'a',\n]\nnote = 'b'"
     make_notebook(path, "y = 3", parameters=cell)
-    assert set(runner.declared_parameters(path)) == set(inspect_notebook(path))
-    assert runner.declared_parameters(path)["rate"] == 2e-5
+    assert set(plan.declared_parameters(path)) == set(inspect_notebook(path))
+    assert plan.declared_parameters(path)["rate"] == 2e-5
 
 
 def test_help_needs_nothing_installed(tmp_path):
     """As ./run_all.sh calls it: the script by its path, without site-packages."""
-    command = [sys.executable, "-I", "-S", runner.__file__]
-    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    call = [sys.executable, "-I", "-S", str(RUNNER)]
+    done = subprocess.run([*call, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "exit codes" in done.stdout
     assert "--keep-going" in done.stdout
-    assert subprocess.run([*command, "--bogus"], capture_output=True).returncode == runner.USAGE
+    assert subprocess.run([*call, "--bogus"], capture_output=True).returncode == errors.USAGE
 
 
 def test_clock():
-    assert [runner.clock(s) for s in (None, 0, 59.7, 125, 3600)] == ["?", "0:00", "1:00", "2:05", "1:00:00"]
+    assert [console.clock(s) for s in (None, 0, 59.7, 125, 3600)] == ["?", "0:00", "1:00", "2:05", "1:00:00"]
 
 
 # A notebook of four units, each of which is zsaa.measure.cached's, with a stand-in for torch so that it starts quickly.
 # A unit's value is drawn at random: a unit that was done again would show. `busy` is held while a unit is computed, so
 # that a kernel that outlives its runner and one of the next run would be seen to compute at once.
 UNITS = """
-import fcntl, importlib.util, os, pathlib, sys, time, types, uuid
+import fcntl, os, pathlib, sys, time, types, uuid
 cuda = types.SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
 sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, get_num_threads=lambda: 1, device=None)
-spec = importlib.util.spec_from_file_location("measure", {measure!r})
-measure = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(measure)
+sys.modules["zsaa"] = types.ModuleType("zsaa")
+sys.modules["zsaa"].__path__ = [{zsaa!r}]
+from zsaa import measure
 measure.code_hash = lambda: "code"
 pathlib.Path(output_dir, "pid").write_text(str(os.getpid()))
 """
@@ -520,19 +691,16 @@ def finished(tree):
 
 def test_killed_at_any_point_it_goes_on_without_redoing_or_losing_anything(tree):
     """The runner, the kernel, or both are killed at random moments, again and again, and the same command goes on."""
-    import zsaa.measure
-
     draw = random.Random(7)
-    head = UNITS.format(measure=zsaa.measure.__file__)
+    head = UNITS.format(zsaa=str(RUNNER.parent))
     for name in ("first", "second"):
         tree.notebook(name, head, UNIT.format(first=0), UNIT.format(first=2))
     tree.profiles()
-    command = [sys.executable, "-c", DRIVER.format(path=runner.__file__, root=str(tree.root))]
 
     def start():
         (tree.out / "pid").unlink(missing_ok=True)
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return subprocess.Popen(command, start_new_session=True, **pipes)
+        return subprocess.Popen(driver(tree), start_new_session=True, **pipes)
 
     before = {}
     tree.out.mkdir(parents=True)
@@ -554,7 +722,7 @@ def test_killed_at_any_point_it_goes_on_without_redoing_or_losing_anything(tree)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             assert not kernel or not is_running(kernel), "the next run would start beside a living kernel"
         assert "BlockingIOError" not in out and "Traceback" not in out, out
-        assert process.returncode in (-signal.SIGKILL, runner.FAILED, runner.OK), out
+        assert process.returncode in (-signal.SIGKILL, errors.FAILED, errors.OK), out
         after = finished(tree)
         assert before.items() <= after.items()
         before = after
@@ -562,7 +730,7 @@ def test_killed_at_any_point_it_goes_on_without_redoing_or_losing_anything(tree)
 
     process = start()
     out = process.communicate(timeout=120)[0]
-    assert process.returncode == runner.OK, out
+    assert process.returncode == errors.OK, out
     after = finished(tree)
     assert before.items() <= after.items()
     units = {f"{name}-{unit}.json" for name in ("first", "second") for unit in range(4)}
@@ -583,54 +751,54 @@ def test_shards_are_disjoint_the_same_everywhere_and_merge(tree, tmp_path, capfd
     profiles.write_text(f"smoke:\n  notebooks:\n{lines}")
     for name in "abcd":
         make_notebook(tree.root / "notebooks" / f"{name}.ipynb", f"NAME = {name!r}")
-    jobs = runner.plan(tree.root, "smoke", tree.out)
-    assert [runner.shard(jobs, part, 2) for part in (1, 2)] == [["b"], ["a", "c", "d"]]
-    assert [runner.shard(jobs, part, 5) for part in (1, 5)] == [["b"], []]
+    jobs = plan.plan(tree.root, "smoke", tree.out)
+    assert [plan.shard(jobs, part, 2) for part in (1, 2)] == [["b"], ["a", "c", "d"]]
+    assert [plan.shard(jobs, part, 5) for part in (1, 5)] == [["b"], []]
 
     tree.profiles()
     for part in (1, 2):
-        assert tree.run("--shard", f"{part}/2", "--output-dir", str(tmp_path / str(part))) == runner.OK
+        assert tree.run("--shard", f"{part}/2", "--output-dir", str(tmp_path / str(part))) == errors.OK
         states = json.loads((tmp_path / str(part) / "index.json").read_text())
         assert sorted(state["status"] for state in states) == ["done", "not run"]
         shutil.copytree(tmp_path / str(part), tmp_path / "merged", dirs_exist_ok=True)
-    assert tree.run("--output-dir", str(tmp_path / "merged"), "--report") == runner.OK
+    assert tree.run("--output-dir", str(tmp_path / "merged"), "--report") == errors.OK
     states = json.loads((tmp_path / "merged" / "index.json").read_text())
     assert [state["status"] for state in states] == ["done", "done"]
     capfd.readouterr()
-    assert tree.run("--output-dir", str(tmp_path / "merged")) == runner.OK
+    assert tree.run("--output-dir", str(tmp_path / "merged")) == errors.OK
     assert capfd.readouterr().out.count("done before") == 2
 
-    with runner._own_folder(tree.out, ["second"]):  # the other machine is at work
-        assert tree.run("--shard", "1/2") == runner.OK
+    with folder.own_folder(tree.out, ["second"]):  # the other machine is at work
+        assert tree.run("--shard", "1/2") == errors.OK
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner, "LOCK_SECONDS", 0.2)
-            assert tree.run("--shard", "2/2") == runner.FOLDER
-            assert tree.run() == runner.FOLDER
-    assert tree.run("--shard", "2/2") == runner.OK
+            patch.setattr(folder, "LOCK_SECONDS", 0.2)
+            assert tree.run("--shard", "2/2") == errors.FOLDER
+            assert tree.run() == errors.FOLDER
+    assert tree.run("--shard", "2/2") == errors.OK
     assert [state["status"] for state in index(tree).values()] == ["done", "done"]
 
 
 def test_seeds_go_to_the_notebooks_that_take_several(tree, capfd):
-    assert tree.run("--seeds", "0,1", "--dry-run") == runner.USAGE
+    assert tree.run("--seeds", "0,1", "--dry-run") == errors.USAGE
     assert "no notebook of profile 'smoke' has a parameter 'seeds'" in capfd.readouterr().err
     make_notebook(tree.root / "notebooks" / "second.ipynb", parameters="seeds = [0]\noutput_dir = '.'")
-    assert tree.run("--seeds", "2,0,2", "--dry-run") == runner.OK
+    assert tree.run("--seeds", "2,0,2", "--dry-run") == errors.OK
     assert capfd.readouterr().out.count("seeds = [2, 0]") == 1
     for bad in ("", "a", "1,,2", "-1"):
         with pytest.raises(SystemExit):
             tree.run("--seeds", bad)
-    assert tree.run("--resume", "--dry-run") == runner.OK
+    assert tree.run("--resume", "--dry-run") == errors.OK
 
 
 def test_dry_run_takes_times_from_earlier_runs(tree, capfd):
     tree.profiles()
-    assert tree.run("--only", "first") == runner.OK
+    assert tree.run("--only", "first") == errors.OK
     timing = json.loads((tree.out / "timings" / "first.json").read_text())
     assert timing["seconds"] > 0
     (tree.out / "timings" / "first.json").write_text(json.dumps({**timing, "seconds": 600}))
     tree.profiles("{n: 5}")
     capfd.readouterr()
-    assert tree.run("--dry-run") == runner.OK
+    assert tree.run("--dry-run") == errors.OK
     out = capfd.readouterr().out
     assert "first: to do (changed since: parameters), about 10:00 (last run here, with other parameters)" in out
     assert "left: about 10:00, and 1 without an estimate" in out
@@ -654,9 +822,9 @@ def test_what_is_missing_is_said_at_the_start_and_the_rest_runs(tree, capfd, mon
         "zsaa.needs.missing", lambda needs: ({"model:a/b": "gated: accept its licence"}, True) if needs else ({}, None)
     )
     with_needs(tree, needs='["model:a/b"]')
-    assert tree.run("--dry-run") == runner.OK
+    assert tree.run("--dry-run") == errors.OK
     assert "first: not run, for want of model:a/b" in capfd.readouterr().out
-    assert tree.run() == runner.LACKING
+    assert tree.run() == errors.LACKING
     out = capfd.readouterr().out
     assert out.index("not here: model:a/b\n      gated: accept its licence") < out.index("second  starts")
     assert "not run without it: first" in out
@@ -666,7 +834,7 @@ def test_what_is_missing_is_said_at_the_start_and_the_rest_runs(tree, capfd, mon
     assert tree.done("second")
 
     with_needs(tree, wants='["model:a/b"]')
-    assert tree.run() == runner.OK
+    assert tree.run() == errors.OK
     assert "run without it, with cells 'not run': first" in capfd.readouterr().out
     assert index(tree)["first"]["message"] == "run without model:a/b: gated: accept its licence"
 
@@ -684,9 +852,9 @@ def test_notebooks_run_offline_unless_the_hub_is_wanted_and_answers(tree, monkey
     show = "import os\nprint('HUB', os.environ.get('HF_HUB_OFFLINE'), 'SINCE', os.environ.get('ZSAA_NOT_BEFORE'))"
     tree.notebook("first", show)
     with_needs(tree, wants=wants)
-    assert tree.run("--only", "first") == runner.OK
+    assert tree.run("--only", "first") == errors.OK
     assert f"HUB {seen} SINCE None" in tree.log("first")
     if given:
-        assert tree.run("--only", "first", "--force") == runner.OK
+        assert tree.run("--only", "first", "--force") == errors.OK
         assert f"HUB {seen} SINCE 1" in tree.log("first")  # seconds since 1970, which begin with a 1 until 2033
     assert os.environ.get("HF_HUB_OFFLINE") == given

@@ -85,7 +85,7 @@ def _command(section: Section, profiles: dict) -> dict:
 
 def _profiles() -> dict[str, dict[str, list[str]]]:
     """{profile: {notebook: what it needs or wants}}; empty in an installed package, which has no notebooks."""
-    from zsaa.runner import load_profiles
+    from zsaa.kit.runner.plan import load_profiles
 
     if not (ROOT / "notebooks" / "profiles.yaml").is_file():
         return {}

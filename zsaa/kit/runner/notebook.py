@@ -1,0 +1,121 @@
+"""Running one notebook: its log, its executed copy and its done-file."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..energy import energy
+from ..files import is_stray, write_text
+from .console import Progress, clock
+from .environment import environment
+from .errors import Interrupted, NotebookError
+from .kernel import Execution
+from .plan import Job, read_cells
+
+PRODUCTS = ("results", "figures", "tables")  # the subfolders of the output folder that notebooks write to
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[logging.Logger]:
+    """Sends papermill's logger, and so what the cells print, to `path` and nowhere else."""
+
+    class PlainText(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", super().format(record)).rstrip("\n")
+
+    logger = logging.getLogger("papermill")
+    path.write_text("")
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8")  # the kernel appends to it too
+    handler.setFormatter(PlainText("%(asctime)s %(message)s", "%H:%M:%S"))
+    state = logger.level, logger.propagate, logger.handlers
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield logger
+    finally:
+        level, logger.propagate, logger.handlers = state
+        logger.setLevel(level)
+        handler.close()
+
+
+def _frames(error: BaseException | None) -> str:
+    """Returns the traceback that helps: a cell's own if it raised, none for a killed kernel, else ours."""
+    from nbclient.exceptions import DeadKernelError
+
+    if error is None or isinstance(error, DeadKernelError):
+        return ""
+    return "\n".join(getattr(error, "traceback", None) or []) or "".join(traceback.format_exception(error))
+
+
+def _to_disk(paths: list[Path]) -> None:
+    """Waits until the files, and their folders' entries for them, would survive a power cut."""
+    for path in [*paths, *{path.parent for path in paths}]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...], more: dict[str, str]) -> dict:
+    """Runs one notebook and returns its done record, already on disk. Raises NotebookError or Interrupted.
+
+    more: environment variables for its kernel.
+    Order matters: the done-file goes first and comes back last, so that it never stands beside other output.
+    """
+    executed = out / "executed" / f"{job.name}.ipynb"
+    partial, log = executed.with_suffix(".partial.ipynb"), out / "logs" / f"{job.name}.log"
+    done = out / "done" / f"{job.name}.json"
+    for path in (executed, log, done, *(out / folder / "x" for folder in PRODUCTS)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for path in (done, executed, partial):
+        path.unlink(missing_ok=True)
+
+    cells = read_cells(job.path)
+    progress = Progress(job.name, len(cells) + 1)  # papermill adds the cell that sets the parameters
+    started, start = datetime.datetime.now(datetime.timezone.utc), time.time_ns()
+    with _logging_to(log) as logger, environment(more):
+        logger.info("%s, started %s, %s", job.name, started.isoformat(timespec="seconds"), sys.executable)
+        logger.info("parameters: %s", json.dumps(job.parameters, default=str))
+        try:
+            with energy() as spent:
+                Execution(job, partial, log, progress, locks).wait()
+        except NotebookError as error:
+            logger.error("FAILED: %s\n%s", error, _frames(error.__cause__))
+            raise
+        except Interrupted as error:
+            logger.error("INTERRUPTED by %s", signal.Signals(error.signum).name)
+            raise
+        logger.info("done in %s", clock(spent["seconds"]))
+
+    made = [p for folder in PRODUCTS for p in (out / folder).rglob("*") if p.is_file()]
+    made = [p for p in made if not is_stray(p, out) and p.stat().st_mtime_ns >= start]
+    os.replace(partial, executed)
+    _to_disk([executed, *made])
+    record = {
+        "name": job.name,
+        "parameters": job.parameters,
+        "started": started.isoformat(timespec="seconds"),
+        **spent,  # seconds, gpu_joules, cpu_joules
+        "files": [p.relative_to(out).as_posix() for p in (executed, *sorted(made))],
+        "key": key,
+    }
+    timing = {"seconds": spent["seconds"], "parameters": key["parameters"]}
+    write_text(out / "timings" / f"{job.name}.json", json.dumps(timing) + "\n")
+    write_text(done, json.dumps(record, indent=2, default=str) + "\n")
+    return record
+
+
+# --------------------------------------------------------------------------------
+# Running a profile
