@@ -1,0 +1,191 @@
+"""A LLaMA-like model's pass over prompts whose least asked-for tokens leave, in real rows: prefill, and greedy answers.
+
+Rows are gathered, so the pass gets shorter where tokens leave. What stays keeps its order and its positions, padding
+stands at the end, and so attention is plain causal attention throughout. Answer tokens never leave and never choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablation.answers.data import Sample
+
+SINKS = 4  # first tokens, which never leave
+
+
+@dataclass
+class Batch:
+    """Prompts, right-padded. A prompt is its region, from which tokens may leave, and the rest of it, which stays."""
+
+    ids: Tensor  # [batch, tokens]
+    region: Tensor  # [batch], its tokens
+    prompt: Tensor  # [batch]
+    total: Tensor  # [batch], with the answer
+    head: Tensor  # [batch, askers], places of the tokens that ask
+    part: Tensor  # [batch, askers]: 1 older turns, 2 the last turn, 3 the question, 0 padding
+
+    @property
+    def exempt(self) -> Tensor:
+        return self.prompt - self.region + self.region.clamp(max=SINKS)
+
+
+def batch(samples: Sequence[Sample], device, answers: bool = True, history: bool = False) -> Batch:
+    """history: the turns before the question stay whole too; otherwise they are part of the region."""
+    rows = [s.body + s.older + s.last + s.line + (s.answer if answers else ()) for s in samples]
+    heads = [len(s.older) + len(s.last) + len(s.line) for s in samples]
+    width, widest = max(map(len, rows)), max(heads)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    part = torch.zeros(len(rows), widest, dtype=torch.long)
+    for i, (s, row, head) in enumerate(zip(samples, rows, heads)):
+        ids[i, : len(row)] = torch.tensor(row)
+        part[i, :head] = torch.tensor([1] * len(s.older) + [2] * len(s.last) + [3] * len(s.line))
+    prompt = torch.tensor([len(s.body) for s in samples]) + torch.tensor(heads)
+    region = torch.tensor([len(s.body) + (0 if history else len(s.older) + len(s.last)) for s in samples])
+    total = torch.tensor([len(row) for row in rows])
+    first = torch.tensor([len(s.body) for s in samples])
+    head = (first[:, None] + torch.arange(widest)).clamp(max=width - 1)
+    return Batch(*(t.to(device) for t in (ids, region, prompt, total, head, part)))
+
+
+def ranks(scores: Tensor, b: Batch, size: int) -> Tensor:
+    """[batch, tokens]: how many prompt tokens stay longer than this one. scores: of the region's chunks
+    of `size` tokens.
+
+    Exempt tokens come first, then chunk by chunk, each from its beginning; answers are below zero, padding is last.
+    """
+    n, width = len(b.ids), b.ids.shape[1]
+    i = torch.arange(width, device=b.ids.device).expand(n, width)
+    order = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
+    chunk = (i // size).clamp(max=scores.shape[1] - 1)
+    key = order.gather(1, chunk) * size + i % size
+    key = key.masked_fill((i < SINKS) | (i >= b.region[:, None]), -1)
+    key = key.masked_fill(i >= b.prompt[:, None], -2).masked_fill(i >= b.total[:, None], 2 * width + size)
+    return key.argsort(dim=1, stable=True).argsort(1) - (b.total - b.prompt)[:, None]
+
+
+def rope(place: Tensor, config, dtype) -> tuple[Tensor, Tensor]:
+    d = config.hidden_size // config.num_attention_heads
+    theta = config.rope_parameters["rope_theta"]
+    f = theta ** (-torch.arange(0, d, 2, device=place.device).float() / d)
+    angle = (place[..., None].float() * f).repeat(1, 1, 2)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def turn(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return x * by[0] + torch.cat([-b, a], -1) * by[1]
+
+
+def projections(attention, config, y: Tensor, by) -> tuple[Tensor, Tensor, Tensor]:
+    n, m, d = y.shape[0], y.shape[1], config.hidden_size // config.num_attention_heads
+    q = attention.q_proj(y).view(n, m, -1, d).transpose(1, 2)
+    k = attention.k_proj(y).view(n, m, -1, d).transpose(1, 2)
+    return turn(q, by), turn(k, by), attention.v_proj(y).view(n, m, -1, d).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+def through(layer, x: Tensor, o: Tensor) -> Tensor:
+    x = x + layer.self_attn.o_proj(o.transpose(1, 2).reshape(*x.shape[:2], -1))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+@dataclass
+class Rows:
+    """What is still on its way: states, their places in the prompt, and which rows are no padding."""
+
+    x: Tensor
+    place: Tensor
+    real: Tensor
+
+    def keep(self, rank: Tensor, tokens: Tensor) -> Rows:
+        """The rows whose rank is below the number of tokens; in order, shortened to the longest sample."""
+        stays = self.real & (rank.gather(1, self.place) < tokens[:, None])
+        width = max(1, int(stays.sum(1).max()))
+        index = (~stays).long().argsort(dim=1, stable=True)[:, :width]
+        x = self.x.gather(1, index[..., None].expand(-1, -1, self.x.shape[-1]))
+        return Rows(x, self.place.gather(1, index), stays.gather(1, index))
+
+
+def read(
+    lm,
+    b: Batch,
+    steps: Sequence[int] = (),
+    keep: Tensor | None = None,
+    choose: Callable[[Tensor], Tensor] | None = None,
+    chunk: int = 32,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    store: list | None = None,
+    layers: int | None = None,
+) -> Rows:
+    """The pass over the first `layers` layers (all of them, and the last norm).
+
+    steps: before which layers tokens leave; keep [batch, steps]: prompt tokens that go on. choose(states): scores of
+    the chunks of `chunk` tokens, asked once, before the first step. watch(layer, queries, keys) sees each layer's
+    attention; store collects each layer's keys, values and real rows.
+    """
+    config = lm.config
+    rows = Rows(lm.model.embed_tokens(b.ids), *_places(b))
+    rank, by = None, None
+    for number, layer in enumerate(lm.model.layers[:layers]):
+        for s in (s for s, at in enumerate(steps) if at == number):
+            if rank is None:
+                rank = ranks(choose(rows.x), b, chunk)
+            rows, by = rows.keep(rank, keep[:, s]), None
+        if by is None:
+            dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.x.device.type) else rows.x.dtype
+            by = rope(rows.place, config, dtype)
+        q, k, v = projections(layer.self_attn, config, layer.input_layernorm(rows.x), by)
+        if watch is not None:
+            watch(number, q, k)
+        if store is not None:
+            store.append((k, v, rows.real))
+        rows = Rows(through(layer, rows.x, attend(q, k, v)), rows.place, rows.real)
+    return rows if layers is not None else Rows(lm.model.norm(rows.x), rows.place, rows.real)
+
+
+def _places(b: Batch) -> tuple[Tensor, Tensor]:
+    place = torch.arange(b.ids.shape[1], device=b.ids.device).expand(b.ids.shape)
+    return place, place < b.total[:, None]
+
+
+def at_answers(lm, rows: Rows, b: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities where answer tokens are foretold, the tokens, and whose they are."""
+    where = rows.real & (rows.place >= b.prompt[:, None] - 1) & (rows.place < b.total[:, None] - 1)
+    owner, row = where.nonzero(as_tuple=True)
+    gold = b.ids[owner, rows.place[owner, row] + 1]
+    return lm.lm_head(rows.x[owner, row]).float().log_softmax(-1), gold, owner
+
+
+@torch.no_grad()
+def answer(lm, b: Batch, end: int, limit: int = 24, **how) -> list[list[int]]:
+    """Greedy answers up to the token `end`, on the keys and values that a prefill left. b: without answers."""
+    kept: list = []
+    rows = read(lm, b, store=kept, **how)
+    last = (rows.real.sum(1) - 1)[:, None, None].expand(-1, 1, rows.x.shape[-1])
+    token = lm.lm_head(rows.x.gather(1, last)).argmax(-1)
+    kept = [(F.pad(k, (0, 0, 0, limit)), F.pad(v, (0, 0, 0, limit)), F.pad(r, (0, limit))) for k, v, r in kept]
+    said, done = [token[:, 0]], token[:, 0] == end
+    for t in range(limit - 1):
+        if bool(done.all()):
+            break
+        x = lm.model.embed_tokens(token)
+        by = rope((b.prompt + t)[:, None], lm.config, kept[0][0].dtype)
+        for layer, (keys, values, real) in zip(lm.model.layers, kept):
+            q, k, v = projections(layer.self_attn, lm.config, layer.input_layernorm(x), by)
+            at = keys.shape[2] - limit + t
+            keys[:, :, at], values[:, :, at], real[:, at] = k[:, :, 0], v[:, :, 0], True
+            x = through(layer, x, attend(q, keys, values, real[:, None, None]))
+        token = lm.lm_head(lm.model.norm(x)).argmax(-1)
+        said.append(token[:, 0])
+        done |= token[:, 0] == end
+    return torch.stack(said, 1).tolist()

@@ -1,0 +1,149 @@
+"""Training of one row: conventional, on cut prompts, or a dial in ladder steps (alpha = 1, weak, strong)."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ablation.answers import cost
+from ablation.answers.controls import cut
+from ablation.answers.data import Data
+from ablation.answers.model import adapt
+from ablation.answers.reader import Batch, at_answers, batch, read
+from ablation.answers.teach import look, mixed
+
+STRONGEST = 12.0  # reduction of MACs
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant. schedule and scorer are a dial's; `whole` keeps the turns before the question out of the choice."""
+
+    name: str
+    method: str  # conventional, cuts or dial
+    schedule: str = ""
+    scorer: str = ""
+    whole: bool = False
+    epochs: float = 2.0
+    rate: float = 5e-4
+    size: int = 32
+    seed: int = 0
+
+    @property
+    def steps(self) -> cost.Schedule:
+        return cost.SCHEDULES[self.schedule]
+
+    @property
+    def depth(self) -> int:
+        """Layers below the first drop: they stay as they are, so that the scorer finds what it was taught on."""
+        return self.steps[0][0] if self.method == "dial" else 0
+
+
+@dataclass
+class Dial:
+    """A schedule and its scorer on a model: how a batch is read at a reduction of MACs."""
+
+    row: Row
+    scorer: torch.nn.Module
+    config: object
+
+    def _prompts(self, b: Batch):
+        """(tokens, exempt ones, MACs of the scorer) of each prompt."""
+        asks = (b.part > 0).sum(1).tolist()
+        for n, exempt, region, head in zip(b.prompt.tolist(), b.exempt.tolist(), b.region.tolist(), asks):
+            yield n, exempt, self.scorer.macs(region, head)
+
+    def kept(self, b: Batch, reduction: float) -> list[tuple[int, ...]]:
+        """Tokens that stay at each step, by prompt."""
+        shape, steps = cost.shape_of(self.config), self.row.steps
+        return [cost.solve(shape, n, exempt, reduction, steps, price) for n, exempt, price in self._prompts(b)]
+
+    def how(self, b: Batch, reduction: float) -> dict:
+        """Arguments of `read` and `answer`."""
+        if reduction <= 1:
+            return {}
+        return {"steps": [layer for layer, _ in self.row.steps],
+                "keep": torch.tensor(self.kept(b, reduction), device=b.ids.device),
+                "chunk": self.scorer.shape.chunk,
+                "choose": lambda x: look(self.scorer, x, b).detach()}  # fmt: skip
+
+    def reached(self, b: Batch, reduction: float) -> list[float]:
+        """MACs of the whole pass over those of the dial's, scorer included, by prompt."""
+        shape, steps, out = cost.shape_of(self.config), self.row.steps, []
+        for (n, _, price), kept in zip(self._prompts(b), self.kept(b, reduction)):
+            out.append(cost.macs(shape, n) / (cost.macs(shape, n, steps, kept) + price))
+        return out
+
+
+def reductions(step: int, seed: int) -> tuple[float, float]:
+    """A weak and a strong one."""
+    rng, half = random.Random(f"{seed}-{step}"), math.sqrt(STRONGEST)
+    return half ** rng.random(), half ** (1 + rng.random())
+
+
+def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 16):
+    """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then."""
+    torch.manual_seed(row.seed)
+    rng, trained = random.Random(row.seed + 1), adapt(lm, row.depth)
+    dial = Dial(row, scorer, lm.config) if row.method == "dial" else None
+    turns, began = data.questions("train"), time.time()
+    steps = steps or int(len(turns) // row.size * row.epochs)
+    opt = torch.optim.AdamW(trained, lr=row.rate, weight_decay=0.0, betas=(0.9, 0.98))
+    order, mean = [], None
+    for step in range(steps):
+        gone = max(step / steps, (time.time() - began) / seconds)
+        if gone >= 1:
+            break
+        for group in opt.param_groups:
+            group["lr"] = row.rate * min(1, (step + 1) / (0.06 * steps + 1)) * max(0.02, 1 - gone)
+        if len(order) < row.size:
+            order = rng.sample(turns, len(turns))
+        take, order = order[: row.size], order[row.size :]
+        samples = [data.sample(i, 1 if step % 2 else 3, rng) for i in take]
+        samples.sort(key=lambda s: len(s.body))
+        said = sum(len(s.answer) for s in samples)
+        opt.zero_grad(set_to_none=True)
+        losses = [lesson(row, lm, dial, part, said, data, device, step, rng) for part in _parts(samples, micro)]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        opt.step()
+        loss = sum(losses)
+        mean = loss if mean is None else 0.95 * mean + 0.05 * loss
+        if step % 20 == 0 or step == steps - 1:
+            log(step=step + 1, of=steps, loss=round(mean, 4), seconds=round(time.time() - began))
+    lm.eval()
+
+
+def _parts(samples: list, size: int) -> list[list]:
+    return [samples[j : j + size] for j in range(0, len(samples), size)]
+
+
+def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device, step: int, rng) -> float:
+    """The gradients of one micro-batch; returns its loss at alpha = 1, or on the cut prompts."""
+    if row.method == "cuts":
+        part = [_shorter(s, lm.config, data, rng) for s in part]
+    b = batch(part, device, history=row.whole)
+    passes = (1.0, *reductions(step, row.seed)) if dial else (1.0,)
+    teacher, first = None, 0.0
+    for reduction in passes:
+        with mixed(device):
+            rows = read(lm, b, **(dial.how(b, reduction) if dial else {}))
+            logs, gold, _ = at_answers(lm, rows, b)
+        loss = F.nll_loss(logs, gold, reduction="sum") / said
+        if teacher is None:
+            teacher, first = logs.detach(), loss.item()
+        else:
+            loss = 0.5 * loss + 0.5 * F.kl_div(logs, teacher, log_target=True, reduction="sum") / said
+        (loss / len(passes)).backward()
+    return first
+
+
+def _shorter(sample, config, data: Data, rng):
+    n = len(sample.body + sample.older + sample.last + sample.line)
+    reduction = math.exp(rng.random() * math.log(STRONGEST))
+    kind = rng.choice(["last", "ends", "lexical", "lexical", "lexical-all"])
+    return cut(sample, cost.whole(cost.shape_of(config), n, reduction), kind, data, rng)

@@ -1,0 +1,261 @@
+"""The study of answers: real dropping equals masked dropping, no sample depends on its batch mates, costs add up."""
+
+import copy
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ablation.answers import controls, cost, teach
+from ablation.answers.data import Sample, judge
+from ablation.answers.model import adapt, adapters, merge
+from ablation.answers.reader import answer, at_answers, batch, ranks, read
+from ablation.answers.scorer import FAR, Scorer, Shape
+from ablation.answers.train import Dial, Row, reductions
+
+CHUNK = 8
+
+
+@pytest.fixture(scope="module")
+def lm():
+    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        for p in model.parameters():
+            if p.dim() > 1:
+                torch.nn.init.normal_(p, std=0.2)
+    return model.double().eval()
+
+
+def sample(n: int, seed: int, turns: int = 6) -> Sample:
+    rng = random.Random(seed)
+
+    def ids(k):
+        return tuple(rng.randrange(1, 97) for _ in range(k))
+
+    return Sample(ids(n), ids(turns), ids(turns), ids(7), ids(4), (10, 12), ("a",))
+
+
+def scorer_for(width: int = 32, chunk: int = CHUNK) -> Scorer:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        s = Scorer(Shape(32, width, chunk=chunk), torch.arange(97) // 2, torch.rand(97) * 5)
+        for p in s.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    return s.eval()
+
+
+def masked(lm, ids, place_alive):
+    """Logits by transformers' own model, whose mask hides from each layer what has left before it."""
+    n = len(ids)
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    x = lm.model.embed_tokens(ids[None])
+    position = torch.arange(n)[None]
+    by = lm.model.rotary_emb(x, position)
+    for layer, alive in zip(lm.model.layers, place_alive):
+        mask = torch.zeros(n, n, dtype=x.dtype).masked_fill(~(causal & (alive[None] | torch.eye(n).bool())), -1e30)
+        x = layer(x, attention_mask=mask[None, None], position_embeddings=by)
+        x = x[0] if isinstance(x, tuple) else x
+    return lm.lm_head(lm.model.norm(x))[0]
+
+
+def test_real_dropping_equals_masked_dropping(lm):
+    samples = [sample(50, 1), sample(33, 2), sample(71, 3)]
+    b = batch(samples, "cpu")
+    scores = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    keep = torch.tensor([[40, 20], [30, 14], [60, 30]])
+    rows = read(lm, b, (1, 3), keep, lambda x: scores, chunk=CHUNK)
+    logs, gold, owner = at_answers(lm, rows, b)
+    for i, s in enumerate(samples):
+        n, total = int(b.prompt[i]), int(b.total[i])
+        rank = ranks(scores, b, CHUNK)[i, :total]
+        alive = [torch.ones(total, dtype=torch.bool), rank < keep[i, 0], rank < keep[i, 0], rank < keep[i, 1]]
+        assert [int(a[:n].sum()) for a in alive] == [n, *keep[i, [0, 0, 1]].tolist()]
+        assert all(a[n:].all() and a[:4].all() and a[b.region[i] : n].all() for a in alive)
+        want = masked(lm, b.ids[i, :total], alive)[n - 1 : total - 1].float().log_softmax(-1)
+        assert torch.allclose(logs[owner == i], want.double().float(), atol=1e-5)
+        assert gold[owner == i].tolist() == list(s.answer)
+
+
+def test_answers_are_those_of_the_model_and_its_masked_pass(lm):
+    samples = [sample(50, 1), sample(20, 2)]
+    b = batch(samples, "cpu", answers=False)
+    for i, said in enumerate(answer(lm, b, end=-1, limit=6)):
+        n = int(b.prompt[i])
+        ids = b.ids[i : i + 1, :n]
+        want = lm.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
+        assert said == want[0, n:].tolist()
+    scores, keep = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([[30], [22]])
+    for i, said in enumerate(
+        answer(lm, b, end=-1, limit=6, steps=(2,), keep=keep, choose=lambda x: scores, chunk=CHUNK)
+    ):
+        n = int(b.prompt[i])
+        stays = ranks(scores, b, CHUNK)[i, :n] < keep[i, 0]
+        ids = b.ids[i, :n]
+        for token in said:
+            alive = torch.cat([stays, torch.ones(len(ids) - n, dtype=torch.bool)])
+            whole = torch.ones(len(ids), dtype=torch.bool)
+            assert masked(lm, ids, [whole, whole, alive, alive])[-1].argmax() == token
+            ids = torch.cat([ids, torch.tensor([token])])
+
+
+@pytest.mark.parametrize("width", [0, 32])
+@pytest.mark.parametrize("history", [False, True])
+def test_no_sample_depends_on_its_batch_mates(lm, width, history):
+    scorer, row = scorer_for(width), Row("x", "dial", "once")
+    samples = [sample(50, 1), sample(23, 2, turns=0), sample(90, 3, turns=9)]
+    dial = Dial(row, scorer, lm.config)
+    together = batch(samples, "cpu", history=history)
+    logs, _, owner = at_answers(lm, read(lm, together, **dial.how(together, 2.0)), together)
+    scores = teach.look(scorer, read(lm, together, layers=0).x, together)
+    for i, s in enumerate(samples):
+        b = batch([s], "cpu", history=history)
+        alone, _, _ = at_answers(lm, read(lm, b, **dial.how(b, 2.0)), b)
+        assert torch.allclose(logs[owner == i], alone, atol=1e-6)
+        one = teach.look(scorer, read(lm, b, layers=0).x, b)[0]
+        assert torch.allclose(scores[i, : len(one)], one, atol=1e-5)
+        assert (scores[i, len(one) :] == FAR).all()
+
+
+def test_words_that_are_shared_lead_before_anything_is_learned():
+    scorer = Scorer(Shape(32, 32, chunk=4), torch.arange(97), torch.ones(97)).eval()
+    ids, head, part = torch.arange(1, 17)[None], torch.tensor([[9, 10, 50]]), torch.tensor([[3, 3, 3]])
+    scores = scorer(torch.zeros(1, 16, 32), ids, torch.tensor([16]), torch.zeros(1, 3, 32), head, part)
+    assert scores.argmax() == 2
+
+
+def test_a_dial_meets_its_reduction_with_the_scorers_cost(lm):
+    shape = (576, 9, 3, 64, 1536, 30)
+    for schedule in cost.SCHEDULES.values():
+        for reduction in (2.0, 5.0):
+            kept = cost.solve(shape, 1200, 30, reduction, schedule, 10**8)
+            spent = cost.macs(shape, 1200, schedule, kept) + 10**8
+            assert 0.97 < cost.macs(shape, 1200) / spent / reduction < 1.05
+            assert list(kept) == sorted(kept, reverse=True) and kept[-1] >= 30
+    token = 576 * 64 * (2 * 9 + 2 * 3) + 3 * 576 * 1536
+    assert cost.macs(shape, 100) == 30 * (100 * token + 100 * 100 * 2 * 9 * 64)
+    assert cost.macs(shape, 100, ((10, 1.0),), [50]) == (
+        10 * (100 * token + 100 * 100 * 2 * 9 * 64) + 20 * (50 * token + 50 * 50 * 2 * 9 * 64)
+    )
+    n = cost.whole(shape, 1200, 3.0)
+    assert cost.macs(shape, n) * 3 <= cost.macs(shape, 1200) < cost.macs(shape, n + 1) * 3
+
+
+def test_scorer_macs_count_its_linear_layers(lm):
+    scorer, counted = scorer_for(), []
+
+    def count(module, args, out):
+        if isinstance(module, torch.nn.Linear):
+            counted.append(out[..., 0].numel() * module.in_features * module.out_features)
+        elif isinstance(module, torch.nn.Conv1d):
+            counted.append(out.numel() * module.in_channels // module.groups * module.kernel_size[0])
+
+    for m in scorer.modules():
+        m.register_forward_hook(count)
+    s = sample(36, 1, turns=2)
+    b = batch([s], "cpu", answers=False)
+    teach.look(scorer, torch.zeros(*b.ids.shape, 32), b)
+    region, head = int(b.region[0]), 4 + 7
+    chunks = -(-region // CHUNK)
+    matches = region * head * 32 + head * chunks * (4 + 2) + 2 * head * chunks
+    assert scorer.macs(region, head) == sum(counted) + matches
+
+
+def fake_data():
+    pieces = [f"w{i}" for i in range(97)]
+    for i in (5, 50):
+        pieces[i] = "."
+    return SimpleNamespace(canon=list(range(97)), idf={}, pieces=pieces)
+
+
+def test_every_control_keeps_what_it_says_and_the_question():
+    s = Sample(tuple(range(1, 81)), (81, 82), (83, 84), (20, 70, 90), (3,), (33, 34), ("x",))
+    for kind in controls.KINDS:
+        short = controls.cut(s, 47, kind, fake_data(), random.Random(0), size=CHUNK)
+        prompt = short.body + short.older + short.last + short.line
+        assert len(prompt) == 47 and short.line == s.line
+        region = prompt[: -len(s.line)]
+        assert list(region) == sorted(region), kind
+        if kind in controls.WHOLE:
+            assert short.older + short.last == s.older + s.last
+        if kind == "lexical":
+            assert {20, 70} <= set(short.body)
+        if kind == "oracle":
+            assert {33, 34, 35} <= set(short.body)
+    assert controls.cut(s, 47, "last", fake_data(), random.Random(0)).body[-1] == 84
+    assert controls.cut(s, 500, "bm25", fake_data(), random.Random(0)) == s
+    few = controls.cut(s, 11, "learned", fake_data(), random.Random(0), [0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0], CHUNK)
+    assert few.body == tuple(range(17, 25))
+
+
+def test_sentences_end_where_they_end():
+    region = (1, 2, 5, 3, 50, 4)
+    assert controls.sentences(region, fake_data()) == [(0, 3), (3, 5), (5, 6)]
+
+
+def test_exact_match_and_f1_by_squads_rules():
+    assert judge("The  White.", ["white", "no"]) == (1.0, 1.0)
+    assert judge("a white cat", ["white dog"])[0] == 0.0
+    assert judge("a white cat", ["white dog"])[1] == pytest.approx(0.5)
+    assert judge("", ["yes"]) == (0.0, 0.0)
+
+
+def test_adapters_start_at_nothing_and_merge_into_what_they_were(lm):
+    model = copy.deepcopy(lm).float()
+    ids = torch.arange(1, 12)[None]
+    before = model(ids).logits
+    trained = adapt(model, first=1)
+    assert torch.equal(model(ids).logits, before)
+    assert not any(p.requires_grad for p in model.model.layers[0].parameters())
+    for p in trained:
+        p.data.normal_(std=0.1)
+    adapted = model(ids).logits
+    assert not torch.allclose(adapted, before, atol=1e-2)
+    assert len(adapters(model)) == len(trained)
+    merge(model)
+    assert torch.allclose(model(ids).logits, adapted, atol=1e-4)
+
+
+def test_what_is_watched_is_the_models_own_attention(lm):
+    samples = [sample(40, 1), sample(24, 2)]
+    b = batch(samples, "cpu")
+    eager = LlamaForCausalLM._from_config(lm.config, attn_implementation="eager").double().eval()
+    eager.load_state_dict(lm.state_dict())
+    for kind in ("line", "answer"):
+        watch = teach.Watch(b, kind, {2: [3]})
+        read(lm, b, watch=watch)
+        for i in range(len(samples)):
+            n, total, region = int(b.prompt[i]), int(b.total[i]), int(b.region[i])
+            p = eager(b.ids[i : i + 1, :total], output_attentions=True).attentions[2][0, 3]
+            rows = range(region, n) if kind == "line" else range(n - 1, total - 1)
+            tokens = sum(p[r, :region] for r in rows)
+            tokens[:4] = 0
+            want = torch.nn.functional.pad(tokens, (0, -region % teach.FINE)).unflatten(0, (-1, teach.FINE)).sum(1)
+            assert torch.allclose(watch.seen[2][i, 0, : len(want)].double(), want, atol=1e-6)
+
+
+def test_gradient_shares_are_those_of_autograd(lm):
+    b = batch([sample(40, 1)], "cpu")
+    share = teach.gradient_shares(lm, b, "cpu")[0]
+    x = lm.model.embed_tokens(b.ids).detach().requires_grad_()
+    n, total, region = int(b.prompt[0]), int(b.total[0]), int(b.region[0])
+    logits = lm(inputs_embeds=x).logits[0, n - 1 : total - 1].float()
+    loss = torch.nn.functional.cross_entropy(logits, b.ids[0, n:total], reduction="sum")
+    pull = (torch.autograd.grad(loss, x)[0] * x).detach().sum(-1)[0].abs()[:region]
+    pull[:4] = 0
+    want = torch.nn.functional.pad(pull, (0, -region % teach.FINE)).unflatten(0, (-1, teach.FINE)).sum(1)
+    assert torch.allclose(share.double(), want / want.sum(), atol=1e-5)
+    assert all(p.grad is None for p in lm.parameters())
+
+
+def test_reductions_are_a_weak_and_a_strong_one_and_seeded():
+    for step in range(50):
+        weak, strong = reductions(step, 0)
+        assert 1 <= weak <= 12**0.5 <= strong <= 12
+    assert reductions(3, 0) == reductions(3, 0) != reductions(3, 1)
