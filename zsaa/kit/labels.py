@@ -113,3 +113,108 @@ def device_of(result: dict) -> str:
 
 def threads(count: int) -> str:
     return f"{count} thread{'s' * (count != 1)}"
+
+
+# ------------------------------------------------------------------------------------- the columns of points.csv
+
+METHODS = {
+    "first": "first tokens only",
+    "last": "last tokens only",
+    "ends": "both ends only",
+    "random": "random tokens",
+    "scorer": "scorer alone",
+    "all": "dial's code, nothing dropped",
+    "whole": "whole text",
+    "salient": "salient words only",
+}
+BENCHMARKS = {
+    "bench-prefill": "prefill",
+    "bench-memory": "prefill",
+    "footprint": "prefill",
+    "ttft": "prefill",
+    "bench-decode": "decoding",
+    "bench-attention": "attention",
+    "bench-train": "training step",
+}
+
+
+def task_of(result: dict) -> str:
+    """What was done: a data set, with the protocol where it has several, or what was timed."""
+    kind, task = result["kind"], result.get("task")
+    if kind in BENCHMARKS:
+        return BENCHMARKS[kind]
+    if kind == "perplexity":
+        return f"{task['title']}; {perplexity_protocol(result)}"
+    if kind == "choice":
+        return f"{task['name']}, {task['form']}, {task['shots']} shots"
+    name = result.get("row") if kind == "ablation" else None
+    return f"{task['name']}, {name}" if name in ("continuation", "sensitivity", "words") else task["name"]
+
+
+def timed_task(result: dict) -> str:
+    return f"{result['task']['name']}, forward pass"
+
+
+def model_of(result: dict, row: dict) -> str:
+    """The model's name, quantization or number format, and "random weights" where these decide nothing."""
+    if "model" in row:
+        return f"{row['model']}, random weights, {row.get('storage') or result['dtype']}"
+    if result["kind"] == "bench-attention":
+        return f"{row['heads']} heads of {row['dim']}, {row['kv_heads']} of keys and values, {result['dtype']}"
+    model, shape = result["model"], result.get("recipe", {}).get("shape")
+    parts = [" ".join(filter(None, (model["name"], model.get("quantization"))))]
+    parts += [f"layers of {shape}"] if shape else []
+    parts += ["random weights"] if model.get("kind") == "random weights" else []
+    return ", ".join(parts)
+
+
+def method_of(result: dict, row: dict) -> str:
+    """How compute is saved; see zsaa.kit.points."""
+    control = row.get("control", "alpha")
+    if control == "printed":
+        return "dial at the printed alpha"
+    if control != "alpha":
+        return METHODS[control]
+    if "variant" in row:
+        return row["variant"]
+    kind, recipe = result["kind"], result.get("recipe", {})
+    if kind == "perplexity" and row["score"] is None:
+        return "stock"
+    if kind in BENCHMARKS:
+        if kind == "bench-train":
+            return "alpha-sampled"
+        return "stock" if row["alpha"] == 1 else "dial" if result.get("fused", True) else "dial, PyTorch's kernels"
+    rule = {"score": "column_sum", "schedule": "geometric", "tau": 5}
+    used = {**rule, **{name: recipe[name] for name in rule if recipe.get(name) is not None}}
+    used |= {name: row[name] for name in ("score", "schedule") if row.get(name)}
+    others = [f"{name} {used[name]}" for name in rule if used[name] != rule[name]]
+    return f"dial ({', '.join(others)})" if others else "dial"
+
+
+def recipe_of(result: dict) -> str:
+    """How the model was trained; "" where weights decide nothing."""
+    kind, recipe = result["kind"], result.get("recipe", {})
+    if kind in ("perplexity", "choice"):
+        return training(result, "windows" if kind == "perplexity" else "questions")
+    if kind == "ablation" and "training" in result:
+        trained = result["training"]
+        long = (
+            f"compute of {trained['compute']:g} epochs" if trained.get("compute") else f"{trained['epochs']:g} epochs"
+        )
+        return f"{result['row']}, {long}"
+    if kind != "curve":
+        return ""
+    parts = [label(result, short=True)]
+    if recipe.get("max_steps", -1) > 0:
+        parts.append(f"{recipe['max_steps']} steps")
+    elif "epochs" in recipe:
+        parts.append(f"{recipe['epochs']:g} epochs")
+    taught = result["task"].get("training_substitute")
+    return ", ".join(parts) + (f", on {taught}" if taught else "")
+
+
+def split_of(result: dict) -> str:
+    """Where the inputs come from."""
+    if result["kind"] in BENCHMARKS or result.get("model", {}).get("timed on"):
+        return "random tokens"
+    return result["task"]["source"].split(": ", 1)[-1]

@@ -27,6 +27,19 @@ def load_results(*folders: str | Path, kind: str | None = None) -> list[dict]:
     return found
 
 
+def all_results(folder: str | Path = RESULTS) -> list[tuple[str, dict]]:
+    """(path from `folder`, content) of every result file, those in subfolders too."""
+    folder, found = Path(folder), []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a result file ({error!r}). Remove it and run it again.") from error
+        if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
+            found.append((path.relative_to(folder).as_posix(), content))
+    return found
+
+
 def over_seeds(results: Sequence[dict]) -> list[dict]:
     """Runs that differ in their seed alone become one, with "seeds" and rows of means; see `stats.over_seeds`. Each row
     gets "covers": what chance its interval stands for."""

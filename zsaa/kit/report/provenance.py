@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from zsaa.kit.labels import threads
 
@@ -21,19 +19,6 @@ def joules_text(*joules: float | None) -> str:
     """Energy, for people: "not measured", or kJ of the GPU and the CPU."""
     known = [f"{value / 1000:.1f} kJ {device}" for value, device in zip(joules, ("GPU", "CPU")) if value is not None]
     return " + ".join(known) or "not measured"
-
-
-def all_results(folder: Path) -> list[tuple[str, dict]]:
-    """(path from `folder`, content) of every result file, those in subfolders too."""
-    found = []
-    for path in sorted(folder.rglob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a result file ({error!r}). Remove it and run it again.") from error
-        if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
-            found.append((path.relative_to(folder).as_posix(), content))
-    return found
 
 
 def flat(found: Sequence[tuple[str, dict]]) -> list[dict]:

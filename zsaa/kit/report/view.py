@@ -11,9 +11,9 @@ from pathlib import Path
 
 from zsaa.kit import paper, tables
 from zsaa.kit.report.grid import grid_of, number, ours_text
-from zsaa.kit.report.provenance import all_results, flat, hardware_of, joules_text, provenance_of, seconds_text
+from zsaa.kit.report.provenance import flat, hardware_of, joules_text, provenance_of, seconds_text
 from zsaa.kit.report.sections import MEANING, NOT_A_RESULT, SECTIONS, SIGN, Section
-from zsaa.kit.store import RESULTS, load_results
+from zsaa.kit.store import RESULTS, all_results, load_results
 from zsaa.kit.verdicts import VERDICTS, counts
 
 ROOT = RESULTS.parent
