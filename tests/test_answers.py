@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ablation.answers import controls, cost, teach
+from ablation.answers import controls, cost, teach, train
+from ablation.answers import judge as judging
 from ablation.answers.data import Sample, judge
 from ablation.answers.model import adapt, adapters, merge
 from ablation.answers.reader import answer, at_answers, batch, ranks, read
 from ablation.answers.scorer import FAR, Scorer, Shape
-from ablation.answers.train import Dial, Row, reductions
+from ablation.answers.train import Dial, Row, _parts, reductions
 
 CHUNK = 8
 
@@ -259,3 +260,81 @@ def test_reductions_are_a_weak_and_a_strong_one_and_seeded():
         weak, strong = reductions(step, 0)
         assert 1 <= weak <= 12**0.5 <= strong <= 12
     assert reductions(3, 0) == reductions(3, 0) != reductions(3, 1)
+
+
+def test_micro_batches_stay_below_their_tokens_and_lose_nobody():
+    samples = [sample(n, n) for n in (10, 20, 30, 100, 200)]  # 23 tokens more each
+    parts = _parts(samples, 130)
+    assert [len(p) for p in parts] == [2, 1, 1, 1]
+    assert [s for p in parts for s in p] == samples
+
+
+class FakeData:
+    """Enough of Data to train on."""
+
+    canon, idf, pieces, newline = list(range(97)), {}, [f"w{i}" for i in range(97)], 96
+
+    def questions(self, split):
+        return list(range(6))
+
+    def sample(self, turn, passages, rng):
+        return sample(30 * passages, turn)
+
+
+@pytest.mark.parametrize("row", [Row("c", "conventional", size=4), Row("k", "cuts", size=4),
+                                 Row("d", "dial", "once2", "x", size=4)])  # fmt: skip
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_method_trains_its_adapters_and_nothing_else(lm, row, mixed, monkeypatch):
+    """Also in bfloat16, as on a GPU."""
+    model = copy.deepcopy(lm).to(torch.bfloat16 if mixed else torch.float32)
+    for module in (train, judging, teach):
+        monkeypatch.setattr(module, "mixed", lambda device: torch.autocast("cpu", torch.bfloat16, enabled=mixed))
+    frozen, seen = {n: p.clone() for n, p in model.state_dict().items()}, []
+    train.fit(row, model, scorer_for(), FakeData(), "cpu", lambda **r: seen.append(r), 1e9, 3, micro=250)
+    assert len(seen) == 2 and seen[-1]["step"] == 3 and seen[-1]["loss"] > 0
+    moved = {n for n, p in model.named_parameters() if n.endswith(".up") and p.abs().sum() > 0}
+    assert len(moved) == 7 * (4 - row.depth)
+    for name, p in model.state_dict().items():
+        if not name.endswith((".up", ".down")):
+            assert torch.equal(p, frozen[name.replace(".base", "")]), name
+    dial = Dial(row, scorer_for(), model.config) if row.method == "dial" else None
+    record = judging.judged(model, [sample(40, 1), sample(60, 2)], FakeText(), "cpu", dial, 1.5)
+    assert record["n"] == 2 and len(record["f1s"]) == 2 and ("reached" in record) == bool(dial)
+
+
+class FakeText(FakeData):
+    def text(self, ids):
+        return "a"
+
+
+def test_a_scorer_learns_where_answers_are_and_keeps_its_best_weights(lm):
+    """The answer's chunk shares no word with the question: only the learned part can find it."""
+    marks, rng = (90, 91, 92, 93), random.Random(0)
+
+    def pupil(seed):
+        at = rng.randrange(8, 40, 4)
+        body = tuple(rng.randrange(1, 60) for _ in range(48))
+        body = body[:at] + marks + body[at + 4 :]
+        target = torch.zeros(3 + 1)
+        target[at // teach.FINE] = 1.0
+        return teach.Lesson(Sample(body, (), (), (70, 71, 72), (1,), (at, at + 3), ("a",)), target[:3])
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        scorer = Scorer(Shape(32, 32, chunk=16), torch.arange(97), torch.ones(97))
+        pupils, worths = [pupil(i) for i in range(64)], iter([5.0, 1.0])
+        kept = []
+
+        def judged(s):
+            kept.append({k: v.clone() for k, v in s.state_dict().items()})
+            return next(worths)
+
+        teach.teach(scorer, copy.deepcopy(lm).float(), 0, pupils, 260, "cpu", lambda **r: None, 1.0, 1.0, judged, 16)
+    assert len(kept) == 2 and not torch.equal(kept[0]["read.0.weight"], kept[1]["read.0.weight"])
+    assert all(torch.equal(v, kept[0][k]) for k, v in scorer.state_dict().items())
+    right = 0
+    for p in (pupil(i) for i in range(20)):
+        b = batch([p.sample], "cpu", answers=False)
+        x = lm.model.embed_tokens(b.ids).float()
+        right += int(teach.look(scorer, x, b)[0].argmax()) in teach.gold_chunks(p.sample, 16)
+    assert right >= 16

@@ -78,6 +78,13 @@ class Data:
         parts = (tuple(t[k]) for k in ("older", "last", "line", "answer"))
         return Sample(tuple(body), *parts, gold, tuple(t["references"]))
 
+    def shorten(self, tokens: int) -> None:
+        """Stories to their beginning, for rehearsals."""
+        self.stories = [s[:tokens] for s in self.stories]
+        for t in self.turns:
+            if t["at"] is not None and t["at"] + t["span"] > tokens:
+                t["at"] = None
+
     def text(self, ids) -> str:
         """Token ids as text, up to the line's end."""
         said = bytearray()

@@ -62,6 +62,8 @@ class Work:
         self.tiny = os.environ.get("TINY") == "1"
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.until = float(os.environ.get("UNTIL", "inf"))  # when the machine goes, in seconds since 1970
+        if self.tiny:
+            self.data.shorten(60)
         (self.folder / "results").mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(2)
 
@@ -111,8 +113,14 @@ def run_teach(work: Work, names: list[str]) -> None:
         scorer = teach.build(data, lm.config.hidden_size, width, chunk, work.device)
         report(work, lm, name, scorer, "before")
         steps = 3 if work.tiny else 1500
+        limit = 4 if work.tiny else 400
+
+        def judged(s, depth=depth, limit=limit):
+            found = [teach.recall(s, lm, depth, data, "validation", k, work.device, limit) for k in PASSAGES]
+            return sum(sum(r[str(f)] for f in teach.FACTORS) for r in found) / 2 / len(teach.FACTORS)
+
         teach.teach(scorer, lm, depth, pupils[target], steps, work.device,
-                    lambda name=name, **r: work.log(f"scorer-{name}", **r), gold, told)  # fmt: skip
+                    lambda name=name, **r: work.log(f"scorer-{name}", **r), gold, told, judged)  # fmt: skip
         work.save(scorer.state_dict(), f"scorer-{name}.pt")
         report(work, lm, name, scorer, "after")
 

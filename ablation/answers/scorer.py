@@ -27,6 +27,7 @@ class Shape:
     heads: int = 4
     reach: int = 7  # tokens of a convolution
     chunk: int = 32  # tokens
+    dropout: float = 0.1
 
 
 class Block(nn.Module):
@@ -58,7 +59,7 @@ class Scorer(nn.Module):
             self.enter = nn.Sequential(nn.LayerNorm(shape.states), nn.Linear(shape.states, w))
             self.part = nn.Embedding(4, w)  # body, older turns, the last turn, the question
             self.blocks = nn.ModuleList(Block(w, shape.reach) for _ in range(shape.blocks))
-            self.leave = nn.LayerNorm(w)
+            self.leave = nn.Sequential(nn.LayerNorm(w), nn.Dropout(shape.dropout))
             self.query, self.key = nn.Linear(w, w), nn.Linear(w, w)
             self.weight = nn.Linear(w + 1, h + 2)
             self.own = nn.Linear(w, 8)

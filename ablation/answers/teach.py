@@ -161,10 +161,11 @@ def gradient_shares(lm, b: Batch, device) -> Tensor:
 
 
 def teach(scorer: Scorer, lm, depth: int, pupils: list[Lesson], steps: int, device, log, gold: float = 1.0,
-          told: float = 1.0, size: int = 64, rate: float = 1e-3) -> None:  # fmt: skip
-    """Listwise: cross entropy with the targets (weight `told`) and with the answer's place where it is known."""
+          told: float = 1.0, judged=None, size: int = 64, rate: float = 1e-3) -> None:  # fmt: skip
+    """Listwise: cross entropy with the targets (weight `told`) and with the answer's place where it is known. Ends on
+    the weights that `judged` (higher is better), asked now and then, liked best."""
     opt = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=0.05)
-    rng, mean, order = random.Random(0), {}, []
+    rng, mean, order, best = random.Random(0), {}, [], (-1.0, None)
     chunk = scorer.shape.chunk
     scorer.train()
     for step in range(steps):
@@ -194,6 +195,14 @@ def teach(scorer: Scorer, lm, depth: int, pupils: list[Lesson], steps: int, devi
             mean[name] = 0.98 * mean.get(name, value.item()) + 0.02 * value.item()
         if step % 100 == 99 or step == steps - 1:
             log(step=step + 1, **{k: round(v, 4) for k, v in mean.items()})
+        if judged is not None and (step % 250 == 249 or step == steps - 1):
+            worth = judged(scorer.eval())
+            if worth > best[0]:
+                best = worth, {k: v.clone() for k, v in scorer.state_dict().items()}
+            log(step=step + 1, judged=round(worth, 2))
+            scorer.train()
+    if best[1] is not None:
+        scorer.load_state_dict(best[1])
     scorer.eval()
 
 

@@ -29,7 +29,7 @@ class Row:
     schedule: str = ""
     scorer: str = ""
     whole: bool = False
-    epochs: float = 2.0
+    epochs: float = 2.5
     rate: float = 5e-4
     size: int = 32
     seed: int = 0
@@ -86,8 +86,9 @@ def reductions(step: int, seed: int) -> tuple[float, float]:
     return half ** rng.random(), half ** (1 + rng.random())
 
 
-def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 16):
-    """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then."""
+def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 20_000):
+    """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then. micro:
+    tokens of a micro-batch, padding included."""
     torch.manual_seed(row.seed)
     rng, trained = random.Random(row.seed + 1), adapt(lm, row.depth)
     dial = Dial(row, scorer, lm.config) if row.method == "dial" else None
@@ -118,8 +119,15 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
     lm.eval()
 
 
-def _parts(samples: list, size: int) -> list[list]:
-    return [samples[j : j + size] for j in range(0, len(samples), size)]
+def _parts(samples: list, tokens: int) -> list[list]:
+    """Neighbours, together while they stay below so many tokens; samples come from short to long."""
+    parts: list[list] = [[]]
+    for s in samples:
+        longest = len(s.body) + len(s.older) + len(s.last) + len(s.line) + len(s.answer)
+        if parts[-1] and (len(parts[-1]) + 1) * longest > tokens:
+            parts.append([])
+        parts[-1].append(s)
+    return parts
 
 
 def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device, step: int, rng) -> float:
