@@ -204,7 +204,9 @@ class ZsaaLM(HFLM):
         """Log-likelihood of whole texts, for perplexity.
 
         With rolling_prefix = N, a text is cut into pieces of N tokens, and each is scored after the N tokens before it,
-        which are pruned (the first piece: after the one prefix token of lm-eval). Every token is scored once, causally.
+        which are pruned (the first piece: after the one prefix token of lm-eval). A BOS that the tokenizer itself puts
+        before a text is that prefix token; it then begins each context, as one of the N, and is never scored. Every
+        other token is scored once, causally.
         Use it at alpha = 1 as well: lm-eval's own windows, taken without rolling_prefix, are other windows, and have
         one token of context, so that there is nothing to prune; at alpha < 1 they are refused.
         """
@@ -218,9 +220,13 @@ class ZsaaLM(HFLM):
             )
         windows, owner, step = [], [], self.rolling_prefix
         for number, request in enumerate(requests):
-            tokens = [self.prefix_token_id, *self.tok_encode(request.args[0])]
-            for start in range(1, len(tokens), step):
-                windows.append((None, tokens[max(0, start - step) : start], tokens[start : start + step]))
+            tokens = self.tok_encode(request.args[0])
+            bos = tokens[:1] if tokens[:1] == [self.prefix_token_id] else []
+            tokens = tokens[len(bos) :]
+            for start in range(0, len(tokens), step):
+                prefix = bos or [self.prefix_token_id] * (start == 0)
+                before = tokens[max(0, start - step + len(bos)) : start]
+                windows.append((None, prefix + before, tokens[start : start + step]))
                 owner.append(number)
         totals = [0.0] * len(requests)
         for number, (likelihood, _) in zip(owner, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
