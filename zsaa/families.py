@@ -9,7 +9,7 @@ soon as tests/tiny.py can build it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -134,11 +134,28 @@ def only_last_logits(model: nn.Module) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
 
 
+def _decoders(
+    module: nn.Module, name: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, nn.Module, Family]]:
+    """Name, decoder and family of each supported decoder in `module`, itself included; none inside another."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
+    # Its own layers: wrappers such as PeftModel hand on the attributes of what they wrap.
+    if family and isinstance(module._modules.get(family.layers), nn.ModuleList):
+        yield name, module, family
+        return
+    for child, inner in module.named_children():
+        yield from _decoders(inner, f"{name}.{child}" if name else child, seen)
+
+
 def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
     """The base decoder (`LlamaModel`, `GPT2Model`, ...) inside `model`, however deep PEFT or a task head wraps it.
 
-    Raises UnsupportedModelError, listing the supported families, if there is none, or if `model` carries a PEFT
-    adapter that cannot be pruned exactly.
+    Raises UnsupportedModelError if there is none (it lists the supported families) or more than one, or if `model`
+    carries a PEFT adapter that cannot be pruned exactly.
     """
     adapters = getattr(model, "peft_config", None)
     for name, config in adapters.items() if isinstance(adapters, dict) else ():
@@ -151,21 +168,25 @@ def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
                 f"the PEFT adapter {name!r} is {method}, which {why}: zsaa cannot prune it exactly. Use LoRA, or "
                 "prompt tuning for virtual tokens, or work on model.get_base_model() without the adapter."
             )
-    for module in model.modules():
-        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
-        # Its own layers: wrappers such as PeftModel hand on the attributes of what they wrap.
-        if family and isinstance(module._modules.get(family.layers), nn.ModuleList):
-            if getattr(module.config, "add_cross_attention", False):
-                raise UnsupportedModelError(
-                    f"{type(module).__name__} has cross-attention (add_cross_attention=True); zsaa prunes decoder-only "
-                    "models. Load it with add_cross_attention=False."
-                )
-            if getattr(module.config, "use_bidirectional_attention", False):
-                raise UnsupportedModelError(
-                    f"{type(module).__name__} uses bidirectional attention; zsaa prunes causal decoders. "
-                    "Load it with use_bidirectional_attention=False."
-                )
-            return module, family
+    found = list(_decoders(model))
+    if len(found) > 1:
+        names = ", ".join(name for name, *_ in found)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds {len(found)} decoders ({names}), and a dial turns one. Call zsaa.enable on "
+            "each model by itself."
+        )
+    for _, module, family in found:
+        if getattr(module.config, "add_cross_attention", False):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has cross-attention (add_cross_attention=True); zsaa prunes decoder-only "
+                "models. Load it with add_cross_attention=False."
+            )
+        if getattr(module.config, "use_bidirectional_attention", False):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} uses bidirectional attention; zsaa prunes causal decoders. "
+                "Load it with use_bidirectional_attention=False."
+            )
+        return module, family
     kind = getattr(getattr(model, "config", None), "model_type", None)
     raise UnsupportedModelError(
         f"{type(model).__name__} (model_type={kind!r}) is not supported. Supported model types: "
