@@ -485,6 +485,7 @@ def test_weights_that_torch_prunes_at_each_call_are_used(family):
     close(got, by_reference(family, ids[0], model=models[1]), rtol=1e-3, atol=1e-3)
 
 
+@few
 def test_a_data_set_that_was_mapped_at_another_alpha_is_not_taken_for_this_one(family):
     """datasets finds a finished map by a hash of the function, and of the model in it."""
     model = dialed(family)
