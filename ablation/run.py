@@ -17,11 +17,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ablation import continuation, depth, words
+from ablation import continuation, depth, films, kept, words
 from ablation.forward import Variant
 from ablation.scorers import Evidence, make, price
 from ablation.train import Training, curve, train
-from zsaa.finetune import Recipe, add_lora
 from zsaa.measure import cached, provenance, write_json
 from zsaa.models import load_model
 from zsaa.salience import FILE as SALIENCE_FILE
@@ -71,7 +70,10 @@ def _data(task: str, settings: dict, tokenizer, limits: dict):
 
 def _load_data(task: str, settings: dict, tokenizer, limits: dict):
     source = settings.get("source", task)
-    if "cut" in settings:
+    if "films" in settings:  # the second side is a part of its own; the test part is for ablation.reading alone
+        (one, _), (other, origin) = films.side("train"), films.side(settings["films"])
+        splits = one.select(range(limits["train"])), other.select(range(limits["test"]))
+    elif "cut" in settings:
         data = load_task(source)
         splits, origin = _cut_anew(data, settings["cut"], **limits), f"{data.source}, cut anew"
     else:
@@ -82,11 +84,18 @@ def _load_data(task: str, settings: dict, tokenizer, limits: dict):
         if "sentences" in settings:
             from datasets import Dataset
 
-            texts, labels, _ = depth.passages(list(split["text"]), list(split["label"]), settings["sentences"], seed=0)
-            split = Dataset.from_dict({"text": texts, "label": labels})
+            split = Dataset.from_dict(dict(zip(("text", "label"), passages_of(split, settings))))
         tokens = tokenize(split, tokenizer, settings["max_length"])
         sides.append((list(tokens["input_ids"]), list(tokens["labels"])))
     return *sides, origin
+
+
+def passages_of(split, settings: dict) -> tuple[list[str], list[int]]:
+    """The texts and labels of a split, as they are or made into passages of so many sentences."""
+    texts, labels = list(split["text"]), list(split["label"])
+    return (
+        depth.passages(texts, labels, settings["sentences"], seed=0)[:2] if "sentences" in settings else (texts, labels)
+    )
 
 
 def _cut_anew(data, seed: int, train: int, test: int) -> tuple:
@@ -134,38 +143,35 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         given |= {"compute": options.compute, "epochs": None}
     if options.epochs is not None:
         given |= {"epochs": options.epochs}
+    if options.learning_rate is not None:
+        given |= {"learning_rate": options.learning_rate}
     variant, training = Variant(**row.get("variant", {})), Training(**given)
     limits = {side: min(settings[side], getattr(options, side) or settings[side]) for side in ("train", "test")}
     targets = options.targets or config["targets"]
+    suffix = (f"-seed{seed}" if seed else "") + ("-compute" if options.compute is not None else "")
+    suffix += f"-epochs{options.epochs:g}" if options.epochs is not None else ""
+    suffix += f"-rate{options.learning_rate:g}" if options.learning_rate is not None else ""
+    path = Path(options.output_dir) / task / f"{name}{suffix}.json"
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
         "data": {**settings, **limits}, "targets": targets, "sides": row.get("sides", []),
-        "ablation": _code("forward", "train", "scorers", "depth"),
+        "ablation": _code("forward", "train", "scorers", "depth", "kept", "films"),
         **({"saved": options.saved} if options.saved else {}),
     }  # fmt: skip
 
     def compute() -> dict:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew, for milliseconds, at every new shape
-        model, tokenizer = load_model(options.model, kind="sequence-classification", num_labels=2, device=device)
-        torch.manual_seed(seed)
-        torch.nn.init.normal_(model.score.weight, std=0.02)
-        fresh = not options.saved  # what is saved brings its own adapter
-        if fresh and training.start:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, training.start, is_trainable=True)
-        elif fresh and training.lora:
-            rank, dropout = training.lora, training.dropout
-            recipe = Recipe(tuning="lora", lora_rank=rank, lora_alpha=2 * rank, dropout=dropout, seed=seed)
-            model = add_lora(model, recipe)
+        begun = replace(training, start="", lora=0) if options.saved else training  # what is saved brings its adapter
+        model, tokenizer = kept.build(options.model, begun, device)
         rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
         (texts, labels), (held_out, answers), source = _data(task, settings, tokenizer, limits)
         if options.saved:
             model, probe, log = _read(Path(options.saved), model, rule, training)
             model = model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32).eval()
         else:
-            probe, log = train(model, texts, labels, rule, training)
+            more = {"verdicts": _taught(options, task, training, texts, device)} if training.teacher else {}
+            probe, log = train(model, texts, labels, rule, training, **more)
         rule = replace(rule, schedule=tuple(log["schedule"])) if training.bends else rule
         if options.save:
             model.half().save_pretrained(Path(options.save) / name)
@@ -176,19 +182,39 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             if training.bends:
                 write_json(Path(options.save) / name / SCHEDULE_FILE, {"schedule": list(rule.schedule)})
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
-        rows = curve(model, held_out, answers, rule, training, probe, targets, sides=row.get("sides", []))
+        if options.weights:
+            kept.keep(options.weights, path.stem, model, probe, rule)
+        rows = judge(model, held_out, answers, rule, training, probe, targets, row.get("sides", []))
         for found in rows:
             print(f"  {name} {found['control']} {found['mac_reduction']:.2f}x: {found['accuracy']}%", flush=True)
         return {
             "name": f"{task}-{name}", "kind": "ablation", "row": name, "about": row["about"],
-            "model": {"name": options.model}, "task": {"name": task, "source": source, "substitute": True},
+            "model": {"name": options.model},
+            "task": {"name": task, "source": source, "substitute": True, "split": settings.get("films", "test")},
             "variant": asdict(rule), "training": asdict(training), "log": log, "rows": rows,
             "provenance": provenance(seed=seed, train_samples=len(texts), eval_samples=len(held_out)),
         }  # fmt: skip
 
-    suffix = (f"-seed{seed}" if seed else "") + ("-compute" if options.compute is not None else "")
-    suffix += f"-epochs{options.epochs:g}" if options.epochs is not None else ""
-    return cached(Path(options.output_dir) / task / f"{name}{suffix}.json", unit, compute)
+    return cached(path, unit, compute)
+
+
+def judge(model, samples, labels, rule, training: Training, probe, targets, sides) -> list[dict]:
+    """The curve of a trained row; of a shortened model its one point."""
+    if not training.layers:
+        return curve(model, samples, labels, rule, training, probe, targets, sides=sides)
+    return kept.by_fewer_layers(curve(model, samples, labels, rule, training, probe, [1]), model)
+
+
+def _taught(options: argparse.Namespace, task: str, training: Training, texts: list, device: str) -> torch.Tensor:
+    """The teacher's verdicts on whole texts."""
+    result = Path(options.output_dir) / task / f"{training.teacher}.json"
+    if not options.weights or not result.is_file():
+        raise FileNotFoundError(
+            f"the teacher {training.teacher!r} is not there: run it first, with the same --weights and --output-dir "
+            f"(looked for {result})."
+        )
+    model, *_ = kept.read(options.weights, training.teacher, json.loads(result.read_text()), device)
+    return kept.verdicts(model, texts)
 
 
 def run_continuation(options: argparse.Namespace, config: dict) -> dict:
@@ -248,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seeds", nargs="+", type=int, default=[0])
     add("--model", default="smollm2-135m")
     add("--epochs", type=float, help="in place of the task's")
+    add("--learning-rate", type=float, help="in place of the row's")
     add("--compute", type=float, help="equal compute: stop after so many epochs' worth of MACs at alpha = 1")
     add("--train", type=int, help="at most so many training samples")
     add("--test", type=int, help="at most so many held-out samples")
@@ -256,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--words", action="store_true", help="a bag of words on what each rule keeps, instead")
     add("--windows", type=int, help="held-out windows, with --continuation")
     add("--save", help="a folder for the trained models (adapters), in float16, and their scorers")
+    add("--weights", help="a folder where each row's model is left as it was judged, and where teachers are read")
     add("--saved", help="evaluate an adapter and its scorer in this folder, as --save leaves them, without training")
     add("--output-dir", default=str(RESULTS))
     add("--list", action="store_true", help="list the rows, and stop")

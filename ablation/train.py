@@ -24,8 +24,9 @@ from zsaa.families import find_decoder
 from zsaa.finetune import window
 from zsaa.keep import attention_widths, layer_weights, truncation_for
 
-SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated")
+SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated", "cuts")
 CUTS = ("first", "last", "ends")
+ON_CUTS = ("truncated", "cuts")  # samplings of rows that know no dial
 STRONGEST = 12.0  # the largest MAC reduction that training draws
 ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
 
@@ -37,9 +38,12 @@ class Training:
     sampling: what each step draws. "conventional": nothing, alpha = 1; "alpha": alpha ~ U(alpha_range) (Eq. 3);
         "compute": the share of the MACs, uniformly; "log": the MAC reduction, log-uniformly from 1 to STRONGEST;
         "sandwich": alpha = 1, a log-uniform draw and STRONGEST in one step; "ladder": alpha = 1 and a log-uniform draw
-        from either half; "truncated": alpha = 1 on inputs cut log-uniformly, by `side`.
-    distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich and ladder only), the rest is
-        the labels'.
+        from either half; "truncated": alpha = 1 on inputs cut log-uniformly, by `side`; "cuts": the ladder on cut
+        inputs, whole ones and two cuts in one step.
+    distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich, ladder and cuts; of whole
+        inputs), or from the teacher's verdict, the rest is the labels'.
+    teacher: a result of the same task, by its name, whose model (run.py's --weights) has judged each whole text before.
+    layers: the model's first layers alone, so many; 0: all of them.
     match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
         length, squared.
     deep: match the last token's states behind every layer, in the mean, not only the final one.
@@ -86,6 +90,8 @@ class Training:
     weakest: float = 1.0
     start: str = ""
     half: bool = False
+    teacher: str = ""
+    layers: int = 0
     lora: int = 0
     bends: bool = False
     epochs: float | None = 1.0
@@ -98,11 +104,17 @@ class Training:
     def __post_init__(self):
         if self.sampling not in SAMPLINGS or self.side not in CUTS:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
-        taught = self.distill or self.match or self.probe in GRADIENTS
-        if taught and self.sampling not in ("sandwich", "ladder"):
+        taught = (self.distill and not self.teacher) or self.match or self.probe in GRADIENTS
+        if taught and self.sampling not in ("sandwich", "ladder", "cuts"):
             raise ValueError(
                 f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
             )
+        if self.sampling in ON_CUTS and (self.match or self.probe):
+            raise ValueError(f"match and probe are of the dial, which inputs that are cut do not know; got {self}.")
+        if self.teacher and not (self.distill and self.sampling == "conventional"):
+            raise ValueError(f"a teacher needs distill > 0, and conventional sampling; got {self}.")
+        if self.layers < 0 or (self.layers and self.sampling != "conventional"):
+            raise ValueError(f"layers must be 0 or more, and fewer than all are for conventional sampling; got {self}.")
         if self.bends and not self.distill:
             raise ValueError(f"bends needs distill > 0: the divergence from the alpha = 1 pass; got {self}.")
         if self.probe not in KINDS or (self.epochs is None and self.compute is None):
@@ -217,12 +229,13 @@ def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]
 
 
 def train(
-    model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True
-) -> tuple[Probe | Evidence | Words | None, dict]:
-    """Fine-tune `model` (a sequence classifier, float32 weights) in place on samples (lists of token
-    ids). On a GPU it is computed, and left, in bfloat16, while the optimizer keeps its weights in float32. Returns the
-    trained probe, if there is one, and a log: steps, samples seen, MACs spent in units of one epoch at alpha = 1, loss
-    per 1/20 of the training, seconds."""
+    model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True,
+    verdicts: Tensor | None = None,
+) -> tuple[Probe | Evidence | Words | None, dict]:  # fmt: skip
+    """Fine-tune `model` (a sequence classifier, float32 weights) in place on samples (lists of token ids). verdicts
+    [samples, classes]: the teacher's, as probabilities. On a GPU it is computed, and left, in bfloat16, while the
+    optimizer keeps its weights in float32. Returns the trained probe, if there is one, and a log: steps, samples
+    seen, MACs spent in units of one epoch at alpha = 1, loss per 1/20 of the training, seconds."""
     torch.manual_seed(training.seed)
     decoder, _ = find_decoder(model)
     config, device = decoder.config, next(model.parameters()).device
@@ -262,7 +275,10 @@ def train(
         texts = [window(text, crop) if crop.random() < training.crops else text for text in texts]
         if merged:
             merged.merge()
-        loss, cost = _step(model, probe, texts, wanted, variant, training, draw, bend, warm=done < training.warm)
+        taught = None if verdicts is None else verdicts[batch].to(device)
+        loss, cost = _step(
+            model, probe, texts, wanted, variant, training, draw, bend, warm=done < training.warm, taught=taught
+        )
         if merged:
             merged.split()
         if exact is not weights:
@@ -339,7 +355,7 @@ class _Watch:
         return inputs[-1].float()
 
 
-def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False) -> tuple[float, int]:
+def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False, taught=None) -> tuple[float, int]:
     """Forward and backward passes of one optimizer step; returns the first pass' loss and the MACs of all."""
     decoder, _ = find_decoder(model)
     config, lengths = decoder.config, [len(text) for text in texts]
@@ -353,7 +369,7 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
             return 1e-4
 
     log_uniform = math.exp(draw.uniform(math.log(training.weakest), math.log(STRONGEST)))
-    kind, alphas = training.sampling, [1.0]
+    kind, alphas, middle, views = training.sampling, [1.0], math.sqrt(STRONGEST), []
     warm = warm or (training.weakest > 1 and draw.random() < 1 / 16)
     if kind == "truncated":
         k = truncation_for(config, lengths, log_uniform)
@@ -367,31 +383,38 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
         alphas = [reduced_to(log_uniform)]
     elif kind == "sandwich":
         alphas = [1.0, reduced_to(log_uniform), reduced_to(STRONGEST)]
+    elif kind == "cuts":
+        kept = [truncation_for(config, lengths, middle ** (half + draw.random())) for half in (0, 1)]
+        views, alphas = [[cut(text, k, training.side) for text in texts] for k in kept], [1.0, 1.0, 1.0]
     elif kind == "ladder":
-        middle = math.sqrt(STRONGEST)
         alphas = [1.0, reduced_to(middle ** draw.random()), reduced_to(middle ** (1 + draw.random()))]
     if warm:
-        alphas = [1.0]
+        alphas, views = [1.0], []
+    views = [texts, *(views or [texts] * (len(alphas) - 1))]
     first, parts = 0.0, -(-len(texts) * max(lengths) // ROWS)
     for part in range(parts):  # one after another, for the memory's sake
         chosen = slice(part * len(texts) // parts, (part + 1) * len(texts) // parts)
         share = len(lengths[chosen]) / len(lengths)
-        loss, divergences = _passes(model, probe, texts[chosen], wanted[chosen], alphas, variant, training, share)
+        some, verdicts = [view[chosen] for view in views], None if taught is None else taught[chosen]
+        loss, divergences = _passes(model, probe, some, wanted[chosen], alphas, variant, training, share, verdicts)
         first += share * loss
         for alpha, divergence in zip(alphas[1:], divergences if bend else ()):
             cost = (total_macs(config, Counter(lengths[chosen]), a, variant) for a in (1.0, alpha))
             bend.learn(tried, next(cost) / next(cost), divergence.item())
-    return first, sum(total_macs(config, Counter(lengths), alpha, variant) for alpha in alphas)
+    return first, sum(total_macs(config, Counter(map(len, v)), a, variant) for v, a in zip(views, alphas))
 
 
-def _passes(model, probe, texts, wanted, alphas, variant, training, share: float) -> tuple[float, list[Tensor]]:
-    """A forward and a backward pass at each alpha, for texts that are this share of the step's. The first loss, and how
-    far the others' answers are from the first's."""
-    config, device, lengths = find_decoder(model)[0].config, wanted.device, [len(text) for text in texts]
-    ids, mask = pad(texts, config.pad_token_id or 0, device)
-    teacher, example, first, divergences = None, None, None, []
+def _passes(
+    model, probe, views, wanted, alphas, variant, training, share: float, verdicts: Tensor | None = None
+) -> tuple[float, list[Tensor]]:
+    """A forward and a backward pass at each alpha on its view of the texts, which are this share of the step's. The
+    first loss, and how far the answers are from the teacher's: `verdicts`, or, of all but the first, the first's."""
+    config, device = find_decoder(model)[0].config, wanted.device
+    teacher, example, first, divergences = verdicts, None, None, []
     taught = None if probe is None else probe.by_gradient
-    for alpha in alphas:
+    for texts, alpha in zip(views, alphas):
+        lengths = [len(text) for text in texts]
+        ids, mask = pad(texts, config.pad_token_id or 0, device)
         entered = {} if taught is not None and (alpha == 1.0 or training.everywhere) else None
         more = {"scorer": probe} if probe is not None else {}
         passed = {}
@@ -415,7 +438,7 @@ def _passes(model, probe, texts, wanted, alphas, variant, training, share: float
             whole_texts = torch.arange(ids.shape[1], device=device).where(mask.bool(), -1)
             (share * taught.loss(entered, ids, [whole_texts, *trail], training.rivals, training.lengths)).backward()
         first = loss.item() if first is None else first
-        if alpha == 1.0:
+        if teacher is None and alpha == 1.0:
             teacher, example = logits.detach().softmax(-1), [s.detach() for s in states]
     return first, divergences
 
@@ -487,7 +510,7 @@ def curve(
         only = sum(first_layers(config, n, layer) * looked_at + n * variant.scorer_macs[0] for n in lengths)
         rows.append({"control": "scorer", "target": None, "mac_reduction": whole / only, **found})
     for target in targets:
-        if training.sampling != "truncated":
+        if training.sampling not in ON_CUTS:
             try:
                 alpha = alpha_for(config, lengths, target, variant)
             except ValueError:
@@ -496,7 +519,7 @@ def curve(
             found = accuracy(model, samples, labels, alpha, variant, probe, batch_size)
             rows.append({"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": reached, **found})
         k = truncation_for(config, lengths, target)
-        for side in sides if target > 1 or training.sampling == "truncated" else ():
+        for side in sides if target > 1 or training.sampling in ON_CUTS else ():
             shorter = [cut(s, k, side) for s in samples]
             reached = whole / total_macs(config, Counter(map(len, shorter)), 1.0, variant)
             found = accuracy(model, shorter, labels, 1.0, variant, None, batch_size)

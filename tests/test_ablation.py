@@ -285,7 +285,7 @@ def test_every_sampling_trains_and_counts_its_compute(sampling):
         compute == 2
         if sampling == "conventional"
         else 2 < compute < 4
-        if sampling in ("sandwich", "ladder")
+        if sampling in ("sandwich", "ladder", "cuts")
         else compute < 2
     )
     half = Training(sampling, epochs=None, compute=compute / 2, batch_size=8, learning_rate=1e-3)
