@@ -31,7 +31,7 @@ def _own_datasets_cache(tmp_path, monkeypatch):
 def hub(tmp_path):
     """A folder per corpus, laid out as its repository."""
     parquet(tmp_path / "wikitext-103/wikitext-103-raw-v1/test-00000-of-00001.parquet", text=LINES)
-    parquet(tmp_path / "wikitext-103/wikitext-103-raw-v1/train-00000-of-00002.parquet", text=LINES[1:4] * 2)
+    parquet(tmp_path / "wikitext-103/wikitext-103-raw-v1/train-00000-of-00001.parquet", text=LINES[1:4] * 2)
     parquet(tmp_path / "wikitext-103/wikitext-2-raw-v1/test-00000-of-00001.parquet", text=["wrong"])
     parquet(tmp_path / "ptb/penn_treebank/test/0000.parquet", sentence=["no it was n't <unk>", "but N % rose"])
     parquet(tmp_path / "1bw/data/test-00000-of-00001-abc.parquet", text=[f"Sentence {i} ." for i in range(1000)])
@@ -154,6 +154,35 @@ def test_bad_input_and_damaged_folders(hub):
     (hub / "empty").mkdir()
     with pytest.raises(AssetError, match="could not be read from the folder"):
         load_corpus("ptb", hub / "empty")
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_stray_files_and_odd_names_of_folders_change_no_text(hub, name):
+    want = load_corpus(name, hub / name)
+    for file in [p for p in (hub / name).rglob("*") if p.is_file()]:
+        for stray in (f"{file.name}~", f"{file.name}.bak", f".{file.name}", f".ipynb_checkpoints/{file.name}"):
+            (file.parent / stray).parent.mkdir(exist_ok=True)
+            shutil.copy(file, file.parent / stray)
+    odd = (hub / name).rename(hub / "a [1]*")
+    found = load_corpus(name, odd)
+    assert found.texts == want.texts and found.source.startswith("folder a [1]*")
+
+
+def test_own_text_is_read_as_it_is(tmp_path):
+    lines = ["None", "N/A", "", "caf\u00e9, open"]
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    assert load_corpus("wikitext-103", tmp_path).texts == ["None\nN/A\n\ncaf\u00e9, open\n"]
+    (tmp_path / "test.txt").write_text("\n".join(lines), encoding="latin-1")
+    with pytest.raises(AssetError, match=r"test.txt is not in UTF-8: line 4 has the byte 0xe9.*iconv") as caught:
+        load_corpus("wikitext-103", tmp_path)
+    assert "etch it again" not in str(caught.value)
+    (tmp_path / "test.txt").unlink()
+    parquet(tmp_path / "test.parquet", text=["a", None, "b"])
+    with pytest.raises(AssetError, match="row 2 of split 'test' of folder .* has None where a text belongs"):
+        load_corpus("wikitext-103", tmp_path)
+    parquet(tmp_path / "test.parquet", text=[])
+    with pytest.raises(AssetError, match="split 'test' of folder .* has no rows"):
+        load_corpus("wikitext-103", tmp_path)
 
 
 class TestPackaged:

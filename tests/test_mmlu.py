@@ -204,6 +204,34 @@ def test_a_limit_is_per_subject(words, tmp_path):
     assert mmlu.right(reader, mmlu.tasks(tmp_path, "letters", 1, ["anatomy"]), limit=3)[0] == bits[3:]
 
 
+def test_stray_files_and_odd_names_of_folders_change_no_question(tmp_path):
+    folder = mmlu_folder(tmp_path / "a [1]*")
+
+    def asked():
+        made = mmlu.tasks(folder, shots=1)
+        return {name: [task.doc_to_text(doc) for doc in task.test_docs()] for name, task in made.items()}
+
+    want, mark = asked(), mmlu._fingerprint(folder)
+    assert [len(rows) for rows in want.values()] == [5, 5]
+    for file in [p for p in folder.rglob("*") if p.is_file()]:
+        for stray in (f"{file.name}~", f"{file.name}.bak", f".{file.name}", f".ipynb_checkpoints/{file.name}"):
+            (file.parent / stray).parent.mkdir(exist_ok=True)
+            (file.parent / stray).write_bytes(file.read_bytes())
+    (folder / ".DS_Store").write_text("x")
+    (folder / ".hidden").mkdir()
+    for file in (folder / "algebra").glob("*.jsonl"):
+        (folder / ".hidden" / file.name).write_bytes(file.read_bytes())
+    assert asked() == want and mmlu._fingerprint(folder) == mark
+    (folder / "all").mkdir()
+    (folder / "all/auxiliary_train.jsonl").write_bytes((folder / "algebra/test.jsonl").read_bytes())
+    assert len(mmlu.training_rows(folder, 5)) == 5
+    with pytest.raises(ValueError, match="6 questions to train on were asked for, but there are 5"):
+        mmlu.training_rows(folder, 6)
+    (folder / "algebra/test-copy.jsonl").write_bytes((folder / "algebra/test.jsonl").read_bytes())
+    with pytest.raises(models.AssetError, match="2 files in .* may be the split 'test'"):
+        mmlu.tasks(folder)
+
+
 def test_bad_requests_are_named(tmp_path):
     folder = mmlu_folder(tmp_path)
     for arguments, message in (

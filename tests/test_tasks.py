@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import time
 
@@ -120,6 +121,169 @@ def test_the_papers_columns_and_metrics():
     columns = {spec.paper_column for spec in TASKS.values()} - {None}
     assert columns == {"IMDB", "MNLIm", "MNLImm", "RTE", "QQP", "QNLI", "SST-2", "MRPC"}
     assert {name for name, spec in TASKS.items() if spec.metric == "f1"} == {"qqp", "mrpc"}
+
+
+# ------------------------------------------------------------------------------------------------ own data
+
+
+def test_stray_files_are_no_samples(folder):
+    """60 rows instead of 20, and the split that was edited away among them."""
+    for split in ("train", "test"):
+        for stray in (f"{split}.jsonl.bak", f"{split}.jsonl~", f".{split}.jsonl.swp", f".{split}-old.jsonl"):
+            (folder / stray).write_text('{"text": "stray", "label": 0}\n')
+        write(folder / ".ipynb_checkpoints", f"{split}-checkpoint", imdb(3))
+    task = load_task("imdb", source=folder)
+    assert (len(task.train), len(task.test)) == (40, 20) and "stray" not in task.train["text"]
+    write(folder, "test-copy", imdb(20))
+    with pytest.raises(AssetError, match=r"2 files in .* may be the split 'test': test-copy.jsonl, test.jsonl"):
+        load_task("imdb", source=folder)
+
+
+@pytest.mark.parametrize("name", ["[a] b", "*", "a?b", "{x}", "train", "test-data"])
+def test_any_name_of_a_folder_will_do(folder, name):
+    odd = folder.rename(folder.with_name(name))
+    task = load_task("imdb", source=odd)
+    assert (len(task.train), len(task.test), task.source) == (40, 20, f"folder {name}")
+
+
+def own(folder, labels, kind="jsonl", names=None, text="t"):
+    """An IMDB folder with these labels, in train and test."""
+    import datasets
+    import pandas as pd
+
+    folder.mkdir(exist_ok=True)
+    rows = [{"text": f"{text} {i}", "label": label} for i, label in enumerate(labels)]
+    for split in ("train", "test"):
+        if kind == "csv":
+            pd.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False)
+        elif kind == "jsonl":
+            write(folder, split, rows)
+        else:
+            data = datasets.Dataset.from_list(rows)
+            data = data.cast_column("label", datasets.ClassLabel(names=names)) if names else data
+            if kind == "parquet":
+                data.to_parquet(folder / f"{split}.parquet")
+            else:
+                data.save_to_disk(folder / split)
+    return folder
+
+
+SWAPPED = [["positive", "negative"], ["pos", "neg"], ["Positive", " NEGATIVE "], ["1", "0"], ["LABEL_1", "LABEL_0"]]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "readme"])
+@pytest.mark.parametrize("names", [*SWAPPED, ["neg", "pos"], None], ids=str)
+def test_classes_go_by_their_names_and_not_by_their_order(tmp_path, names, kind):
+    folder = own(tmp_path / "own", [1, 0, 0, 1, 1], "jsonl" if kind == "readme" else kind, names)
+    if kind == "readme" and names:
+        features = [{"name": "label", "dtype": {"class_label": {"names": dict(enumerate(names))}}}]
+        (folder / "README.md").write_text(f"---\ndataset_info:\n  features: {json.dumps(features)}\n---\n")
+    want = [0, 1, 1, 0, 0] if names in SWAPPED else [1, 0, 0, 1, 1]
+    for source in (folder, str(folder)):
+        task = load_task("imdb", source=source)
+        assert task.train["label"][:] == task.test["label"][:] == want
+        assert task.label_names == ("negative", "positive")
+
+
+def test_classes_of_the_hub_go_by_their_names_too(monkeypatch):
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
+    side = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [0, 1]}, features=features)
+    monkeypatch.setattr(tasks, "check_hub", lambda *_: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=side, test=side))
+    task = load_task("imdb", source="hub")
+    assert task.train[:] == {"text": ["good", "bad"], "label": [1, 0]}
+
+
+@pytest.mark.parametrize(
+    "names", [["bad", "good"], ["negative", "neutral"], ["negative", "neg"], ["0", "LABEL_0"]], ids=str
+)
+def test_classes_that_cannot_be_told_are_refused(tmp_path, names):
+    """Also where two names are one."""
+    with pytest.raises(
+        AssetError, match=r"classes .*labels are 0 to 1, or their names: 0 negative, 1 positive"
+    ) as caught:
+        load_task("imdb", source=own(tmp_path / "own", [0, 1], "parquet", names))
+    assert ", ".join(names) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("labels", "want"),
+    [
+        (["positive", "negative", "Positive"], [1, 0, 1]),
+        (["pos", "neg", "neg"], [1, 0, 0]),
+        (["1", "0", "1"], [1, 0, 1]),
+        ([1.0, 0.0, 1.0], [1, 0, 1]),
+        (["1", "negative", "LABEL_1"], [1, 0, 1]),
+    ],
+    ids=str,
+)
+def test_labels_may_be_names_or_numbers(tmp_path, kind, labels, want):
+    assert load_task("imdb", source=own(tmp_path / "own", labels, kind)).train["label"][:] == want
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [("good", ", or their names"), (0.5, ", or"), (2, ", or"), (-1, " (-1 marks the hidden labels of a GLUE test set)"),
+     (-100, " (-100 marks what a loss leaves out: remove such rows)"), (None, " (fill it in, or remove the row)"),
+     (True, ", or"), ("-1", " (-1 marks"), ("", " (fill it in")],
+    ids=repr,
+)  # fmt: skip
+def test_labels_that_are_none_are_refused_with_their_row(tmp_path, kind, label, said):
+    if kind == "parquet" and isinstance(label, (str, bool, float)):
+        labels = [label, label]  # one type a column
+    else:
+        labels = [1, label] if kind != "parquet" or label is not None else [1, None]
+    row = labels.index(label) + 1 if label is not True else len(labels) if kind != "parquet" else 1
+    with pytest.raises(AssetError, match=rf"row {row} of split 'train' of folder own has the label ") as caught:
+        load_task("imdb", source=own(tmp_path / "own", labels, kind))
+    assert f"; labels are 0 to 1{said}" in str(caught.value) and "0 negative, 1 positive" in str(caught.value)
+
+
+def test_words_for_nothing_are_texts_and_empty_texts_are_refused(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    words = ["None", "N/A", "NA", "null", "nan"]
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text("text,label\n" + "".join(f"{word},1\n" for word in words))
+    assert load_task("imdb", source=folder).train["text"][:] == words
+    for empty in ("", " ", '""'):
+        (folder / "test.csv").write_text(f"text,label\na,1\n{empty},0\n")
+        with pytest.raises(
+            AssetError, match="row 2 of split 'test' of folder own has an empty text. Fill it in, or remove"
+        ):
+            load_task("imdb", source=folder)
+    (folder / "test.csv").unlink()
+    for value in (None, 5, ["a"]):
+        write(folder, "test", [{"text": "a", "label": 1}, {"text": value, "label": 0}])
+        with pytest.raises(
+            AssetError, match=r"row 2 of split 'test' of folder own has .* where a text belongs. Mend or"
+        ):
+            load_task("imdb", source=folder)
+
+
+def test_of_a_pair_one_part_may_be_empty(tmp_path):
+    """As in GLUE's QQP."""
+    rows = [{"question1": "a?", "question2": "", "label": 0}, {"question1": "", "question2": "b?", "label": 1}]
+    for split in ("train", "validation"):
+        write(tmp_path, split, rows)
+    assert load_task("qqp", source=tmp_path).train["text_pair"][:] == ["", "b?"]
+    write(tmp_path, "train", [*rows, {"question1": "", "question2": " ", "label": 1}])
+    with pytest.raises(AssetError, match="row 3 of split 'train' .* has an empty text"):
+        load_task("qqp", source=tmp_path)
+
+
+@pytest.mark.parametrize("data", ["text,label\ncaf\xe9,1\n", "text,label\na,1\nb,c,0\n"], ids=["latin-1", "ragged"])
+def test_own_data_is_not_to_be_fetched_again(tmp_path, data):
+    folder = own(tmp_path / "own", [1, 0], "csv")
+    (folder / "test.csv").write_bytes(data.encode("latin-1"))
+    with pytest.raises(AssetError, match=r"'imdb' could not be read from the folder .*test\.csv") as caught:
+        load_task("imdb", source=folder)
+    assert "etch it again" not in str(caught.value) and "--local-dir FOLDER" in str(caught.value)
+    assert re.search("iconv|double quotes", str(caught.value))
 
 
 # ------------------------------------------------------------------------------------------------ subsamples

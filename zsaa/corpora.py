@@ -30,9 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from zsaa import benchmarks
+from zsaa import benchmarks, folders
 from zsaa.models import AssetError, check_hub
-from zsaa.tasks import Spec, _from_folder, _missing, _named_folder, _unreachable, load_task
+from zsaa.tasks import Spec, _folder, _from_folder, _missing, _unreachable, load_task
 
 SHARE_1BW = 0.005  # "The 1BW result is evaluated on 0.5% of the test set" (the paper's Table 2)
 
@@ -186,27 +186,43 @@ def _lambada(train):
 
 def _published(name, spec, source, train):
     """(test rows, train rows, provenance) from the hub or from a folder in its layout; train rows only if asked for."""
-    data, origin = _from_hub(name, spec, train != 0) if source == "hub" else _named_folder(name, spec, source)
+    if source == "hub":
+        tables, there, origin = _from_hub(name, spec, train)
+    else:
+        folder = _folder(name, spec, source)
+        tables, there = _read(name, spec, folder, train), folders.listing(folder)
+        origin = f"folder {folder.resolve().name}"
     (column,), sides = spec.columns, {}
-    for split in (spec.test, "train") if train != 0 else (spec.test,):
-        if split not in data:
-            raise AssetError(f"{origin} has no split {split!r} for {name!r}; it has {', '.join(data)}")
-        if column not in data[split].column_names:
-            has = ", ".join(data[split].column_names)
-            raise AssetError(f"split {split!r} of {origin} has no column {column!r} for {name!r}; it has {has}")
-        if not len(data[split]):
-            raise AssetError(f"split {split!r} of {origin} has no rows. Fetch it again")
-        rows = data[split] if split == spec.test or train is None else data[split].take(min(train, len(data[split])))
-        sides[split] = list(rows[column])
+    for split in _wanted(spec, train):
+        if split not in tables:
+            raise AssetError(f"{origin} has no split {split!r} for {name!r}; {there}")
+        where, table = f"split {split!r} of {origin}", tables[split]
+        if column not in table.columns:
+            has = ", ".join(table.found)
+            raise AssetError(f"{where} has no column {column!r} for {name!r}; it has {has}. Rename its columns")
+        sides[split] = table.columns[column]
+        if not sides[split]:
+            raise AssetError(f"{where} has no rows")
+        wrong = next((row for row, text in enumerate(sides[split], start=1) if not isinstance(text, str)), None)
+        if wrong:
+            raise AssetError(f"row {wrong} of {where} has {sides[split][wrong - 1]!r} where a text belongs. Mend it")
     return sides[spec.test], sides.get("train", ()), origin
 
 
-def _from_hub(name, spec, train):
-    """(DatasetDict, provenance) of the splits that are needed, and no others: 1BW's train split has 30 million rows."""
-    import huggingface_hub
-    from datasets.exceptions import DatasetsError
+def _wanted(spec, train):
+    return (spec.test, *["train"] * (train != 0))
 
-    patterns = [*spec.include, *(p.replace("test", "train") for p in spec.include if train)]
+
+def _read(name, spec, folder, train):
+    return _from_folder(name, spec, folder, _wanted(spec, train), spec.columns, limit=train)
+
+
+def _from_hub(name, spec, train):
+    """({split: Table}, what is there, provenance) of the splits that are needed, and no others: 1BW's train split has
+    30 million rows."""
+    import huggingface_hub
+
+    patterns = [*spec.include, *(p.replace("test", "train") for p in spec.include if train != 0)]
     options = dict(repo_type="dataset", revision=spec.revision, allow_patterns=patterns)
     try:
         try:
@@ -218,8 +234,8 @@ def _from_hub(name, spec, train):
                 raise error from None
         else:
             folder = huggingface_hub.snapshot_download(spec.hub, **options)
-        data = _from_folder(name, spec, Path(folder))
-    except (OSError, ValueError, AssetError, DatasetsError) as error:
+        tables = _read(name, spec, Path(folder), train)
+    except (OSError, ValueError, AssetError) as error:
         raise _unreachable(spec, error) from error
     what = f"{spec.hub}{f' ({spec.config})' if spec.config else ''}"
-    return data, f"{what} on the Hugging Face hub, {Path(folder).name}"
+    return tables, folders.listing(folder), f"{what} on the Hugging Face hub, {Path(folder).name}"

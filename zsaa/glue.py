@@ -23,7 +23,7 @@ from zsaa.evaluate import predict
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision
 from zsaa.keep import check_alpha
-from zsaa.kit.files import draft, write_text
+from zsaa.kit.files import draft, is_stray, write_text
 from zsaa.measure import provenance, write_json
 from zsaa.tasks import TASKS, load_glue_test, tokenize
 
@@ -89,7 +89,7 @@ def write_predictions(
 
 def pack(folder: str | Path) -> Path:
     """folder/submission.zip of the prediction files in `folder`. Raises FileNotFoundError if there are none."""
-    found = sorted(Path(folder).glob("*.tsv"))
+    found = sorted(p for p in Path(folder).glob("*.tsv") if not is_stray(p, Path(folder)))
     if not found:
         raise FileNotFoundError(f"no prediction file (*.tsv) in {folder}: make them first, with write_predictions.")
     path = Path(folder) / "submission.zip"

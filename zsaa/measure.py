@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from zsaa.kit.energy import energy
-from zsaa.kit.files import write_text
+from zsaa.kit.files import is_stray, write_text
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "zsaa")
 
@@ -156,7 +156,8 @@ def _sources() -> dict[str, Path]:
     found = {}
     for package, prefix in (("zsaa", ""), ("zsaa.kernels", "kernels/")):
         for folder in map(Path, importlib.util.find_spec(package).submodule_search_locations):
-            found |= {prefix + path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+            files = [path for path in folder.rglob("*.py") if not is_stray(path, folder)]
+            found |= {prefix + path.relative_to(folder).as_posix(): path for path in files}
     return {name: found[name] for name in sorted(found) if not name.startswith(SHOWS_ONLY)}
 
 

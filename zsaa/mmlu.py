@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import json
 import sys
@@ -34,7 +35,7 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from torch import nn
 
 import zsaa
-from zsaa import benchmarks, choice, evaluate
+from zsaa import benchmarks, choice, evaluate, folders
 from zsaa.checks import check_number, check_whole
 from zsaa.dial import rule, settings
 from zsaa.evaluate import applied, cut, plan, tally
@@ -43,6 +44,7 @@ from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
 from zsaa.kit import paper
+from zsaa.kit.files import is_stray
 from zsaa.measure import cached, provenance
 from zsaa.models import AssetError, check_hub, load_model
 from zsaa.score import seeded
@@ -59,15 +61,18 @@ TEMPLATES = Path(lm_eval.__file__).parent / "tasks" / "mmlu"
 # The questions
 
 
+FORMS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json")  # formats that hold a list of choices
+
+
 def _split(source: Path, subject: str, split: str) -> list[str]:
     """Files of a split: SUBJECT/SPLIT-*.parquet (or json) as on the hub, SUBJECT/SPLIT/data-*.arrow in the package."""
-    found = (source / subject).glob(f"{split}[-.]*"), (source / subject / split).glob("data-*.arrow")
-    return [str(path) for paths in found for path in sorted(paths)]
+    return [str(path) for path in folders.find(source / subject, split, formats=FORMS)]
 
 
-def _kind(files: Sequence[str]) -> str:
-    """The reader of `datasets` for such files."""
-    return {".parquet": "parquet", ".arrow": "arrow"}.get(Path(files[0]).suffix, "json")
+def _read(files: Sequence[str]) -> dict:
+    """What `datasets.load_dataset` takes to read such files: it would read a [ in their names as a pattern."""
+    kind = {".parquet": "parquet", ".arrow": "arrow"}.get(Path(files[0]).suffix, "json")
+    return {"path": kind, "data_files": [glob.escape(file) for file in files]}
 
 
 def _files(source: Path, subject: str) -> dict:
@@ -85,8 +90,8 @@ def _files(source: Path, subject: str) -> dict:
 def _subjects(source: str | Path) -> list[str]:
     if source == "hub":
         return sorted(p.stem.removeprefix("mmlu_") for p in (TEMPLATES / "default").glob("mmlu_*.yaml"))
-    names = {p.parent.name for p in Path(source).glob("*/dev*")} - {"all"}
-    return sorted(name for name in names if _split(Path(source), name, "dev"))
+    inside = [p for p in Path(source).glob("*/") if p.is_dir() and not is_stray(p, Path(source))]
+    return sorted(p.name for p in inside if p.name != "all" and _split(Path(source), p.name, "dev"))
 
 
 def tasks(source: str | Path, form: str = "letters", shots: int = 5, subjects: Sequence[str] | None = None) -> dict:
@@ -120,7 +125,11 @@ def tasks(source: str | Path, form: str = "letters", shots: int = 5, subjects: S
                 task["dataset_name"] = subject
             else:
                 files = _files(Path(source), subject)
-                task |= {"dataset_path": _kind(files["test"]), "dataset_kwargs": {"data_files": files}}
+                read = {split: _read(paths) for split, paths in files.items()}
+                if len({how["path"] for how in read.values()}) > 1:
+                    raise AssetError(f"dev and test of {Path(source) / subject} are of different formats: use one.")
+                named = {split: how["data_files"] for split, how in read.items()}
+                task |= {"dataset_path": read["test"]["path"], "dataset_kwargs": {"data_files": named}}
             if form == "text" and subject == choice.SUBJECT:
                 task["doc_to_text"] = "{{passage}}"  # the answers continue it
             (Path(folder) / f"{subject}.yaml").write_text(yaml.safe_dump(task))
@@ -236,7 +245,7 @@ def training_rows(source: str | Path, count: int, seed: int = 0):
         files = files or sorted(map(str, Path(source).glob("*/validation/data-*.arrow")))
         if not files:
             raise AssetError(f"no questions to train on in {source}: all/auxiliary_train* is missing.")
-        rows = datasets.load_dataset(_kind(files), data_files=files, split="train")
+        rows = datasets.load_dataset(**_read(files), split="train")
     if count > len(rows):
         raise ValueError(f"{count} questions to train on were asked for, but there are {len(rows)}.")
     return rows.shuffle(seed=seed).select(range(count))
@@ -414,11 +423,11 @@ def run(
 
 
 def _fingerprint(source: str | Path) -> str:
-    """What the questions are: the hub's name, or a sha256 of a folder's files."""
+    """What the questions are: the hub's name, or a sha256 of a folder's files, but for what editors leave there."""
     if source == "hub":
         return HUB
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(source).rglob("*") if p.is_file()):
+    for path in sorted(p for p in Path(source).rglob("*") if p.is_file() and not is_stray(p, Path(source))):
         digest.update(f"{path.relative_to(source)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

