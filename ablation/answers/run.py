@@ -6,8 +6,8 @@
     python -m ablation.answers.run controls WORK DATA reference lexical bm25
 
 Records go to WORK/results as they come, one JSON object a line; processes wait for the files that they need.
-TINY=1: a rehearsal on a tiny random model. UNTIL: when the machine goes, in seconds since 1970; SECONDS: the longest
-that a row may train.
+TINY=1: a rehearsal on a tiny random model. UNTIL: when the machine goes, in seconds since 1970; TRAIN_SECONDS: the
+longest that a row may train.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def run_row(work: Work, name: str) -> None:
     row = next(r for r in ROWS if r.name == name)
     lm = work.model()
     scorer = work.scorer(row.scorer, lm.config.hidden_size) if row.scorer else None
-    seconds = min(float(os.environ.get("SECONDS", "600")), work.until - time.time() - JUDGING)
+    seconds = min(float(os.environ.get("TRAIN_SECONDS", "400")), work.until - time.time() - JUDGING)
     if seconds < SHORTEST:
         return work.log(name, skipped=f"{seconds:.0f} s are left to train in")
     row = replace(row, size=4) if work.tiny else row

@@ -86,7 +86,7 @@ def reductions(step: int, seed: int) -> tuple[float, float]:
     return half ** rng.random(), half ** (1 + rng.random())
 
 
-def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 20_000):
+def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 14_000):
     """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then. micro:
     tokens of a micro-batch, padding included."""
     torch.manual_seed(row.seed)
@@ -117,6 +117,8 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
         if step % 20 == 0 or step == steps - 1:
             log(step=step + 1, of=steps, loss=round(mean, 4), seconds=round(time.time() - began))
     lm.eval()
+    if device == "cuda":
+        torch.cuda.empty_cache()  # other rows share the card
 
 
 def _parts(samples: list, tokens: int) -> list[list]:
