@@ -3,7 +3,9 @@ outcomes; those that belong to one module are tested there. What is expected com
 transformers, or from the sample alone."""
 
 import copy
+import re
 import tempfile
+from pathlib import Path
 
 import datasets
 import peft
@@ -573,3 +575,22 @@ def test_a_bos_of_the_tokenizer_is_not_doubled_and_not_scored():
         want += float(read.log_softmax(-1).gather(1, torch.tensor(piece)[:, None]).sum())
     got = model.loglikelihood_rolling(lm_requests([(text,), ("",)], "loglikelihood_rolling"), disable_tqdm=True)
     assert got == pytest.approx([want, 0.0], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def test_the_table_names_tests_that_exist_and_all_of_this_file():
+    tests = Path(__file__).parent
+    text = (tests.parent / "docs/public_reports.md").read_text(encoding="utf-8")
+    table = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert all(len(row) == 4 for row in table), "a row has a source, a situation, an outcome and a test"
+    named = set()
+    for *_, cell in (row for row in table if row[0].strip() != "source"):
+        found = re.findall(r"`(test_\w+)::(test_\w+)`", cell)
+        assert found, f"no test is named in: {cell}"
+        for file, name in found:
+            assert re.search(rf"^def {name}\(", (tests / f"{file}.py").read_text(encoding="utf-8"), re.M), (file, name)
+        named |= {name for file, name in found if file == Path(__file__).stem}
+    here = set(re.findall(r"^def (test_\w+)\(", Path(__file__).read_text(encoding="utf-8"), re.M))
+    assert here - named == {"test_the_table_names_tests_that_exist_and_all_of_this_file"}
