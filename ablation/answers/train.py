@@ -70,7 +70,7 @@ class Dial:
         return {"steps": [layer for layer, _ in self.row.steps],
                 "keep": torch.tensor(self.kept(b, reduction), device=b.ids.device),
                 "chunk": self.scorer.shape.chunk,
-                "choose": lambda x: look(self.scorer, x, b).detach()}  # fmt: skip
+                "choose": torch.no_grad()(lambda x: look(self.scorer, x, b))}  # fmt: skip
 
     def reached(self, b: Batch, reduction: float) -> list[float]:
         """MACs of the whole pass over those of the dial's, scorer included, by prompt."""
