@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import zsaa
-from zsaa import attention, dial
+from zsaa import attention, layer
 
 ALPHA, TAU = 0.7, 3
 # transformers' RMSNorm and eager softmax round to float32 on the way, also in a float64 model; GPT-2 does not.
@@ -220,7 +220,7 @@ def test_low_precision_is_finite_and_close(family, dtype):
 @torch.no_grad()
 def test_scores_are_computed_where_they_decide_something_and_nowhere_else(family, monkeypatch):
     """Once tau is reached no layer drops a token: nobody asks for its sums, and its output is the same without."""
-    asked, real = [], dial.attend_and_score
+    asked, real = [], layer.attend_and_score
 
     def watched(*args, score, **kwargs):
         output, sums = real(*args, score=score, **kwargs)
@@ -230,7 +230,7 @@ def test_scores_are_computed_where_they_decide_something_and_nowhere_else(family
         asked.append(score)
         return output, sums
 
-    monkeypatch.setattr(dial, "attend_and_score", watched)
+    monkeypatch.setattr(layer, "attend_and_score", watched)
     model = zsaa.enable(tiny.make(family), alpha=0.3, tau=5)
     ids, mask, positions = tiny.tokens([30, 8], padding="left")
     model(ids, attention_mask=mask, position_ids=positions)

@@ -55,7 +55,7 @@ def everything(output):
     """Logits or states, and all that the cache holds."""
     tensors = [output.logits if "logits" in output else output.last_hidden_state]
     for layer in output.past_key_values.layers if output.past_key_values is not None else ():
-        tensors += [layer.keys, layer.values, layer.positions]
+        tensors += [layer.keys, layer.values, layer.columns]
     return tensors
 
 

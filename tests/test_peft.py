@@ -108,7 +108,7 @@ def test_merging_and_unloading_keep_the_dial(family):
     clone = copy.deepcopy(model).unload()
     same(run(clone), run(dialed(tiny.make(family))), family)
     alone = model.merge_and_unload()
-    assert type(alone) is type(plain) and settings(alone) == SETTINGS
+    assert isinstance(alone, type(plain)) and settings(alone) == SETTINGS
     same(run(alone), want, family)
     zsaa.set_alpha(alone, 1.0)
     same(run(alone), run(plain), family)

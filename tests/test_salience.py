@@ -374,7 +374,7 @@ def test_the_dial_keeps_its_promises_with_it():
         assert torch.equal(model(ids).logits, stock(ids).logits)
         with zsaa.at(model, 0.05):
             want = model(ids).logits
-            assert torch.equal(copy.deepcopy(model)(ids).logits, want)
+            assert torch.equal(copy.deepcopy(model)(ids, alpha=0.05).logits, want)
             zsaa.enable(model, score="column_sum")
             assert not torch.equal(model(ids).logits, want)
             zsaa.enable(model, score="salience")

@@ -3,7 +3,7 @@
 from zsaa import slider
 from zsaa.backend import backends, use_backend
 from zsaa.budget import alpha_for, calibrate, report
-from zsaa.dial import at, captured, disable, enable, set_alpha, trace
+from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
 from zsaa.families import SUPPORTED, UnsupportedModelError
 from zsaa.keep import kept_counts, mac_reduction, macs, truncation_for
 
@@ -23,6 +23,7 @@ __all__ = [
     "macs",
     "report",
     "set_alpha",
+    "settings",
     "slider",
     "trace",
     "truncation_for",

@@ -44,6 +44,7 @@ from zsaa.keep import (
     total_macs,
 )
 from zsaa.measure import alternate, hardware, hash_of, provenance, write_json
+from zsaa.scope import opened
 from zsaa.score import check_score
 
 FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes
@@ -221,8 +222,8 @@ def calibrate(
 
             def at(alpha: float) -> Callable[[], None]:
                 def run() -> None:
-                    dial.alpha = alpha  # not by set_alpha, which would warn of untrained alphas
-                    prefill()
+                    with opened(dial, alpha=alpha):  # not by `at`, which would warn of untrained alphas
+                        prefill()
 
                 return run
 
@@ -285,16 +286,18 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
     if not was_on:
         enable(model, alpha=1.0)
     dial = decoder._zsaa
-    before = dial.alpha, dial.tau, dial.schedule, dial.tracer, dial.graphs
+    before = dial.tau, dial.schedule, dial.graphs
     try:
         # Recordings of the measurement's own: they are freed with it, and the model's stay as they are.
-        dial.tau, dial.schedule = rule["tau"], rule["schedule"]
-        dial.tracer, dial.graphs = None, Graphs(dial.graphs.mode)
+        dial.tau, dial.schedule, dial.graphs = rule["tau"], rule["schedule"], Graphs(dial.graphs.mode)
         model.eval()
-        with torch.no_grad():  # not inference_mode: tensors that a model keeps from it could never be trained with
+        with (
+            opened(dial, trace=None),
+            torch.no_grad(),
+        ):  # not inference_mode: tensors that a model keeps from it could never be trained with
             yield dial
     finally:
-        dial.alpha, dial.tau, dial.schedule, dial.tracer, dial.graphs = before
+        dial.tau, dial.schedule, dial.graphs = before
         for module, training in modes:
             module.training = training
         if not was_on:

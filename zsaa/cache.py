@@ -15,45 +15,58 @@ except ImportError:  # so old that there is nothing to build on: say that
 
 
 class PrunedLayer(DynamicLayer):
-    """Keys and values [batch, kv_heads, rows, dim] of the tokens that entered one layer, with their original positions
-    [batch, rows] (-1 for padding). Sliding windows are applied by position when attending, so nothing is evicted."""
+    """Keys and values [batch, kv_heads, rows, dim] of the tokens that entered one layer. Sliding windows are applied by
+    position when attending, so nothing is evicted.
+
+    columns: int64 [batch, rows], where each row stood in all that the model was given; -1 for a row without a token.
+    A layer that holds no pruned rows (never filled, or reset) works as the DynamicLayer that it also is.
+    """
 
     def __init__(self):
         super().__init__()
-        self.positions: Tensor | None = None
+        self.columns: Tensor | None = None
         self.seen = 0  # tokens that the model was given, padding and dropped ones included
         self.removable = 0  # rows that crop can give back: those after the prefill, and the prompt's last
         self.all_real = True
 
+    @property
+    def pruned(self) -> bool:
+        return self.columns is not None
+
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        if not self.pruned:
+            return super().update(key_states, value_states, *args, **kwargs)
         raise RuntimeError(
             "this key/value cache was pruned by zsaa and can only be continued by a model on which zsaa is enabled. "
             "Call zsaa.enable(model) again, or start from an empty cache."
         )
 
-    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, all_real: bool, seen: int):
+    def extend(self, keys: Tensor, values: Tensor, columns: Tensor, all_real: bool, seen: int):
         """Append rows; returns all keys and values. `seen` counts the tokens given to the model."""
-        if self.positions is None:
+        if not self.pruned:
             self.dtype, self.device = keys.dtype, keys.device
-            self.keys, self.values, self.positions = keys, values, positions
+            self.keys, self.values, self.columns = keys, values, columns
             self.is_initialized, self.removable = True, 1
         else:
             self.keys = torch.cat([self.keys, keys], dim=-2)
             self.values = torch.cat([self.values, values], dim=-2)
-            self.positions = torch.cat([self.positions, positions], dim=-1)
+            self.columns = torch.cat([self.columns, columns], dim=-1)
             self.removable += keys.shape[-2]
         self.all_real &= all_real
         self.seen += seen
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        return self.seen
+        return self.seen if self.pruned else super().get_seq_length()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Give back the newest -tokens_to_remove tokens. The last token of the prompt may be among them, since every
         layer kept it: it can then be decoded again."""
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.15 hands over a tensor
         if tokens_to_remove == 0:
+            return
+        if not self.pruned:
+            super().crop(tokens_to_remove)
             return
         if tokens_to_remove > 0 or -tokens_to_remove > self.removable:
             raise ValueError(
@@ -66,43 +79,56 @@ class PrunedLayer(DynamicLayer):
         prompt = self.removable == 0 and not self.all_real  # where the prompt's last row is may differ by sample
         if rows := -tokens_to_remove - prompt:
             self.keys, self.values = self.keys[:, :, :-rows], self.values[:, :, :-rows]
-            self.positions = self.positions[:, :-rows]
+            self.columns = self.columns[:, :-rows]
         if prompt:
-            newest = self.positions.max(dim=1, keepdim=True).values
-            self.positions = self.positions.masked_fill(self.positions == newest, -1)
+            newest = self.columns.max(dim=1, keepdim=True).values
+            self.columns = self.columns.masked_fill(self.columns == newest, -1)
 
     def reset(self) -> None:
         super().reset()
-        self.positions, self.seen, self.removable, self.all_real = None, 0, 0, True
+        self.keys = self.values = None  # as transformers drops them from 5.18 on; before, it kept rows of zeros
+        self.is_initialized = False
+        self.columns, self.seen, self.removable, self.all_real = None, 0, 0, True
 
     def _index(self, index: Tensor) -> None:
+        if self.get_seq_length() == 0:
+            return
+        index = index.to(self.keys.device)
         self.keys, self.values = self.keys[index], self.values[index]
-        self.positions = self.positions[index.to(self.positions.device)]
+        self.columns = self.columns[index] if self.pruned else None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._index(beam_idx.to(self.keys.device))
+        self._index(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._index(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._index(torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats))
+        if self.get_seq_length() > 0:
+            self._index(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
 
     def offload(self) -> None:
         raise NotImplementedError("a pruned cache cannot be offloaded. Use the default cache with zsaa.")
 
 
 def is_pruned(cache) -> bool:
-    return bool(getattr(cache, "layers", None)) and isinstance(cache.layers[0], PrunedLayer)
+    """Does `cache` hold what a pruned pass left?"""
+    return any(isinstance(layer, PrunedLayer) and layer.pruned for layer in getattr(cache, "layers", None) or ())
 
 
 def is_empty(cache) -> bool:
-    return cache is None or cache.get_seq_length() == 0
+    """Does it hold no tokens? What is no cache of transformers 5, such as a tuple, counts as empty."""
+    return not hasattr(cache, "get_seq_length") or cache.get_seq_length() == 0
 
 
-def pruned_cache(cache, num_layers: int) -> DynamicCache:
-    """`cache` (or a new one, for None), empty, with its layers replaced by PrunedLayers."""
-    cache = DynamicCache() if cache is None else cache
+def check_cache(cache) -> None:
+    """NotImplementedError for a cache (or None) that is not transformers' DynamicCache on one device."""
+    if cache is None:
+        return
+    if isinstance(cache, tuple):
+        raise TypeError(
+            "past_key_values is a tuple, as transformers had it before version 5. Give a DynamicCache, or none."
+        )
     plain = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
     if not plain or any(type(c) not in (DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer) for c in cache.layers):
         raise NotImplementedError(
@@ -110,6 +136,12 @@ def pruned_cache(cache, num_layers: int) -> DynamicCache:
             f"{' with offloading' if getattr(cache, 'offloading', False) else ''}. Drop cache_implementation, or set "
             "alpha to 1 for this call."
         )
+
+
+def pruned_cache(cache, num_layers: int) -> DynamicCache:
+    """`cache` (or a new one, for None), empty, with its layers replaced by PrunedLayers."""
+    check_cache(cache)
+    cache = DynamicCache() if cache is None else cache
     cache.layers = [PrunedLayer() for _ in range(num_layers)]
     cache.layer_class_to_replicate = None
     return cache

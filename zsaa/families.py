@@ -67,6 +67,13 @@ class Family:
     output: Callable[[nn.Module, Tensor], Tensor]
     dropout: Callable[[nn.Module], float]
     mlp_matrices: int  # weight matrices in the MLP: 3 when gated (SwiGLU), 2 otherwise
+    softcap: bool = False  # does its attention cap its logits, if the configuration says so?
+    all_layers: bool = False  # does the decoder run all that it has, whatever config.num_hidden_layers says?
+
+    def num_layers(self, decoder: nn.Module) -> int:
+        """How many layers a pass of `decoder` runs now: an early exit, or a user, may have told it to run fewer."""
+        there = len(getattr(decoder, self.layers))
+        return there if self.all_layers else min(there, decoder.config.num_hidden_layers)
 
 
 LLAMA = Family(
@@ -98,6 +105,7 @@ GPT2 = replace(
     output=_gpt2_output,
     dropout=_gpt2_dropout,
     mlp_matrices=2,
+    all_layers=True,
 )
 
 FAMILIES: dict[str, Family] = {
@@ -106,7 +114,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
-    "gemma2": GEMMA,
+    "gemma2": replace(GEMMA, softcap=True),  # Gemma 3 has the setting, and its attention ignores it
     "gemma3_text": GEMMA,
 }
 SUPPORTED = tuple(FAMILIES)

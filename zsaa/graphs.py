@@ -29,7 +29,8 @@ from torch.nn.modules import module as _module
 from zsaa import backend
 from zsaa.cache import pruned_cache
 from zsaa.packing import Packing, alike
-from zsaa.passes import Plan, Prefill, Request
+from zsaa.passes import Decode, Plan, Prefill, Request
+from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of earlier versions look for empty here
 
 LIMIT = 16  # recordings per model
 MEMORY = 0.1  # share of the GPU's memory that they may hold together; what is over it runs without
@@ -82,7 +83,7 @@ class Recording:
     plan: Plan  # its tensors are read at every replay
     state: State
     inputs: dict[str, Tensor]
-    outputs: Packing  # the last hidden states; then keys, values and positions of every layer
+    outputs: Packing  # the last hidden states; then keys, values and columns of every layer
     cached: bool
     output_class: type
     names: tuple[str, ...]  # of the fields that the output fills
@@ -225,7 +226,11 @@ class Graphs:
         device = step.request.device
         if self.mode is False or device.type not in DEVICES or torch.is_grad_enabled() or decoder.training:
             return None
-        if decoder._zsaa.tracer is not None or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if (
+            step.trace is not None
+            or step.partial
+            or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+        ):
             return None
         if torch._C._len_torch_dispatch_stack() or _module._global_forward_hooks or _module._global_forward_pre_hooks:
             return None  # something watches all operations or modules, such as a counter: a replay runs none
@@ -300,7 +305,7 @@ class Graphs:
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
                 for layer in cache.layers if cached else ():
-                    tensors += [layer.keys, layer.values, layer.positions]
+                    tensors += [layer.keys, layer.values, layer.columns]
                 return output, tensors
 
             if self.seen[key] < 2:
@@ -345,8 +350,8 @@ class Graphs:
         cache = call.get("past_key_values")
         if recording.cached:
             real = call["zsaa"].real
-            for layer, padding, k, v, positions in zip(cache.layers, real, rest[::3], rest[1::3], rest[2::3]):
-                layer.extend(k, v, positions, padding is None, recording.request.width)
+            for layer, padding, k, v, columns in zip(cache.layers, real, rest[::3], rest[1::3], rest[2::3]):
+                layer.extend(k, v, columns, padding is None, recording.request.width)
         values = {"last_hidden_state": hidden, "past_key_values": cache}
         return recording.output_class(**{name: values[name] for name in recording.names})
 
@@ -372,28 +377,33 @@ class Graphs:
 
 @functools.cache
 def replaying(decoder_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a decoder that replays what it has recorded. A subclass for the reasons of `dial._pruned_class`."""
+    """A subclass of a decoder that replays what it has recorded, and completes what a pruned pass leaves short."""
 
     @functools.wraps(decoder_class.forward)
     def forward(self, *args, **kwargs):
-        stock = super(subclass, self).forward
-        if not torch.compiler.is_compiling() and isinstance(kwargs.get("zsaa"), Prefill):
+        stock, step = super(made, self).forward, kwargs.get("zsaa")
+        if step is not None and step.partial:
+            return _completed(step, stock, kwargs, self.config.return_dict)
+        if isinstance(step, Prefill) and not torch.compiler.is_compiling():
             return self._zsaa.graphs.run(self, stock, kwargs)
         return stock(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol):
-        return empty, (replaying, decoder_class), *super(subclass, self).__reduce_ex__(protocol)[2:]
+    @functools.wraps(decoder_class.save_pretrained)
+    def save_pretrained(self, *args, **kwargs):
+        with saving(self):
+            return super(made, self).save_pretrained(*args, **kwargs)
 
-    members = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": decoder_class.__module__}
-    subclass = type(decoder_class.__name__, (decoder_class,), members)
-    return subclass
+    made = subclass(
+        decoder_class, replaying, (decoder_class,), {"forward": forward, "save_pretrained": save_pretrained}
+    )
+    return made
 
 
-def empty(make: Callable[..., type], *arguments) -> Any:
-    """An instance of the class make(*arguments), before it gets its state. Classes made at run time are in no module,
-    so pickle and deepcopy are told how to make them."""
-    subclass = make(*arguments)
-    return subclass.__new__(subclass)
+def _completed(step: Prefill | Decode, forward: Callable, call: dict, return_dict: bool):
+    """forward(**call), and what `step` has to add to it."""
+    wanted = call.get("return_dict")
+    output = step.complete(forward(**{**call, "return_dict": True}))
+    return output if (return_dict if wanted is None else wanted) else output.to_tuple()
 
 
 def check_mode(mode: Any) -> bool | str:

@@ -17,8 +17,21 @@ from zsaa.score import LEARNED
 SCHEDULES = ("geometric", "rising")  # the first is the paper's, Eq. 2
 
 
+def as_written(number: Any) -> Any:
+    """A number of NumPy or PyTorch as the shortest decimal that it stands for: 0.7 in float32 is 0.699999988, too
+    little for Eq. 2 to keep 700 of 1,000 tokens. Anything else as it is."""
+    if not (hasattr(number, "dtype") and hasattr(number, "item") and getattr(number, "ndim", None) == 0):
+        return number
+    value = number.item()
+    if not isinstance(value, float):
+        return value
+    candidates = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+    return next((x for x in candidates if (0 * number + x).item() == value), value)
+
+
 def check_alpha(alpha: Any) -> float:
-    """`alpha` as a float, if it is a number in (0, 1]; else TypeError or ValueError."""
+    """`alpha` as a float, if it is a number in (0, 1], of Python, NumPy or PyTorch; else TypeError or ValueError."""
+    alpha = as_written(alpha)
     if isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(
             f"alpha must be a number in (0, 1], got {alpha!r} ({type(alpha).__name__}). "
@@ -30,6 +43,19 @@ def check_alpha(alpha: Any) -> float:
             "0.9 drops a tenth per layer."
         )
     return float(alpha)
+
+
+def check_alphas(alpha: Any) -> float | tuple[float, ...]:
+    """`alpha` as a float; or as a tuple, if it is a list, tuple or one-dimensional array of numbers in (0, 1], one per
+    request. Else TypeError or ValueError."""
+    if not isinstance(alpha, (list, tuple)) and getattr(alpha, "ndim", 0) == 0:
+        return check_alpha(alpha)
+    if getattr(alpha, "ndim", 1) != 1:
+        raise ValueError(f"alpha has shape {tuple(alpha.shape)}: give one number, or one for each request, [batch].")
+    alpha = list(alpha)
+    if not alpha:
+        raise ValueError("alpha is empty: give one number in (0, 1] for each request, or a single number for all.")
+    return tuple(check_alpha(a) for a in alpha)
 
 
 def check_tau(tau: Any) -> int:

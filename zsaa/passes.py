@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from zsaa.attention import rotate, visible
 from zsaa.keep import kept_counts
 from zsaa.salience import Salience
 from zsaa.score import LEARNED, SCORES, select
+
+if TYPE_CHECKING:
+    from zsaa.dial import Trace
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def _plan(request: Request, stream: int | None) -> Plan:
 
 def plan(request: Request) -> Plan:
     """The plan of a request, kept for the next pass of the same shapes on the same stream."""
+    if torch._C._len_torch_dispatch_stack():  # its tensors may be fake, as under torch.export: not for later passes
+        return Plan(request)
     cuda = request.device.type == "cuda"
     return _plan(request, torch.cuda.current_stream(request.device).cuda_stream if cuda else None)
 
@@ -95,13 +101,23 @@ class Prefill:
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
     mask: bool [batch, width], the real columns of the input; read only if some are not. rows: per stage int64 [batch,
-    rows], the input rows that are alive, in order. scorer: the learned score; None where another decides.
+    rows], the input rows that are alive, in order. scorer: the learned score; None where another decides. states: is
+    what enters each layer asked for, too? trace: gets what was kept, once the pass is through.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
 
-    def __init__(self, request: Request, plan: Plan, mask: Tensor | None, scorer: Salience | None = None):
+    def __init__(
+        self,
+        request: Request,
+        plan: Plan,
+        mask: Tensor | None,
+        scorer: Salience | None = None,
+        states: bool = False,
+        trace: Trace | None = None,
+    ):
         self.request, self.plan, self.mask, self.scorer = request, plan, mask, scorer
+        self.states, self.trace = states, trace
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
@@ -111,6 +127,11 @@ class Prefill:
     @property
     def real(self) -> list[Tensor | None]:
         return self.plan.real
+
+    @property
+    def partial(self) -> bool:
+        """Does the decoder's output need `complete`?"""
+        return self.states
 
     def future(self, rows: int) -> Tensor | None:
         """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
@@ -122,11 +143,15 @@ class Prefill:
             self._future = torch.ones(longest, longest, dtype=torch.bool, device=self.request.device).triu_(1)
         return self._future[:rows, :rows]
 
+    def columns(self, stage: int) -> Tensor:
+        """Where the rows [batch, rows] stand in the input; -1 for padding."""
+        rows, real = self.rows[stage], self.real[stage]
+        return rows if real is None else rows.masked_fill(~real, -1)
+
     def positions(self, stage: int) -> Tensor:
         """Original positions [batch, rows], counted from each sample's first real token; -1 for padding."""
-        positions, real = self.rows[stage], self.real[stage]
-        positions = positions - self.rows[0][:, :1] if self.request.compact else positions
-        return positions if real is None else positions.masked_fill(~real, -1)
+        columns = self.columns(stage)
+        return (columns - self.rows[0][:, :1]).clamp(min=-1) if self.request.compact else columns
 
     def enter(self, hidden: Tensor) -> Tensor:
         """Stage 0 of hidden states [batch, width, hidden_size]."""
@@ -181,7 +206,7 @@ class Prefill:
         (kept, places), carry = self.choice[layer], self.request.carry
         # Under an autocast to another half precision than the embeddings', states become float32 in the first layer.
         other = self.final is not None and self.final.dtype != hidden.dtype
-        if carry and (kernels is None or places is None or self.entered or other or _recomputed()):
+        if carry and (kernels is None or places is None or self.entered or other or self.states or _recomputed()):
             self.entered.setdefault(layer, hidden)
         elif carry and self.final is None:
             self.final = hidden.new_zeros(hidden.shape[0], self.request.width, hidden.shape[2])
@@ -209,12 +234,29 @@ class Prefill:
         self.choice[layer] = choice
         self.rows.append(rows)
 
-    def scatter(self, hidden: Tensor) -> Tensor:
-        """Back to [batch, width, hidden_size] after the last layer: a dropped token leaves with the state in which it
-        entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are zero.
-        """
+    def end(self, hidden: Tensor) -> Tensor:
+        """What the last layer passes on [batch, rows, hidden_size] as the decoder's output, see `scatter`."""
+        if self.trace is not None:
+            self.trace.record(self)
+        return self.scatter(hidden, self.request.num_layers)
+
+    def complete(self, output):
+        """The decoder's output, with states [batch, width, hidden_size] of all tokens in place of those that are left:
+        the first and the last entry of hidden_states hold all anyway. Entries that were not asked for are None."""
+        states = list(output.get("hidden_states") or ())
+        for stage in range(1, min(len(states) - 1, len(self.rows))):
+            states[stage] = None if states[stage] is None else self.scatter(states[stage], stage)
+        if states:
+            output.hidden_states = tuple(states)
+        return output
+
+    def scatter(self, hidden: Tensor, stage: int) -> Tensor:
+        """Rows of a stage back to [batch, width, hidden_size]: a token that was dropped before has the state in which
+        it entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are
+        zero."""
         batch, width = hidden.shape[0], self.request.width
-        stages = (*self.entered.items(), (len(self.rows) - 1, hidden))
+        dropped = ((layer, states) for layer, states in self.entered.items() if layer < stage)
+        stages = (*dropped, (stage, hidden))
         whole = self.final is not None and self.final.dtype == hidden.dtype
         if whole and all(self.real[stage] is None for stage, _ in stages):
             final = self.final.flatten(0, 1)
@@ -230,23 +272,64 @@ class Prefill:
 
 
 class Decode:
-    """One pass that continues a pruned cache: the new tokens go through all layers (Eq. 2 keeps a lone token)."""
+    """One pass that continues a pruned cache: the new tokens go through all layers (Eq. 2 keeps a lone token).
 
-    def __init__(self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device):
-        width = shape[1]
-        first = cache.layers[0].positions.max(dim=1, keepdim=True).values + 1
-        self.positions = first + torch.arange(width, device=device)
-        self.all_real, self.width = True, width
-        if mask is not None and not bool(mask[:, -width:].all()):
-            new = mask[:, -width:]
-            self.positions = (first + new.cumsum(dim=1) - 1).masked_fill(~new, -1)
-            self.all_real = False
+    mask: bool [batch, seen + new] or None, which of all tokens, those of earlier calls included, are real now.
+    columns: int64 [batch, new], where the new tokens stand among all. before: what the decoder gave for the prompt, if
+    this very call began with one; keep: is the cache to be handed out, then?
+    """
+
+    def __init__(
+        self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device, before=None, keep: bool = True
+    ):
+        (batch, self.width), first = shape, cache.layers[0]
+        self.before, self.keep = before, keep
+        self.columns = torch.arange(first.seen, first.seen + self.width, device=device).expand(batch, -1)
+        self.hidden: Tensor | None = None  # bool [batch, seen + new]: tokens that are not real, where that matters
+        if mask is not None and not (first.all_real and bool(mask.all())):
+            columns = torch.cat([first.columns, self.columns], dim=1)
+            held = mask.new_zeros(mask.shape[0], mask.shape[1] + 1).scatter_(1, columns % (mask.shape[1] + 1), True)
+            held = held[:, :-1]  # the last column takes the rows without a token
+            between = mask[:, :-1] & ~mask[:, 1:]  # padding in front shifts all tokens alike
+            gone, some = torch.stack([(mask & ~held).any(), (held & ~mask).any() | between.any()]).tolist()
+            if gone:
+                raise ValueError(
+                    "attention_mask has a 1 where it had a 0 when the prompt was given: padding that was left out of a "
+                    "pruned cache cannot become real. Pass the mask of the prompt, extended by the new tokens."
+                )
+            if some:
+                self.hidden, self._hidden_before = ~mask, (~mask).cumsum(dim=1)
+        self.positions = self._positions(self.columns)
+
+    @property
+    def partial(self) -> bool:
+        """Does the decoder's output need `complete`?"""
+        return self.before is not None
+
+    def complete(self, output):
+        """The decoder's output, behind what it gave for the prompt."""
+        before = self.before
+        output.last_hidden_state = torch.cat([before.last_hidden_state, output.last_hidden_state], dim=1)
+        if output.get("hidden_states") is not None:
+            pairs = zip(before.hidden_states, output.hidden_states, strict=True)
+            output.hidden_states = tuple(None if a is None else torch.cat([a, b], dim=1) for a, b in pairs)
+        if not self.keep:
+            output.past_key_values = None
+        return output
+
+    def _positions(self, columns: Tensor) -> Tensor:
+        """Positions of rows as they count for the order of tokens and for sliding windows: hidden ones do not; -1 for
+        those, and for rows without a token."""
+        if self.hidden is None:
+            return columns
+        at = columns.clamp(min=0)
+        return (columns - self._hidden_before.gather(1, at)).masked_fill((columns < 0) | self.hidden.gather(1, at), -1)
 
     def mask(self, layer_cache, window: int | None) -> Tensor | None:
         """Bool [batch, 1, new rows, cached rows], or None where every cached row is visible."""
-        if self.width == 1 and layer_cache.all_real and window is None:
+        if self.width == 1 and layer_cache.all_real and window is None and self.hidden is None:
             return None
-        mask = visible(self.positions, layer_cache.positions, window)
-        if not self.all_real:  # a padding row sees everything rather than nothing: NaN would spread
+        mask = visible(self.positions, self._positions(layer_cache.columns), window)
+        if self.hidden is not None:  # a padding row sees everything rather than nothing: NaN would spread
             mask = mask | (self.positions < 0)[:, None, :, None]
         return mask

@@ -1,0 +1,224 @@
+"""What the pruned path would silently get wrong is refused here, by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zsaa.cache import check_cache
+from zsaa.families import Family
+from zsaa.layer import MARK
+
+
+def check_call(decoder: nn.Module, call: dict, extra: dict, shape: tuple[int, int], seen: int) -> None:
+    """ValueError or NotImplementedError for arguments of a decoder's forward that cannot be pruned. call: those that it
+    names, extra: the others; shape: [batch, tokens] of the input, after `seen` cached tokens."""
+    check_cache(call.get("past_key_values"))
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would write one text's token counts into the graph. Use torch.compile, torch.export for "
+            "each length and alpha, or set alpha to 1."
+        )
+    if 0 in shape:
+        raise ValueError(
+            f"the input has no {'samples' if shape[0] == 0 else 'tokens'}: its shape is {tuple(shape)}. Give at least "
+            "one sample, and each at least one token."
+        )
+    attention = getattr(decoder.config, "_attn_implementation", None) or "eager"
+    if attention not in ("eager", "sdpa", "flex_attention") and "flash" not in attention:
+        raise ValueError(
+            f"attn_implementation={attention!r} computes attention in a way of its own, and pruned layers compute "
+            'softmax attention: use "sdpa", "eager", "flex_attention" or a flash attention, or set alpha to 1 for this '
+            "call."
+        )
+    mask = call.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a "
+            "custom mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
+        )
+    if mask is not None and tuple(mask.shape) != (shape[0], seen + shape[1]):
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, but the input is {tuple(shape)} after {seen} cached "
+            f"tokens: it must have shape {(shape[0], seen + shape[1])}."
+        )
+    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if extra.get(name) is not None]
+    positions = call.get("position_ids")
+    if not packed and positions is not None and shape[1] > 1:
+        positions = torch.atleast_2d(positions).flatten(0, -2)
+        steps = positions[:, 1:] - positions[:, :-1]
+        if mask is not None:
+            new = mask[:, -shape[1] :] != 0
+            steps = steps.masked_fill(~(new[:, 1:] & new[:, :-1]), 1)
+        if bool((steps <= 0).any()):
+            packed = ["position_ids that restart or fall back"]
+    if packed:
+        raise ValueError(
+            f"zsaa cannot prune packed sequences ({', '.join(packed)}): scores would mix separate texts. "
+            "Give each text its own row and pad, or set alpha to 1 for this call."
+        )
+    if extra.get("output_attentions") or call.get("output_attentions") or decoder.config.output_attentions:
+        raise ValueError(
+            "output_attentions=True is not available with alpha < 1: pruned layers have no full attention matrix. "
+            "Use zsaa.trace(model) to see what was kept, or set alpha to 1 for this call."
+        )
+    checkpoint = getattr(decoder, "_gradient_checkpointing_func", None)
+    if decoder.training and getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+        raise ValueError(
+            "zsaa needs non-reentrant gradient checkpointing. Call "
+            "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+        )
+
+
+def check_layers(decoder: nn.Module, family: Family, num_layers: int) -> str | None:
+    """RuntimeError if a pruned pass would not do what was made of the layers since `enable`. Returns what is to be
+    said, once, of hooks that it calls with fewer rows than the input has."""
+    said = None
+    for number, layer in enumerate(getattr(decoder, family.layers)[:num_layers]):
+        attention, kind = getattr(layer, family.attention), type(layer)
+        # FSDP and activation checkpointing put wrappers of torch's in place of layers.
+        known = getattr(kind, MARK, False) or kind.__module__.startswith("torch.")
+        if not known or attention.layer_idx != number:
+            raise RuntimeError(
+                f"layer {number} of the decoder is not the one that it was when zsaa was enabled (a {kind.__name__} "
+                f"with layer_idx {attention.layer_idx}): layers were replaced or put in another order. Number their "
+                "attention's layer_idx from 0 on, and call zsaa.enable(model) again."
+            )
+        # Under accelerate's hooks, which move weights that an attention has none of, its forward is the old one.
+        forward = vars(attention).get("_old_forward") or vars(attention).get("forward") or type(attention).forward
+        own = not (getattr(forward, "__module__", None) or "").startswith("transformers.")
+        if own or _foreign_hooks(attention):
+            raise RuntimeError(
+                f"the attention of layer {number} has {'a forward' if own else 'a hook'} of another library or of your "
+                "own, which a pruned pass does not call. Take it off, or set alpha to 1 for this call."
+            )
+        if said is None and _foreign_hooks(layer):
+            said = (
+                f"a hook on layer {number} of the decoder sees the rows that are alive there, real tokens first, and "
+                "not the input's columns. zsaa.trace(model) tells which they are; output_hidden_states=True gives all."
+            )
+    return said
+
+
+OWN_HOOKS = ("zsaa.", "torch.", "transformers.utils.output_capturing")  # FSDP's; and those that record states
+
+
+def _foreign_hooks(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    modules = (getattr(hook, "__module__", None) or "" for hook in hooks)
+    return any(not name.startswith(OWN_HOOKS) for name in modules)
+
+
+def refuse_dispatched(layers: nn.ModuleList, remedy: str) -> None:
+    """RuntimeError if layers have a forward that is not their class's."""
+    if any("forward" in vars(layer) for layer in layers):
+        raise RuntimeError(
+            "another library has replaced the forward of single layers (accelerate does when it spreads a model over "
+            f"devices). {remedy}"
+        )
+
+
+def refuse_wrapped(layers: nn.ModuleList, remedy: str) -> None:
+    """FSDP and activation checkpointing put classes of their own in place of the layers'."""
+    wrapped = next((type(layer).__name__ for layer in layers if type(layer).__module__.startswith("torch.")), None)
+    if wrapped:
+        raise RuntimeError(f"the decoder's layers are wrapped or sharded ({wrapped}). {remedy}")
+
+
+def check_continued(cache, num_layers: int) -> None:
+    """ValueError for a pruned cache that a pass through `num_layers` layers cannot continue."""
+    seen = [layer.get_seq_length() for layer in cache.layers]
+    if len(seen) < num_layers:
+        raise ValueError(
+            f"this key/value cache was filled by {len(seen)} layers, and the model now runs {num_layers}: it cannot be "
+            "continued. Start from an empty cache, or set config.num_hidden_layers back."
+        )
+    if len(set(seen)) > 1:
+        raise ValueError(
+            "this key/value cache is incomplete: an earlier call that was to fill it failed, or ran fewer layers "
+            f"({sorted(set(seen))} tokens in its layers). Start from an empty cache."
+        )
+
+
+def check_last(real: Tensor) -> None:
+    """ValueError if a sample of a prompt that `generate` was given ends in padding. real: bool [batch], does it not?"""
+    if not bool(real.all()):
+        sample = real.tolist().index(False)
+        raise ValueError(
+            f"sample {sample} of the prompt ends in padding, and its answer would follow from that: pad on the left "
+            "(tokenizer.padding_side = 'left'), or set alpha to 1 for this call."
+        )
+
+
+def check_lengths(mask: Tensor | None, shape: tuple[int, int], prompt: int | None) -> tuple[int, ...]:
+    """Real tokens of each sample; ValueError if one has none. prompt: tokens of the whole prompt, where this pass may
+    hold its first piece only."""
+    batch, width = shape
+    lengths = (width,) * batch if mask is None else tuple(mask.sum(dim=1).tolist())
+    if prompt is not None and width < prompt and min(lengths) < width:
+        raise ValueError(
+            f"prefill_chunk_size cuts this prompt of {prompt} columns after {width}, of which the padded samples use "
+            f"{list(lengths)}: how far a sample is pruned would depend on its batch. Leave prefill_chunk_size out, "
+            "give the samples one by one, or set alpha to 1 for this call."
+        )
+    if min(lengths) == 0:
+        raise ValueError(
+            f"sample {lengths.index(0)} of the batch has no real token: its attention_mask is all 0. Give each sample "
+            "at least one."
+        )
+    return lengths
+
+
+def reads(owner: nn.Module | None) -> str | None:
+    """How the head of `owner` reads the decoder: "row" for a classifier of transformers, which reads one row of each
+    sample (see `read_rows`); "own" for a subclass with a forward of its own, which may read others; else None."""
+    if not any(cls.__name__.endswith("ForSequenceClassification") for cls in type(owner).__mro__):
+        return None
+    return "row" if type(owner).forward.__module__.startswith("transformers.") else "own"
+
+
+def read_rows(how: str, ids: Tensor | None, mask: Tensor | None, shape: tuple[int, int], config) -> Tensor | None:
+    """The mask bool [batch, tokens] (None: all) of a classifier's texts, each of which ends in the row that its head
+    reads: what follows cannot influence that row, and is not to be kept in its place.
+
+    The head's rule is transformers': the last token that is not config.pad_token_id, or the first token if there is
+    none; the last column where no pad token is set, or embeddings are given. ValueError if that row is padding by the
+    mask, and, for a head with a forward of its own (how: "own"), if it is not the last real token.
+    """
+    batch, width = shape
+    pad = config.pad_token_id
+    if ids is None or pad is None:
+        if mask is None:
+            return None
+        read = torch.full((batch,), width - 1, device=mask.device)
+    else:
+        columns = torch.arange(width, device=ids.device)
+        read = ((ids != pad) * columns).argmax(dim=1)
+    columns = torch.arange(width, device=read.device)
+    real = torch.ones(shape, dtype=torch.bool, device=read.device) if mask is None else mask
+    after = real & (columns > read[:, None])
+    padded = ~real.gather(1, read[:, None])[:, 0]
+    wrong, longer = torch.stack([padded, after.any(dim=1)]).tolist()
+    if any(wrong):
+        sample = wrong.index(True)
+        rule = (
+            "the last row, as it is given inputs_embeds"
+            if ids is None
+            else f"the last token that is not {pad}, the pad"
+        )
+        rule = "the last row, as the model has no pad_token_id" if ids is not None and pad is None else rule
+        raise ValueError(
+            f"the classifier's head reads column {int(read[sample])} of sample {sample} ({rule}), which is padding by "
+            "its attention_mask. Pad on the left, pad with the model's pad_token_id, or set alpha to 1 for this call."
+        )
+    if not any(longer):
+        return mask
+    if how == "own":
+        sample = longer.index(True)
+        raise ValueError(
+            f"sample {sample} ends in tokens equal to the pad token ({pad}) that its attention_mask calls real. A head "
+            "with a forward of its own may read the last of them or the last before them, and only one is sure to be "
+            "kept. Mask them, set another pad_token_id, or set alpha to 1 for this call."
+        )
+    return real & ~after

@@ -1,0 +1,281 @@
+"""The hook on an enabled decoder: each forward pass gets a Prefill or a Decode of its own, and the alpha that it has.
+
+Which alpha a call has: the one that it is given (`model(..., alpha=0.9)`, `model.generate(..., alpha=0.9)`), else that
+of the `at` block which it runs in, else the model's own, set by `enable` and `set_alpha`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from zsaa.cache import is_empty, is_pruned, pruned_cache
+from zsaa.families import Family
+from zsaa.generation import Prompt
+from zsaa.graphs import Graphs
+from zsaa.guards import check_call, check_continued, check_last, check_layers, check_lengths, read_rows
+from zsaa.keep import check_alphas
+from zsaa.passes import Decode, Prefill, Request, plan
+from zsaa.scope import innermost, opened
+from zsaa.score import LEARNED
+
+if TYPE_CHECKING:
+    from zsaa.dial import Trace
+
+DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
+RULE = ("tau", "score", "schedule")  # what decides, beside alpha, how many tokens go on and what that costs
+PER_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # arguments of a decoder with one column per token
+
+Alpha = float | tuple[float, ...]  # a tuple: one per request of the batch
+
+
+class Mark:
+    """Says whose settings a configuration holds: of the dial that has the same mark. Copied and pickled along with the
+    model, in which both then have the same new one."""
+
+
+class Saved(dict):
+    """Settings in a configuration (`config.zsaa`), written by a living dial and not read from a file."""
+
+    def __init__(self, settings: dict, mark: Mark):
+        super().__init__(settings)
+        self.mark = mark
+
+    def __reduce__(self):
+        return Saved, (dict(self), self.mark)
+
+
+class Dial:
+    """Settings of one enabled decoder, and the hook that gives each forward pass its Prefill or Decode."""
+
+    def __init__(self, decoder: nn.Module, family: Family):
+        self.own: Alpha  # where no block and no call says otherwise
+        self.own, self.tau, self.score, self.schedule = (DEFAULTS[name] for name in ("alpha", *RULE))
+        self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
+        self.warned = self.warned_of_hooks = False
+        self.family = family
+        self.reads: str | None = None  # how the head reads the decoder, see `guards.reads`
+        self.tracer: Trace | None = None  # of all passes outside of `trace` blocks
+        self.graphs = Graphs()
+        self.signature = inspect.signature(type(decoder).forward)
+        self.hooks = [decoder.register_forward_pre_hook(self.before_forward, with_kwargs=True)]
+        self.mark = Mark()
+
+    def __getstate__(self) -> dict:
+        # What caches results by a hash of the model, as datasets does, must see the alpha that calls have now.
+        return {**vars(self), "in_force": self.alpha}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update({name: value for name, value in state.items() if name != "in_force"})
+
+    @property
+    def alpha(self) -> Alpha:
+        """Of a call that is made here and is given none."""
+        block = innermost(self, "alpha")
+        return self.own if block is None else block.values["alpha"]
+
+    def settings(self) -> dict:
+        """As calls made here have them."""
+        rule = {name: getattr(self, name) for name in RULE}
+        return {"alpha": self.alpha, **rule, "alpha_range": self.trained}
+
+    def saved(self) -> Saved:
+        """The settings that are saved with the model: blocks are none of its."""
+        return Saved({**self.settings(), "alpha": self.own}, self.mark)
+
+    def record(self, config) -> None:
+        """Write the settings into the decoder's configuration, unless it holds those of another model that shares it;
+        `save_pretrained` writes them in any case."""
+        held = getattr(config, "zsaa", None)
+        if not isinstance(held, Saved) or held.mark is self.mark:
+            config.zsaa = self.saved()
+
+    def turn(self, alpha: Alpha) -> None:
+        """Set the model's own alpha; inside an `at` block, that block's, too."""
+        self.check_trained(alpha)
+        self.own = alpha
+        block = innermost(self, "alpha")
+        if block is not None:
+            block.values["alpha"] = alpha
+
+    def at(self, alpha: float | Sequence[float] | Tensor) -> AbstractContextManager:
+        """A block in which calls have this alpha, but for those that are given one."""
+        alpha = check_alphas(alpha)
+        self.check_trained(alpha)
+        return opened(self, alpha=alpha)
+
+    def check_trained(self, alpha: Alpha) -> None:
+        """Warn, once, of an alpha below those that the model was trained for."""
+        # alpha = 1 is the stock model, trained for or not.
+        if self.trained and not self.warned and least(alpha) < min(self.trained[0], 1.0):
+            self.warned = True
+            warnings.warn(
+                f"alpha = {least(alpha)} is below the range [{self.trained[0]}, {self.trained[1]}] that this model was "
+                "fine-tuned for; expect accuracy to fall off.",
+                stacklevel=4,
+            )
+
+    @torch.compiler.disable
+    def before_head(self, model: nn.Module, args: tuple, kwargs: dict):
+        """The hook of a classifier whose head reads one row of each sample: the decoder is told that it is asked by it,
+        and not by somebody who wants all rows of the body."""
+        return args, {**kwargs, "zsaa_head": True}
+
+    @torch.compiler.disable
+    def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
+        """The hook: the arguments of a decoder's forward, with what this pass needs to prune."""
+        call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
+        call.pop("self")
+        extra = call.pop("kwargs", {})
+        head, given, alpha = extra.pop("zsaa_head", False), "alpha" in extra, self._call_alpha(extra)
+        block = innermost(self, "trace")
+        trace = self.tracer if block is None else block.values["trace"]
+        cache, ids, embeds = (call.get(name) for name in ("past_key_values", "input_ids", "inputs_embeds"))
+        fresh = is_empty(cache)
+        pruned = is_pruned(cache) and not fresh
+        prefill = fresh and (least(alpha) < 1 or trace is not None)
+        stock = ((), {**call, **extra}) if given or head else None
+        if (ids is None) == (embeds is None):  # the stock decoder says what is wrong with that
+            return stock
+        tokens = ids if embeds is None else embeds[..., 0]
+        if not (pruned or prefill):
+            if least(alpha) < 1 and tokens.shape[-1] > 1:
+                warnings.warn(
+                    "alpha has no effect on this call: it continues a key/value cache that was not pruned, such as one "
+                    "filled at alpha = 1, or the virtual tokens of prefix tuning. Start from an empty cache.",
+                    stacklevel=2,
+                )
+            return stock
+        # GPT-2 takes several choices for each sample, [batch, choices, tokens], and sets them one below the other.
+        shape = (tokens.shape[:-1].numel(), tokens.shape[-1])
+        if tokens.dim() == 3 and isinstance(mask := call.get("attention_mask"), Tensor) and mask.dim() == 3:
+            call["attention_mask"] = mask.flatten(0, 1)
+        self._check_layers(decoder)
+        check_call(decoder, call, extra, shape, seen=cache.get_seq_length() if pruned else 0)
+        if pruned:
+            step = self._decode(decoder, call, cache, shape)
+        elif appended := self._appended(shape, embeds is not None):
+            call, step = self._prefill_and_decode(decoder, call, extra, alpha, appended, shape)
+        else:
+            how = "row" if head else self.reads if self.reads == "own" else None
+            step = self._prefill(decoder, call, extra, alpha, trace, shape, how)
+        # The stock decoder would now build a full-length mask. It returns a 4-D one as it is, and ours is never read.
+        call["attention_mask"] = torch.empty((1, 1, 1, 1), device=tokens.device)
+        return (), {**call, **extra, "zsaa": step}
+
+    def _check_layers(self, decoder: nn.Module) -> None:
+        said = check_layers(decoder, self.family, self.family.num_layers(decoder))
+        if said is not None and not self.warned_of_hooks:
+            self.warned_of_hooks = True
+            warnings.warn(said, stacklevel=3)
+
+    def _call_alpha(self, extra: dict) -> Alpha:
+        """The alpha of a call, taken out of its arguments if it is there."""
+        given = extra.pop("alpha", None)
+        if given is None:
+            return self.alpha
+        given = check_alphas(given)
+        self.check_trained(given)
+        return given
+
+    def _appended(self, shape: tuple[int, int], embedded: bool) -> int:
+        """How many columns of a pass on an empty cache come after the prompt, as far as `generate` says."""
+        prompt = self._prompt()
+        return 0 if prompt is None else prompt.appended(shape[1], embedded)
+
+    def _prompt(self) -> Prompt | None:
+        block = innermost(self, "prompt")
+        return None if block is None else block.values["prompt"]
+
+    def _prefill_and_decode(
+        self, decoder: nn.Module, call: dict, extra: dict, alpha: Alpha, appended: int, shape: tuple[int, int]
+    ) -> tuple[dict, Decode]:
+        """Run the prompt, which is pruned, and get ready for what `generate` has appended to it, which is not."""
+        keep = _wants_cache(decoder, call)
+        cache = pruned_cache(call.get("past_key_values"), self.family.num_layers(decoder))
+        name = "inputs_embeds" if call.get("input_ids") is None else "input_ids"
+        columns = [key for key in (name, *PER_TOKEN) if call.get(key) is not None]
+        prompt = {key: call[key][:, :-appended] for key in columns}
+        shared = {**call, "past_key_values": cache, "use_cache": True}
+        before = decoder(**{**shared, **prompt}, **{**extra, "alpha": alpha, "return_dict": True})
+        rest = {key: call[key][:, -appended:] for key in columns if key != "attention_mask"}
+        call = {**shared, **rest}
+        mask = None if call.get("attention_mask") is None else call["attention_mask"] != 0
+        device = call[name].device
+        return call, Decode(cache, (shape[0], appended), mask, device, before=before, keep=keep)
+
+    def _decode(self, decoder: nn.Module, call: dict, cache, shape: tuple[int, int]) -> Decode:
+        check_continued(cache, self.family.num_layers(decoder))
+        mask = call.get("attention_mask")
+        return Decode(cache, shape, None if mask is None else mask != 0, cache.layers[0].keys.device)
+
+    def _prefill(
+        self,
+        decoder: nn.Module,
+        call: dict,
+        extra: dict,
+        alpha: Alpha,
+        trace: Trace | None,
+        shape: tuple[int, int],
+        head: str | None,
+    ) -> Prefill:
+        ids, embeds, mask = (call.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        device = (ids if embeds is None else embeds).device
+        mask = None if mask is None else mask != 0
+        if head:
+            mask = read_rows(head, ids, mask, shape, decoder.config)
+        prompt = self._prompt()
+        if prompt is not None and mask is not None and not prompt.chunk:
+            check_last(mask[:, -1])
+        lengths = check_lengths(mask, shape, prompt.width if prompt is not None and prompt.chunk else None)
+        states = extra.get("output_hidden_states", call.get("output_hidden_states"))
+        states = bool(decoder.config.output_hidden_states if states is None else states is not False)
+        layers = self.family.num_layers(decoder)
+        request = Request(
+            lengths=lengths,
+            width=shape[1],
+            alphas=spread(alpha, shape[0]),
+            tau=self.tau,
+            schedule=self.schedule,
+            num_layers=layers,
+            score=self.score,
+            carry=head != "row" or states,  # where one row is read, dropped tokens need no final state
+            device=device,
+        )
+        scorer = decoder.salience if self.score == LEARNED else None
+        if _wants_cache(decoder, call):
+            call["past_key_values"] = pruned_cache(call.get("past_key_values"), layers)
+        return Prefill(request, plan(request), mask, scorer, states, trace)
+
+
+def least(alpha: Alpha) -> float:
+    return min(alpha) if isinstance(alpha, tuple) else alpha
+
+
+def spread(alpha: Alpha, batch: int) -> tuple[float, ...]:
+    """One alpha per sample. `generate` repeats each request in place for beams and returned sequences, so a batch may
+    be a multiple of the requests."""
+    if not isinstance(alpha, tuple):
+        return (alpha,) * batch
+    times, rest = divmod(batch, len(alpha))
+    if rest or not times:
+        raise ValueError(
+            f"alpha has {len(alpha)} values, one per request, but the batch holds {batch} samples. Give one alpha for "
+            "each request, or a single number for all."
+        )
+    return tuple(a for a in alpha for _ in range(times))
+
+
+def _wants_cache(decoder: nn.Module, call: dict) -> bool:
+    if decoder.training and getattr(decoder, "gradient_checkpointing", False):
+        return False
+    if call.get("past_key_values") is not None:
+        return True
+    use_cache = call.get("use_cache")
+    return bool(decoder.config.use_cache if use_cache is None else use_cache)

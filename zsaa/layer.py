@@ -1,0 +1,108 @@
+"""A decoder layer that prunes: its own forward once more, with the rows that go on chosen between attention and MLP.
+
+One forward for all families; zsaa.families says where each keeps its parts.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor, nn
+
+from zsaa.attention import attend, attend_and_score, padded_rows, rotate
+from zsaa.families import Family
+from zsaa.fused import add_norm, mlp
+from zsaa.passes import Decode, Prefill
+from zsaa.subclass import subclass
+
+MARK = "_zsaa_layer"  # an attribute of the classes that are made here
+
+
+@functools.cache
+def pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Module]:
+    """A subclass of a decoder layer that prunes; it inherits gradient checkpointing."""
+
+    def forward(self, hidden_states, *args, zsaa=None, **kwargs):
+        step: Prefill | Decode | None = zsaa
+        if step is None:
+            return super(pruned, self).forward(hidden_states, *args, **kwargs)
+        attention = getattr(self, family.attention)
+        # GPT-2 passes the cache by position, the others by name.
+        cache = kwargs.get("past_key_values", args[0] if args else None)
+        prefill = isinstance(step, Prefill)
+        if prefill and attention.layer_idx == 0:
+            hidden_states = step.enter(hidden_states)
+        hidden_states, normed = add_norm(hidden_states, None, getattr(self, family.attention_norm))
+        inputs = family.qkv(attention, normed), kwargs.get("position_embeddings"), cache
+        settings = {
+            "scale": attention.scaling,
+            "softcap": attention.attn_logit_softcapping if family.softcap else None,
+            "dropout": family.dropout(attention) if self.training else 0.0,
+        }
+        attended = _prefill if prefill else _decode
+        hidden_states, output = attended(step, attention, hidden_states, *inputs, settings)
+        output = family.output(attention, output)
+        if family.after_attention_norm:
+            output = getattr(self, family.after_attention_norm)(output)
+        hidden_states, normed = add_norm(hidden_states, output, getattr(self, family.mlp_norm))
+        output = mlp(getattr(self, family.mlp), normed)
+        if family.after_mlp_norm:
+            output = getattr(self, family.after_mlp_norm)(output)
+        hidden_states = hidden_states + output
+        last = prefill and attention.layer_idx == step.request.num_layers - 1
+        return step.end(hidden_states) if last else hidden_states
+
+    members = {"forward": forward, MARK: True}
+    pruned = subclass(layer_class, pruned_class, (layer_class, family), members)
+    return pruned
+
+
+def _prefill(
+    step: Prefill, attention: nn.Module, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
+) -> tuple[Tensor, Tensor]:
+    """Attention over the rows that enter a layer, and the choice of those that go on: their hidden states, and the
+    heads' output for them [batch, rows, heads x head_dim]. The layer's keys and values go into `cache`, if there is
+    one."""
+    layer, (q, k, v), window = attention.layer_idx, qkv, _window(attention)
+    real, n = step.real[layer], q.shape[2]
+    window = window if window is not None and max(step.request.lengths) > window else None
+    if tables is not None:
+        padded = n if window or settings["softcap"] else padded_rows(q, k)
+        q, k, v = step.rotate(layer, q, k, v, tables, padded)
+    if cache is not None:
+        columns = step.columns(layer)
+        cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], columns, real is None, step.request.width)
+    output, sums = attend_and_score(
+        q,
+        k,
+        v,
+        score=step.plan.drops[layer] and step.scorer is None,
+        rows=n,
+        real=real,
+        positions=step.positions(layer) if window is not None else None,
+        window=window,
+        future=step.future,
+        **settings,
+    )
+    sums = sums if step.scorer is None else step.judge(layer, hidden)
+    return step.pass_on(layer, sums, hidden, output.transpose(1, 2).flatten(2))
+
+
+def _decode(
+    step: Decode, attention: nn.Module, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
+) -> tuple[Tensor, Tensor]:
+    """Attention of new tokens over a pruned cache, which they join; all of them go on."""
+    q, k, v = qkv
+    if tables is not None:
+        q, k = rotate(q, k, *tables)
+    cached = cache.layers[attention.layer_idx]
+    k, v = cached.extend(k, v, step.columns, True, step.width)
+    mask = step.mask(cached, _window(attention))
+    return hidden, attend(q, k, v, mask, **settings).transpose(1, 2).flatten(2)
+
+
+def _window(attention: nn.Module) -> int | None:
+    """The layer's sliding window in tokens; Mistral keeps it on the config, for all layers."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return getattr(attention.config, "sliding_window", None) if attention.config.model_type == "mistral" else None
