@@ -325,3 +325,11 @@ def test_result_files_are_whole(known):
     for name in ("architectures", "audit"):
         result = json.loads((known[2] / f"{name}.json").read_text())
         assert result["kind"] == result["name"] == name and result["provenance"]["versions"]["transformers"]
+
+
+@pytest.mark.parametrize("tokens", [100.0, "512", 0])
+def test_prompt_tokens_are_a_whole_number(tokens, tmp_path):
+    """papermill's -p makes 1e2 a float, and leaves what it does not know as text."""
+    with pytest.raises(ValueError, match="prompt_tokens must be a whole number, 1 or more"):
+        audit.run(tmp_path, tokens)
+    assert not any(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from zsaa.checks import check_whole
 from zsaa.keep import attention_widths, histogram, kept_counts, layer_weights, mac_reduction, total_macs
 from zsaa.kit import paper
 from zsaa.kit.architectures import config
@@ -257,6 +258,7 @@ def floored(n: int = 300, tau: int = 5, low: float = 0.02, high: float = 1.0, st
 def run(output_dir: str | Path, n: int = 512) -> dict:
     """Write output_dir/audit.json: all of the above but the claims, which change with the results; returns its content.
     n: tokens of a prompt, for what is not searched over LENGTHS."""
+    n = check_whole("prompt_tokens", n)
     started = time.perf_counter()
     found = hypotheses()
     result = {
