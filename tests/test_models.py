@@ -5,6 +5,7 @@ import errno
 import hashlib
 import http.server
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -114,6 +115,156 @@ def test_bad_arguments(saved):
     for name in ("./nowhere", "/no/where/at/all", "a b", ""):
         with pytest.raises(AssetError, match="there is no such folder"):
             load_model(name)
+
+
+def test_sizes_that_do_not_fit_are_named(tmp_path):
+    save_tiny(tmp_path, head="sequence-classification")
+    with pytest.raises(
+        AssetError, match=r"other sizes than its configuration says, or for num_labels=3.*leave out num_l"
+    ):
+        load_model(tmp_path, "sequence-classification", num_labels=3)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(AssetError, match=r"other sizes than its configuration says. Save or copy both again"):
+        load_model(tmp_path, "sequence-classification")
+
+
+def test_leavings_of_systems_are_no_weights(copy):
+    before = resolve(copy)
+    for name in ("._model.safetensors", ".config.json", "._config.json"):
+        (copy / name).write_text("x")
+    load_model(copy)
+    assert resolve(copy) == before
+
+
+# ------------------------------------------------------------------------------------------------------ GGUF
+
+
+def write_gguf(path, tokenizer=True):
+    """The tiny LLaMA as a GGUF file, as llama.cpp's converter writes it; returns the model."""
+    import gguf
+
+    model = tiny.make("llama", dtype=torch.float32)
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(0)
+    if tokenizer:
+        words = ["<pad>", "<s>", "</s>", "w", "v", "wv", *(f"x{i}" for i in range(6, 97))]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(words)
+        writer.add_token_types([3] * 3 + [1] * 94)
+        writer.add_token_merges(["w v"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_pad_token_id(0)
+    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    parts = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    for key, weight in model.state_dict().items():
+        name = key.removesuffix(".weight")
+        if name not in whole:
+            _, _, layer, part = name.split(".", 3)
+            whole[name] = f"blk.{layer}.{parts[part]}"
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp turns pairs that lie next to each other
+                heads = config.num_attention_heads if "q_proj" in part else config.num_key_value_heads
+                weight = weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(f"{whole[name]}.weight", weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gguf") / "a [1]*"
+    folder.mkdir()
+    write_gguf(folder / "Tiny.F32.gguf")
+    return folder / "Tiny.F32.gguf"
+
+
+@pytest.mark.filterwarnings("ignore:the tokenizer is read from")
+@pytest.mark.parametrize("how", ["path", "gguf_file"])
+def test_an_own_gguf_file_is_a_plain_model(gguf_file, how, tmp_path):
+    """By its path, or as transformers has it; a model that can be trained, saved and adapted."""
+    where = (gguf_file, {}) if how == "path" else (gguf_file.parent, {"gguf_file": gguf_file.name})
+    model, tokenizer = load_model(where[0], **where[1])
+    want, ids = tiny.make("llama", dtype=torch.float32), tiny.tokens([20])[0]
+    assert torch.equal(model(ids).logits, want(ids).logits)
+    assert tokenizer("wv").input_ids == [5] and tokenizer.pad_token_id == model.config.pad_token_id == 0
+    assert not getattr(model, "is_quantized", False) and not hasattr(model.config, "quantization_config")
+    transformers.Trainer(model, transformers.TrainingArguments(tmp_path, report_to=[], use_cpu=True))
+    model.save_pretrained(tmp_path / "saved")
+    assert load_model(where[0], "sequence-classification", num_labels=3, **where[1])[0].score.weight.shape[0] == 3
+    save_adapter(gguf_file, tmp_path / "adapter")
+    again, _ = load_model(tmp_path / "adapter", "sequence-classification")
+    assert again(ids).logits.shape == (1, 3)
+    assert resolve(gguf_file)["sha256"] == hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    assert resolve(tmp_path / "adapter")["base"]["name"] == str(gguf_file)
+
+
+def test_a_tokenizer_beside_a_gguf_file_goes_before_its_own(gguf_file, saved, tmp_path, recwarn):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    shutil.copy(gguf_file, folder / "m.gguf")
+    with pytest.warns(UserWarning, match=r"the tokenizer is read from m.gguf, which may say less"):
+        assert load_model(folder / "m.gguf")[1]("wv").input_ids == [5]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(saved / name, folder)
+    recwarn.clear()
+    assert load_model(folder / "m.gguf")[1]("w7").input_ids == [7]
+    assert not [w for w in recwarn if "tokenizer is read" in str(w.message)]
+    write_gguf(tmp_path / "none.gguf", tokenizer=False)
+    for where in ((tmp_path / "none.gguf", {}), (tmp_path, {"gguf_file": "none.gguf"})):
+        with pytest.raises(AssetError, match=r"none.gguf holds no tokenizer .*Put tokenizer.json and .* into .*"):
+            load_model(where[0], **where[1])
+
+
+@pytest.mark.parametrize("keep", [0, 3, 4, 20, 40, 100, 300, 1000, 2500, 5000, 0.3, 0.5, 0.9, -5])
+def test_a_gguf_file_that_is_cut_is_named(gguf_file, tmp_path, keep):
+    """In its header, or in its middle."""
+    data = gguf_file.read_bytes()
+    (tmp_path / "m.gguf").write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    for where in ((tmp_path / "m.gguf", {}), (tmp_path, {"gguf_file": "m.gguf"})):
+        with pytest.raises(DamagedError, match=r"m\.gguf is damaged or no GGUF file .*Copy or fetch it again"):
+            load_model(where[0], **where[1])
+
+
+def test_files_that_are_no_model_are_named(gguf_file, saved, tmp_path):
+    shutil.copy(gguf_file, tmp_path / "m-00001-of-00002.gguf")
+    shutil.copy(gguf_file, tmp_path / "m.gguf")
+    cases = [
+        ((tmp_path / "gone.gguf", {}), r"there is no file .*gone.gguf"),
+        (("owner/gone.gguf", {}), r"there is no file owner/gone.gguf.*named by gguf_file="),
+        (
+            (tmp_path, {"gguf_file": "gone.gguf"}),
+            r"no file gone.gguf in .*; GGUF files there: m-00001-of-00002.gguf, m.gguf",
+        ),
+        ((tmp_path / "m-00001-of-00002.gguf", {}), r"is one of 2 parts of a model. Join them first.*--merge"),
+        (
+            (saved / "model.safetensors", {}),
+            r"model.safetensors is a file and no model: give the folder that it lies in",
+        ),
+        ((saved / "config.json", {}), "is a file and no model"),
+    ]
+    for (name, options), message in cases:
+        with pytest.raises(AssetError, match=message):
+            load_model(name, **options)
+    with pytest.raises(ValueError, match="is a GGUF file itself: leave out gguf_file="):
+        load_model(gguf_file, gguf_file="other.gguf")
+    with pytest.raises(ValueError, match="quantization='nf4' and gguf_file= cannot both"):
+        load_model(gguf_file, quantization="nf4")
 
 
 # -------------------------------------------------------------------------------------------------- adapters
@@ -542,6 +693,53 @@ def test_gated_unknown_forbidden_and_broken(tmp_path):
     assert "refused the model 'someone/forbidden' (HTTP 403): `hf auth login`" in told["forbidden"][1]
     assert "'someone/broken'" in told["broken"][1]
     assert "hf download someone/broken" in told["broken"][1]
+
+
+SOCKS = "socks5://somebody:secret@127.0.0.1:9"
+
+
+def socks_is_there():
+    return importlib.util.find_spec("socksio") is not None
+
+
+@pytest.mark.skipif(socks_is_there(), reason="socksio is installed: a SOCKS proxy works")
+@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+def test_a_socks_proxy_is_named_with_what_it_needs(tmp_path, name):
+    """Without the user's password; what is cached, or in a folder, is not asked for through it."""
+    endpoint = {"HF_ENDPOINT": "https://hub.invalid"}
+    seconds, message = ask_hub(tmp_path, ["tiny"], **{name: SOCKS}, **endpoint)["tiny"]
+    assert seconds < 10
+    assert f"cannot be fetched through the proxy that {name} names" in message
+    assert "needs the package socksio: pip install socksio" in message and "hf download someone/tiny" in message
+    assert "force-download" not in message and "secret" not in message
+    old = ask_hub(tmp_path, ["tiny"], **{name: "socks4://127.0.0.1:9"}, **endpoint)["tiny"][1]
+    assert f"the proxy that {name} names" in old
+
+
+@pytest.mark.parametrize("kind", ["ImportError", "requests"])
+def test_a_socks_proxy_is_named_for_data_sets_too(kind, tmp_path, monkeypatch):
+    """Also behind a cache that looks whole, and by the client of older versions of the hub's library."""
+    import datasets
+
+    from zsaa.tasks import load_task
+
+    (tmp_path / "nyu-mll___glue").mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setenv("ALL_PROXY", SOCKS)
+
+    def refuse(*args):
+        if kind == "requests":
+            raise OSError("Missing dependencies for SOCKS support.")
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(
+        AssetError, match=r"'nyu-mll/glue' cannot be fetched through the proxy that .*pip install socksio"
+    ):
+        load_task("mrpc", source="hub")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: __import__("no_such_package_of_ours"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_task("mrpc", source="hub")
 
 
 def test_offline_mode_is_named(tmp_path):

@@ -235,7 +235,7 @@ def _from_hub(name, spec, train):
         else:
             folder = huggingface_hub.snapshot_download(spec.hub, **options)
         tables = _read(name, spec, Path(folder), train)
-    except (OSError, ValueError, AssetError) as error:
+    except (OSError, ValueError, ImportError, AssetError) as error:
         raise _unreachable(spec, error) from error
     what = f"{spec.hub}{f' ({spec.config})' if spec.config else ''}"
     return tables, folders.listing(folder), f"{what} on the Hugging Face hub, {Path(folder).name}"

@@ -27,6 +27,7 @@ import shutil
 import struct
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +111,9 @@ def load_model(
 ):
     """Load a model and its tokenizer, ready for the dial.
 
-    name: a key of PACKAGED, a hub id, or a folder (a saved model, or a PEFT adapter, whose base may be any of
-        these). A PACKAGED name wins over a folder of that name: write "./smollm2-135m" for the folder.
+    name: a key of PACKAGED, a hub id, a folder (a saved model, or a PEFT adapter, whose base may be any of these),
+        or a GGUF file, read into plain weights of `dtype`; a tokenizer that lies beside it goes before its own. A
+        PACKAGED name wins over a folder of that name: write "./smollm2-135m" for the folder.
     kind: "causal-lm" or "sequence-classification". A causal checkpoint gets a fresh classification head, a
         normal draw (std: the config's initializer_range) from `seed`: the same bits in each run, whatever the
         state of torch's global generator, which is left as it was. A checkpoint that has a head keeps it.
@@ -136,11 +138,16 @@ def load_model(
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
     if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
         raise ValueError(f"num_labels is {num_labels!r}; it must be a whole number, 1 or more, or None")
+    where, name = _where(name)
+    if where == "local" and Path(name).suffix.lower() == ".gguf":
+        if kwargs.get("gguf_file"):
+            raise ValueError(f"{name} is a GGUF file itself: leave out gguf_file={kwargs['gguf_file']!r}")
+        file = Path(name).expanduser()
+        name, kwargs = str(file.parent), {**kwargs, "gguf_file": file.name}
     if quantization is not None:
         dtype, kwargs = _quantized(quantization, dtype, device, kwargs)
     dtype = torch.float32 if dtype is None else dtype
-    where, name = _where(name)
-    if where == "local" and (Path(name) / "adapter_config.json").is_file():
+    if where == "local" and not kwargs.get("gguf_file") and (Path(name) / "adapter_config.json").is_file():
         model, tokenizer = _load_adapter(name, kind, num_labels, dtype, device, seed, kwargs)
     elif where == "hub":
         model, tokenizer = _from_hub(name, kind, num_labels, dtype, seed, kwargs)
@@ -151,6 +158,8 @@ def load_model(
     if where in ("packaged", "hub"):
         # What is saved later (PEFT's base_model_name_or_path) must name the model, not a cache folder.
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = name
+    elif kwargs.get("gguf_file"):
+        model.name_or_path = model.config._name_or_path = str(Path(name) / kwargs["gguf_file"])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right" if kind == "sequence-classification" else "left"
@@ -259,6 +268,8 @@ def resolve(name):
             "revision": Path(config).parent.name if isinstance(config, str) else None,
         }
     folder, digest = Path(name).expanduser(), hashlib.sha256()
+    if folder.is_file():
+        return {"kind": where, "name": name, "revision": f"sha256 {_sha256(folder)[:16]}", "sha256": _sha256(folder)}
     kinds = ("*.safetensors", "*.bin", "*.gguf", "*config.json")
     for file in sorted(p for kind in kinds for p in folder.glob(kind) if not is_stray(p, folder)):
         digest.update(f"{file.name} {_sha256(file)}\n".encode())
@@ -280,8 +291,15 @@ def _where(name):
     text = os.fspath(name)
     if text in PACKAGED and isinstance(name, str):
         return "packaged", text
-    if text and Path(text).expanduser().is_dir():
+    path = Path(text).expanduser()
+    if text and (path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf")):
         return "local", text
+    if text and path.is_file():
+        raise AssetError(f"{text} is a file and no model: give the folder that it lies in, or a GGUF file (.gguf)")
+    if path.suffix.lower() == ".gguf":
+        raise AssetError(
+            f"there is no file {text}. Check the path; a model's GGUF file on the hub is named by gguf_file="
+        )
     # A hub id is "name" or "owner/name"; what starts like a path, or has more parts, was meant as a folder.
     if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
         return "hub", text
@@ -301,15 +319,20 @@ def _from_pretrained(source, kind, num_labels, dtype, seed, kwargs):
     both = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "force_download")
     shared = {k: v for k, v in kwargs.items() if k in both}
     folder = Path(source) if os.path.isdir(source) else None
-    if folder:
+    gguf = kwargs.get("gguf_file")
+    if gguf:
+        kwargs = {**_dequantized(), **kwargs}
+        if folder:
+            _check_gguf(folder, gguf)
+    elif folder:
         _check_safetensors(folder)
     auto = getattr(transformers, KINDS[kind])
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         # transformers draws missing weights from the global generator; fork_rng puts its state back.
-        with torch.random.fork_rng(devices=cuda), _quiet():
+        with torch.random.fork_rng(devices=cuda), _quiet(), _gguf_errors(gguf and (folder or Path(source)) / gguf):
             model, info = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **extra, **kwargs)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
+        tokenizer = _tokenizer(source, gguf, shared)
     except SafetensorError as error:
         raise DamagedError(
             f"the weights of {source} are damaged ({error}). "
@@ -319,6 +342,14 @@ def _from_pretrained(source, kind, num_labels, dtype, seed, kwargs):
         if folder is None:
             raise  # _from_hub knows what to make of it
         raise AssetError(f"no model could be loaded from the folder {source}: {error}") from error
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        given = f", or for num_labels={num_labels}" if extra else ""
+        raise AssetError(
+            f"the weights of {source} have other sizes than its configuration says{given}. Save or copy both again"
+            + (", or leave out num_labels." if extra else ".")
+        ) from error
 
     heads = [k for k in info["missing_keys"] if classify and k.split(".")[0] in HEADS]
     if lost := sorted(set(info["missing_keys"]) - set(heads)):
@@ -335,6 +366,51 @@ def _from_pretrained(source, kind, num_labels, dtype, seed, kwargs):
             draw = torch.randn(head.shape, generator=generator) * std
             head.copy_(draw if head.dim() > 1 else torch.zeros_like(draw))  # biases start at 0
     return model, tokenizer
+
+
+def _tokenizer(source, gguf, shared):
+    """The tokenizer of a folder or hub id; where there is none, that in its GGUF file, if that is named."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, **shared)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        if not gguf:
+            raise
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(source, gguf_file=gguf, **shared)
+        warnings.warn(
+            f"the tokenizer is read from {gguf}, which may say less than the original's: compare how texts begin (BOS) "
+            f"and how numbers are split, or put the original's tokenizer.json into {source}.",
+            stacklevel=4,
+        )
+        return found
+    except Exception as error:  # of whatever reads that kind of tokenizer
+        raise AssetError(
+            f"{gguf} holds no tokenizer that transformers can read ({_line(error)}), and there is none beside it. Put "
+            f"tokenizer.json and tokenizer_config.json of the original model into {source}"
+        ) from error
+
+
+def _dequantized():
+    """What makes transformers read a GGUF file into plain weights; older versions do so unasked."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config else {}
+
+
+def _check_gguf(folder, name):
+    """AssetError for a GGUF file that is not in `folder`, or not a whole model."""
+    if not (folder / name).is_file():
+        there = ", ".join(sorted(p.name for p in folder.glob("*.gguf") if not is_stray(p, folder))) or "none"
+        raise AssetError(f"there is no file {name} in {folder}; GGUF files there: {there}")
+    part = re.search(r"-\d{5}-of-(\d{5})\.gguf$", name)
+    if part and int(part[1]) > 1:
+        raise AssetError(
+            f"{folder / name} is one of {int(part[1])} parts of a model. Join them first, with llama.cpp: "
+            f"llama-gguf-split --merge {name} whole.gguf"
+        )
 
 
 @contextlib.contextmanager
@@ -465,14 +541,11 @@ def _write_converted(name, sha, work):
                 with open(path, "rb") as part:
                     shutil.copyfileobj(part, out, 2**22)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    # Newer transformers can keep the blocks packed (if a kernel is there) unless told not to.
-    gguf_config = getattr(transformers, "GgufConfig", None)
-    how = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
     with torch.random.fork_rng(devices=[]), _quiet(), _gguf_errors(gguf):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
         _repair_tokenizer(tokenizer, spec)
         tokenizer.save_pretrained(work)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, **how)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, **_dequantized())
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -501,11 +574,16 @@ def _write_converted(name, sha, work):
 
 @contextlib.contextmanager
 def _gguf_errors(gguf):
-    """DamagedError for a GGUF file that cannot be understood (where no RECORD tells that it is damaged)."""
+    """DamagedError for a GGUF file that cannot be understood (where no RECORD tells that it is damaged). None: none is
+    read."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, EOFError, struct.error) as error:
-        raise DamagedError(f"{gguf} is damaged or no GGUF file of a known model: {error!r}") from error
+    except (ValueError, LookupError, EOFError, ArithmeticError, TypeError, MemoryError, struct.error) as error:
+        if gguf is None:
+            raise
+        raise DamagedError(
+            f"{gguf} is damaged or no GGUF file of a known model ({_line(error)}). Copy or fetch it again"
+        ) from error
 
 
 def _repair_tokenizer(tokenizer, spec):
@@ -693,7 +771,7 @@ def _from_hub(repo_id, kind, num_labels, dtype, seed, kwargs):
         if unusable is None:
             raise
         raise AssetError(f"{error}. What the cache has of it cannot be used: {unusable}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # a SOCKS proxy without its package is an ImportError
         raise _hub_error(error, repo_id) from error
 
 
@@ -705,6 +783,9 @@ def check_hub(repo_id, repo_type="model", revision=None, token=None):
         HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, token=token, timeout=HUB_TIMEOUT)
     except Exception as error:  # whatever the hub's HTTP client raises: its name changes between versions
         raise _hub_error(error, repo_id, repo_type) from error
+
+
+PROXIES = [case(f"{what}_proxy") for what in ("https", "all", "http") for case in (str.upper, str.lower)]
 
 
 def _hub_error(error, repo_id, repo_type="model"):
@@ -732,6 +813,16 @@ def _hub_error(error, repo_id, repo_type="model"):
         )
     if status in (401, 403):
         return AssetError(f"the hub refused the {what} {repo_id!r} (HTTP {status}): `hf auth login`, then `{command}`")
+    if any(re.search("socks|proxy url", str(e), re.IGNORECASE) for e in chain):
+        odd = [name for name in PROXIES if not os.environ.get(name, "http").lower().startswith("http")]
+        named = odd[0] if odd else "a proxy variable"
+        return UnreachedError(
+            f"the {what} {repo_id!r} cannot be fetched through the proxy that {named} names. A SOCKS proxy (socks5:// "
+            "or socks5h://) needs the package socksio: pip install socksio. Or name an http:// proxy, or unset "
+            f"{named}. Then: {command}"
+        )
+    if isinstance(chain[0], ImportError):  # of something else
+        raise chain[0]
     offline = any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain)
     if offline or any(isinstance(e, errors.LocalEntryNotFoundError) or _is_network(e) for e in chain):
         mode = "offline mode is on (HF_HUB_OFFLINE)" if offline else "the hub does not answer"

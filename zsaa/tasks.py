@@ -444,7 +444,7 @@ def _from_hub(name, spec):
         if not cached.is_dir():  # without a network, load_dataset retries for half a minute: ask once before
             check_hub(spec.hub, "dataset")
         data = datasets.load_dataset(spec.hub, spec.config)
-    except (OSError, ValueError, AssetError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, ImportError, AssetError, datasets.exceptions.DatasetsError) as error:
         raise _unreachable(spec, error) from error
     sums = next(iter(data.values())).info.download_checksums or {}
     revision = next((m[1] for url in sums if (m := re.search(r"@([0-9a-f]{7,40})/", url))), "unknown revision")
