@@ -474,6 +474,18 @@ def test_folders_and_adapters_with_the_dials_settings(words, saved, tmp_path):
     assert model._loglikelihood_tokens(asked) == hf._loglikelihood_tokens(asked)
 
 
+def test_a_gguf_file_is_named_by_its_path(tmp_path):
+    from test_models import write_gguf
+
+    write_gguf(tmp_path / "m.gguf")
+    reader = ZsaaLM(str(tmp_path / "m.gguf"), ALPHA, TAU, device="cpu", dtype="float32")
+    want = ZsaaLM(tiny.make("llama", dtype=torch.float32), ALPHA, TAU, device="cpu", tokenizer=reader.tokenizer)
+    asked = [(None, [*range(3, 23)], [7, 8])]
+    assert reader._loglikelihood_tokens(asked, disable_tqdm=True) == want._loglikelihood_tokens(
+        asked, disable_tqdm=True
+    )
+
+
 @pytest.mark.assets
 def test_packaged_names(monkeypatch, saved):
     monkeypatch.setattr(harness.models, "convert", lambda name: saved)

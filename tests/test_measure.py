@@ -269,3 +269,37 @@ def test_no_git_and_no_commit_yet(checkout, monkeypatch, tmp_path):
         "dirty": None,
         "commit_unknown": "the package was installed without its checkout",
     }
+
+
+@pytest.mark.parametrize("given", ["", " ", ".", "{root}", "results", "results/more", "{root}/outputs/.."])
+def test_results_are_not_written_among_the_committed_ones(checkout, monkeypatch, given):
+    root = checkout[0]
+    monkeypatch.chdir(root)
+    (root / "results").mkdir()
+    with pytest.raises(
+        ValueError, match="output_dir is .*(names no folder|among the committed ones).*outputs/experiments"
+    ):
+        measure.output_folder(given.format(root=root))
+    for own in ("outputs", root / "outputs/x", root.parent / "elsewhere", "other/results"):
+        assert measure.output_folder(own) == Path(own)
+    monkeypatch.setattr(measure, "PACKAGE", root.parent / "site-packages/zsaa")
+    assert measure.output_folder(".") == Path("."), "elsewhere there are none"
+
+
+def test_every_experiment_asks_for_a_folder_of_its_own(tmp_path, monkeypatch):
+    from zsaa import experiment, mmlu, perplexity
+    from zsaa.finetune import Recipe
+
+    monkeypatch.chdir(measure.PACKAGE.parent)
+    runs = [
+        lambda out: experiment.run(Recipe(), output_dir=out),
+        lambda out: experiment.run_adapter("imdb-lora-salience", output_dir=out),
+        lambda out: experiment.latency(output_dir=out),
+        lambda out: experiment.lengths(output_dir=out),
+        lambda out: perplexity.run(output_dir=out),
+        lambda out: mmlu.run(output_dir=out),
+    ]
+    for run in runs:
+        for out in ("", ".", measure.PACKAGE.parent):
+            with pytest.raises(ValueError, match="output_dir is"):
+                run(out)

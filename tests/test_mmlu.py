@@ -232,6 +232,46 @@ def test_stray_files_and_odd_names_of_folders_change_no_question(tmp_path):
         mmlu.tasks(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "A"}, "row 3 of .*test.jsonl has the answer 'A'; answers are 0 to 3, for A to D"),
+        ({"answer": 4}, "has the answer 4; answers are 0 to 3"),
+        ({"answer": -1}, "has the answer -1"),
+        ({"answer": None}, "has the answer None"),
+        ({"choices": ["a", "b"]}, "row 3 of .* is no question with four choices"),
+        ({"choices": ["a", "b", "c", None]}, "is no question with four choices, all of them texts"),
+        ({"question": None}, "is no question"),
+    ],
+)
+def test_questions_that_are_none_are_named_with_their_row(tmp_path, change, message):
+    file = mmlu_folder(tmp_path) / "algebra/test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[2] |= change
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(models.AssetError, match=message):
+        mmlu.tasks(tmp_path)
+    (tmp_path / "all").mkdir()
+    file.rename(tmp_path / "all/auxiliary_train.jsonl")
+    with pytest.raises(models.AssetError, match=message.replace("test.jsonl", "auxiliary_train.jsonl")):
+        mmlu.training_rows(tmp_path, 2)
+
+
+def test_answers_that_are_named_in_another_order_are_refused(tmp_path):
+    """As numbers, they would be others."""
+    import datasets
+
+    file = next((mmlu_folder(tmp_path) / "anatomy").glob("test*"))
+    for names in (["A", "B", "C", "D"], ["D", "C", "B", "A"]):
+        data = datasets.Dataset.from_parquet(str(file)).cast_column("answer", datasets.ClassLabel(names=names))
+        data.to_parquet(file)
+        if names[0] == "A":
+            assert len(mmlu.tasks(tmp_path)) == 2
+        else:
+            with pytest.raises(models.AssetError, match="calls its answers D, C, B, A: they must be A, B, C and D"):
+                mmlu.tasks(tmp_path)
+
+
 def test_bad_requests_are_named(tmp_path):
     folder = mmlu_folder(tmp_path)
     for arguments, message in (

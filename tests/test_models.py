@@ -333,6 +333,19 @@ def test_truncated_weights_are_named(copy, keep):
         load_model(copy)
 
 
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_truncated_weights_in_the_older_format_are_named(copy, keep):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    load_model(copy)
+    data = (copy / "pytorch_model.bin").read_bytes()
+    (copy / "pytorch_model.bin").write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(DamagedError, match=r"the weights of .*tiny are damaged .*Save or copy the folder again"):
+        load_model(copy)
+
+
 def test_a_broken_header_is_named(copy):
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -30,7 +30,7 @@ from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.keep import check_schedule
 from zsaa.kit.store import RESULTS, load_results, measured
-from zsaa.measure import cached, energy, hash_of, provenance, write_json
+from zsaa.measure import cached, energy, hash_of, output_folder, provenance, write_json
 
 # For Figure 2 B and C, which cost no forward pass.
 FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)
@@ -80,6 +80,7 @@ def latency(
     from zsaa.models import load_model
     from zsaa.tasks import load_task, tokenize
 
+    output_dir = output_folder(output_dir)
     check_whole("repeats", repeats)
     for batch in batches:
         check_whole("a batch to time", batch)
@@ -120,7 +121,7 @@ def latency(
         "provenance": provenance(seed=0, **facts),
         "rows": rows,
     }
-    write_json(Path(output_dir) / "results" / f"{name}.json", result)
+    write_json(output_dir / "results" / f"{name}.json", result)
     return result
 
 
@@ -168,7 +169,7 @@ def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_d
         "provenance": provenance(seed=0, **facts, **spent),
         "rows": rows,
     }
-    write_json(Path(output_dir) / "results" / f"{result['name']}.json", result)
+    write_json(output_dir / "results" / f"{result['name']}.json", result)
     return result
 
 
@@ -202,6 +203,7 @@ def lengths(
     shapes = {None: None, "gpt2": GPT2Config()}
     if shape not in shapes:
         raise ValueError(f"shape must be 'gpt2' or None (the model's own), got {shape!r}.")
+    output_dir = output_folder(output_dir)
     name = name or "-".join(("lengths", task, Path(model).name, *([shape] if shape else [])))
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load_model(model)
@@ -233,7 +235,7 @@ def lengths(
         return {**header, **facts, "provenance": origin, "rows": rows}
 
     settings = {k: v for k, v in header.items() if k != "command"} | {"targets": list(targets)}
-    return _once(Path(output_dir) / "results" / f"{name}.json", settings, compute)
+    return _once(output_dir / "results" / f"{name}.json", settings, compute)
 
 
 def run(
@@ -265,8 +267,8 @@ def run(
     from zsaa.tasks import fingerprint, load_task
 
     _check_evaluation(eval_batch_size, latency_batch, latency_repeats)
+    output_dir = output_folder(output_dir)
     start()
-    output_dir = Path(output_dir)
     name = name or "-".join((task, Path(model).name, recipe.method, recipe.tuning, f"seed{recipe.seed}"))
     data = load_task(task, source=source, train=train, test=test, seed=0)
     net = tokenizer = None
@@ -334,6 +336,7 @@ def run_adapter(
         known = ", ".join(sorted(p.name for p in (RESULTS / "adapters").glob("*")))
         raise ValueError(f"no committed adapter {adapter!r}. There are: {known}.")
     _check_evaluation(eval_batch_size, latency_batch, latency_repeats)
+    output_dir = output_folder(output_dir)
     start()
     task = task or trained["task"]["name"]
     data = load_task(task, source=source, train=1, test=test, seed=0)
@@ -344,7 +347,7 @@ def run_adapter(
     facts = {"seed": trained["recipe"]["seed"], "train_samples": trained["provenance"]["train_samples"]}
     max_length = max_length or trained["recipe"]["max_length"]
     return _evaluated(
-        net, tokenizer, data, header, facts, {}, Path(output_dir), resolve_precision(), max_length,
+        net, tokenizer, data, header, facts, {}, output_dir, resolve_precision(), max_length,
         targets, controls, eval_batch_size, latency_batch, latency_repeats, progress,
     )  # fmt: skip
 

@@ -52,7 +52,8 @@ class ZsaaLM(HFLM):
     """lm-eval's Hugging Face model with the dial on; every argument of `HFLM` is one here too, in --model_args.
 
     pretrained: a packaged model ("smollm2-135m"), a hub id, a folder (of a model, or of a PEFT adapter that names its
-        base), or a model object, given with tokenizer=. An adapter can also be given in lm-eval's way, by peft=.
+        base), a GGUF file, or a model object, given with tokenizer=. An adapter can also be given in lm-eval's way, by
+        peft=.
     alpha: share of tokens that each layer keeps, in (0, 1].
     tau, score, schedule: as in `zsaa.enable`; None takes what zsaa.finetune saved with the model, else the paper's.
     rolling_prefix: for perplexity tasks only, see `loglikelihood_rolling`.
@@ -82,7 +83,10 @@ class ZsaaLM(HFLM):
                     "across. Use one device, or one copy on each (accelerate launch)."
                 )
         self.source = pretrained if isinstance(pretrained, str) else None
-        pretrained, adapter = _locate(pretrained) if self.source else (pretrained, None)
+        if self.source and self.source.lower().endswith(".gguf") and Path(self.source).expanduser().is_file():
+            file = Path(self.source).expanduser()
+            pretrained, kwargs = str(file.parent), {**kwargs, "gguf_file": file.name}
+        pretrained, adapter = _locate(pretrained) if isinstance(pretrained, str) else (pretrained, None)
         if adapter and kwargs.get("peft"):
             raise ValueError(
                 f"pretrained={self.source} is an adapter itself; peft={kwargs['peft']} would be a second one."

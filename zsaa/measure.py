@@ -173,6 +173,22 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def output_folder(given: str | Path) -> Path:
+    """`given`, whose results/ will be written to, unless that is no folder or holds the results of the checkout."""
+    out, committed = Path(given).expanduser(), (PACKAGE.parent / "results").resolve()
+    if not str(given).strip():
+        raise ValueError(
+            f"output_dir is {str(given)!r}, which names no folder. Name one, outputs/experiments for example."
+        )
+    results = (out / "results").resolve()
+    if committed.is_dir() and committed in (results, *results.parents):
+        raise ValueError(
+            f"output_dir is {str(given)!r}: results would be written among the committed ones, in {committed}. Name "
+            "another folder, outputs/experiments for example."
+        )
+    return out
+
+
 def cached(path: str | Path, settings: dict, compute: Callable[[], dict]) -> dict:
     """The result file at `path`, computed only if it is not there yet: a run that was killed goes on from here.
 

@@ -45,7 +45,7 @@ from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
 from zsaa.harness import ZsaaLM
 from zsaa.kit import paper
 from zsaa.kit.files import is_stray
-from zsaa.measure import cached, provenance
+from zsaa.measure import cached, output_folder, provenance
 from zsaa.models import AssetError, check_hub, load_model
 from zsaa.score import seeded
 
@@ -87,6 +87,28 @@ def _files(source: Path, subject: str) -> dict:
     return found
 
 
+def _check_questions(files: Sequence[str]) -> None:
+    """AssetError unless each row is a question with four choices and the number of the right one."""
+    columns = ("question", "choices", "answer")
+    table = folders.read(map(Path, files), columns)
+    if absent := [column for column in columns if column not in table.columns]:
+        raise AssetError(
+            f"{files[0]} has no column {absent[0]!r}; it has {', '.join(table.found)}. Rename its columns."
+        )
+    if (names := table.names.get("answer", list("ABCD"))) != list("ABCD"):
+        raise AssetError(
+            f"{files[0]} calls its answers {', '.join(map(str, names))}: they must be A, B, C and D, in order."
+        )
+    for row, (question, choices, answer) in enumerate(zip(*(table.columns[column] for column in columns)), start=1):
+        texts = [question, *choices] if isinstance(choices, list) else []
+        if len(texts) != 5 or not all(isinstance(text, str) for text in texts):
+            raise AssetError(f"row {row} of {files[0]} is no question with four choices, all of them texts. Mend it.")
+        if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer <= 3:
+            raise AssetError(
+                f"row {row} of {files[0]} has the answer {answer!r}; answers are 0 to 3, for A to D. Mend it."
+            )
+
+
 def _subjects(source: str | Path) -> list[str]:
     if source == "hub":
         return sorted(p.stem.removeprefix("mmlu_") for p in (TEMPLATES / "default").glob("mmlu_*.yaml"))
@@ -125,6 +147,8 @@ def tasks(source: str | Path, form: str = "letters", shots: int = 5, subjects: S
                 task["dataset_name"] = subject
             else:
                 files = _files(Path(source), subject)
+                for paths in files.values():
+                    _check_questions(paths)
                 read = {split: _read(paths) for split, paths in files.items()}
                 if len({how["path"] for how in read.values()}) > 1:
                     raise AssetError(f"dev and test of {Path(source) / subject} are of different formats: use one.")
@@ -245,6 +269,7 @@ def training_rows(source: str | Path, count: int, seed: int = 0):
         files = files or sorted(map(str, Path(source).glob("*/validation/data-*.arrow")))
         if not files:
             raise AssetError(f"no questions to train on in {source}: all/auxiliary_train* is missing.")
+        _check_questions(files)
         rows = datasets.load_dataset(**_read(files), split="train")
     if count > len(rows):
         raise ValueError(f"{count} questions to train on were asked for, but there are {len(rows)}.")
@@ -345,7 +370,7 @@ def run(
     Raises AssetError where a model or data set cannot be had: for a gated one it says how to get access.
     """
     recipe = recipe or Recipe(tuning="lora")
-    output_dir = Path(output_dir)
+    output_dir = output_folder(output_dir)
     check_whole("train", train, least=0)
     check_whole("limit", limit, also={None: "all questions; of reviews 500"})
     check_whole("batch_size", batch_size)

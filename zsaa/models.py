@@ -22,6 +22,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pickle
 import re
 import shutil
 import struct
@@ -342,7 +343,12 @@ def _from_pretrained(source, kind, num_labels, dtype, seed, kwargs):
         if folder is None:
             raise  # _from_hub knows what to make of it
         raise AssetError(f"no model could be loaded from the folder {source}: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if not isinstance(error, RuntimeError) or "PytorchStreamReader" in str(error):
+            raise DamagedError(
+                f"the weights of {source} are damaged ({_line(error)}). "
+                + (_refetch(source) if folder is None else "Save or copy the folder again.")
+            ) from error
         if "mismatched_sizes" not in str(error):
             raise
         given = f", or for num_labels={num_labels}" if extra else ""

@@ -56,7 +56,7 @@ from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, tar
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
 from zsaa.keep import check_schedule, check_tau
-from zsaa.measure import alternate, cached, hash_of, provenance
+from zsaa.measure import alternate, cached, hash_of, output_folder, provenance
 from zsaa.score import SCORES, seeded
 
 TARGETS = (1, 2, 3)  # the speed-ups of the paper's Table 2
@@ -416,7 +416,7 @@ def run(
     tau, schedule: as in `zsaa.enable`; None takes the recipe's, and of a model as it is what it was saved with.
     batch_size, precision: of the evaluation. latency_repeats: 0 leaves the clock out. The rest: `windows` and `curve`.
     """
-    output_dir = Path(output_dir)
+    output_dir = output_folder(output_dir)
     if schedule is not None:  # before a training, which can take hours
         check_schedule(schedule)
     if tau is not None:
