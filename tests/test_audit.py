@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from zsaa import keep
-from zsaa.kit import architectures, audit, claims, figures, paper, store, tables, verdicts
+from zsaa.kit import architectures, audit, claims, figures, paper, points, store, tables, verdicts
 from zsaa.kit.architectures import config
 
 # ------------------------------------------------------------------------------------------------ Table 4
@@ -205,9 +205,9 @@ def test_the_audits_figures_are_drawn(known, tmp_path):
         figures.save_figure(getattr(figures, f"audit_{name}_figure")(known[1]), tmp_path / name)
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     chosen = score([])
-    drawn = figures.choice_figure([chosen, chosen])
+    drawn = figures.choice_figure(points.of([chosen, {**chosen, "model": {**chosen["model"], "name": "other"}}]))
     names = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert names == ["dial", "dial at the paper's printed alphas", "last tokens only"]
+    assert names == ["dial", "dial at the paper's printed alphas", "last tokens"] and len(drawn.axes) == 2
 
 
 def test_floored_by_hand():
@@ -268,8 +268,9 @@ def scored(control, target, accuracy, alpha):
 def score(differs, **model):
     return {"name": "choice-x", "kind": "choice", "differs_from_the_paper": differs,
             "model": {"name": "m", "quantization": None, "stands_for": "LLaMA-3-8B-4bit", **model},
-            "recipe": {"method": "none", "tuning": "none"}, "provenance": {"seed": 0},
-            "task": {"name": "MMLU", "form": "letters", "shots": 5, "substitute": False},
+            "recipe": {"method": "none", "tuning": "none"},
+            "provenance": {"seed": 0, "commit": None, "hardware": {"device": "A GPU"}},
+            "task": {"name": "MMLU", "form": "letters", "shots": 5, "substitute": False, "source": "made up"},
             "rows": [scored("alpha", 1, 62.0, 1.0), scored("alpha", 1.5, 50.0, 0.98),
                      scored("printed", 1.5, 57.0, 0.99), scored("last", 1.5, 60.0, None)]}  # fmt: skip
 
@@ -307,12 +308,13 @@ def test_table_3_cells(known):
     assert wide["LLaMA-3-8B-4bit: MMLU"][f"{mine}, printed alpha"]["1.5x"] == "57.0 [52.0, 62.0], reproduced"
     tuned = score(["model", "data"], name="s", quantization="nf4") | {
         "recipe": {"method": "alpha-sampled", "tuning": "lora", "batch_size": 8, "gradient_accumulation": 2, "seed": 3},
-        "train": {"steps": 375, "processes": 1}, "provenance": {"seed": 3, "train_samples": 2000},
+        "train": {"steps": 375, "processes": 1},
+        "provenance": {**score([])["provenance"], "seed": 3, "train_samples": 2000},
     }  # fmt: skip
     how = "s nf4, alpha-sampled LoRA fine-tuning; 375 steps of 16 of 2,000 questions, seed 3"
     beside = tables.table_3([score([]), tuned])["LLaMA-3-8B-4bit: MMLU"]
     assert f"{how}; MMLU, chance 25% (substitute: model, data), choice-x" in beside and mine in beside
-    assert figures.choice_figure([tuned]).axes[0].get_title().splitlines()[:2] == how.split("; ")
+    assert how in figures.choice_figure(points.of([tuned])).get_label()
     foot = "llama3-8b's true shape, random weights, nf4, batch 1, A GPU, footprint, printed alpha"
     shown = wide["LLaMA-3-8B-4bit: GPU footprint"][foot].tolist()
     assert shown == ["-", "not run", "1.30 [1.30, 1.30], differs", "not run"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zsaa import bench
-from zsaa.kit import claims, figures, report, tables, verdicts
+from zsaa.kit import claims, figures, points, report, tables, verdicts
 from zsaa.kit.report import view
 from zsaa.kit.store import RESULTS
 
@@ -79,7 +79,7 @@ def test_without_a_count_of_memory_nothing_is_claimed(results):
     for row in bare["rows"]:
         row.update(peak_bytes=None, footprint_reduction=None, over_all=None)
     assert {c.verdict for c in tables.table_3_cells([bare])} == {"not run"}
-    assert figures.footprint_figure([bare]) is None and figures.footprint_figure([]) is None
+    assert figures.footprint_figure(points.of([bare])) is None and figures.footprint_figure(points.of([])) is None
     assert set(tables.footprint_table([bare])["over stock"]) == {"-"}
     assert claims._measured_footprints([bare]) == []
 
@@ -131,12 +131,12 @@ def test_tables_with_every_setting(results):
 
 
 def test_the_figure_has_a_line_for_each_length(results, tmp_path):
-    figure, caption = figures.footprint_figure([results["footprint"]])
+    figure = figures.footprint_figure(points.of([results["footprint"]]))
     assert [axis.get_title() for axis in figure.axes] == ["llama3-8b, nf4", "gemma2-2b, nf4"]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["120 tokens", "160 tokens", "200 tokens", "cache alone, 200 tokens", "printed in Table 3"]
-    assert "random weights" in caption and "Hollow" in caption
-    figures.save_figure(figure, tmp_path / "footprint", caption)
+    assert "random weights" in figure.get_label() and "Hollow" in figure.get_label()
+    figures.save_figure(figure, tmp_path / "footprint")
     assert (tmp_path / "footprint.png").stat().st_size > 10_000
 
 

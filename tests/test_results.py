@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 from ablation import show
-from zsaa.kit import figures, labels, paper, store, tables
+from zsaa.kit import figures, labels, paper, points, store, tables
 from zsaa.kit.verdicts import counts
 
 
@@ -156,17 +156,33 @@ def test_a_dial_that_goes_further_brings_its_own_cut_inputs(result, tmp_path):
     further = {**result, "name": "z", "recipe": {"method": "zsaa+", "tuning": "full", "tau": 2}}
     further["rows"] = [*result["rows"], row("alpha", 5, 70.0, 0.9), row("last", 5, 66.0)]
     result["recipe"]["tau"] = 5
-    (figure,) = figures.accuracy_figures([result, further]).values()
+    (figure,) = figures.accuracy_figures(points.of([result, further])).values()
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert {"conventional, dial (tau = 5)", "zsaa+, dial (tau = 2)", "conventional, last tokens only"} <= set(lines)
-    hollow = lines["zsaa+, last tokens only"]
+    assert {"conventional, dial, tau 5", "zsaa+, dial, tau 2", "conventional, last tokens"} <= set(lines)
+    hollow = lines["zsaa+, last tokens"]
     assert hollow.get_markerfacecolor() == "white" and list(hollow.get_xdata()) == [5.0]
-    assert "zsaa+, first tokens only" not in lines
+    assert "zsaa+, first tokens" not in lines
     figures.save_figure(figure, tmp_path / "further")
     taught = {**result, "task": {**result["task"], "training_substitute": "other sentences"}}
-    (figure,) = figures.accuracy_figures([taught]).values()
-    assert figure.axes[0].get_title().endswith("\ntrained on a substitute: other sentences")
+    (figure,) = figures.accuracy_figures(points.of([taught])).values()
+    assert "Trained: conventional (full), on other sentences." in figure.get_label()
     figures.save_figure(figure, tmp_path / "taught")
+    assert (tmp_path / "taught.txt").read_text() == figure.get_label() + "\n"
+
+
+def test_recipes_that_differ_are_told_apart_and_seeds_become_one_line(result):
+    """An adapter that was read again on fewer samples does not hide, nor double, its line."""
+    runs = [{**result, "name": f"s{seed}", "recipe": {**result["recipe"], "seed": seed}} for seed in (0, 1)]
+    longer = {**result, "name": "longer", "recipe": {**result["recipe"], "epochs": 3.0}}
+    again = {
+        **runs[0],
+        "name": "again",
+        "rows": [{**result["rows"][1], "n": 50, "accuracy": 10.0, "ci95": [1.0, 20.0]}],
+    }
+    (figure,) = figures.accuracy_figures(points.of([*runs, longer, again])).values()
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    whole, short = (lines[f"{name}, dial"] for name in ("conventional (full), 3 epochs", "conventional (full)"))
+    assert list(whole.get_ydata()) == list(short.get_ydata()) == [90.0, 80.0]
 
 
 def test_differences_are_between_runs_on_the_same_samples(result):
@@ -190,12 +206,12 @@ def test_tables_and_figures_are_files(result, tmp_path):
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
     tables.save_table(pd.DataFrame({"cell": ["long" * 50]}), tmp_path / "tables/whole", "A title")
     assert "long" * 50 in (tmp_path / "tables/whole.html").read_text()
-    figures.save_figure(figures.accuracy_figure([result], "title"), tmp_path / "figures/a")
-    figures.save_figure(figures.speed_figure([result], "title"), tmp_path / "figures/b")
+    figures.save_figure(figures.accuracy_figure(points.of([result])), tmp_path / "figures/a")
+    figures.save_figure(figures.speed_figure(points.of([result])), tmp_path / "figures/b")
     kept = {0.9: [[0, 1, 2], [1, 2]], 0.5: [[1, 2], [2]]}
     figures.save_figure(figures.preservation_figure(kept, ["a", "b", "c"]), tmp_path / "figures/c")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
-        f"{n}.{s}" for n in "abc" for s in ("png", "svg")
+        f"{n}.{s}" for n in "abc" for s in ("png", "svg", "txt")
     ]
 
 
@@ -210,18 +226,20 @@ def test_figure_2_draws_every_data_set_and_says_what_was_not_run(result, tmp_pat
             curves.append({**made, "rows": result["rows"] + more})
         rows = [{"target": t, "mac_reduction": float(t), "alpha": 1 / t, "preserved": 1 / t} for t in (1, 1.5, 2)]
         for shape in (None, "gpt2"):
-            lengths.append({**made, "kind": "lengths", "recipe": {"shape": shape}, "rows": rows})
-    figure, caption = figures.figure_2(curves, lengths)
+            lengths.append(
+                {**made, "name": f"{task}-{shape}", "kind": "lengths", "recipe": {"shape": shape}, "rows": rows}
+            )
+    figure = figures.figure_2(points.of([*curves, *lengths]))
     a, b, c = figure.axes
     ours_and_the_papers = 2 * len(figures.DATA_SETS) - 1  # of Rotten Tomatoes the paper has no curve
     assert len(a.lines) == ours_and_the_papers + 4 * len(figures.DATA_SETS), "the dial, four controls, the paper"
     assert len(b.lines) == len(c.lines) == 2 * 2 * len(figures.DATA_SETS)
-    assert caption.count("none") == 2 and "the paper's model, data and settings" in caption
-    figures.save_figure(figure, tmp_path / "f", caption)
-    assert (tmp_path / "f.txt").read_text() == caption + "\n"
-    figure, caption = figures.figure_2(curves[:2], [])
-    assert "Not run in A: MNLIm, MNLImm, RTE, QQP, QNLI, SST-2, MRPC, Rotten Tomatoes." in caption
-    assert "Not run in B and C: IMDB, MNLIm" in caption
+    assert figure.get_label().count("not run: none") == 2
+    figures.save_figure(figure, tmp_path / "f")
+    assert (tmp_path / "f.txt").read_text() == figure.get_label() + "\n"
+    caption = figures.figure_2(points.of(curves[:2])).get_label()
+    assert "; not run: MNLIm, MNLImm, RTE, QQP, QNLI, SST-2, MRPC, Rotten Tomatoes. B and C" in caption
+    assert "; not run: IMDB, MNLIm" in caption
 
 
 def test_damaged_results_are_named(tmp_path):
@@ -269,33 +287,52 @@ def test_the_readme_quotes_the_committed_results():
             assert cell == "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
 
 
-def test_the_figures_are_drawn_from_the_committed_results(tmp_path):
-    drawn = {path.name for path in (*figures.draw_committed(tmp_path), *show.draw_committed(tmp_path))}
-    committed = {path.name for path in (store.RESULTS.parent / "figures").glob("*.png")}
-    assert drawn == committed - {"slider.png"}, "the slider's picture is a screenshot"
+def test_every_picture_fits_a_column_can_be_read_and_has_a_caption(monkeypatch):
+    """85 mm, nothing smaller than 6 points, nothing that runs over the edge. If names differ: make figures, and remove
+    what is drawn no longer."""
+    import matplotlib.pyplot as plt
+    from matplotlib.text import Text
+
+    def look(figure, path, caption=None):
+        name = path.name
+        figure.draw_without_rendering()
+        assert figure.get_figwidth() == pytest.approx(85 / 25.4), name
+        texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+        assert min(text.get_fontsize() for text in texts) >= 6, name
+        box = figure.get_tightbbox()
+        assert box.x0 > -0.03 and box.x1 < figure.get_figwidth() + 0.03, (name, box)
+        assert figure.get_label().endswith(".") and len(figure.get_label()) > 60, name
+        plt.close(figure)
+
+    for module in (figures.committed, show.committed):
+        monkeypatch.setattr(module, "save_figure", look)
+    drawn = {path.name for path in (*figures.draw_committed("nowhere"), *show.draw_committed("nowhere"))}
+    pictures = {path.name for path in (store.RESULTS.parent / "figures").glob("*.png")}
+    assert drawn == pictures - {"slider.png"}, "the slider's picture is a screenshot"
 
 
 def test_controls_of_a_prefill_are_hollow_and_off_the_lines(tmp_path):
     benchmarks = store.load_results(store.RESULTS / "h100", kind="bench-prefill")
-    figure = figures.prefill_figure(benchmarks)
-    speed = figure.axes[0]
+    drawn = figures.prefill_figures(points.of(benchmarks))
+    assert set(drawn) == {"speed", "roofline", "memory"}
+    speed = drawn["speed"].axes[0]
     shapes = {(r["model"], r["tokens"], r["batch"]) for b in benchmarks for r in b["rows"]}
-    solid = [line for line in speed.lines if line.get_linestyle() == "-" and len(line.get_xdata())]
+    solid = [line for line in speed.lines if line.get_marker() != "None" and line.get_markerfacecolor() != "white"]
     assert len(solid) == len(shapes)
     for line in solid:
         x = list(line.get_xdata())
         assert len(set(x)) == len(x), "each setting once: the control is no part of the line"
     hollow = sum(len(line.get_xdata()) for line in speed.lines if line.get_markerfacecolor() == "white")
     assert hollow == sum(r["alpha"] < 1 for b in benchmarks if not b["fused"] for r in b["rows"]) > 0
-    figures.save_figure(figure, tmp_path / "prefill")
+    figures.save_figure(drawn["speed"], tmp_path / "prefill")
 
 
 def test_memory_and_training_steps_are_drawn(tmp_path):
     memory, training = (store.load_results(store.RESULTS / "h100", kind=f"bench-{n}") for n in ("memory", "train"))
-    held, steps = (figure := figures.memory_and_training_figure(memory, training)).axes
-    drawn = sum(len(line.get_xdata()) for line in held.lines)
+    held, steps = figures.memory_figure(points.of(memory)), figures.training_figure(points.of(training))
+    drawn = sum(len(line.get_xdata()) for line in held.axes[0].lines)
     assert drawn == 2 * sum(len(result["rows"]) for result in memory), "peak and cache of every row, none made up"
-    assert [bar.get_width() for bar in steps.patches][::-1] == [
+    assert [bar.get_width() for bar in steps.axes[0].patches][::-1] == [
         row["sampled_over_conventional"] for result in training for row in result["rows"]
     ]
-    figures.save_figure(figure, tmp_path / "memory")
+    figures.save_figure(held, tmp_path / "memory")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from zsaa.kit import figures, labels, paper, tables
+from zsaa.kit import figures, labels, paper, points, tables
 from zsaa.kit.verdicts import counts
 
 TUNED = "gpt2, alpha-sampled fine-tuning; 5 epochs, 7,925 steps of 8 of 12,678 windows"
@@ -23,9 +23,13 @@ def row(control, target, ppl, score=None, alpha=None):
 def result():
     """The paper's own setting: it may reproduce."""
     return {
-        "name": "wt103", "kind": "perplexity", "provenance": {"seed": 0, "train_samples": 12678},
+        "name": "wt103", "kind": "perplexity",
+        "provenance": {"seed": 0, "train_samples": 12678, "commit": None, "hardware": {"device": "GPU"}},
         "model": {"name": "gpt2", "kind": "hub"}, "train": {"steps": 7925, "processes": 1},
-        "task": {"name": "wikitext-103", "title": "WikiText-103", "substitute": False, "paper_column": "WikiText-103"},
+        "task": {
+            "name": "wikitext-103", "title": "WikiText-103", "substitute": False, "paper_column": "WikiText-103",
+            "source": "made up",
+        },
         "recipe": {
             "method": "alpha-sampled", "tuning": "full", "epochs": 5.0, "max_steps": -1, "batch_size": 8,
             "gradient_accumulation": 1, "seed": 0,
@@ -89,8 +93,7 @@ def test_reading_the_future_is_said_wherever_it_is_printed(result):
     for table in (tables.table_2_controls([carried]), tables.table_2_settings([carried])):
         assert all(warned in text for text in table["protocol"])
     assert warned in tables.table_2(tables.table_2_cells([carried]))["protocol"][1]
-    axis = figures.perplexity_figure([carried]).axes[0]
-    assert warned in axis.get_title()
+    assert warned in figures.perplexity_figure(points.of([carried])).get_label()
 
 
 def test_last_words_count_per_word(result):
@@ -125,7 +128,7 @@ def test_every_training_has_rows_of_its_own_that_say_what_it_was(result):
     conventional |= {"train": {"steps": 600, "processes": 2}, "model": {"name": "m", "kind": "packaged"}}
     untuned = {**result, "name": "u", "recipe": {"method": "untuned", "tuning": "none"}, "train": None}
     adapted = {**result, "name": "a", "recipe": {**result["recipe"], "tuning": "lora"}}
-    saved = {**untuned, "name": "s", "recipe": {"method": "saved"}, "provenance": {"seed": 3}}
+    saved = {**untuned, "name": "s", "recipe": {"method": "saved"}, "provenance": {**result["provenance"], "seed": 3}}
     names = {
         "wt103": f"{TUNED}, seed 0",
         "c": "m, conventional fine-tuning; 600 steps of 16 of 12,678 windows, seed 0",
@@ -139,19 +142,19 @@ def test_every_training_has_rows_of_its_own_that_say_what_it_was(result):
     assert {cell.substitute for cell in cells if cell.result == "c"} == {"model, training"}
     shown = {f"{name}; WikiText-103" for name in names.values()}
     assert shown <= {*tables.table_2(cells)["measured"]} and {*tables.table_2_controls(everything)["measured"]} == shown
-    titles = [axis.get_title() for axis in figures.perplexity_figure(everything).axes if axis.get_visible()]
-    assert all(title.splitlines()[0].endswith(", n = 9") for title in titles)
-    shown = [title.replace(", n = 9", "").splitlines()[:2] for title in titles[:2]]
-    assert shown == [names[k].split("; ") for k in ("wt103", "c")]
+    figure = figures.perplexity_figure(points.of(everything))
+    titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
+    shown = {"gpt2, alpha-sampled, 5 epochs", "m, conventional, 600 steps", "gpt2, untuned", "gpt2, tuned before"}
+    assert set(titles) == {*shown, "gpt2, alpha-sampled LoRA, 5 epochs"} and len(titles) == 5
+    assert all(f"{name}: 34.0" in figure.get_label() for name in ("gpt2, untuned", names["wt103"], names["c"]))
 
 
-def test_of_trainings_that_differ_in_length_the_longest_is_drawn(result):
-    short = {**result, "name": "short", "train": {**result["train"], "steps": 600}}
-    other = {**short, "name": "other", "recipe": {**result["recipe"], "method": "conventional"}}
-    untuned = {**result, "name": "u", "recipe": {"method": "untuned", "tuning": "none"}, "train": None}
-    assert [r["name"] for r in figures.longest([short, other, result, untuned])] == ["wt103", "other", "u"]
-    rising = {**short, "name": "rising", "recipe": {**short["recipe"], "schedule": "rising"}}
-    assert [r["name"] for r in figures.longest([result, rising])] == ["wt103", "rising"], "more differs than the length"
+def test_trainings_of_every_length_are_drawn(result):
+    short = {**result, "name": "short", "recipe": {**result["recipe"], "max_steps": 600}}
+    short["train"] = {**result["train"], "steps": 600}
+    axes = figures.perplexity_figure(points.of([short, result])).axes
+    assert [axis.get_title().split(", ")[-1] for axis in axes] == ["600 steps", "5 epochs"]
+    rising = {**short, "recipe": {**short["recipe"], "schedule": "rising"}}
     assert ", schedule rising; " in labels.perplexity_subject(rising)
 
 
@@ -173,12 +176,21 @@ def test_a_perplexity_that_blew_up_stays_legible(result):
     result["rows"][1] |= {"perplexity": 2.588e9, "ci95": [1e9, 5.4e9], "ratio": 7e7, "ratio_ci95": [1e7, 9e7]}
     table = tables.table_2(tables.table_2_cells([result]))
     assert "2.6e+09 [1.0e+09, 5.4e+09]" in list(table["2x"])
-    axis = figures.perplexity_figure([result]).axes[0]
+    axis = figures.perplexity_figure(points.of([result])).axes[0]
     assert len([t for t in axis.get_yticks() if t >= axis.get_ylim()[0]]) <= 6
 
 
-def test_the_figure_has_a_panel_per_result(result):
-    figure = figures.perplexity_figure([result, result, result])
-    shown = [axis for axis in figure.axes if axis.get_visible()]
-    assert len(shown) == 3 and all(axis.get_yscale() == "log" for axis in shown)
-    assert figure.legends[0].get_texts()[0].get_text() == "dial, column_sum"
+def test_the_figures_are_one_per_text_with_a_panel_per_training(result):
+    other = {**result, "name": "o", "model": {"name": "other"}}
+    carried = {**copy.deepcopy(result), "name": "c"}
+    carried["protocol"] |= {"name": "carry-through", "reads_future": True}
+    drawn = figures.perplexity_figures(points.of([result, other, carried]))
+    assert {name: len(figure.axes) for name, figure in drawn.items()} == {"wikitext-103": 2, "wikitext-103_carry": 1}
+    figure = drawn["wikitext-103"]
+    assert all(axis.get_yscale() == "log" for axis in figure.axes)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[0] == "score: column sum" and "paper, its corpus" in names
+    rows = [r for r in result["rows"] if r["control"] == "alpha" and r["score"] != "column_mean"]
+    drawn_line = figure.axes[0].containers[0].lines[0]
+    assert list(drawn_line.get_xdata()) == [r["mac_reduction"] for r in rows]
+    assert list(drawn_line.get_ydata()) == [r["ratio"] for r in rows]

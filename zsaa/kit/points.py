@@ -90,7 +90,7 @@ def _points(file: str, result: dict) -> Iterator[dict]:
         rest, timed = row, {}
         if "latency_batch" in row:  # a forward pass that was timed at the setting, on a batch with MACs of its own
             rest = {field: value for field, value in row.items() if field not in TIMED}
-            timed = {name: row[field] for field, name in TIMED.items()}
+            timed = {name: row[field] for field, name in TIMED.items() if field in row}
             timed |= {name: row[name] for name in ("target", "alpha")}
         if not timed or "accuracy" in row:
             yield from _numbers({**what, "task": task_of(result), "mac_reduction": row.get("mac_reduction")}, rest)
@@ -133,7 +133,8 @@ def read(source=RESULTS / "points.csv"):
 
 def of(results: Iterable[dict]):
     """The points of results as a DataFrame, as `read` gives them."""
-    return read(io.StringIO(text((result.get("name", result["kind"]), result) for result in results)))
+    named = ((result.get("name", f"{result['kind']}-{i}"), result) for i, result in enumerate(results))
+    return read(io.StringIO(text(named)))
 
 
 def settings(points):

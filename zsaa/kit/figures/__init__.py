@@ -1,4 +1,5 @@
-"""From result files to figures. Nothing here computes a result: it only draws them.
+"""From points (zsaa.kit.points) to figures. Nothing here computes a result: it only draws them.
+Each figure's label is its caption.
 
 python -m zsaa.kit.figures      draws figures/ from the committed results (make figures)
 """
@@ -8,14 +9,16 @@ from zsaa.kit.figures.audit import audit_exponents_figure, audit_reach_figure, a
 from zsaa.kit.figures.choice import choice_figure
 from zsaa.kit.figures.committed import draw_committed
 from zsaa.kit.figures.figure2 import figure_2
-from zsaa.kit.figures.memory import footprint_figure, memory_and_training_figure
-from zsaa.kit.figures.perplexity import longest, perplexity_figure
+from zsaa.kit.figures.headline import headline_figure
+from zsaa.kit.figures.memory import footprint_figure, memory_figure
+from zsaa.kit.figures.perplexity import perplexity_figure, perplexity_figures
 from zsaa.kit.figures.preservation import preservation_figure
-from zsaa.kit.figures.speed import attention_figure, prefill_figure, speed_figure
-from zsaa.kit.figures.style import COLOURS, CUTS, DATA_SETS, STYLE, save_figure
+from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figure, training_figure
+from zsaa.kit.figures.style import COLOURS, COLUMN, CUTS, DATA_SETS, STYLE, panels, save_figure
 
 __all__ = [
     "COLOURS",
+    "COLUMN",
     "CUTS",
     "DATA_SETS",
     "STYLE",
@@ -29,11 +32,14 @@ __all__ = [
     "draw_committed",
     "figure_2",
     "footprint_figure",
-    "longest",
-    "memory_and_training_figure",
+    "headline_figure",
+    "memory_figure",
+    "panels",
     "perplexity_figure",
-    "prefill_figure",
+    "perplexity_figures",
+    "prefill_figures",
     "preservation_figure",
     "save_figure",
     "speed_figure",
+    "training_figure",
 ]

@@ -2,74 +2,149 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+import re
 
+import pandas as pd
+
+from zsaa import stats
 from zsaa.kit import paper
-from zsaa.kit.figures.style import COLOURS, CUTS, DATA_SETS, STYLE, dials, line
-from zsaa.kit.store import measured, over_seeds, rows_of
+from zsaa.kit.figures.style import COLOURS, CUTS, DATA_SETS, REFERENCE, STYLE, legend, multiples, panels
+from zsaa.kit.labels import METHODS
+from zsaa.kit.points import settings
 
 
-def accuracy_figure(results: Sequence[dict], title: str, published: str | None = "IMDB"):
-    """Accuracy against MAC reduction for one data set: the recipes and conventional fine-tuning under the dial, the
-    conventional one (or what there is without it) on truncated inputs, tokens kept at random, and the paper's curve of
-    another model (against its wall-clock speed-up). Where another recipe's dial goes further than the conventional one
-    was asked to, its own truncated inputs go on from there, hollow. The title says how many samples the first result
-    has."""
+def curves(points):
+    """What recipes reach on a data set, from its points: a row per model, recipe, method and target, with "value" (F1
+    where there is one, else accuracy), "low", "high" and "n". Seeds of a recipe become their mean, see
+    `stats.over_seeds`; of several readings of a training the one on the most samples counts."""
+    found = settings(points[points["metric"].isin(("accuracy", "f1", "target"))])
+    if not len(found):
+        return found
+    for end in ("", "_low", "_high", "_n"):
+        accuracy = found["accuracy" + end]
+        found["value" + end] = found["f1" + end].fillna(accuracy) if "f1" in found else accuracy
+    which = ["task", "model", "recipe", "method"]
+    most = found.groupby([*which, "seed"], dropna=False)["value_n"].transform("max")
+    found = found[found["value_n"] == most]
+    rows = []
+    for key, seeds in found.groupby([*which, "target"], dropna=False, sort=False):
+        first = seeds.drop_duplicates("seed")
+        mean, (low, high), _ = stats.over_seeds(
+            list(first["value"]), list(zip(first["value_low"], first["value_high"]))
+        )
+        rows.append(
+            {**dict(zip((*which, "target"), key)), "mac_reduction": first["mac_reduction"].iloc[0],
+             "value": round(mean, 2), "low": low, "high": high, "n": int(first["value_n"].iloc[0]),
+             "seeds": len(first), "split": first["split"].iloc[0]}
+        )  # fmt: skip
+    return pd.DataFrame(rows).sort_values("target", kind="stable")
+
+
+def short(recipe: str) -> str:
+    """ "zsaa+ (LoRA)" of "zsaa+ (LoRA), 5 epochs"; full fine-tuning goes without saying."""
+    return recipe.split(", ")[0].removesuffix(" (full)")
+
+
+def names_of(recipes) -> dict[str, str]:
+    """What each recipe is called in a figure: short, unless another is called so, too."""
+    brief = {recipe: short(recipe) for recipe in recipes}
+    return {recipe: name if list(brief.values()).count(name) == 1 else recipe for recipe, name in brief.items()}
+
+
+def dial(method: str) -> bool:
+    return method == "dial" or method.startswith("dial (")
+
+
+def draw(axis, rows, style, name, band=True):
+    colour, marker, dashes = style
+    axis.plot(rows["mac_reduction"], rows["value"], color=colour, marker=marker, linestyle=dashes, label=name)
+    if band:
+        axis.fill_between(rows["mac_reduction"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
+
+
+def accuracy_figure(points, published: str | None = "IMDB"):
+    """Accuracy against MAC reduction for one data set, from its points: recipes and conventional fine-tuning under the
+    dial, the conventional one (or what there is without it) on truncated inputs, tokens kept at random, and the paper's
+    curve of another model (against its wall-clock speed-up). Where another recipe's dial goes further than the
+    conventional one was asked to, its own truncated inputs go on from there, hollow."""
     import matplotlib.pyplot as plt
 
+    found = curves(points)
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
-        titled = results[0]["provenance"]["eval_samples"]
-        conventional = [
-            r for r in results if (r["recipe"]["method"], r["recipe"]["tuning"]) == ("conventional", "full")
-        ]
-        cut_by = conventional or results
-        far = max((r["target"] for c in cut_by for side in CUTS for r in rows_of(c, side)), default=0)
-        floors = {r["recipe"].get("tau") for r in results}
-        for result in results:
-            method = result["recipe"]["method"]
-            tuning = " (LoRA)" if result["recipe"]["tuning"] == "lora" else ""
-            colour = COLOURS["alpha" if method == "alpha-sampled" else method]
-            style = (colour, "o", ":" if tuning else "-")
-            if result in dials(results):
-                floor = f" (tau = {result['recipe']['tau']})" if len(floors) > 1 else ""
-                line(axis, rows_of(result, "alpha"), style, f"{method}{tuning}, dial{floor}")
-            if rows_of(result, "random"):
-                n = rows_of(result, "random")[0]["n"]  # where it is not the title's
-                name = f"{method}{tuning}, tokens kept at random" + (f" (n = {n})" if n != titled else "")
-                marker = {"zsaa+": "D", "conventional": "P"}.get(method, "s")
-                line(axis, rows_of(result, "random"), (COLOURS["random"], marker, (0, (1, 2))), name)
-            for side, (marker, how) in CUTS.items():
-                name, rows = f"{method}{tuning}, {how} only", rows_of(result, side)
-                if result in cut_by and rows:
-                    line(axis, rows_of(result, "alpha")[:1] + rows, (COLOURS[side], marker, "--"), name)
-                elif rows := [r for r in rows if r["target"] > far]:
-                    hollow = {"markersize": 4, "markerfacecolor": "white", "linewidth": 1, "linestyle": ":"}
-                    x, y = [r["mac_reduction"] for r in rows], [measured(r) for r in rows]
-                    axis.plot(x, y, color=COLOURS[side], marker=marker, label=name, **hollow)
+        figure, axis = panels(3.7)
+        names = names_of(found["recipe"].unique())
+        _dials(axis, found, names)
+        _random(axis, found, names)
+        _cuts(axis, found, names)
         if published:
-            points = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
-            axis.plot(*zip(*points), color=COLOURS["paper"], marker="x", linewidth=1, linestyle="-.", markersize=5,
-                      label=f"paper, {paper.TABLE_1_MODEL} (its speed-up)")  # fmt: skip
-        axis.axhline(50, color="#999999", linewidth=0.8, linestyle=(0, (1, 3)))
-        metric = "F1" if results[0]["task"]["metric"] == "f1" else "accuracy"
-        axis.set(xlabel="MAC reduction", ylabel=f"{metric} (%)", title=title)
-        reached = max(row["target"] for result in results for row in result["rows"])
-        ticks = [t for t in paper.TABLE_1 if t <= reached]
-        axis.set_xticks(ticks, [f"{t}x" for t in ticks])
-        figure.legend(fontsize=7.5, loc="outside lower center", ncols=2)
+            printed = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
+            style = {"color": COLOURS["paper"], "marker": "x", "linewidth": 0.9, "linestyle": "-."}
+            axis.plot(*zip(*printed), **style, label=f"paper, {paper.TABLE_1_MODEL}")
+        axis.axhline(50, **REFERENCE)
+        metric = "F1" if "f1" in set(points["metric"]) else "accuracy"
+        axis.set(xlabel="MAC reduction" + " (paper: speed-up)" * bool(published), ylabel=f"{metric} (%)")
+        multiples(axis, [t for t in paper.TABLE_1 if t <= found["target"].max()])
+        legend(figure, columns=2)
+    figure.set_label(_caption(found, metric, published))
     return figure
 
 
-def accuracy_figures(results: Sequence[dict]) -> dict:
-    """One accuracy figure per data set that the results hold, by task name."""
-    figures = {}
-    for name, (title, *_) in DATA_SETS.items():
-        if chosen := [r for r in over_seeds(results) if r["task"]["name"] == name]:
-            model, n = chosen[0]["model"]["name"], chosen[0]["provenance"]["eval_samples"]
-            title = f"{title}, {model}: {n} held-out samples, 95% intervals"
-            if taught := chosen[0]["task"].get("training_substitute"):
-                title += "\n" + textwrap.fill(f"trained on a substitute: {taught}", 75, break_on_hyphens=False)
-            figures[name] = accuracy_figure(chosen, title, chosen[0]["task"]["paper_column"])
-    return figures
+def _tau(method: str) -> str:
+    """The dial's tau, as its method names it; the paper's goes without saying."""
+    named = re.search(r"tau (\d+)", method)
+    return named[1] if named else str(paper.TABLE_1_RECIPE["tau"])
+
+
+def _dials(axis, found, names: dict[str, str]) -> None:
+    dialled = found[found["method"].map(dial)]
+    several = dialled["method"].map(_tau).nunique() > 1
+    for (recipe, method), rows in dialled.groupby(["recipe", "method"], sort=False):
+        name = short(recipe)
+        colour = COLOURS["alpha" if name.startswith("alpha-sampled") else name.split(" (")[0]]
+        style = (colour, "o", ":" if "LoRA" in name else "-")
+        draw(axis, rows, style, f"{names[recipe]}, dial" + f", tau {_tau(method)}" * several)
+
+
+def _random(axis, found, names: dict[str, str]) -> None:
+    for recipe, rows in found[found["method"] == METHODS["random"]].groupby("recipe", sort=False):
+        marker = {"zsaa+": "D", "conventional": "P"}.get(short(recipe).split(" (")[0], "s")
+        n = int(rows["n"].iloc[0])
+        name = f"{names[recipe]}, random tokens" + f" (n {n:,})" * int(n != found["n"].max())
+        draw(axis, rows, (COLOURS["random"], marker, (0, (1, 2))), name)
+
+
+def _cuts(axis, found, names: dict[str, str]) -> None:
+    sides = {METHODS[side]: (COLOURS[side], *look) for side, look in CUTS.items()}
+    cut = found[found["method"].isin(sides)]
+    usual = cut[cut["recipe"].map(short) == "conventional"]
+    first = set(usual["recipe"]) or set(cut["recipe"])
+    far = cut[cut["recipe"].isin(first)]["target"].max()
+    for (recipe, method), rows in cut.groupby(["recipe", "method"], sort=False):
+        colour, marker, how = sides[method]
+        name = f"{names[recipe]}, {how}"
+        if recipe in first:
+            whole = found[(found["recipe"] == recipe) & found["method"].map(dial) & (found["target"] == 1)]
+            draw(axis, pd.concat([whole, rows]), (colour, marker, "--"), name)
+        elif len(rows := rows[rows["target"] > far]):
+            hollow = {"markerfacecolor": "white", "linewidth": 0.9, "linestyle": ":"}
+            axis.plot(rows["mac_reduction"], rows["value"], color=colour, marker=marker, label=name, **hollow)
+
+
+def _caption(found, metric: str, published: str | None) -> str:
+    recipes = "; ".join(found["recipe"].unique())
+    title = DATA_SETS.get(found["task"].iloc[0], (found["task"].iloc[0],))[0]
+    text = (
+        f"{title}: {metric} of {', '.join(found['model'].unique())} against the reduction of MACs, on "
+        f"{found['n'].max():,} samples ({found['split'].iloc[0]}). Bands are 95% intervals. Trained: {recipes}."
+    )
+    paper_says = f" The paper's {paper.TABLE_1_MODEL} stands against its own speed-up, measured by the clock."
+    return text + (paper_says if published else "")
+
+
+def accuracy_figures(points) -> dict:
+    """One accuracy figure per data set of result files of the kind "curve", by task name."""
+    points = points[~points["file"].str.contains("/")]  # the ablation has figures of its own
+    columns = {name: title if title in paper.TABLE_1_COLUMNS else None for name, (title, *_) in DATA_SETS.items()}
+    found = {name: points[points["task"] == name] for name in columns}
+    scored = {name: part for name, part in found.items() if len(part) and "accuracy" in set(part["metric"])}
+    return {name: accuracy_figure(part, columns[name]) for name, part in scored.items()}

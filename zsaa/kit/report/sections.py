@@ -44,7 +44,7 @@ SECTIONS = (
             ("The dial and its controls at equal MACs", "controls_table", "curve"),
             ("Points by which the dial is ahead (+) or behind (-), same samples", "differences_table", "curve"),
         ),
-        figures=("accuracy_*",),
+        figures=("headline*", "accuracy_*"),
     ),
     Section("Figure 2", "Accuracy, preserved activations and alpha against the speed-up.", "06_figure2",
             drawn=("lengths",), figures=("figure2*", "figure_2*")),
