@@ -163,7 +163,14 @@ def test_every_third_party_import_is_declared():
     for extra in PROJECT["optional-dependencies"].values():
         declared |= {Requirement(r).name for r in extra}
     declared |= {line.split("==")[0] for line in (ROOT / "assets.lock").read_text().splitlines()}
-    modules = {name.replace("-", "_").lower() for name in declared} | {"yaml", "IPython", "google", "tomli", "pynvml"}
+    modules = {name.replace("-", "_").lower() for name in declared} | {
+        "yaml",
+        "IPython",
+        "google",
+        "tomli",
+        "pynvml",
+        "sklearn",
+    }
     ours = {"zsaa", "ablation"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
     files = [path for folder in ("zsaa", "kernels", "ablation", "tests") for path in (ROOT / folder).rglob("*.py")]
     sources = [(path.name, path.read_text()) for path in files]
