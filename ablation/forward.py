@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsaa.attention import rotate
+from zsaa.cost import attention_widths, layer_weights
 from zsaa.families import find_decoder
-from zsaa.keep import attention_widths, layer_weights
 
 DROPPED = ("gone", "merged", "weighted", "keys", "noted")
 SCHEDULES = ("geometric", "rising", "easing", "front", "late", "early", "once", "twice", "deep", "linear", "zipf")
@@ -138,7 +138,7 @@ def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
 
 
 def macs(config, n: int, alpha: float, variant: Variant) -> int:
-    """Multiply-accumulates of a prefill of n tokens, in zsaa.keep's convention; kept keys count with the projections to
+    """Multiply-accumulates of a prefill of n tokens, in zsaa.cost's convention; kept keys count with the projections to
     keys and values, and in the attention of those that go on."""
     entering_weights, kept_weights = layer_weights(config)
     (q_dim, kv_dim), size = attention_widths(config), config.hidden_size  # a config is slow to read

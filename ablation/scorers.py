@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ablation.forward import Variant, between, counts, take
 from ablation.words import Weights, fit
-from zsaa.keep import attention_widths
+from zsaa.cost import attention_widths
 
 PROBES = ("gradient", "wide", "salience", "phrases", "wide-phrases")  # a gradient teaches them
 GRADIENTS = (*PROBES, "votes", "told", "both")  # a gradient teaches them, at least above

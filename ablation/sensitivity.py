@@ -24,9 +24,9 @@ from tqdm import tqdm
 from ablation import run
 from ablation.forward import Variant, alpha_for
 from ablation.train import logits_of
+from zsaa.cost import attention_widths, layer_weights
 from zsaa.evaluate import pad
 from zsaa.finetune import SETTINGS_FILE
-from zsaa.keep import attention_widths, layer_weights
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model
 

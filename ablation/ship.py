@@ -20,10 +20,9 @@ from ablation.train import STRONGEST, Training
 from zsaa import salience
 from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range, method_of
-from zsaa.keep import SCHEDULES
 from zsaa.kit.store import RESULTS
 from zsaa.models import load_model
-from zsaa.score import LEARNED, check_score
+from zsaa.rule import LEARNED, SCHEDULES, check_score
 from zsaa.tasks import load_task
 
 METHODS = {"alpha": "alpha-sampled"}  # where the bench and the package have different names for what is drawn

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ablation.forward import Variant, alpha_for, forward, total_macs
 from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
+from zsaa.cost import attention_widths, layer_weights, truncation_for
 from zsaa.evaluate import cut, pad, tally
 from zsaa.families import find_decoder
 from zsaa.finetune import window
-from zsaa.keep import attention_widths, layer_weights, truncation_for
 
 SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated", "cuts")
 CUTS = ("first", "last", "ends")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsaa.cost import truncation_for
 from zsaa.evaluate import cut, tally
-from zsaa.keep import truncation_for
 
 RULES = ("salient", "first", "last", "ends", "random")
 

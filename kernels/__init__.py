@@ -6,6 +6,6 @@ layer.py       residual add and norm, SwiGLU: in half precision without gradient
 pack.py        many tensors copied by one launch: what a replayed CUDA graph hands out
 naive.py       attention, norms and SwiGLU in plain PyTorch; needs no Triton
 
-zsaa.backend chooses between the kernels and PyTorch's own. Triton comes with CUDA builds of PyTorch (or with
+zsaa.fast.dispatch chooses between the kernels and PyTorch's own. Triton comes with CUDA builds of PyTorch (or with
 `pip install zsaa[gpu]`); nothing here imports it until a kernel is used.
 """

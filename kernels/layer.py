@@ -2,7 +2,8 @@
 transformers' modules take up to eight, and each number is read and rounded once.
 
 `add_norm` adds a residual and applies RMSNorm or LayerNorm; `silu_mul` is SwiGLU's. Plain PyTorch's are in naive.py.
-The stock models have no such kernels, so what they gain is not pruning's: zsaa.backend.use_fused(False) runs without.
+The stock models have no such kernels, so what they gain is not pruning's: `use_fused(False)` (zsaa.fast.dispatch) runs
+without.
 """
 
 from __future__ import annotations

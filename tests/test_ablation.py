@@ -28,11 +28,12 @@ from ablation.run import load_config
 from ablation.scorers import Evidence, make, price
 from ablation.train import SAMPLINGS, Bend, Merged, Training, curve, last_states, logits_of, train
 from zsaa import finetune
-from zsaa.keep import SCHEDULES as PACKAGED
-from zsaa.keep import kept_counts, mac_reduction
-from zsaa.keep import macs as package_macs
+from zsaa.cost import mac_reduction
+from zsaa.cost import macs as package_macs
 from zsaa.kit import figures
 from zsaa.kit.store import RESULTS
+from zsaa.rule import SCHEDULES as PACKAGED
+from zsaa.rule import kept_counts
 from zsaa.stats import from_bits, to_bits
 
 LENGTHS = [23, 40, 9]

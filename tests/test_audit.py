@@ -6,7 +6,7 @@ import re
 import pytest
 import transformers
 
-from zsaa import keep
+from zsaa import cost, rule
 from zsaa.kit import architectures, audit, claims, figures, paper, points, store, tables, verdicts
 from zsaa.kit.architectures import config
 
@@ -94,10 +94,10 @@ def test_cost_is_macs_without_rounding(name):
     c = config(name)
     for alpha, tolerance in ((1.0, 1e-12), (0.97, 2e-4)):
         mine = audit.cost(c, 100_000, [alpha] * c.num_hidden_layers)
-        assert mine == pytest.approx(keep.macs(c, 100_000, alpha, 1), rel=tolerance)
+        assert mine == pytest.approx(cost.macs(c, 100_000, alpha, 1), rel=tolerance)
     half = audit.cost(c, 512, [1.0] * c.num_hidden_layers, attention="causal half")
     none = audit.cost(c, 512, [1.0] * c.num_hidden_layers, attention="left out")
-    assert 2 * half == pytest.approx(none + keep.macs(c, 512))
+    assert 2 * half == pytest.approx(none + cost.macs(c, 512))
     head = audit.cost(c, 512, [0.5] + [1.0] * (c.num_hidden_layers - 1), head="every position")
     assert head - audit.cost(c, 512, [0.5] + [1.0] * (c.num_hidden_layers - 1)) == 256 * c.vocab_size * c.hidden_size
     early = audit.reduction(c, 512, [0.9] * c.num_hidden_layers, place="before attention")
@@ -156,11 +156,11 @@ def test_reach_is_the_shortest_input_that_will_do():
     gpt2 = config("gpt2-124m")
     for row in audit.reach():
         n, times = row["tokens"], row["speed-up"]
-        assert keep.mac_reduction(gpt2, n, 1e-9) >= times > keep.mac_reduction(gpt2, n - 1, 1e-9)
+        assert cost.mac_reduction(gpt2, n, 1e-9) >= times > cost.mac_reduction(gpt2, n - 1, 1e-9)
     assert {r["column"]: r["speed-up"] for r in audit.reach()} | {"SST-2": 5, "IMDB": 11, "PTB": 3} == {
         r["column"]: r["speed-up"] for r in audit.reach()
     }
-    assert audit.most(gpt2, [20, 300]) == pytest.approx(keep.mac_reduction(gpt2, [20, 300], 1e-9))
+    assert audit.most(gpt2, [20, 300]) == pytest.approx(cost.mac_reduction(gpt2, [20, 300], 1e-9))
     with pytest.raises(ValueError, match="out of reach at any length"):
         audit.tokens_needed(gpt2, 60.0)
 
@@ -169,7 +169,7 @@ def test_footprints_are_bounded_by_the_last_layer():
     for row in audit.table_3():
         assert 1 < row["kv"] < row["last_layer"] < row["last_layer_rounded"]
         layers = config(audit.TABLE_3[row["model"]]).num_hidden_layers
-        left = keep.kept_counts(100_000, row["alpha"], layers, 1)
+        left = rule.kept_counts(100_000, row["alpha"], layers, 1)
         assert row["last_layer"] == pytest.approx(100_000 / left[-1], rel=1e-3)
         assert audit.table_3(100_000, 1)[0]["kv"] == pytest.approx(
             32 / sum(0.99**i for i in range(32)), rel=1e-3
@@ -212,7 +212,7 @@ def test_the_audits_figures_are_drawn(known, tmp_path):
 
 def test_floored_by_hand():
     alphas = [0.02 + 0.98 * (i + 0.5) / 50 for i in range(50)]
-    want = sum(keep.kept_counts(300, a, 12, 5)[-1] == 5 for a in alphas) / 50
+    want = sum(rule.kept_counts(300, a, 12, 5)[-1] == 5 for a in alphas) / 50
     assert audit.floored(steps=50) == want and 0.5 < want < 0.9
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import zsaa
-from zsaa import backend, bench
+from zsaa import bench
+from zsaa.fast import dispatch
 
 
 @pytest.fixture(autouse=True)
 def restore(monkeypatch):
-    monkeypatch.setattr(backend, "_chosen", None)
+    monkeypatch.setattr(dispatch, "_chosen", None)
 
 
 def run(tmp_path, *arguments):
@@ -100,7 +101,7 @@ def test_profile_accounts_for_the_whole(tmp_path):
 def test_recorded_prefills_are_timed_beside_plain_ones(tmp_path, monkeypatch):
     from test_graphs import StandIn
 
-    from zsaa import graphs
+    from zsaa.fast import graphs
 
     monkeypatch.setattr(graphs, "CudaGraph", StandIn)
     monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
@@ -127,33 +128,33 @@ def test_roofline_by_hand():
 
 
 def test_backends_on_a_cpu():
-    assert backend.backends("cpu")["used"] == "torch" or backend.backends("cpu")["triton"] == "available"
+    assert dispatch.backends("cpu")["used"] == "torch" or dispatch.backends("cpu")["triton"] == "available"
     with pytest.raises(ValueError, match=r"'cuda'.*auto, torch, triton"):
-        backend.use_backend("cuda")
-    backend.use_backend("torch")
-    assert backend.backends()["used"] == "torch"
-    assert backend.kernels(torch.zeros(1, 1, 4, 64, dtype=torch.float16)) is None
+        dispatch.use_backend("cuda")
+    dispatch.use_backend("torch")
+    assert dispatch.backends()["used"] == "torch"
+    assert dispatch.kernels(torch.zeros(1, 1, 4, 64, dtype=torch.float16)) is None
 
 
 def test_a_forced_backend_is_an_error_where_it_cannot_run(monkeypatch):
-    monkeypatch.setattr(backend, "_without_triton", lambda device: "they need an NVIDIA GPU")
+    monkeypatch.setattr(dispatch, "_without_triton", lambda device: "they need an NVIDIA GPU")
     with pytest.raises(RuntimeError, match="does not run here: they need an NVIDIA GPU"):
-        backend.use_backend("triton")
-    monkeypatch.setattr(backend, "_without_triton", lambda device: None)
-    backend.use_backend("triton")
+        dispatch.use_backend("triton")
+    monkeypatch.setattr(dispatch, "_without_triton", lambda device: None)
+    dispatch.use_backend("triton")
     with pytest.raises(ValueError, match=r"float32 and 64.*use_backend"):
-        backend.kernels(torch.zeros(1, 1, 4, 64))
-    backend.use_backend("auto")
-    assert backend.kernels(torch.zeros(1, 1, 4, 64)) is None
+        dispatch.kernels(torch.zeros(1, 1, 4, 64))
+    dispatch.use_backend("auto")
+    assert dispatch.kernels(torch.zeros(1, 1, 4, 64)) is None
 
 
 def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("ZSAA_BACKEND", "torch")
-    assert backend.backends()["chosen"] == "torch"
-    monkeypatch.setattr(backend, "_chosen", None)
+    assert dispatch.backends()["chosen"] == "torch"
+    monkeypatch.setattr(dispatch, "_chosen", None)
     monkeypatch.setenv("ZSAA_BACKEND", "gpu")
     with pytest.raises(ValueError, match="'gpu'"):
-        backend.backends()
+        dispatch.backends()
 
 
 @pytest.mark.parametrize("storage", ["float32", "nf4"])

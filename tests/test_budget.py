@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import zsaa
 from zsaa import budget, measure
+from zsaa.cost import kv_bytes
 from zsaa.dial import settings as dial_settings
-from zsaa.keep import SCHEDULES, kv_bytes
+from zsaa.rule import SCHEDULES
 
 N = 60
 RULE = {"tau": 5, "score": "column_sum", "schedule": "geometric"}

@@ -13,7 +13,7 @@ from zsaa import evaluate, measure, stats
 from zsaa.dial import settings
 from zsaa.experiment import longest, write_json
 from zsaa.kit import store
-from zsaa.score import SCORES, seeded
+from zsaa.score import FUNCTIONS, seeded
 
 
 class Tokens:
@@ -174,7 +174,7 @@ def test_random_draws_are_even_and_fresh_in_each_layer():
     rows that survived go on to the next layer does not follow from the layer before. Bounds: 5 standard deviations."""
     n, count = 40, 4000
     with seeded(list(range(count))):
-        before, after = (SCORES["random"](torch.zeros(count, m), torch.full((count,), m)) for m in (n, n // 2))
+        before, after = (FUNCTIONS["random"](torch.zeros(count, m), torch.full((count,), m)) for m in (n, n // 2))
     kept = before.argsort(1, descending=True)[:, : n // 2].sort(1).values
     often = torch.bincount(kept.flatten(), minlength=n) / count
     assert (often - 0.5).abs().max() < 5 * 0.5 / count**0.5

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa import backend, graphs, passes
+from zsaa import passes
+from zsaa.fast import dispatch, graphs
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -271,7 +272,7 @@ def other_shape(model):
 @pytest.mark.parametrize("change", [other_type, other_shape])
 @torch.no_grad()
 def test_other_weights_in_the_same_place_end_a_recording(stand_in, monkeypatch, change):
-    monkeypatch.setattr(backend, "_chosen", "torch")
+    monkeypatch.setattr(dispatch, "_chosen", "torch")
     model, ids = (
         zsaa.enable(tiny.make("llama", dtype=torch.float16), alpha=0.7, tau=3, graphs=True),
         tiny.tokens([23])[0],

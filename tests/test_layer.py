@@ -10,7 +10,7 @@ from zsaa.kernels import layer as kernels
 from zsaa.kernels import naive
 
 import zsaa
-from zsaa import backend, fused
+from zsaa.fast import dispatch, fused
 
 DEVICE, GPU = base.DEVICE, base.GPU
 HALVES = [torch.float16] + ([torch.bfloat16] if GPU else [])  # Triton's interpreter cuts bfloat16 off
@@ -19,9 +19,9 @@ SIZES = [(1, 1, 16), (2, 7, 96), (1, 5, 576)] + ([(3, 777, 768), (2, 1000, 4096)
 
 @pytest.fixture(autouse=True)
 def fresh():
-    backend._without_triton.cache_clear()
+    dispatch._without_triton.cache_clear()
     yield
-    backend._without_triton.cache_clear()
+    dispatch._without_triton.cache_clear()
 
 
 def inputs(size, dtype, seed=0):
@@ -90,20 +90,20 @@ def test_a_model_through_them_is_the_model(family, monkeypatch):
     exact = zsaa.enable(tiny.make(family, dtype=torch.float32), alpha=1 - 1e-9, tau=3, graphs=False)
     ids = tiny.tokens([14, 14])[0]
     calls = []
-    backend._layers_agree(torch.empty(0, device=DEVICE).device)  # its own calls do not count
+    dispatch._layers_agree(torch.empty(0, device=DEVICE).device)  # its own calls do not count
     for name in ("add_norm", "silu_mul"):
         stock = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, _f=stock, _n=name: calls.append(_n) or _f(*a))
     if not GPU:
         monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
-    monkeypatch.setattr(backend, "_chosen", "auto")
+    monkeypatch.setattr(dispatch, "_chosen", "auto")
     ours = run(model, ids.to(DEVICE))
     layers = model.config.num_hidden_layers
     gemma = family.startswith("gemma")
     assert calls.count("add_norm") == (0 if gemma else 2 * layers)
     assert calls.count("silu_mul") == (0 if gemma or family == "gpt2" else layers)
     calls.clear()
-    monkeypatch.setattr(backend, "_fused", False)
+    monkeypatch.setattr(dispatch, "_fused", False)
     theirs = run(model, ids.to(DEVICE))
     assert not calls
     true = run(exact, ids).to(DEVICE)
@@ -111,7 +111,7 @@ def test_a_model_through_them_is_the_model(family, monkeypatch):
 
 
 def test_what_is_hooked_subclassed_or_trained_runs_itself(monkeypatch):
-    monkeypatch.setattr(backend, "_chosen", "auto")
+    monkeypatch.setattr(dispatch, "_chosen", "auto")
     model = tiny.make("llama", dtype=torch.float32).to(DEVICE, torch.float16)
     norm, module = model.model.layers[0].input_layernorm, model.model.layers[0].mlp
     x = torch.randn(1, 3, model.config.hidden_size, device=DEVICE).half()
@@ -141,7 +141,7 @@ def test_what_is_hooked_subclassed_or_trained_runs_itself(monkeypatch):
 
 @torch.no_grad()
 def test_hooks_on_an_activation_and_on_all_modules_run(monkeypatch):
-    monkeypatch.setattr(backend, "_chosen", "auto")
+    monkeypatch.setattr(dispatch, "_chosen", "auto")
     model = tiny.make("llama", dtype=torch.float32).to(DEVICE, torch.float16)
     norm, module = model.model.layers[0].input_layernorm, model.model.layers[0].mlp
     x, seen = torch.randn(1, 3, model.config.hidden_size, device=DEVICE).half(), []
@@ -159,7 +159,7 @@ def test_hooks_on_an_activation_and_on_all_modules_run(monkeypatch):
 
 @pytest.mark.parametrize("broken", [None, "add_norm", "silu_mul"])
 def test_they_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
-    ask, device = backend._layers_agree.__wrapped__, torch.device(DEVICE)
+    ask, device = dispatch._layers_agree.__wrapped__, torch.device(DEVICE)
     if broken is None:
         assert ask(device)
         return
@@ -178,7 +178,7 @@ def test_gradients_through_pytorchs_fused_operations(family, monkeypatch):
         monkeypatch.setattr(nn.functional, name, lambda *a, _f=stock, **k: calls.append(1) or _f(*a, **k))
     for on in (False, True):
         assert not calls
-        monkeypatch.setattr(backend, "fuses_training", lambda x, on=on: on)
+        monkeypatch.setattr(dispatch, "fuses_training", lambda x, on=on: on)
         model = zsaa.enable(tiny.make(family, dtype=torch.float32), alpha=0.7, tau=3)
         model(ids, labels=ids, use_cache=False).loss.backward()
         grads.append([p.grad for p in model.parameters()])
@@ -190,6 +190,6 @@ def test_gradients_through_pytorchs_fused_operations(family, monkeypatch):
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 def test_training_takes_them_on_a_gpu():
     x = torch.zeros(1, device=DEVICE)
-    assert backend.fuses_training(x)
+    assert dispatch.fuses_training(x)
     with torch.no_grad():
-        assert not backend.fuses_training(x)
+        assert not dispatch.fuses_training(x)

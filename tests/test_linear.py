@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa import linear
+from zsaa.fast import linear
 
 pytestmark = pytest.mark.skipif(linear._onednn() is None, reason="this PyTorch has no oneDNN product, or no x86")
 

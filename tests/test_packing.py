@@ -31,18 +31,18 @@ def outputs(batch, n, kv_heads=2, dim=16, dtype=torch.float16):
 
 @pytest.fixture(params=["kernel", "plain"])
 def packing(request, monkeypatch):
-    from zsaa import backend, packing
+    from zsaa.fast import dispatch, packing
 
     if request.param == "kernel":
         pytest.importorskip("triton")
         import test_kernels  # noqa: F401  sets Triton's interpreter up
 
-        backend._without_triton.cache_clear()
-    monkeypatch.setattr(backend, "_chosen", "auto" if request.param == "kernel" else "torch")
+        dispatch._without_triton.cache_clear()
+    monkeypatch.setattr(dispatch, "_chosen", "auto" if request.param == "kernel" else "torch")
     monkeypatch.setattr(packing, "LIMIT", 5000)  # several groups
     packing.kernel = request.param == "kernel"
     yield packing
-    backend._without_triton.cache_clear()
+    dispatch._without_triton.cache_clear()
 
 
 @pytest.mark.parametrize(("batch", "n"), [(1, 9), (3, 33), (2, 1)])

@@ -11,8 +11,8 @@ from test_salience import model_of
 from zsaa.kernels import rows as kernels
 
 import zsaa
-from zsaa import backend
 from zsaa.attention import rotate
+from zsaa.fast import dispatch
 from zsaa.score import select
 
 DEVICE, GPU = base.DEVICE, base.GPU
@@ -175,7 +175,7 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
     """The same choices and states as through plain PyTorch, with and without gradient, to the precision of float16."""
     if not GPU:
         monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
-    backend._without_triton.cache_clear()
+    dispatch._without_triton.cache_clear()
     model = zsaa.enable(tiny.make(family, head, dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
     model = model.to(DEVICE, torch.float16)
     ids, mask, positions = (x.to(DEVICE) for x in tiny.tokens(lengths, padding="left"))
@@ -198,10 +198,10 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
     try:
         for grad in (False, True):
             calls.clear()
-            monkeypatch.setattr(backend, "_chosen", "auto")
+            monkeypatch.setattr(dispatch, "_chosen", "auto")
             logits, kept, grads = run(grad)
             assert set(calls) == {"choose", "pass_on", *(["rotate"] if family != "gpt2" else [])}
-            monkeypatch.setattr(backend, "_chosen", "torch")
+            monkeypatch.setattr(dispatch, "_chosen", "torch")
             want, want_kept, want_grads = run(grad)
             if kept == want_kept:  # a near tie may fall either way in half precision
                 torch.testing.assert_close(logits, want, rtol=3e-2, atol=3e-2 * want.abs().max().item())
@@ -211,7 +211,7 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
                 assert len(a) == len(b)
                 assert len({*a} & {*b}) >= 0.8 * len(a) - 1, (a, b)
     finally:
-        backend._without_triton.cache_clear()
+        dispatch._without_triton.cache_clear()
 
 
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
@@ -221,8 +221,8 @@ def test_autocast_to_another_half_precision_than_the_weights(lengths, grad, chos
     """States are float32 from the first layer on, those that it drops bfloat16: both come out, as at alpha = 1."""
     if not GPU:
         monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
-    backend._without_triton.cache_clear()
-    monkeypatch.setattr(backend, "_chosen", chosen)
+    dispatch._without_triton.cache_clear()
+    monkeypatch.setattr(dispatch, "_chosen", chosen)
     model = zsaa.enable(tiny.make("llama", "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
     model = model.to(DEVICE, torch.bfloat16)
     ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths))
@@ -234,7 +234,7 @@ def test_autocast_to_another_half_precision_than_the_weights(lengths, grad, chos
             if grad:
                 states.square().mean().backward()
     finally:
-        backend._without_triton.cache_clear()
+        dispatch._without_triton.cache_clear()
     assert states.dtype == torch.float32 and states.isfinite().all()
     for sample, n in enumerate(lengths):
         gone = sorted({*range(n)} - {*t.kept[0][sample].tolist()})
@@ -250,8 +250,8 @@ def test_embeddings_may_lie_in_any_way(family, batch, monkeypatch):
     """As a convolution leaves them: [batch, size, n], transposed. In the prefill, and in what continues its cache."""
     if not GPU:
         monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
-    backend._without_triton.cache_clear()
-    monkeypatch.setattr(backend, "_chosen", "auto")
+    dispatch._without_triton.cache_clear()
+    monkeypatch.setattr(dispatch, "_chosen", "auto")
     model = zsaa.enable(tiny.make(family, "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
     model = model.to(DEVICE, torch.float16)
     states = torch.randn(batch, 32, 20, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16)
@@ -262,7 +262,7 @@ def test_embeddings_may_lie_in_any_way(family, batch, monkeypatch):
             results.append(model(inputs_embeds=x[:, :4], past_key_values=cache).last_hidden_state)
             results.append(model(inputs_embeds=x, use_cache=False).last_hidden_state)
     finally:
-        backend._without_triton.cache_clear()
+        dispatch._without_triton.cache_clear()
     for a, b in zip(results[:2], results[2:]):
         torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2 * b.abs().max().item())
 
@@ -279,7 +279,7 @@ def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypa
             return first.flip(1), *rest
 
         monkeypatch.setattr(kernels, broken, wrong)
-    ask = backend._rows_agree.__wrapped__
+    ask = dispatch._rows_agree.__wrapped__
     if broken is None:
         assert ask(device, 40)
     else:
@@ -296,8 +296,8 @@ def test_defaults_of_type_and_device_decide_nothing(dtype, monkeypatch):
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            assert backend._rows_agree.__wrapped__(device, 40)
-            assert backend._layers_agree.__wrapped__(device)
+            assert dispatch._rows_agree.__wrapped__(device, 40)
+            assert dispatch._layers_agree.__wrapped__(device)
     finally:
         torch.set_default_dtype(before)
 
@@ -306,8 +306,8 @@ def test_defaults_of_type_and_device_decide_nothing(dtype, monkeypatch):
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
 def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
     """Where layers run again for the backward pass, dropped rows leave another way."""
-    backend._without_triton.cache_clear()
-    monkeypatch.setattr(backend, "_chosen", "auto")
+    dispatch._without_triton.cache_clear()
+    monkeypatch.setattr(dispatch, "_chosen", "auto")
     ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths))
     grads, finals = [], []
     pass_on = kernels.pass_on
@@ -324,7 +324,7 @@ def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
             assert finals and set(finals) == {not again}
             grads.append([p.grad.float() for p in model.parameters() if p.grad is not None])
     finally:
-        backend._without_triton.cache_clear()
+        dispatch._without_triton.cache_clear()
     for a, b in zip(*grads, strict=True):
         assert (a - b).norm() <= (5e-3 if GPU else 1e-3) * b.norm() + 1e-6  # flash's backward pass repeats inexactly
 
@@ -335,19 +335,19 @@ def test_learned_scores_go_through_the_kernels(lengths, grad, monkeypatch):
     """In float16 through Triton (without a GPU, its interpreter) and through plain PyTorch."""
     if not GPU:
         monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
-    backend._without_triton.cache_clear()
+    dispatch._without_triton.cache_clear()
     model = model_of(dtype=torch.float32, alpha=0.06).to(DEVICE, torch.float16)
     zsaa.enable(model, graphs=False)
     ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths, padding="left"))
     found = {}
     try:
         for name in ("auto", "torch"):
-            monkeypatch.setattr(backend, "_chosen", name)
+            monkeypatch.setattr(dispatch, "_chosen", name)
             with torch.set_grad_enabled(grad), zsaa.trace(model) as t:
                 logits = model(ids, attention_mask=mask, use_cache=not grad).logits
             found[name] = logits.float(), [k.tolist() for layer in t.kept for k in layer]
     finally:
-        backend._without_triton.cache_clear()
+        dispatch._without_triton.cache_clear()
     assert len(found["torch"][1][0]) < 40
     for a, b in zip(found["auto"][1], found["torch"][1]):  # a near tie may fall either way
         assert len(a) == len(b) and len({*a} & {*b}) >= 0.8 * len(a) - 1

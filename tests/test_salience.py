@@ -20,9 +20,10 @@ import zsaa
 from ablation import forward as bench
 from ablation import scorers as bench_scorers
 from zsaa import finetune, salience
+from zsaa.cost import scorer_macs
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
-from zsaa.keep import SCHEDULES, kept_counts, scorer_macs
+from zsaa.rule import SCHEDULES, kept_counts
 from zsaa.salience import FILE, Salience
 
 ALPHA = 0.7

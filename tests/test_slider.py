@@ -17,10 +17,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import zsaa
+from zsaa.cost import kv_bytes, macs
 from zsaa.dial import settings
 from zsaa.families import find_decoder
-from zsaa.keep import SCHEDULES, kept_counts, kv_bytes, macs
 from zsaa.kit.store import RESULTS
+from zsaa.rule import SCHEDULES, kept_counts
 
 pytest.importorskip("anywidget", reason="the slider needs anywidget: pip install 'zsaa[lab]'")
 
@@ -399,7 +400,7 @@ def test_a_view_that_opens_is_told_all(opened):
     text, points = slider.sent
     assert (text["type"], text["id"], "".join(text["pieces"])) == ("text", "0", WORDS)
     assert set(points["points"]) == {STOCK, slider._key("0", slider.alpha, 5, "column_sum")}
-    assert slider.meta["scores"].keys() == zsaa.score.SCORES.keys()
+    assert slider.meta["scores"].keys() == zsaa.score.FUNCTIONS.keys()
 
 
 def test_typing_a_text_shows_it_and_the_last_one_wins(opened):

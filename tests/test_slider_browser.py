@@ -25,7 +25,8 @@ from playwright import sync_api
 from test_slider import Recorder, expected, kept, word_tokenizer
 
 import zsaa
-from zsaa.keep import SCHEDULES, macs
+from zsaa.cost import macs
+from zsaa.rule import SCHEDULES
 from zsaa.slider import __main__ as demo
 from zsaa.slider.widget import Slider
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsaa import backend
+from zsaa.fast import dispatch
 
 # Query rows per block: bounds the memory of the soft-score (batch x heads x block x rows), and lets a causal block
 # skip the keys that come after it. On a CPU small blocks stay in its cache, too: half the time at 512 rows.
@@ -115,7 +115,7 @@ def _takes_cudnn(q: Tensor, k: Tensor) -> bool:
 def padded_rows(q: Tensor, k: Tensor) -> int:
     """How many rows attention would like of q [batch, heads, rows, dim], zeros after the real ones: more than there are
     where cuDNN is to be used."""
-    return _bucket(q.shape[2]) if backend.kernels(q) is not None and _takes_cudnn(q, k) else q.shape[2]
+    return _bucket(q.shape[2]) if dispatch.kernels(q) is not None and _takes_cudnn(q, k) else q.shape[2]
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> tuple[Tensor, Tensor] | None:
@@ -142,7 +142,7 @@ def _with_kernels(
     sums, in memory linear in the rows. None where PyTorch must do it."""
     if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as PyTorch's own attention does under autocast
         q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-    kernels = backend.kernels(q)
+    kernels = dispatch.kernels(q)
     if kernels is None:
         return None
     lengths = None if real is None else real.sum(dim=1)

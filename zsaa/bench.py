@@ -34,17 +34,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa import backend, dial
+from zsaa import dial
 from zsaa.attention import attend_and_score
 from zsaa.budget import alpha_for
+from zsaa.cost import attention_widths, kv_bytes, layer_weights, mac_reduction
 from zsaa.families import find_decoder
-from zsaa.graphs import Graphs
-from zsaa.keep import attention_widths, kept_counts, kv_bytes, layer_weights, mac_reduction
+from zsaa.fast import dispatch
+from zsaa.fast.graphs import Graphs
 from zsaa.kernels import naive
 from zsaa.kit import paper
 from zsaa.kit.architectures import PUBLISHED
 from zsaa.measure import alternate, energy, provenance, write_json
 from zsaa.models import never_repack
+from zsaa.rule import kept_counts
 
 MODELS = {
     "tiny": dict(model_type="llama", hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -193,18 +195,18 @@ def attention_variants(shape, batch: int, tokens: int, device, dtype) -> dict[st
         return lambda i: run(*sets[i % len(sets)])
 
     def forced(name, q, k, v):
-        before = backend.backends()["chosen"]
-        backend.use_backend(name)
+        before = dispatch.backends()["chosen"]
+        dispatch.use_backend(name)
         try:
             return attend_and_score(q, k, v, scale=scale)
         finally:
-            backend.use_backend(before)
+            dispatch.use_backend(before)
 
     variants = {
         "sdpa": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
     }
     variants["attend_and_score"] = functools.partial(attend_and_score, scale=scale)
-    if backend.backends(device)["used"] == "triton" and device.type == "cuda":
+    if dispatch.backends(device)["used"] == "triton" and device.type == "cuda":
         from zsaa.kernels import attention as kernels
 
         flash = torch.ops.aten._scaled_dot_product_flash_attention
@@ -639,7 +641,7 @@ def bench_train(args, device, dtype) -> dict:
             ratio = round(facts["sampled_ms"] / facts["conventional_ms"], 3)
             rows.append({**facts, "sampled_over_conventional": ratio, "ideal": round(statistics.mean(left), 3),
                          "slowest_sampled_ms": round(max(took for _, (took, _) in pairs), 3),
-                         "fused": backend._fused})  # fmt: skip
+                         "fused": dispatch._fused})  # fmt: skip
             args.keep({"rows": rows})
         del model, optimizer
     print_rows(rows, " ".join(rows[0]))
@@ -718,13 +720,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=15, help="profile: kernels to show")
     parser.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     parser.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
-    parser.add_argument("--backend", choices=backend.NAMES, default="auto")
+    parser.add_argument("--backend", choices=dispatch.NAMES, default="auto")
     without = "pruned passes without fused norms and activations, which stock models do not have"
     parser.add_argument("--no-fused", action="store_true", help=without)
     args = parser.parse_args(arguments)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    backend.use_backend(args.backend)
-    backend.use_fused(not args.no_fused)
+    dispatch.use_backend(args.backend)
+    dispatch.use_fused(not args.no_fused)
     given = list(arguments if arguments is not None else sys.argv[1:])
     if "--output" in given:  # a path of one machine, and no part of how
         del given[given.index("--output") : given.index("--output") + 2]
@@ -736,7 +738,7 @@ def main(arguments: list[str] | None = None) -> int:
         facts = {"seed": 0, "repeats": args.repeats, "seconds": round(time.perf_counter() - started, 1), **spent}
         kind = args.bench if args.bench == "ttft" else f"bench-{args.bench}"
         return write_json(args.output, {"kind": kind, "command": command, "dtype": args.dtype,
-                                        "backends": backend.backends(device), "fused": not args.no_fused,
+                                        "backends": dispatch.backends(device), "fused": not args.no_fused,
                                         "provenance": provenance(**facts),
                                         **result})  # fmt: skip
 
@@ -748,7 +750,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the numbers are wrong, nothing more was written: {error}", file=sys.stderr)
         return 1
     path = write(result, **spent)
-    print(f"{path} ({spent['seconds']} s, {backend.backends(device)})")
+    print(f"{path} ({spent['seconds']} s, {dispatch.backends(device)})")
     return 0
 
 

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -27,25 +27,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from zsaa.backend import backends, matmul_precision
-from zsaa.dial import DEFAULTS, RULE, current_settings, disable, enable
+from zsaa.cost import histogram, kv_bytes, mac_reduction, macs, total_macs
+from zsaa.dial import current_settings, disable, enable
 from zsaa.families import find_decoder, only_last_logits
-from zsaa.graphs import Graphs
-from zsaa.keep import (
-    check_alpha,
-    check_schedule,
-    check_tau,
-    histogram,
-    kept_counts,
-    kv_bytes,
-    mac_reduction,
-    macs,
-    powers,
-    total_macs,
-)
+from zsaa.fast.dispatch import backends, matmul_precision
+from zsaa.fast.graphs import Graphs
+from zsaa.hook import DEFAULTS
 from zsaa.measure import alternate, hardware, hash_of, provenance, write_json
+from zsaa.rule import RULE, Rule, check_alpha, kept_counts, powers
 from zsaa.scope import opened
-from zsaa.score import check_score
 
 FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes
 NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
@@ -272,9 +262,7 @@ def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
 
 def _rule(chosen: dict, **given) -> dict:
     """The rule (see `zsaa.dial.rule`) in a dial's settings; what is `given`, and not None, overrides."""
-    found = {name: chosen[name] if given.get(name) is None else given[name] for name in RULE}
-    check_tau(found["tau"]), check_score(found["score"]), check_schedule(found["schedule"])
-    return found
+    return asdict(Rule(**{name: chosen[name] if given.get(name) is None else given[name] for name in RULE}))
 
 
 @contextmanager
@@ -286,10 +274,11 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
     if not was_on:
         enable(model, alpha=1.0)
     dial = decoder._zsaa
-    before = dial.tau, dial.schedule, dial.graphs
+    before = dial.rule, dial.graphs
     try:
         # Recordings of the measurement's own: they are freed with it, and the model's stay as they are.
-        dial.tau, dial.schedule, dial.graphs = rule["tau"], rule["schedule"], Graphs(dial.graphs.mode)
+        dial.rule = replace(dial.rule, tau=rule["tau"], schedule=rule["schedule"])
+        dial.graphs = Graphs(dial.graphs.mode)
         model.eval()
         with (
             opened(dial, trace=None),
@@ -297,7 +286,7 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
         ):  # not inference_mode: tensors that a model keeps from it could never be trained with
             yield dial
     finally:
-        dial.tau, dial.schedule, dial.graphs = before
+        dial.rule, dial.graphs = before
         for module, training in modes:
             module.training = training
         if not was_on:

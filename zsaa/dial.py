@@ -12,21 +12,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from torch import Tensor, nn
 
 from zsaa.compat import check_transformers
 from zsaa.families import find_decoder
+from zsaa.fast.graphs import Graphs, check_mode, replaying
 from zsaa.generation import find_owner, owner_class
-from zsaa.graphs import Graphs, check_mode, replaying
 from zsaa.guards import reads, refuse_dispatched, refuse_wrapped
-from zsaa.hook import DEFAULTS, RULE, Alpha, Dial, Saved, least
-from zsaa.keep import SCHEDULES, check_alphas, check_schedule, check_tau
+from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
 from zsaa.layer import MARK, pruned_class
 from zsaa.passes import Prefill
+from zsaa.rule import LEARNED, RULE, SCHEDULES, Rule, check_alphas
 from zsaa.salience import attach, detach, needed
 from zsaa.scope import opened
-from zsaa.score import LEARNED, check_score
 
 _pruned_class = pruned_class  # pickles of earlier versions look for it here
 
@@ -75,9 +75,9 @@ def enable(
         refuse_wrapped(layers, "Call zsaa.enable before they are.")
     saved = current_settings(decoder)
     turned = None if alpha is None else check_alphas(alpha)
-    tau, score = check_tau(saved["tau"] if tau is None else tau), check_score(score or saved["score"])
-    schedule = check_schedule(saved["schedule"] if schedule is None else schedule)
-    scorer = needed(decoder) if score == LEARNED else None
+    given = {"tau": tau, "score": score, "schedule": schedule}
+    rule = Rule(**{name: saved[name] if given[name] is None else given[name] for name in RULE})
+    scorer = needed(decoder) if rule.score == LEARNED else None
     graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
     if dial is None:
@@ -97,7 +97,7 @@ def enable(
         dial.graphs = Graphs(graphs)
     if scorer is not None and scorer is not getattr(decoder, "salience", None):
         attach(model, scorer)
-    dial.tau, dial.score, dial.schedule = tau, score, schedule
+    dial.rule = rule
     dial.trained = tuple(trained) if trained else None
     if turned is not None:
         dial.turn(turned)
@@ -183,8 +183,7 @@ def settings(model: nn.Module) -> dict:
 def rule(model: nn.Module) -> dict:
     """Those of the dial's settings that decide, with alpha, how many tokens each layer keeps and what that costs: as
     keyword arguments of `zsaa.macs`, `mac_reduction` and `alpha_for`."""
-    dial = _dial(model)[1]
-    return {name: getattr(dial, name) for name in RULE}
+    return asdict(_dial(model)[1].rule)
 
 
 def captured(model: nn.Module) -> dict:

@@ -23,14 +23,14 @@ import torch
 
 import zsaa
 from zsaa.checks import check_number, check_whole
-from zsaa.dial import RULE, settings, with_schedule
+from zsaa.dial import settings, with_schedule
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, check_targets, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
-from zsaa.keep import check_schedule
 from zsaa.kit.store import RESULTS, load_results, measured
 from zsaa.measure import cached, energy, hash_of, output_folder, provenance, write_json
+from zsaa.rule import RULE, check_schedule
 
 # For Figure 2 B and C, which cost no forward pass.
 FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)

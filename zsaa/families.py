@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from zsaa.linear import linear
+from zsaa.fast.linear import linear
 
 
 def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

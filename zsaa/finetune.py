@@ -45,13 +45,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 import zsaa
 from zsaa import salience
 from zsaa.checks import check_flag, check_number, check_whole
-from zsaa.dial import RULE, settings, trained_for, with_schedule
+from zsaa.dial import settings, trained_for, with_schedule
 from zsaa.distributed import gather, on_first, place, start
 from zsaa.evaluate import own_seeds, pad
 from zsaa.families import find_decoder
-from zsaa.keep import check_alpha, check_schedule, check_tau
 from zsaa.measure import hash_of, write_json
-from zsaa.score import LEARNED, check_score
+from zsaa.rule import LEARNED, RULE, check_alpha, check_schedule, check_score, check_tau
 
 SETTINGS_FILE = "zsaa.json"
 # Section 4.2: GPT-2 (12 layers) is trained from 0.02 on, the deeper LLaMA 3 and Gemma 2 from 0.5 on.

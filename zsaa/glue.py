@@ -22,9 +22,9 @@ from zsaa.dial import rule
 from zsaa.evaluate import predict
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision
-from zsaa.keep import check_alpha
 from zsaa.kit.files import draft, is_stray, write_text
 from zsaa.measure import provenance, write_json
+from zsaa.rule import check_alpha
 from zsaa.tasks import TASKS, load_glue_test, tokenize
 
 FILES = {

@@ -33,8 +33,7 @@ from zsaa import models
 from zsaa.dial import settings, trained_for, with_schedule
 from zsaa.evaluate import pad
 from zsaa.finetune import SETTINGS_FILE
-from zsaa.keep import check_alpha, check_schedule, check_tau
-from zsaa.score import check_score
+from zsaa.rule import check_alpha, check_schedule, check_score, check_tau
 
 try:
     from lm_eval.api.registry import MODEL_REGISTRY, register_model

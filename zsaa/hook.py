@@ -10,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,19 +18,17 @@ from torch import Tensor, nn
 
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family
+from zsaa.fast.graphs import Graphs
 from zsaa.generation import Prompt
-from zsaa.graphs import Graphs
 from zsaa.guards import check_call, check_continued, check_last, check_layers, check_lengths, read_rows
-from zsaa.keep import check_alphas
 from zsaa.passes import Decode, Prefill, Request, plan
+from zsaa.rule import LEARNED, Rule, check_alphas
 from zsaa.scope import innermost, opened
-from zsaa.score import LEARNED
 
 if TYPE_CHECKING:
     from zsaa.dial import Trace
 
-DEFAULTS = {"alpha": 1.0, "tau": 5, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
-RULE = ("tau", "score", "schedule")  # what decides, beside alpha, how many tokens go on and what that costs
+DEFAULTS = {"alpha": 1.0, **asdict(Rule()), "alpha_range": None}
 PER_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # arguments of a decoder with one column per token
 
 Alpha = float | tuple[float, ...]  # a tuple: one per request of the batch
@@ -56,7 +55,7 @@ class Dial:
 
     def __init__(self, decoder: nn.Module, family: Family):
         self.own: Alpha  # where no block and no call says otherwise
-        self.own, self.tau, self.score, self.schedule = (DEFAULTS[name] for name in ("alpha", *RULE))
+        self.own, self.rule = DEFAULTS["alpha"], Rule()
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = self.warned_of_hooks = False
         self.family = family
@@ -82,8 +81,7 @@ class Dial:
 
     def settings(self) -> dict:
         """As calls made here have them."""
-        rule = {name: getattr(self, name) for name in RULE}
-        return {"alpha": self.alpha, **rule, "alpha_range": self.trained}
+        return {"alpha": self.alpha, **asdict(self.rule), "alpha_range": self.trained}
 
     def saved(self) -> Saved:
         """The settings that are saved with the model: blocks are none of its."""
@@ -241,14 +239,12 @@ class Dial:
             lengths=lengths,
             width=shape[1],
             alphas=spread(alpha, shape[0]),
-            tau=self.tau,
-            schedule=self.schedule,
+            rule=self.rule,
             num_layers=layers,
-            score=self.score,
             carry=head != "row" or states,  # where one row is read, dropped tokens need no final state
             device=device,
         )
-        scorer = decoder.salience if self.score == LEARNED else None
+        scorer = decoder.salience if self.rule.score == LEARNED else None
         if _wants_cache(decoder, call):
             call["past_key_values"] = pruned_cache(call.get("past_key_values"), layers)
         return Prefill(request, plan(request), mask, scorer, states, trace)

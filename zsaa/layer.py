@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zsaa.attention import attend, attend_and_score, padded_rows, rotate
 from zsaa.families import Family
-from zsaa.fused import add_norm, mlp
+from zsaa.fast.fused import add_norm, mlp
 from zsaa.passes import Decode, Prefill
 from zsaa.subclass import subclass
 

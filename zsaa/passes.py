@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsaa import backend
 from zsaa.attention import rotate, visible
-from zsaa.keep import kept_counts
+from zsaa.fast import dispatch
+from zsaa.rule import Rule
 from zsaa.salience import Salience
-from zsaa.score import LEARNED, SCORES, select
+from zsaa.score import FUNCTIONS, select
 
 if TYPE_CHECKING:
     from zsaa.dial import Trace
@@ -33,10 +33,8 @@ class Request:
     lengths: tuple[int, ...]
     width: int
     alphas: tuple[float, ...]
-    tau: int
-    schedule: str
+    rule: Rule
     num_layers: int
-    score: str
     carry: bool  # do dropped tokens leave with the state that they had?
     device: torch.device
 
@@ -55,8 +53,8 @@ class Plan:
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
-        fixed = request.num_layers, request.tau, request.schedule
-        counts = (kept_counts(n, alpha, *fixed) for n, alpha in zip(lengths, request.alphas))
+        given = zip(lengths, request.alphas)
+        counts = (request.rule.counts(n, alpha, request.num_layers) for n, alpha in given)
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]
         self.widths = [max(stage) for stage in stages]
@@ -181,7 +179,7 @@ class Prefill:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor], padded: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v of what enters `layer`, with their rotary position embedding; with `padded` rows if that is free."""
-        kernels = backend.row_kernels(q)
+        kernels = dispatch.row_kernels(q)
         if kernels is not None:
             return kernels.rotate(q, k, v, *tables, self.rows[layer], padded)
         cos, sin = (self.embeddings(layer, table) for table in tables)
@@ -198,7 +196,7 @@ class Prefill:
     def pass_on(self, layer: int, sums: Tensor | None, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Choose by `sums` [batch, rows], or learned scores, what `layer` passes on, of its hidden states and its
         attention's output [batch, rows, size]. sums may be None where it drops nothing."""
-        kernels = backend.row_kernels(hidden)
+        kernels = dispatch.row_kernels(hidden)
         if layer not in self.choice:
             self._choose(layer, sums, kernels)
         if self.choice[layer] is None:
@@ -224,7 +222,8 @@ class Prefill:
         before, after = self.plan.sizes[layer], self.plan.sizes[layer + 1]
         rows, choice, width = self.rows[layer], None, self.plan.widths[layer + 1]
         if self.plan.drops[layer]:
-            scores = sums if self.request.score == LEARNED else SCORES[self.request.score](sums, before)
+            score = FUNCTIONS.get(self.request.rule.score)
+            scores = sums if score is None else score(sums, before)  # None: it is learned, and these are its scores
             if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
                 *choice, rows = kernels.choose(scores, before, after, width, rows)
             else:

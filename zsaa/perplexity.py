@@ -50,14 +50,14 @@ from tqdm import tqdm
 import zsaa
 from zsaa.checks import check_whole
 from zsaa.corpora import CORPORA, Corpus, load_corpus
-from zsaa.dial import RULE, current_settings, rule, settings
+from zsaa.dial import current_settings, rule, settings
 from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, check_targets, cut, own_seeds, pad, plan
 from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, targets_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
-from zsaa.keep import check_schedule, check_tau
 from zsaa.measure import alternate, cached, hash_of, output_folder, provenance
-from zsaa.score import SCORES, seeded
+from zsaa.rule import PLAIN, RULE, check_schedule, check_tau
+from zsaa.score import seeded
 
 TARGETS = (1, 2, 3)  # the speed-ups of the paper's Table 2
 PROTOCOLS = ("prefix", "last-word", "carry-through")
@@ -283,9 +283,9 @@ def curve(
     next token is that of alpha = 1; agreement_first: of the first scored tokens alone, right after what was pruned.
     nll: the windows' sums, packed.
     """
-    unknown = [s for s in scores if s not in SCORES] or [c for c in controls if c not in CONTROLS]
+    unknown = [s for s in scores if s not in PLAIN] or [c for c in controls if c not in CONTROLS]
     if unknown:
-        raise ValueError(f"unknown score or control {unknown[0]!r}; known: {', '.join((*SCORES, *CONTROLS))}")
+        raise ValueError(f"unknown score or control {unknown[0]!r}; known: {', '.join((*PLAIN, *CONTROLS))}")
     rows = []
     lengths, wanted = _pruned(found, carry), _controls(controls, carry)
     check_targets(find_decoder(model)[0].config, lengths, targets, wanted, **rule(model))
@@ -550,7 +550,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, help="tokens from window to window (default: prefix + continuation)")
     parser.add_argument("--windows", dest="count", type=int, help="number of windows at most (default: all)")
     parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS), help="MAC reductions")
-    parser.add_argument("--scores", nargs="+", default=list(SCORED), choices=SCORES)
+    parser.add_argument("--scores", nargs="+", default=list(SCORED), choices=PLAIN)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
     parser.add_argument("--fine-tune", action="store_true", help="first, by the recipe below")
     parser.add_argument("--train", type=int, default=2000, help="rows of the train split, for --fine-tune")

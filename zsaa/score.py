@@ -13,6 +13,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from zsaa.rule import PLAIN
+
 
 def column_sum(sums: Tensor, lengths: Tensor) -> Tensor:
     """The paper's contribution: the total attention that a token receives."""
@@ -62,13 +64,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 SCORES = {"column_sum": column_sum, "column_mean": column_mean, "random": random}
-LEARNED = "salience"  # no function of the sums: zsaa/salience.py
 
 
-def check_score(score: str) -> str:
-    if score not in SCORES and score != LEARNED:
-        raise ValueError(f"unknown score {score!r}. Available: {', '.join((*SCORES, LEARNED))}.")
-    return score
+FUNCTIONS = dict(zip(PLAIN, (column_sum, column_mean, random), strict=True))
 
 
 def select(scores: Tensor, lengths: Tensor, counts: Tensor, width: int, ragged: bool) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
     python -m zsaa.kit.audit        writes results/audit.json, and prints the claims
 
 Nothing here needs a model's weights or a GPU: everything follows from the printed numbers (`paper`), the published
-configurations (`architectures`), Eq. 2 (`zsaa.keep`) and result files. What is *inferred* from them, a rule that would
+configurations (`architectures`), Eq. 2 (`zsaa.rule`) and result files. What is *inferred* from them, a rule that would
 explain printed numbers, is called an inference: only the authors can say what they ran. `claims` sets the paper's
 sentences beside it.
 """
@@ -21,12 +21,13 @@ from typing import Any
 import torch
 
 from zsaa.checks import check_whole
-from zsaa.keep import attention_widths, histogram, kept_counts, layer_weights, mac_reduction, total_macs
+from zsaa.cost import attention_widths, histogram, layer_weights, mac_reduction, total_macs
 from zsaa.kit import paper
 from zsaa.kit.architectures import config
 from zsaa.kit.labels import by_eq_2
 from zsaa.kit.store import load_results
 from zsaa.measure import provenance, write_json
+from zsaa.rule import kept_counts
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of a prompt; the paper gives none for Table 3
@@ -56,7 +57,7 @@ HEADS = ("one position", "every position")  # logits of the last token only (lef
 def cost(
     config: Any, n: int, shares: Sequence[float], attention="full square", place=PLACES[0], head=HEADS[0]
 ) -> float:
-    """Multiply-accumulates of a prefill of `n` tokens whose layers keep `shares` of what enters them: `zsaa.keep.macs`
+    """Multiply-accumulates of a prefill of `n` tokens whose layers keep `shares` of what enters them: `zsaa.cost.macs`
     without rounding and tau, under any of the conventions above."""
     (entering, kept), (q_dim, _) = layer_weights(config), attention_widths(config)
     total, rows = 0.0, float(n)

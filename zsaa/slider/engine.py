@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 import zsaa
+from zsaa.cost import kv_bytes, macs
 from zsaa.dial import current_settings, settings, trained_for
 from zsaa.families import find_decoder, only_last_logits
-from zsaa.keep import check_alpha, kept_counts, kv_bytes, macs
 from zsaa.kit.labels import schedule_of
 from zsaa.kit.store import RESULTS
+from zsaa.rule import check_alpha, kept_counts
 
 STOCK = "stock"  # the key of every setting that drops nothing
 TAUS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 128)

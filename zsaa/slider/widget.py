@@ -31,10 +31,10 @@ import torch
 import traitlets
 
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
-from zsaa.keep import check_alpha, check_tau
 from zsaa.measure import hardware, provenance
+from zsaa.rule import LEARNED, check_alpha, check_score, check_tau
 from zsaa.salience import Salience
-from zsaa.score import LEARNED, SCORES, check_score
+from zsaa.score import FUNCTIONS
 from zsaa.slider import page
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
 from zsaa.slider.worker import Worker
@@ -499,4 +499,4 @@ def _first_sentence(function: Any) -> str:
 
 def _scores(own: str) -> dict[str, Any]:
     """The scores to choose from; a learned one only for a model that has learned it."""
-    return {**SCORES, LEARNED: Salience} if own == LEARNED else SCORES
+    return {**FUNCTIONS, LEARNED: Salience} if own == LEARNED else FUNCTIONS

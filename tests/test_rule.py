@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import zsaa
 from ablation import forward as bench
 from zsaa import attention
-from zsaa.keep import SCHEDULES, check_alpha, check_tau, powers
-from zsaa.score import SCORES, select
+from zsaa.rule import SCHEDULES, check_alpha, check_tau, powers
+from zsaa.score import FUNCTIONS, select
 
 alphas = st.floats(min_value=0.01, max_value=1.0)
 
@@ -108,7 +108,7 @@ def test_selection(data, batch, rows, ties):
 def test_column_mean_divides_by_the_queries_that_see_a_token():
     sums, lengths = torch.ones(2, 4), torch.tensor([4, 3])
     want = torch.tensor([[1 / 4, 1 / 3, 1 / 2, 1], [1 / 3, 1 / 2, 1, 1]])
-    torch.testing.assert_close(SCORES["column_mean"](sums, lengths), want)
+    torch.testing.assert_close(FUNCTIONS["column_mean"](sums, lengths), want)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -143,7 +143,7 @@ def test_macs_layer_by_layer(family, score):
     assert counts == [280, 120, 120, 120], "two layers drop"
     entering, size = [n, *counts[:-1]], config.hidden_size
     pairs = 2 * size  # of queries and keys, attention and values
-    per_entering_row, per_kept_row = zsaa.keep.layer_weights(config)
+    per_entering_row, per_kept_row = zsaa.cost.layer_weights(config)
     want = sum(entering) * per_entering_row + sum(k * k for k in entering) * pairs + sum(counts) * per_kept_row
     want += (n + counts[0]) * (size * 64 + 64) if score == "salience" else 0
     assert zsaa.macs(config, n, alpha, tau, score) == want

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from zsaa import backend
+from zsaa.fast import dispatch
 
 LIMIT = 64 << 20  # bytes that share memory: what is handed out is freed when all that it shares memory with is
 ALIGNED = 64  # words of 8 bytes: as PyTorch aligns tensors of their own
@@ -35,7 +35,7 @@ class Packing:
             held += x.nbytes
         self.layouts = [_layout(group) for group in groups]
         self.packs: list = []
-        if backend.copies(tensors[0].device):
+        if dispatch.copies(tensors[0].device):
             try:
                 self.packs = [_pack(*of) for of in zip(groups, self.layouts)]
                 why = "" if not all(self.packs) or self._agrees() else "it copies something else"

@@ -3,7 +3,7 @@
 Without gradient they are those of kernels/layer.py, with gradient PyTorch's own RMSNorm and GELU (on a GPU).
 
 Only modules of known classes, without hooks, are replaced by what they compute; all others are called. Stock models
-have no such kernels: a speed-up over them is not pruning's alone, and `backend.use_fused(False)` shows the difference.
+have no such kernels: a speed-up over them is not pruning's alone, and `dispatch.use_fused(False)` shows the difference.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa import backend
-from zsaa.linear import linear, quick, untouched
+from zsaa.fast import dispatch
+from zsaa.fast.linear import linear, quick, untouched
 
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}  # weight * normed
 GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP"}  # down(act(gate) * up)
@@ -41,14 +41,14 @@ def _norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, float] | None:
 
 def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """hidden + output (or hidden itself, for None), and `norm` of it."""
-    kernels = backend.layer_kernels(hidden)
+    kernels = dispatch.layer_kernels(hidden)
     parts = _norm_parts(norm) if kernels is not None else None
     states = (hidden,) if output is None else (hidden, output)
     alike = parts is not None and all(x.dtype == parts[0].dtype and x.stride(-1) == 1 for x in states)
     if alike and hidden.shape[-1] <= kernels.NORM_LIMIT:
         return kernels.add_norm(hidden, output, *parts)
     hidden = hidden if output is None else hidden + output
-    if backend.fuses_training(hidden) and _known(norm, RMS_NORMS) and norm.weight.dtype == hidden.dtype:
+    if dispatch.fuses_training(hidden) and _known(norm, RMS_NORMS) and norm.weight.dtype == hidden.dtype:
         return hidden, F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
     return hidden, norm(hidden)
 
@@ -57,8 +57,8 @@ def mlp(module: nn.Module, x: Tensor) -> Tensor:
     """module(x)."""
     if quick(x) and untouched(module) and _known(module, GATED_MLPS):
         return linear(module.down_proj, module.act_fn(linear(module.gate_proj, x)) * linear(module.up_proj, x))
-    kernels = backend.layer_kernels(x)
-    if kernels is None and not backend.fuses_training(x):
+    kernels = dispatch.layer_kernels(x)
+    if kernels is None and not dispatch.fuses_training(x):
         return module(x)
     gated = kernels is not None and _known(module, GATED_MLPS)
     if gated and type(module.act_fn).__name__ in SILU and _unhooked(module.act_fn):

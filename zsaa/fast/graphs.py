@@ -17,7 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from operator import contains, itemgetter
 from typing import Any
@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from zsaa import backend
 from zsaa.cache import pruned_cache
-from zsaa.packing import Packing, alike
+from zsaa.fast import dispatch
+from zsaa.fast.packing import Packing, alike
 from zsaa.passes import Decode, Plan, Prefill, Request
 from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of earlier versions look for empty here
 
@@ -245,9 +245,9 @@ class Graphs:
             return None
         kind = device.type
         autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        precision = backend.matmul_precision()
+        precision = dispatch.matmul_precision()
         cached = call["past_key_values"] is not None if "past_key_values" in call else False
-        used = backend.backends(device)["used"], backend._fused
+        used = dispatch.backends(device)["used"], dispatch._fused
         return step.request, shapes, plain, cached, autocast, precision, used
 
     def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
@@ -363,9 +363,7 @@ class Graphs:
                 {
                     "lengths": list(request.lengths),
                     "alphas": list(request.alphas),
-                    "tau": request.tau,
-                    "score": request.score,
-                    "schedule": request.schedule,
+                    **asdict(request.rule),
                     "cache": recording.cached,
                     "bytes": recording.nbytes,
                     "capture_ms": round(recording.capture_ms, 3),

@@ -1,0 +1,139 @@
+"""How many tokens each layer keeps: Eq. 2 of the paper, or a schedule beside it. Plain arithmetic, no tensors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+SCHEDULES = ("geometric", "rising")  # the first is the paper's, Eq. 2
+PLAIN = ("column_sum", "column_mean", "random")  # scores made of attention, see zsaa/score.py; the first is the paper's
+LEARNED = "salience"  # one that is not, see zsaa/salience.py
+SCORES = (*PLAIN, LEARNED)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What decides, beside alpha, which tokens go on and how many. The defaults are the paper's.
+
+    tau: least number of tokens that a layer keeps. score: who goes on, one of SCORES. schedule: how drops are spread
+    over the layers, one of SCHEDULES. ValueError or TypeError for others.
+    """
+
+    tau: int = 5
+    score: str = "column_sum"
+    schedule: str = "geometric"
+
+    def __post_init__(self):
+        object.__setattr__(self, "tau", check_tau(self.tau))
+        check_score(self.score), check_schedule(self.schedule)
+
+    def counts(self, n: int, alpha: float, num_layers: int) -> list[int]:
+        """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens.
+
+        Under "geometric", Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. Under "rising", not the
+        paper's, layer l keeps alpha^w_l of what enters it (see `powers`): lower layers, where dropping costs most, drop
+        less, upper ones more, and the top is left with as much as under Eq. 2.
+
+        The 1e-6 keeps products that are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
+        """
+        alpha = check_alpha(alpha)
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
+        counts = []
+        for share in _shares(alpha, num_layers, self.schedule):
+            n = min(n, max(math.floor(share * n + 1e-6), self.tau))
+            counts.append(n)
+        return counts
+
+
+RULE = tuple(field.name for field in fields(Rule))
+
+
+def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
+    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`."""
+    return Rule(tau=tau, schedule=schedule).counts(n, alpha, num_layers)
+
+
+@functools.cache
+def powers(num_layers: int, schedule: str) -> tuple[float, ...]:
+    """The w_l of each layer, which keeps the share alpha^w_l of what enters it. They sum to `num_layers`, so that the
+    top layer is left with the same share of all tokens under every schedule."""
+    steep = [math.exp(layer / num_layers) if schedule == "rising" else 1.0 for layer in range(num_layers)]
+    total = sum(steep)
+    return tuple(w * num_layers / total for w in steep)
+
+
+@functools.lru_cache(maxsize=128)
+def _shares(alpha: float, num_layers: int, schedule: str) -> tuple[float, ...]:
+    # Not every C library promises that alpha to the power of 1 is alpha.
+    return tuple(alpha if w == 1 else alpha**w for w in powers(num_layers, schedule))
+
+
+def as_written(number: Any) -> Any:
+    """A number of NumPy or PyTorch as the shortest decimal that it stands for: 0.7 in float32 is 0.699999988, too
+    little for Eq. 2 to keep 700 of 1,000 tokens. Anything else as it is."""
+    if not (hasattr(number, "dtype") and hasattr(number, "item") and getattr(number, "ndim", None) == 0):
+        return number
+    value = number.item()
+    if not isinstance(value, float):
+        return value
+    candidates = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+    return next((x for x in candidates if (0 * number + x).item() == value), value)
+
+
+def check_alpha(alpha: Any) -> float:
+    """`alpha` as a float, if it is a number in (0, 1], of Python, NumPy or PyTorch; else TypeError or ValueError."""
+    alpha = as_written(alpha)
+    if isinstance(alpha, bool) or not isinstance(alpha, Real):
+        raise TypeError(
+            f"alpha must be a number in (0, 1], got {alpha!r} ({type(alpha).__name__}). "
+            "alpha is the share of tokens that each layer keeps: 1 keeps all."
+        )
+    if not 0 < alpha <= 1:  # also catches NaN
+        raise ValueError(
+            f"alpha must be in (0, 1], got {alpha}. alpha is the share of tokens that each layer keeps: 1 keeps all, "
+            "0.9 drops a tenth per layer."
+        )
+    return float(alpha)
+
+
+def check_alphas(alpha: Any) -> float | tuple[float, ...]:
+    """`alpha` as a float; or as a tuple, if it is a list, tuple or one-dimensional array of numbers in (0, 1], one per
+    request. Else TypeError or ValueError."""
+    if not isinstance(alpha, (list, tuple)) and getattr(alpha, "ndim", 0) == 0:
+        return check_alpha(alpha)
+    if getattr(alpha, "ndim", 1) != 1:
+        raise ValueError(f"alpha has shape {tuple(alpha.shape)}: give one number, or one for each request, [batch].")
+    alpha = list(alpha)
+    if not alpha:
+        raise ValueError("alpha is empty: give one number in (0, 1] for each request, or a single number for all.")
+    return tuple(check_alpha(a) for a in alpha)
+
+
+def check_tau(tau: Any) -> int:
+    """`tau` as an int, if it is a whole number of at least 1; else TypeError or ValueError."""
+    if isinstance(tau, bool) or not isinstance(tau, Integral):
+        raise TypeError(f"tau must be a whole number >= 1, got {tau!r} ({type(tau).__name__}). The paper uses 5.")
+    if tau < 1:
+        raise ValueError(f"tau must be >= 1, got {tau}: at least one token must survive each layer. The paper uses 5.")
+    return int(tau)
+
+
+def check_schedule(schedule: Any) -> str:
+    """`schedule`, if it is a name in SCHEDULES; else ValueError."""
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}. Leave it out for 'geometric', Eq. 2 of "
+            "the paper."
+        )
+    return schedule
+
+
+def check_score(score: Any) -> str:
+    """`score`, if it is a name in SCORES; else ValueError."""
+    if score not in SCORES:
+        raise ValueError(f"unknown score {score!r}. Available: {', '.join(SCORES)}.")
+    return score
