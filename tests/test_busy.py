@@ -1,7 +1,9 @@
 """How kernels share the processor with other programs, and the benchmark of it (tools/busy.py)."""
 
 import importlib.util
+import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +93,17 @@ def test_the_benchmark_compares_idle_and_loaded_steps_in_turn(monkeypatch):
     assert {r["cost"] for r in rows if r["step"] == "train"} == {3.0}
     assert {r["cost"] for r in rows if r["step"] == "prefill"} == {1.0}
     assert rows[0]["cost"] == 2.0 and rows[0]["loaded_range_s"] == [4.0, 4.0]
+
+
+def test_committed_a_load_costs_no_more_than_its_share_of_the_cores():
+    """With the very variables that kernels get."""
+    result = json.loads((BUSY.parents[1] / "results" / "cpu" / "busy.json").read_text())
+    facts = result["provenance"]
+    assert re.fullmatch(r"[0-9a-f]{40}", facts["commit"]) and not facts["dirty"] and result["others"]["note"]
+    cost = {(row["setting"], row["step"]): row["cost"] for row in result["rows"]}
+    steps = {step for setting, step in cost if setting == "kit"}
+    assert steps == {"train", "prefill", "decode"}
+    for step in steps:
+        assert cost["kit", step] <= cost["share", "share"] < cost["library", step]
+    (variables,) = {json.dumps(row["variables"]) for row in result["rows"] if row["setting"] == "kit"}
+    assert json.loads(variables) == environment.WAITING

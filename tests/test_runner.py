@@ -150,6 +150,19 @@ def test_typed_parameters_resume_and_force(tree, capfd):
     assert "(last run here)" in capfd.readouterr().out
 
 
+def test_a_run_says_what_it_used_and_drew(tree, capfd):
+    """CPU time of the kernel and its children, which a busy machine does not change; pictures as they are made."""
+    loop = "n = 4_000_000\nwhile n: n -= 1"
+    burn = f"import subprocess, sys\n{loop}\nsubprocess.run([sys.executable, '-c', {loop!r}])"
+    draw = "out = pathlib.Path(output_dir, 'figures')\nout.mkdir(exist_ok=True)\n(out / 'a.png').write_text('')"
+    tree.notebook("first", burn, WRITE, draw)
+    assert tree.run() == errors.OK
+    used = {n: json.loads((tree.out / "timings" / f"{n}.json").read_text())["cpu_seconds"] for n in ("first", "second")}
+    assert used["first"] > used["second"] > 0
+    out = capfd.readouterr().out
+    assert out.index("of CPU time") < out.index(f"{tree.out}/figures/a.png") < out.index("second  starts")
+
+
 def test_every_input_is_part_of_the_key(tree):
     """Notebook cells, package, kernels, parameters, locks and committed results count; outputs do not."""
     (job, _) = plan.plan(tree.root, "smoke", tree.out)

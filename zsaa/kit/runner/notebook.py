@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -58,6 +59,19 @@ def _frames(error: BaseException | None) -> str:
     return "\n".join(getattr(error, "traceback", None) or []) or "".join(traceback.format_exception(error))
 
 
+@contextlib.contextmanager
+def _cpu_seconds(spent: dict) -> Iterator[None]:
+    """Adds "cpu_seconds": what the kernel and its children used of the processor, however busy the machine was."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used()
+    yield
+    spent["cpu_seconds"] = round(used() - before, 1)
+
+
 def _to_disk(paths: list[Path]) -> None:
     """Waits until the files, and their folders' entries for them, would survive a power cut."""
     for path in [*paths, *{path.parent for path in paths}]:
@@ -89,7 +103,7 @@ def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...
         logger.info("%s, started %s, %s", job.name, started.isoformat(timespec="seconds"), sys.executable)
         logger.info("parameters: %s", json.dumps(job.parameters, default=str))
         try:
-            with energy() as spent:
+            with energy() as spent, _cpu_seconds(spent):
                 Execution(job, partial, log, progress, locks).wait()
         except NotebookError as error:
             logger.error("FAILED: %s\n%s", error, _frames(error.__cause__))
@@ -107,11 +121,11 @@ def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...
         "name": job.name,
         "parameters": job.parameters,
         "started": started.isoformat(timespec="seconds"),
-        **spent,  # seconds, gpu_joules, cpu_joules
+        **spent,  # seconds, cpu_seconds, gpu_joules, cpu_joules
         "files": [p.relative_to(out).as_posix() for p in (executed, *sorted(made))],
         "key": key,
     }
-    timing = {"seconds": spent["seconds"], "parameters": key["parameters"]}
+    timing = {"seconds": spent["seconds"], "cpu_seconds": spent["cpu_seconds"], "parameters": key["parameters"]}
     write_text(out / "timings" / f"{job.name}.json", json.dumps(timing) + "\n")
     write_text(done, json.dumps(record, indent=2, default=str) + "\n")
     return record

@@ -123,7 +123,10 @@ class Run:
             self.statuses[job.name] = page.status(self.out, job, "interrupted" if stopped else "failed", detail)
             raise
         self.statuses[job.name] = page.status(self.out, job, "done", without, record)
-        say(f"  {job.name}  done in {clock(record['seconds'])}")
+        say(f"  {job.name}  done in {clock(record['seconds'])} ({clock(record['cpu_seconds'])} of CPU time)")
+        for file in record["files"]:
+            if file.startswith("figures/") and file.endswith(".png"):
+                say(f"      {self.out}/{file}")
         return True
 
     def _write_page(self) -> None:
