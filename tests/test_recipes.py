@@ -206,7 +206,7 @@ def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     assert alphas[2] < alphas[1] < 1
     ladder = Training(sampling="ladder", distill=0.5, probe="wide")
     variant = bench.Variant(tau=recipe.tau, schedule=recipe.schedule)
-    first, _ = _passes(plain, judge, texts, labels, alphas, variant, ladder, 1.0)
+    first, _ = _passes(plain, judge, [texts] * len(alphas), labels, alphas, variant, ladder, 1.0)
     assert loss.item() < 2 * first, "the scorer's loss does not show in the training's"
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
