@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import datasets
 import hub
@@ -86,6 +88,22 @@ def test_what_leaves_no_result_is_refused_before_it_is_computed(places, given, m
     assert re.search(message, said)
     assert getattr(caught.value, "code", 1) not in (0, None)
     assert not [p for p in places["out"].rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("module", ["experiment", "perplexity", "glue"])
+def test_what_the_user_can_mend_is_said_in_a_line(module, tmp_path):
+    """As a program: exit code 1, no traceback."""
+    given = ["--source", str(tmp_path)]
+    if module == "glue":
+        given = [str(save_tiny(tmp_path / "model", head="sequence-classification")), "--task", "rte"]
+        config = json.loads((tmp_path / "model/config.json").read_text())
+        saved = {"tau": 0, "score": "column_sum", "schedule": "once", "alpha_range": None}
+        (tmp_path / "model/config.json").write_text(json.dumps({**config, "zsaa": saved}))
+    command = [sys.executable, "-m", f"zsaa.{module}", *given, "--output-dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith(f"zsaa.{module}: ")]
+    assert re.search("could not be read from the folder|with schedule 'once'", said)
 
 
 def test_our_own_recipe_from_the_command_line(places):

@@ -527,6 +527,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def exit_code(main: Callable[[], int], module: str) -> int:
+    """Of the program `main`; 1, and the error in a line, where the user can mend it: that needs no traceback."""
+    from zsaa.models import AssetError
+
+    try:
+        return main()
+    except (AssetError, ValueError) as error:
+        print(f"{module}: {error}", file=sys.stderr)
+        return 1
+
+
 def _line(row: dict) -> str:
     parts = [f"{row['control']:>6} {row['mac_reduction']:6.2f}x"]
     if "accuracy" in row:
@@ -539,4 +550,4 @@ def _line(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main, "zsaa.experiment"))

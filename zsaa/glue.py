@@ -20,6 +20,7 @@ from torch import nn
 import zsaa
 from zsaa.dial import rule
 from zsaa.evaluate import predict
+from zsaa.experiment import exit_code
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision
 from zsaa.kit.files import draft, is_stray, write_text
@@ -126,4 +127,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main, "zsaa.glue"))

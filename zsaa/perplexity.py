@@ -52,7 +52,7 @@ from zsaa.checks import check_whole
 from zsaa.corpora import CORPORA, Corpus, load_corpus
 from zsaa.dial import current_settings, rule, settings
 from zsaa.evaluate import CONTROLS, CUTS, _precision, applied, check_targets, cut, own_seeds, pad, plan
-from zsaa.experiment import add_recipe, command_of, model_record, recipe_of, targets_of, task_record
+from zsaa.experiment import add_recipe, command_of, exit_code, model_record, recipe_of, targets_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load
 from zsaa.measure import alternate, cached, hash_of, output_folder, provenance
@@ -597,4 +597,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main, "zsaa.perplexity"))
