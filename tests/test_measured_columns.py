@@ -80,7 +80,7 @@ def test_without_a_count_of_memory_nothing_is_claimed(results):
         row.update(peak_bytes=None, footprint_reduction=None, over_all=None)
     assert {c.verdict for c in tables.table_3_cells([bare])} == {"not run"}
     assert figures.footprint_figure(points.of([bare])) is None and figures.footprint_figure(points.of([])) is None
-    assert set(tables.footprint_table([bare])["over stock"]) == {"-"}
+    assert set(tables.footprint_table(points.of([bare]))["over stock"]) == {"-"}
     assert claims._measured_footprints([bare]) == []
 
 
@@ -111,21 +111,21 @@ def test_first_tokens_stand_in_for_the_papers_device(results):
 
 
 def test_tables_with_every_setting(results):
-    footprints = tables.footprint_table([results["footprint"]])
+    footprints = tables.footprint_table(points.of([results["footprint"]]))
     assert len(footprints) == len(results["footprint"]["rows"]) == 2 * 2 * 3 * 8
     assert footprints["over stock"].str.endswith("x").all()
     assert sum(footprints["alpha"] == "1") == 2 * 2 * 3
-    clocks = tables.ttft_table([results["ttft-gpt2"]])
+    clocks = tables.ttft_table(points.of([results["ttft-gpt2"]]))
     assert len(clocks) == 2 * 2 * 3 and set(clocks["without CUDA graphs"]) == {"-"}
     measured = RESULTS / "h100/prefill-small.json", RESULTS / "h100/prefill-small-no-fused.json"
     fused, plain = (json.loads(path.read_text()) for path in measured)
-    prefills = tables.prefill_table([fused, plain])
+    prefills = tables.prefill_table(points.of([fused, plain]))
     assert len(prefills) == len(fused["rows"]) + len(plain["rows"])
     between = dict.fromkeys(zip(prefills["alpha"] == "1", prefills["kernels between"]))
     assert [*between] == [(True, "PyTorch's"), (False, "fused"), (False, "PyTorch's")]
     for row in plain["rows"]:  # as on a CPU
         row.update(peak_bytes=None, graph_bytes=None, capture_ms=None)
-    assert {*prefills} - {*tables.prefill_table([plain])} == {
+    assert {*prefills} - {*tables.prefill_table(points.of([plain]))} == {
         "kernels between", "peak, MB", "graph, MB", "recording a graph, ms"
     }  # fmt: skip
 

@@ -90,7 +90,7 @@ def test_reading_the_future_is_said_wherever_it_is_printed(result):
     carried["protocol"] |= {"name": "carry-through", "reads_future": True}
     warned = "WHAT IS KEPT READS THE FUTURE"
     assert warned in cell(tables.table_2_cells([carried]), "1x", "WikiText-103").protocol
-    for table in (tables.table_2_controls([carried]), tables.table_2_settings([carried])):
+    for table in (tables.table_2_controls(points.of([carried])), tables.table_2_settings(points.of([carried]))):
         assert all(warned in text for text in table["protocol"])
     assert warned in tables.table_2(tables.table_2_cells([carried]))["protocol"][1]
     assert warned in figures.perplexity_figure(points.of([carried])).get_label()
@@ -141,7 +141,10 @@ def test_every_training_has_rows_of_its_own_that_say_what_it_was(result):
     assert {cell.result: cell.subject for cell in cells} == {k: f"{v}; WikiText-103" for k, v in names.items()}
     assert {cell.substitute for cell in cells if cell.result == "c"} == {"model, training"}
     shown = {f"{name}; WikiText-103" for name in names.values()}
-    assert shown <= {*tables.table_2(cells)["measured"]} and {*tables.table_2_controls(everything)["measured"]} == shown
+    assert (
+        shown <= {*tables.table_2(cells)["measured"]}
+        and {*tables.table_2_controls(points.of(everything))["measured"]} == shown
+    )
     figure = figures.perplexity_figure(points.of(everything))
     titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
     shown = {"gpt2, alpha-sampled, 5 epochs", "m, conventional, 600 steps", "gpt2, untuned", "gpt2, tuned before"}
@@ -159,17 +162,17 @@ def test_trainings_of_every_length_are_drawn(result):
 
 
 def test_controls_stand_beside_the_dial(result):
-    table = tables.table_2_controls([result])
+    table = tables.table_2_controls(points.of([result]))
     assert dict(zip(table["keeps"], table["2x"])) == {
         "dial, column_sum": "x2.91 [1.00, 2.00], 75% the same",
         "dial, column_mean": "x1.15 [1.00, 2.00], 75% the same",
         "last tokens only": "x1.15 [1.00, 2.00], 75% the same",
         "random tokens": "x8.82 [1.00, 2.00], 75% the same",
     }
-    settings = tables.table_2_settings([result])
-    assert set(settings["TTFT"]) == {"not run"} and list(settings["alpha"])[-2:] == ["-", 0.9]
+    settings = tables.table_2_settings(points.of([result]))
+    assert set(settings["TTFT"]) == {"not run"} and list(settings["alpha"])[-2:] == ["-", "0.9"]
     result["rows"][1]["speedup"] = 1.5
-    assert list(tables.table_2_settings([result])["TTFT"])[1] == "1.50x"
+    assert list(tables.table_2_settings(points.of([result]))["TTFT"])[1] == "1.50x"
 
 
 def test_a_perplexity_that_blew_up_stays_legible(result):

@@ -17,7 +17,9 @@ def curves(points):
     """What recipes reach on a data set, from its points: a row per model, recipe, method and target, with "value" (F1
     where there is one, else accuracy), "low", "high" and "n". Seeds of a recipe become their mean, see
     `stats.over_seeds`; of several readings of a training the one on the most samples counts."""
-    found = settings(points[points["metric"].isin(("accuracy", "f1", "target"))])
+    scored = points[points["metric"].isin(("accuracy", "f1"))]
+    found = settings(points[points["file"].isin(scored["file"]) & points["metric"].isin(("accuracy", "f1", "target"))])
+    found = found[found["task"].isin(scored["task"])] if len(found) else found  # not the times in the same file
     if not len(found):
         return found
     for end in ("", "_low", "_high", "_n"):

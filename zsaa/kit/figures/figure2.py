@@ -26,7 +26,7 @@ def figure_2(points):
     import matplotlib.pyplot as plt
 
     points = points[~points["file"].str.contains("/")]
-    found = curves(points[points["task"].isin(points[points["metric"] == "accuracy"]["task"])])
+    found = curves(points[points["task"].isin(DATA_SETS)])
     lengths = settings(points[points["file"].isin(points[points["metric"] == "preserved"]["file"])])
     lengths = lengths[lengths["method"] == "dial"] if len(lengths) else lengths
     with plt.rc_context(STYLE):

@@ -13,7 +13,8 @@ class Section:
 
     cells: the function of zsaa.kit.tables that gives its Cells; "" for figures, which print no numbers.
     drawn: the kinds of the results that its figures are drawn from.
-    more: further tables of ours: (title, function of zsaa.kit.tables that makes a DataFrame, kind of its results).
+    more: further tables of ours: (title, function of zsaa.kit.tables that makes a DataFrame of points, their kind).
+    whole: the same, of functions that take the result files, as they need what was said of each sample.
     figures: patterns of the names of its figures in figures/. In a run's folder they begin with the notebook's number.
     """
 
@@ -23,6 +24,7 @@ class Section:
     cells: str = ""
     drawn: tuple[str, ...] = ()
     more: tuple[tuple[str, str, str], ...] = ()
+    whole: tuple[tuple[str, str, str], ...] = ()
     figures: tuple[str, ...] = ()
 
     @property
@@ -40,7 +42,7 @@ class Section:
 SECTIONS = (
     Section(
         "Table 1", "Accuracy (F1 for QQP and MRPC) of GPT-2 along the dial, percent.", "01_table1", "table_1_cells",
-        more=(
+        whole=(
             ("The dial and its controls at equal MACs", "controls_table", "curve"),
             ("Points by which the dial is ahead (+) or behind (-), same samples", "differences_table", "curve"),
         ),

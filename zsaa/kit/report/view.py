@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from zsaa.kit import paper, tables
+from zsaa.kit import paper, points, tables
 from zsaa.kit.report.grid import grid_of, number, ours_text
 from zsaa.kit.report.provenance import flat, hardware_of, joules_text, provenance_of, seconds_text
 from zsaa.kit.report.sections import MEANING, NOT_A_RESULT, SECTIONS, SIGN, Section
@@ -191,10 +191,11 @@ def _figures(section: Section, sources: Sources) -> list[dict]:
 def _more(section: Section, sources: Sources) -> list[dict]:
     """A section's further tables."""
     found = []
-    for title, name, kind in section.more:
+    for title, name, kind in (*section.more, *section.whole):
         for origin, source in sources.origins.items():
             if taken := load_results(source / "results", kind=kind):
-                found.append({"title": title, "origin": origin, **_frame(getattr(tables, name)(taken))})
+                table = getattr(tables, name)(taken if (title, name, kind) in section.whole else points.of(taken))
+                found.append({"title": title, "origin": origin, **_frame(table)})
     if "audit" in section.drawn:
         found.append(_claims("committed", flat(sources.results["committed"])))
     return found

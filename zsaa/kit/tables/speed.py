@@ -1,89 +1,98 @@
-"""Benchmarks at true shapes with random weights, a row per setting."""
+"""Benchmarks at true shapes with random weights, from their points: a row per setting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from zsaa.kit.labels import device_of
+from zsaa.kit.points import settings
 
 
-def ttft_table(results: Sequence[dict]):
-    """Results of the kind "ttft", a row per setting."""
+def _shape(row) -> str:
+    return row["model"].split(", ")[0]
+
+
+def _format(row) -> str:
+    """The number format, or how weights are stored."""
+    return row["model"].split(", ")[-1]
+
+
+def _prefill(row) -> str:
+    return f"{row['batch']:g} x {row['tokens']:g} tokens"
+
+
+def _number(row, name: str, text: str, unit: float = 1) -> str:
+    """The number of that name; "-" where there is none."""
+    value = row.get(name)
+    return "-" if value is None or value != value else text.format(value / unit)
+
+
+def ttft_table(points):
+    """Points of results of the kind "ttft"."""
     import pandas as pd
 
     return pd.DataFrame(
         {
-            "shape, random weights": row["model"],
-            "prefill": f"{row['batch']} x {row['tokens']} tokens",
+            "shape, random weights": _shape(row),
+            "prefill": _prefill(row),
             "MACs": f"{row['mac_reduction']:.2f}x",
             "alpha": round(row["alpha"], 4),
             "first token, ms": f"{row['latency_ms']:.2f}",
             "speed-up": f"{row['speedup']:.2f}x",
-            "without CUDA graphs": f"{row['by_kernel_speedup']:.2f}x" if row["capture_ms"] else "-",
-            "on": f"{device_of(result)}, {result['dtype']}",
+            "without CUDA graphs": _number(row, "by_kernel_speedup", "{:.2f}x")
+            if row.get("capture_ms", 0) > 0
+            else "-",
+            "on": f"{row['hardware']}, {_format(row)}",
         }
-        for result in results
-        for row in result["rows"]
+        for row in settings(points).to_dict("records")
     )
 
 
-def prefill_table(results: Sequence[dict]):
-    """Results of the kind "bench-prefill", a row per setting. Columns without a value (on a CPU, a GPU's) are left
-    out."""
+def prefill_table(points):
+    """Points of results of the kind "bench-prefill". Columns without a value (on a CPU, a GPU's) are left out."""
     import pandas as pd
 
-    def mega(value: float | None) -> str:
-        return "-" if value is None else f"{value / 1e6:.1f}"
-
-    def between(result: dict, row: dict) -> str:  # peaks are a GPU's, and so are fused kernels
-        fused = result.get("fused", True) and row["alpha"] < 1
-        return "-" if row["peak_bytes"] is None else "fused" if fused else "PyTorch's"
+    def between(row) -> str:  # peaks are a GPU's, and so are fused kernels
+        return _number(row, "peak_bytes", "fused" if row["method"] == "dial" else "PyTorch's")
 
     table = pd.DataFrame(
         {
-            "shape, random weights": row["model"],
-            "prefill": f"{row['batch']} x {row['tokens']} tokens",
+            "shape, random weights": _shape(row),
+            "prefill": _prefill(row),
             "alpha": f"{row['alpha']:g}",
-            "kernels between": between(result, row),
+            "kernels between": between(row),
             "MACs": f"{row['mac_reduction']:.2f}x",
-            "ms [quartiles]": "{:.1f} [{:.1f}, {:.1f}]".format(row["latency_ms"], *row["latency_ms_quartiles"]),
+            "ms [quartiles]": f"{row['latency_ms']:.1f} [{row['latency_ms_low']:.1f}, {row['latency_ms_high']:.1f}]",
             "speed-up": f"{row['speedup']:.2f}x",
             "roofline's": f"{row['roofline_speedup']:.2f}x",
             "measured / roofline": f"{row['realised']:.2f}",
-            "recording a graph, ms": f"{row['capture_ms']:.0f}" if row["capture_ms"] else "-",
-            "cache, MB": mega(row["kv_bytes"]),
-            "peak, MB": mega(row["peak_bytes"]),
-            "graph, MB": mega(row["graph_bytes"]),
-            "on": f"{device_of(result)}, {result['dtype']}",
+            "recording a graph, ms": _number(row, "capture_ms", "{:.0f}"),
+            "cache, MB": _number(row, "kv_bytes", "{:.1f}", 1e6),
+            "peak, MB": _number(row, "peak_bytes", "{:.1f}", 1e6),
+            "graph, MB": _number(row, "graph_bytes", "{:.1f}", 1e6),
+            "on": f"{row['hardware']}, {_format(row)}",
         }
-        for result in results
-        for row in result["rows"]
+        for row in settings(points).to_dict("records")
     )
     return table.loc[:, (table != "-").any()]
 
 
-def footprint_table(results: Sequence[dict]):
-    """Results of the kind "footprint", a row per setting."""
+def footprint_table(points):
+    """Points of results of the kind "footprint"."""
     import pandas as pd
 
-    def times(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}x"
-
-    kinds = {"alpha": "solved", "printed": "as printed", "all": "dial's code, nothing dropped"}
+    kinds = {"dial": "solved", "dial at the printed alpha": "as printed"}
+    found = settings(points).sort_values(["file", "model", "tokens", "batch"], kind="stable")
     return pd.DataFrame(
         {
-            "shape, random weights": f"{row['model']}, {row['storage']}",
-            "prefill": f"{row['batch']} x {row['tokens']} tokens",
-            "alpha": "1" if row["alpha"] == 1 else f"{row['alpha']:.4f} ({kinds[row['control']]})",
+            "shape, random weights": f"{_shape(row)}, {_format(row)}",
+            "prefill": _prefill(row),
+            "alpha": "1" if row["alpha"] == 1 else f"{row['alpha']:.4f} ({kinds.get(row['method'], row['method'])})",
             "MACs": f"{row['mac_reduction']:.2f}x",
-            "footprint, MB": "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
-            "over stock": times(row["footprint_reduction"]),
-            "over the dial's own code": times(row["over_all"]),
+            "footprint, MB": _number(row, "peak_bytes", "{:.0f}", 1e6),
+            "over stock": _number(row, "footprint_reduction", "{:.2f}x"),
+            "over the dial's own code": _number(row, "over_all", "{:.2f}x"),
             "cache, MB": f"{row['kv_bytes'] / 1e6:.1f}",
             "first token, ms": f"{row['latency_ms']:.1f}",
             "speed-up": f"{row['speedup']:.2f}x",
-            "on": device_of(result),
+            "on": row["hardware"],
         }
-        for result in results
-        for row in sorted(result["rows"], key=lambda row: (row["model"], row["storage"], row["tokens"], row["batch"]))
+        for row in found.to_dict("records")
     )

@@ -10,9 +10,9 @@ from zsaa.kit.labels import (
     device_of,
     perplexity_protocol,
     perplexity_subject,
-    perplexity_way,
     trained_as_in_paper,
 )
+from zsaa.kit.points import settings
 from zsaa.kit.store import rows_of
 from zsaa.kit.tables.text import at_lengths, by_shape, over_lengths, short
 from zsaa.kit.verdicts import Cell
@@ -117,52 +117,71 @@ def _perplexity(cell: Cell) -> str:
     return shown if low == high else f"{shown} [{low}, {high}]"  # of a single length there is no range
 
 
-def table_2_controls(results: Sequence[dict]):
-    """The dial and its controls at equal MACs, a row for each: times the stock model's perplexity per token [95%
-    interval, paired] and the share of next tokens that stay as they were."""
+def _measured(row) -> str:
+    """The model, how it was trained, the seed of the windows that were drawn if that says more, and the text."""
+    seed = f", seed {row['seed']:g}" if row["seed"] and "seed" not in row["recipe"] else ""
+    return f"{row['model']}, {row['recipe']}{seed}; {row['task'].split('; ')[0]}"
+
+
+def _protocol(row) -> str:
+    return row["task"].split("; ", 1)[1]
+
+
+def _way(method: str) -> str:
+    return "dial, column_sum" if method == "dial" else method.replace("dial (score ", "dial, ").replace(")", "")
+
+
+def table_2_controls(points):
+    """The dial and its controls at equal MACs, a row for each, from points of the kind "perplexity": times the stock
+    model's perplexity per token [95% interval, paired] and the share of next tokens that stay as they were."""
     import pandas as pd
 
-    table = []
-    targets = sorted({row["target"] for result in results for row in result["rows"]} - {1})
-    for result in results:
+    found, table = settings(points), []
+    targets = sorted(set(found["target"]) - {1})
+    for _, result in found.groupby("file", sort=False):
+        first = result.iloc[0]
         head = {
-            "measured": perplexity_subject(result),
-            "protocol": f"{perplexity_protocol(result)}; per token",
-            "n": result["rows"][0]["n"],
+            "measured": _measured(first),
+            "protocol": f"{_protocol(first)}; per token",
+            "n": f"{first['ratio_n']:g}",
         }
-        ways = dict.fromkeys(perplexity_way(row) for row in result["rows"] if row["target"] != 1)
-        for name in ways:
-            rows = {row["target"]: row for row in result["rows"] if perplexity_way(row) == name}
-            shown = {f"{t:g}x": _against_stock(rows[t]) if t in rows else "-" for t in targets}
-            table.append({**head, "keeps": name, **shown})
+        for method, rows in result[result["target"] != 1].groupby("method", sort=False):
+            at = {row["target"]: row for row in rows.to_dict("records")}
+            shown = {f"{t:g}x": _against_stock(at[t]) if t in at else "-" for t in targets}
+            table.append({**head, "keeps": _way(method), **shown})
     return pd.DataFrame(table)
 
 
 def _against_stock(row: dict) -> str:
-    ratio, low, high = map(short, (row["ratio"], *row["ratio_ci95"]))
+    ratio, low, high = map(short, (row["ratio"], row["ratio_low"], row["ratio_high"]))
     return f"x{ratio} [{low}, {high}], {row['agreement']:.0f}% the same"
 
 
-def table_2_settings(results: Sequence[dict]):
+def table_2_settings(points):
     """All that was measured, a row per setting: alpha or tokens left, MACs, time to first token, perplexities."""
     import pandas as pd
 
+    def number(row: dict, name: str, text: str, missing: str = "-") -> str:
+        return missing if row.get(name) is None or row[name] != row[name] else text.format(row[name])
+
+    def perplexity(row: dict, name: str) -> str:
+        return "{} [{}, {}]".format(*map(short, (row[name], row[f"{name}_low"], row[f"{name}_high"])))
+
     return pd.DataFrame(
         {
-            "measured": perplexity_subject(result),
-            "protocol": perplexity_protocol(result),
-            "keeps": perplexity_way(row),
+            "measured": _measured(row),
+            "protocol": _protocol(row),
+            "keeps": _way(row["method"]),
             "target": f"{row['target']:g}x",
-            "alpha": "-" if row["alpha"] is None else round(row["alpha"], 4),
-            "tokens left": row["keep_tokens"] or "-",
+            "alpha": number({"alpha": round(row["alpha"], 4)}, "alpha", "{}"),
+            "tokens left": number(row, "keep_tokens", "{:g}"),
             "MACs": f"{row['mac_reduction']:.2f}x",
-            "TTFT": f"{row['speedup']:.2f}x" if row.get("speedup") else "not run",
-            "per token": "{} [{}, {}]".format(*map(short, (row["perplexity"], *row["ci95"]))),
-            "per word": "{} [{}, {}]".format(*map(short, (row["word_perplexity"], *row["word_ci95"]))),
+            "TTFT": number(row, "speedup", "{:.2f}x", "not run"),
+            "per token": perplexity(row, "perplexity"),
+            "per word": perplexity(row, "word_perplexity"),
             "next token the same": f"{row['agreement']:.1f}%",
             "... right after the prefix": f"{row['agreement_first']:.1f}%",
-            "n": row["n"],
+            "n": f"{row['ratio_n']:g}",
         }
-        for result in results
-        for row in result["rows"]
+        for row in settings(points).to_dict("records")
     )
