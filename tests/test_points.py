@@ -93,3 +93,13 @@ def test_f1_has_the_interval_where_there_is_f1(result):
 def test_settings_that_the_dial_cannot_tell_apart_stay_two(result):
     result["rows"] = [{**result["rows"][0], "target": target} for target in (7, 11)]
     assert list(points.settings(points.of([result]))["target"]) == [7, 11]
+
+
+def test_a_kind_that_is_not_known_is_gathered_under_the_names_in_its_rows():
+    hardware = {"device": "A GPU", "threads": 1}
+    facts = {"commit": "c0ffee", "hardware": hardware, "seed": 0}
+    rows = [{"setting": "library", "step": "train", "cost": 2.5}, {"setting": "one", "step": "train", "cost": 1.5}]
+    found = points.of([{"kind": "new", "rows": rows, "provenance": facts}])
+    assert list(zip(found["task"], found["method"], found["metric"], found["value"])) == [
+        ("new", "library, train", "cost", 2.5), ("new", "one, train", "cost", 1.5)
+    ]  # fmt: skip

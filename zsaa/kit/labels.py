@@ -143,6 +143,8 @@ def task_of(result: dict) -> str:
     kind, task = result["kind"], result.get("task")
     if kind in BENCHMARKS:
         return BENCHMARKS[kind]
+    if not isinstance(task, dict):
+        return kind
     if kind == "perplexity":
         return f"{task['title']}; {perplexity_protocol(result)}"
     if kind == "choice":
@@ -161,6 +163,8 @@ def model_of(result: dict, row: dict) -> str:
         return f"{row['model']}, random weights, {row.get('storage') or result['dtype']}"
     if result["kind"] == "bench-attention":
         return f"{row['heads']} heads of {row['dim']}, {row['kv_heads']} of keys and values, {result['dtype']}"
+    if "model" not in result:
+        return "-"
     model, shape = result["model"], result.get("recipe", {}).get("shape")
     parts = [" ".join(filter(None, (model["name"], model.get("quantization"))))]
     parts += [f"layers of {shape}"] if shape else []
@@ -184,6 +188,8 @@ def method_of(result: dict, row: dict) -> str:
         if kind == "bench-train":
             return "alpha-sampled"
         return "stock" if row["alpha"] == 1 else "dial" if result.get("fused", True) else "dial, PyTorch's kernels"
+    if not isinstance(result.get("task"), dict):  # no measurement of the method: whatever names the row
+        return ", ".join(value for value in row.values() if isinstance(value, str)) or "-"
     rule = {"score": "column_sum", "schedule": "geometric", "tau": 5}
     used = {**rule, **{name: recipe[name] for name in rule if recipe.get(name) is not None}}
     used |= {name: row[name] for name in ("score", "schedule") if row.get(name)}
@@ -217,4 +223,6 @@ def split_of(result: dict) -> str:
     """Where the inputs come from."""
     if result["kind"] in BENCHMARKS or result.get("model", {}).get("timed on"):
         return "random tokens"
+    if not isinstance(result.get("task"), dict):
+        return "-"
     return result["task"]["source"].split(": ", 1)[-1]

@@ -15,7 +15,7 @@ seed           of the training, or of what was drawn
 mac_reduction  stock multiply-accumulates over these, as reached; empty where none were counted
 metric, value  a field of the result file and its number. Settings are among them, so that a row can be found again:
                "target" (the reduction asked for), "alpha", "tokens", "batch", ...
-low, high      the 95% interval; of latency_ms the quartiles
+low, high      the 95% interval; of latency_ms the quartiles, of idle_s and loaded_s the range
 n              samples behind the number
 split          where the inputs come from
 hardware, commit, file: what it ran on, the source that it was measured by, and the result file
@@ -46,6 +46,8 @@ INTERVALS = {  # field -> that of its interval
     "word_perplexity": "word_ci95",
     "ratio": "ratio_ci95",
     "latency_ms": "latency_ms_quartiles",
+    "idle_s": "idle_range_s",
+    "loaded_s": "loaded_range_s",
 }
 SETTINGS = (
     "target",
