@@ -1,0 +1,113 @@
+"""Who may import whom. The method knows nothing of the kit; arrows point one way; there are no cycles.
+
+A room may import what stands in its line, and itself. Imports inside functions count, but for those that LATE names.
+"""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+METHOD = [
+    *("attention", "cache", "compat", "cost", "dial", "families", "generation", "guards", "hook", "layer", "passes"),
+    *("rule", "salience", "scope", "score", "subclass"),
+]
+ROOMS = {  # room -> its modules, without "zsaa."
+    "method": METHOD,
+    "fast": ["fast"],
+    "kernels": ["kernels"],
+    "files": ["kit.files", "kit.energy", "checks"],  # written by everybody, know nobody
+    "records": ["measure", "stats", "distributed"],
+    "budget": ["budget"],
+    "models": ["models"],
+    "data": ["benchmarks", "choice", "corpora", "folders", "tasks"],
+    "training": ["evaluate", "finetune", "glue", "harness"],
+    "studies": ["bench", "experiment", "mmlu", "perplexity"],
+    "kit": ["kit", "architectures", "audit", "needs", "runner"],
+    "slider": ["slider"],
+}
+MAY = {
+    "method": "fast",
+    "fast": "method kernels",  # asks the method for its plain references, and records its passes
+    "kernels": "fast",
+    "files": "",
+    "records": "files",
+    "budget": "method fast records",
+    "models": "method files",
+    "data": "models files",
+    "training": "method budget records models data files package",
+    "studies": "method fast kernels budget records models data training files kit package",
+    "kit": "method budget records models data training files studies package",
+    "slider": "method fast budget records models data training files kit package",
+}
+LATE = {("hook", "dial"), ("passes", "dial"), ("budget", "models"), ("budget", "zsaa")}  # types; names of a checkout
+
+
+def room_of(module: str) -> str:
+    if module == "zsaa":
+        return "package"  # what it exports: the method, budgets and the slider
+    name = module.removeprefix("zsaa.")
+    found = [
+        (len(m), room) for room, modules in ROOMS.items() for m in modules if name == m or name.startswith(m + ".")
+    ]
+    return max(found)[1]
+
+
+def modules() -> dict[str, Path]:
+    files = {
+        f"zsaa.{'.'.join(p.relative_to(ROOT / 'zsaa').with_suffix('').parts)}": p for p in ROOT.glob("zsaa/**/*.py")
+    }
+    files |= {f"zsaa.kernels.{p.stem}": p for p in ROOT.glob("kernels/*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+
+MODULES = modules()
+
+
+def imports(path: Path, top_only: bool = False) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if top_only and getattr(node, "col_offset", 0):
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "zsaa":
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if name in MODULES else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "zsaa"}
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"zsaa"}))
+def test_arrows_point_one_way(module):
+    room = room_of(module)
+    short = module.removeprefix("zsaa.")
+    wrong = [
+        other
+        for other in imports(MODULES[module])
+        if room_of(other) != room
+        and room_of(other) not in MAY[room].split()
+        and (short, other.removeprefix("zsaa.")) not in LATE
+    ]
+    assert not wrong, f"{module} (room {room}) imports {wrong}; it may import {MAY[room] or 'nothing'} of zsaa"
+
+
+def test_no_cycles():
+    """Of modules, by what they import when they are imported."""
+    graph = {name: imports(path, top_only=True) - {name} for name, path in MODULES.items() if name != "zsaa"}
+    packages = {name for name in MODULES if any(other.startswith(name + ".") for other in MODULES)}
+    TopologicalSorter({name: others - packages for name, others in graph.items()}).prepare()
+
+
+def test_the_method_is_small():
+    top = [MODULES[f"zsaa.{name}"] for name in METHOD]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in top) < 2800
+
+
+def test_eq_2_stands_alone():
+    """Plain arithmetic: it imports nothing of the package, nor torch."""
+    tree = ast.parse(MODULES["zsaa.rule"].read_text(encoding="utf-8"))
+    plain = {node.names[0].name for node in ast.walk(tree) if isinstance(node, ast.Import)}
+    names = plain | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert names <= {"__future__", "functools", "math", "dataclasses", "numbers", "typing"}
