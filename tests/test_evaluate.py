@@ -99,9 +99,7 @@ def test_targets_that_tau_keeps_out_of_reach_are_left_out(model):
         ((2,), ("both",), "unknown control 'both'; these are known: alpha, first"),
     ],
 )  # fmt: skip
-def test_a_plan_without_a_row_is_refused(model, data, targets, controls, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate.plan(model, [6, 7, 8], targets, controls)
+def test_a_curve_without_a_row_is_refused(model, data, targets, controls, message):
     with pytest.raises(ValueError, match=message):
         evaluate.curve(model, Tokens(), data.select([0]), targets, controls, progress=False)
 

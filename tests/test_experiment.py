@@ -132,6 +132,14 @@ def test_our_own_recipe_from_the_command_line(places):
     assert experiment.main(arguments(places, *given)) == 0 and path.stat().st_ino == before
 
 
+def test_controls_without_a_row_of_their_own_are_left_out(places):
+    """At 1x there is the dial alone, and a target out of reach is left out."""
+    given = ["--name", "one", "--max-steps", "1", "--tau", "1", "--max-length", "32", "--latency-repeats", "0"]
+    assert experiment.main(arguments(places, *given, "--targets", "1", "99")) == 0
+    rows = json.loads((places["out"] / "results/one.json").read_text())["rows"]
+    assert [(row["control"], row["target"]) for row in rows] == [("alpha", 1)]
+
+
 def test_latency_only_trains_nothing(places):
     given = ["--name", "times", "--latency-only", "--latency-batches", "1", "2", "--latency-repeats", "1", "--tau", "1"]
     assert experiment.main(arguments(places, *given)) == 0

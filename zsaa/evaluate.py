@@ -135,12 +135,9 @@ def predict(
 
 
 def check_targets(config, lengths: Iterable[int], targets, controls, **rule) -> None:
-    """ValueError for a target below 1, an unknown control, and where `plan` would have no row at all."""
+    """ValueError for a target below 1, an unknown control, and where `plan` has no row at all."""
     targets, controls = list(targets), list(controls)
-    for target in targets:
-        check_number("a target, which is a MAC reduction,", target, "[1, inf)")
-    if unknown := [control for control in controls if control not in CONTROLS]:
-        raise ValueError(f"unknown control {unknown[0]!r}; these are known: {', '.join(CONTROLS)}")
+    _check_names(targets, controls)
     none = f"the targets {targets} and the controls {controls} leave no row"
     wanted = [target for target in targets if target > 1 or "alpha" in controls]
     if not controls or not wanted:
@@ -151,12 +148,19 @@ def check_targets(config, lengths: Iterable[int], targets, controls, **rule) -> 
         raise ValueError(f"{none}: {error}") from error
 
 
+def _check_names(targets: Sequence, controls: Sequence) -> None:
+    for target in targets:
+        check_number("a target, which is a MAC reduction,", target, "[1, inf)")
+    if unknown := [control for control in controls if control not in CONTROLS]:
+        raise ValueError(f"unknown control {unknown[0]!r}; these are known: {', '.join(CONTROLS)}")
+
+
 def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CONTROLS) -> list[dict]:
     """One row per control and target MAC reduction: the alpha or the cut that reaches it on samples of these lengths.
-    A target out of reach (tau) is left out; ValueError if all of them are (see `check_targets`)."""
+    A target out of reach (tau) is left out; `check_targets` refuses where no row is left."""
     decoder, _ = find_decoder(model)
     config, chosen, lengths, targets = decoder.config, rule(model), list(lengths), list(targets)
-    check_targets(config, lengths, targets, controls, **chosen)
+    _check_names(targets, controls)
     rows = []
     for target in targets:
         try:
@@ -199,9 +203,10 @@ def curve(
     (Wilson) and "right": which samples were right, as a hexadecimal bit string (sample 0 first), for paired tests.
     metric: "accuracy", or "f1" of label 1: rows then also hold "f1" (percent), "ci95" is its interval (seeded
     bootstrap), and "predicted" has the predictions, as such a bit string.
-    Several processes share the work, as in `predict`.
+    Several processes share the work, as in `predict`. ValueError where there is no row (see `check_targets`).
     """
     samples, labels = list(dataset["input_ids"]), list(dataset["labels"])
+    check_targets(find_decoder(model)[0].config, map(len, samples), targets, controls, **rule(model))
     rows = plan(model, map(len, samples), targets, controls)
     # One bar for all settings. Executed notebooks keep a line of each move, so that it seldom moves there.
     options = {"unit": "text", "mininterval": 10.0 if sys.stderr.isatty() else 60.0}

@@ -23,7 +23,7 @@ import torch
 
 import zsaa
 from zsaa.checks import check_number, check_whole
-from zsaa.dial import settings, with_schedule
+from zsaa.dial import rule, settings, with_schedule
 from zsaa.distributed import on_first, place, start
 from zsaa.evaluate import CONTROLS, TARGETS, add_latency, check_targets, curve, plan
 from zsaa.families import find_decoder
@@ -99,6 +99,7 @@ def latency(
     samples = list(tokenize(data.test, tokenizer, max_length)["input_ids"])
     started = time.perf_counter()
     # Solved for the data set, as the accuracy curve is, so that the rows of both can be read side by side.
+    check_targets(find_decoder(net)[0].config, map(len, samples), targets, ("alpha", "first"), **rule(net))
     solved = plan(net, map(len, samples), targets, ("alpha", "first"))
     rows = []
     for batch in batches:
@@ -207,25 +208,25 @@ def lengths(
     name = name or "-".join(("lengths", task, Path(model).name, *([shape] if shape else [])))
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load_model(model)
-    rule = {"tau": tau, "schedule": check_schedule(schedule)}
-    recipe = {**rule, "max_length": max_length, "shape": shape}
+    fixed = {"tau": tau, "schedule": check_schedule(schedule)}
+    recipe = {**fixed, "max_length": max_length, "shape": shape}
     header = {"name": name, "kind": "lengths", "command": command, "model": model_record(model)}
     header |= {"task": task_record(data), "recipe": recipe}
 
     def compute() -> dict:
         config = shapes[shape] or find_decoder(net)[0].config
         counted = Counter(map(len, _tokenized(data.test, tokenizer, max_length, net)["input_ids"]))
-        check_targets(config, counted.elements(), targets, ("alpha",), **rule)
+        check_targets(config, counted.elements(), targets, ("alpha",), **fixed)
         rows = []
         for target in targets:
             try:
-                alpha = zsaa.alpha_for(config, list(counted.elements()), target, **rule)
+                alpha = zsaa.alpha_for(config, list(counted.elements()), target, **fixed)
             except ValueError:  # tau keeps it out of reach
                 continue
-            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, **rule)) for n in counted}
+            kept = {n: sum(zsaa.kept_counts(n, alpha, config.num_hidden_layers, **fixed)) for n in counted}
             preserved = sum(kept[n] * times for n, times in counted.items())
             preserved /= config.num_hidden_layers * sum(n * times for n, times in counted.items())
-            reached = zsaa.mac_reduction(config, counted.elements(), alpha, **rule)
+            reached = zsaa.mac_reduction(config, counted.elements(), alpha, **fixed)
             row = {"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": round(reached, 4)}
             rows.append({**row, "preserved": round(preserved, 5)})
         tokens = sorted(counted.elements())
@@ -285,8 +286,8 @@ def run(
             net, tokenizer = _load(model, data)
         fresh = True
         held_out = map(len, _tokenized(data.test, tokenizer, recipe.max_length, net)["input_ids"])
-        rule = {name: getattr(recipe, name) for name in RULE}
-        check_targets(find_decoder(net)[0].config, held_out, targets, controls, **rule)  # a training can take hours
+        given = {name: getattr(recipe, name) for name in RULE}
+        check_targets(find_decoder(net)[0].config, held_out, targets, controls, **given)  # a training can take hours
         train_set = _tokenized(data.train, tokenizer, recipe.max_length, net)
         described = describe(recipe, net)
         net, log = fine_tune(net, tokenizer, train_set, recipe, folder, save_steps=save_steps, progress=progress)
@@ -371,9 +372,12 @@ def _evaluated(
     settings = {k: v for k, v in header.items() if k not in ("command", "train")}
     settings |= {"facts": facts, "targets": list(targets)}
 
+    texts = list(map(len, test_set["input_ids"]))
+    check_targets(find_decoder(net)[0].config, texts, targets, controls, **rule(net))
+
     def evaluate() -> dict:
         parts = []
-        for control in controls:
+        for control in [c for c in controls if plan(net, texts, targets, (c,))]:  # at 1x there is but one
             part = output_dir / "parts" / header["name"] / f"{control}.json"
             options = (targets, (control,), batch_size, precision, progress, data.metric)
             parts.append(_once(part, settings, lambda: {"rows": curve(net, tokenizer, test_set, *options)}))  # noqa: B023

@@ -38,7 +38,7 @@ import zsaa
 from zsaa import benchmarks, choice, evaluate, folders
 from zsaa.checks import check_number, check_whole
 from zsaa.dial import rule, settings
-from zsaa.evaluate import applied, cut, plan, tally
+from zsaa.evaluate import applied, check_targets, cut, plan, tally
 from zsaa.experiment import model_record, targets_of
 from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
@@ -223,11 +223,7 @@ def curve(
     first, digest = right(reader, questions, limit)
     lengths = list(reader.lengths)
     solved = [control for control in controls if control != "printed"]
-    rows, none = [], f"the controls {list(controls)} leave no row."
-    try:
-        rows = plan(model, lengths, targets, solved) if solved else []
-    except ValueError as error:  # those that are printed may be left
-        none = str(error)
+    rows = plan(model, lengths, targets, solved)
     printed = {t: facts["alpha"] for t, facts in paper.TABLE_3[paper_row(model)].items()}
     for target in [t for t in targets if "printed" in controls and t > 1 and t in printed]:
         alpha = printed[target]
@@ -236,7 +232,11 @@ def curve(
             {"control": "printed", "target": target, "alpha": alpha, "keep_tokens": None, "mac_reduction": reached}
         )
     if not rows:
-        raise ValueError(f"{none} The paper prints an alpha for {sorted(printed)}.")
+        if solved:
+            check_targets(config, lengths, targets, solved, **chosen)
+        raise ValueError(
+            f"the controls {list(controls)} leave no row: printed are the targets {sorted(printed)} alone."
+        )
     for row in rows:
         reader.row = row
         if row["alpha"] == 1.0:
