@@ -5,8 +5,10 @@ transformers, or from the sample alone."""
 import copy
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import accelerate
 import datasets
 import peft
 import pytest
@@ -22,6 +24,8 @@ from peft.helpers import rescale_adapter_scale
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_model, save_model
 from torch.nn.utils import prune
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 import zsaa
 from zsaa import harness
@@ -84,19 +88,40 @@ def close(got, want, **options):
 # ------------------------------------------------------------------------------------------------------- generation
 
 
-def test_guidance_prunes_the_negative_prompt_too(family):
-    """Guidance runs the model a second time inside each step, with a cache of its own."""
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("other_lengths", [[17, 11], [31, 23]], ids=["shorter", "longer"])
+def test_guidance_prunes_the_negative_prompt_too(family, other_lengths, use_cache):
+    """Guidance runs the model a second time inside each step, on a text of its own."""
     # GPT-2's positions are absolute, and guidance gives none for a padded negative prompt: let it have no padding.
+    other_lengths = [other_lengths[0]] * 2 if family == "gpt2" else other_lengths
     ids, mask, _ = tiny.tokens([23, 9], padding="left")
-    other, other_mask, _ = tiny.tokens([17, 17 if family == "gpt2" else 11], seed=5, padding="left")
+    other, other_mask, _ = tiny.tokens(other_lengths, seed=5, padding="left")
     guided = dict(guidance_scale=2.5, negative_prompt_ids=other, negative_prompt_attention_mask=other_mask)
-    out = dialed(family).generate(ids, attention_mask=mask, **guided, **TELL)
+    out = dialed(family).generate(ids, attention_mask=mask, use_cache=use_cache, **guided, **TELL)
     for b, (prompt, negative) in enumerate(zip(real(ids, mask), real(other, other_mask))):
         with_it, without = (
             by_reference(family, torch.cat([p, out.sequences[b, 23:]]), len(p))[len(p) - 1 : -1].log_softmax(-1)
             for p in (prompt, negative)
         )
         close(torch.stack([step[b] for step in out.scores]), without + 2.5 * (with_it - without), atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [9, 31])
+@few
+def test_other_texts_inside_generate_are_texts_of_their_own(family, width):
+    """A processor of logits asks the model about another text, and has it continued."""
+    model, ids, other = dialed(family), tiny.tokens([23])[0], tiny.tokens([width], seed=4)[0]
+    want, said = model(other).logits, model.generate(other, **GREEDY)
+    free = model.generate(ids, **GREEDY)
+    seen = []
+
+    class Asking(transformers.LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.append((model(other).logits, model.generate(other, **GREEDY)))
+            return scores
+
+    assert torch.equal(model.generate(ids, logits_processor=[Asking()], **GREEDY), free)
+    assert all(torch.equal(logits, want) and torch.equal(text, said) for logits, text in seen)
 
 
 def test_a_pruned_prefix_goes_on_with_texts_of_several_lengths(family):
@@ -515,6 +540,261 @@ def test_two_decoders_in_one_module_are_refused_by_name():
     shared = torch.nn.ModuleDict({"one": pair["student"], "again": pair["student"]})
     zsaa.set_alpha(shared, 0.5)
     assert zsaa.dial.settings(pair["student"])["alpha"] == 0.5
+
+
+# ------------------------------------------------------------------------------------- other people's code in the model
+
+
+def attention(model, layer=1):
+    layer = layers(model)[layer]
+    return layer.attn if hasattr(layer, "attn") else layer.self_attn
+
+
+def silence(output):
+    return torch.zeros_like(output[0]), *output[1:]
+
+
+def put_hook(module):
+    module.register_forward_hook(lambda _, args, output: silence(output))
+
+
+def put_pre_hook(module):
+    module.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs), with_kwargs=True)
+
+
+def put_forward(module):
+    before = module.forward
+    module.forward = lambda *args, **kwargs: silence(before(*args, **kwargs))
+
+
+def put_class(module):
+    class Silent(type(module)):
+        def forward(self, *args, **kwargs):
+            return silence(super().forward(*args, **kwargs))
+
+    module.__class__ = Silent
+
+
+@pytest.mark.parametrize("put", [put_hook, put_pre_hook, put_forward, put_class], ids=lambda put: put.__name__)
+def test_what_hangs_on_an_attention_is_called_or_refused(family, put):
+    """A pruned pass computes attention itself, so a hook there (kvpress, activation patching) would do nothing."""
+    model, ids = dialed(family, alpha=1.0), tiny.tokens([23])[0]
+    stock = tiny.make(family)
+    for plain in (model, stock):
+        put(attention(plain))
+    assert torch.equal(model(ids).logits, stock(ids).logits)
+    with zsaa.at(model, ALPHA), pytest.raises(RuntimeError, match="the attention of layer 1 has a (hook|forward)"):
+        model(ids)
+
+
+def test_hooks_that_transformers_leaves_behind_are_no_hindrance(family):
+    """It records hidden states and attentions by hooks, which stay."""
+    model, ids = dialed(family, attn_implementation="eager"), tiny.tokens([23])[0]
+    want = model(ids).logits
+    with zsaa.at(model, 1.0):
+        model(ids, output_hidden_states=True, output_attentions=True)
+    assert torch.equal(model(ids).logits, want)
+
+
+def test_a_hook_on_a_layer_is_told_which_rows_it_sees(family):
+    """One that treats all rows alike (steering) is right; one that looks for a column is warned."""
+    ids, mask, positions = tiny.tokens([23, 9], padding="left")
+    model, eager = dialed(family), tiny.make(family, attn_implementation="eager")
+    push = torch.linspace(-1, 1, 32, dtype=torch.float64)
+    for plain in (model, eager):
+        layers(plain)[1].register_forward_hook(
+            lambda _, args, out: (out[0] + push, *out[1:]) if isinstance(out, tuple) else out + push
+        )
+    with pytest.warns(UserWarning, match="a hook on layer 1 of the decoder sees the rows that are alive"):
+        got = model(ids, attention_mask=mask, position_ids=positions).logits
+    for b, text in enumerate(real(ids, mask)):
+        close(got[b, -1], by_reference(family, text, model=eager)[-1])
+
+
+def test_attention_functions_of_ones_own_are_used_or_refused(family, monkeypatch):
+    def cold(module, q, k, v, mask, **kwargs):
+        return sdpa_attention_forward(module, 0.5 * q, k, v, mask, **{**kwargs, "softcap": None})
+
+    if family == "gemma2":
+        pytest.skip("transformers offers it no sdpa")
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "cold", cold)
+    monkeypatch.setitem(transformers.AttentionMaskInterface._global_mapping, "cold", sdpa_mask)
+    model, ids = dialed(family), tiny.tokens([23])[0]
+    want = model(ids).logits
+    model.set_attn_implementation("cold")
+    with pytest.raises(ValueError, match="attn_implementation='cold'"):
+        model(ids)
+    with zsaa.at(model, 1.0):
+        assert not torch.allclose(model(ids).logits, tiny.make(family)(ids).logits)
+    model.set_attn_implementation("eager")
+    close(model(ids).logits, want)
+
+
+def test_a_softcap_that_transformers_ignores_is_ignored(monkeypatch):
+    """Gemma 3 still stores Gemma 2's, and does not apply it."""
+    config = tiny.CONFIGS["gemma3_text"]()
+    config.attn_logit_softcapping = 0.5
+    monkeypatch.setitem(tiny.CONFIGS, "gemma3_text", lambda: config)
+    ids = tiny.tokens([23])[0]
+    close(dialed("gemma3_text")(ids).logits[0], by_reference("gemma3_text", ids[0]))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_dispatched_model_is_pruned_and_takes_the_dial_off_only_after_its_hooks(family, tmp_path):
+    """accelerate gives each layer a forward of its own; here one layer's weights wait on the disk."""
+    model, ids = dialed(family, dtype=torch.float32), tiny.tokens([23])[0]
+    want, other = model(ids).logits, dialed(family, alpha=0.5, dtype=torch.float32)(ids).logits
+    body = "transformer" if family == "gpt2" else "model"
+    places = {name: "cpu" for name, _ in model.named_children() if name != body}
+    places |= {f"{body}.{name}": "cpu" for name, _ in model.base_model.named_children() if name not in ("h", "layers")}
+    blocks = f"{body}.{'h' if family == 'gpt2' else 'layers'}"
+    places |= {f"{blocks}.{i}": "disk" if i == 3 else "cpu" for i in range(4)}
+    accelerate.dispatch_model(model, places, offload_dir=tmp_path, main_device="cpu")
+    close(model(ids).logits, want, rtol=1e-4, atol=1e-4)
+    zsaa.enable(model, alpha=0.5)
+    close(model(ids).logits, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="remove_hook_from_submodules"):
+        zsaa.disable(model)
+    close(model(ids).logits, other, rtol=1e-4, atol=1e-4)
+
+
+KEPT_LAYERS = {"fewer": [0, 1], "one left out": [0, 2, 3], "one twice": [0, 1, 1, 2, 3], "reversed": [3, 2, 1, 0]}
+
+
+@pytest.mark.parametrize("which", KEPT_LAYERS)
+@few
+def test_layers_that_were_cut_out_after_enabling_are_noticed(family, which):
+    """Depth pruning by hand. What is numbered anew and enabled again is right."""
+    kept, ids = KEPT_LAYERS[which], tiny.tokens([23])[0]
+
+    def cut(model):
+        chosen = torch.nn.ModuleList([copy.deepcopy(layers(model)[i]) for i in kept])
+        setattr(model.base_model, "h" if family == "gpt2" else "layers", chosen)
+        model.config.num_hidden_layers = len(kept)
+
+    def number(model):
+        for i in range(len(kept)):
+            attention(model, i).layer_idx = i
+
+    eager = tiny.make(family, attn_implementation="eager")
+    cut(eager)
+    number(eager)
+    want, model = by_reference(family, ids[0], model=eager), dialed(family)
+    cut(model)
+    if which == "fewer":
+        close(model(ids, use_cache=False).logits[0], want)
+    else:
+        with pytest.raises(RuntimeError, match="layer_idx"):
+            model(ids, use_cache=False)
+    number(model)
+    close(zsaa.enable(model)(ids).logits[0], want)
+
+
+@few
+def test_exporting_leaves_no_fake_tensors_behind(family):
+    """What is kept for later passes (plans) must not be made of what torch.export traces with."""
+    models, ids = [dialed(family) for _ in range(2)], tiny.tokens([37], seed=1)[0]  # a length that no other test has
+    programs = [
+        torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, strict=False) for model in models
+    ]
+    other = tiny.tokens([37], seed=2)[0]
+    want = by_reference(family, other[0])
+    close(models[0](other).logits[0], want)
+    for program in programs:
+        close(program.module()(input_ids=other, use_cache=False).logits[0], want)
+
+
+def test_tracing_is_refused(monkeypatch):
+    model = dialed("llama")
+    model.config.use_cache = model.config.return_dict = False
+    with pytest.raises(RuntimeError, match="torch.jit.trace"):
+        torch.jit.trace(model, (tiny.tokens([23])[0],), strict=False, check_trace=False)
+
+
+# ------------------------------------------------------------------------------------------------ what is not there
+
+
+def test_prompts_that_end_in_padding_are_refused_by_generate(family):
+    ids, mask, _ = tiny.tokens([23, 9])
+    model = dialed(family)
+    with pytest.raises(ValueError, match="sample 1 of the prompt ends in padding"):
+        model.generate(ids, attention_mask=mask, **GREEDY)
+    assert model.generate(ids, attention_mask=torch.ones_like(mask), **GREEDY).shape == (2, 23 + NEW)
+
+
+def test_the_body_of_a_classifier_gives_every_token_a_state(family):
+    """Sentence embeddings from a classifier's decoder: a mean over its rows."""
+    ids = tiny.tokens([23])[0]
+    model = dialed(family, "sequence-classification")
+    want = dialed(family, "base")
+    want.load_state_dict(model.base_model.state_dict())
+    assert torch.equal(model.base_model(ids).last_hidden_state, want(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_early_layers_are_read_where_the_last_token_stands(family, side):
+    """As DoLa does, which contrasts the last token's states of early and late layers."""
+    ids, mask, positions = tiny.tokens([23, 9], padding=side)
+    model = dialed(family)
+    states = model(ids, attention_mask=mask, position_ids=positions, output_hidden_states=True).hidden_states
+    assert all(layer.shape == (2, 23, 32) for layer in states)
+    for b, text in enumerate(real(ids, mask)):
+        alone = model(text[None], output_hidden_states=True).hidden_states
+        last = 22 if side == "left" else len(text) - 1
+        for layer, want in zip(states, alone, strict=True):
+            close(layer[b, last], want[0, -1], rtol=1e-9, atol=1e-9)
+
+
+@few
+def test_caches_that_do_not_fit_are_named(family):
+    model, ids = dialed(family), tiny.tokens([23])[0]
+    stock = tiny.make(family)(ids, use_cache=True).past_key_values
+    with pytest.raises(TypeError, match="past_key_values is a tuple"):
+        model(ids[:, :3], past_key_values=tuple((layer.keys, layer.values) for layer in stock.layers))
+    config = tiny.CONFIGS[family]()
+    config.num_hidden_layers = 6
+    deeper = zsaa.enable(transformers.AutoModelForCausalLM.from_config(config).double().eval(), alpha=ALPHA)
+    with pytest.raises(ValueError, match="filled by 4 layers, and the model now runs 6"):
+        deeper(ids[:, :3], past_key_values=model(ids, use_cache=True).past_key_values)
+
+
+@few
+def test_assisted_decoding_over_a_filled_cache_is_refused(family):
+    """transformers feeds it the whole text again, on top of the cache: stock's own answer is wrong there."""
+    model, ids = dialed(family), tiny.tokens([23])[0]
+    first = model.generate(ids, **TELL)
+    again = torch.cat([first.sequences, tiny.tokens([6], seed=4)[0]], dim=1)
+    with pytest.raises(ValueError, match="start from an empty cache"):
+        model.generate(again, past_key_values=first.past_key_values, prompt_lookup_num_tokens=3, **GREEDY)
+
+
+def test_an_assistant_whose_text_ends_in_its_pad_token(family):
+    """transformers infers its mask from the token, and takes it for padding."""
+    ids = tiny.tokens([23])[0]
+    ids[0, -1] = 0
+    model, draft = dialed(family), dialed(family, alpha=0.5, seed=1)
+    mask = torch.ones_like(ids)
+    want = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, attention_mask=mask, assistant_model=draft, **GREEDY), want)
+
+
+def test_copies_of_data_parallel_are_told_that_they_see_no_block():
+    """Trainer's way with several GPUs in one process: each copy runs in a thread of its own."""
+    model, ids = dialed("llama", alpha=1.0), tiny.tokens([23])[0]
+    model.base_model._is_replica = True  # as torch.nn.DataParallel marks its copies
+    with ThreadPoolExecutor(1) as thread:
+        with zsaa.at(model, ALPHA), pytest.raises(RuntimeError, match="torch.nn.DataParallel"):
+            thread.submit(model, ids).result()
+        with zsaa.at(model, ALPHA):
+            here, there = model(ids).logits, thread.submit(model, ids, alpha=ALPHA).result().logits
+        zsaa.set_alpha(model, ALPHA)
+        everywhere = thread.submit(model, ids).result().logits
+    assert torch.equal(there, here) and torch.equal(everywhere, here)
+
+
+def test_a_batch_without_samples_is_named():
+    with pytest.raises(ValueError, match="the input has no samples"):
+        dialed("llama")(torch.zeros(0, 5, dtype=torch.long))
 
 
 # ------------------------------------------------------------------------------------------------------ the tools

@@ -10,6 +10,7 @@ import functools
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
@@ -19,23 +20,65 @@ from zsaa.subclass import saving, subclass
 
 
 class Prompt:
-    """Where the prompt of a running `generate` ends. width: its tokens; None until the first pass shows them. ids: were
-    they given as ids? chunk: tokens per pass, if it is prefilled in pieces."""
+    """The texts that a running `generate` has begun: its prompt, and those that the model is asked about meanwhile,
+    such as the negative prompt of guidance. All are ids [rows, tokens] or embeddings [rows, tokens, size], as the
+    decoder gets them; the first is the prompt.
+
+    chunk: tokens per pass, if the prompt is prefilled in pieces. assistant: does it draft for another model?
+    """
 
     def __init__(self, model: nn.Module, inputs: Tensor | None, options: dict[str, Any]):
-        ids = options.get("input_ids") if inputs is None else inputs
-        given = options.get("inputs_embeds") if options.get("inputs_embeds") is not None else ids
-        self.ids = options.get("inputs_embeds") is None
-        self.width: int | None = None if given is None else given.shape[1]
+        embeds = options.get("inputs_embeds")
+        first = (options.get("input_ids") if inputs is None else inputs) if embeds is None else embeds
+        self.texts: list[Tensor] = [] if first is None else [first]
         config = options.get("generation_config") or model.generation_config
         self.chunk: int | None = options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        self.assistant = bool(getattr(config, "is_assistant", False))
 
-    def appended(self, width: int, embedded: bool) -> int:
-        """How many of a pass's columns, on an empty cache, come after the prompt. embedded: is it given embeddings?
-        Where ids were given, those hold virtual tokens, too (prompt tuning), and the first pass is the prompt."""
-        if self.width is None or (self.ids and embedded):
-            self.width, self.ids = width, False
-        return max(0, width - self.width)
+    def appended(self, read: Tensor, cached: bool) -> int:
+        """How many columns of a pass on an empty cache come after the text that it begins with; one that begins with
+        none that is known is a text of its own. cached: does the pass leave a cache? Then a text is read once, and only
+        the prompt can have something appended: candidates of assisted decoding."""
+        texts = self.texts[:1] if cached else self.texts
+        known = [text.shape[1] for text in texts if begins(read, text)]
+        if known:
+            return read.shape[1] - max(known)
+        self.texts.append(read)
+        return 0
+
+    def is_piece(self, read: Tensor) -> bool:
+        """Is a pass a first piece of the prompt?"""
+        width = read.shape[1]
+        pieces = bool(self.chunk and self.texts) and width < self.texts[0].shape[1]
+        return pieces and begins(read, self.texts[0][:, :width])
+
+    def check(self, call: dict, seen: int) -> None:
+        """Look at the arguments of a pass that follows `seen` cached tokens, and mend them: ValueError if it reads the
+        whole prompt once more than the cache holds of it."""
+        mask = call.get("attention_mask")
+        if self.assistant and isinstance(mask, Tensor) and mask.dim() == 2:
+            # An assistant's mask is inferred from the pad token, but where that follows a text it is one of its tokens.
+            call["attention_mask"] = (mask != 0).long().cummax(dim=1).values
+        if self.texts and 0 < seen < self.texts[0].shape[1] and begins(given(call), self.texts[0]):
+            raise ValueError(
+                f"this call reads the whole prompt again after a cache that holds its first {seen} tokens, as assisted "
+                "decoding in transformers does. Let it start from an empty cache, or decode without candidates."
+            )
+
+
+def given(call: dict) -> Tensor:
+    """What a pass reads: ids [rows, tokens] or embeddings [rows, tokens, size]."""
+    return call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+
+
+def begins(read: Tensor, text: Tensor) -> bool:
+    """Does each row of `read` begin with its text? `generate` repeats texts in place, for beams."""
+    times, rest = divmod(read.shape[0], text.shape[0])
+    if rest or not times or read.dim() != text.dim() or read.shape[1] < text.shape[1]:
+        return False
+    first = read[:, : text.shape[1]]
+    text = text.to(first.device).repeat_interleave(times, dim=0)
+    return first.dtype == text.dtype and torch.equal(first, text)
 
 
 def find_owner(model: nn.Module, decoder: nn.Module) -> PreTrainedModel | None:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family
 from zsaa.fast.graphs import Graphs
-from zsaa.generation import Prompt
+from zsaa.generation import Prompt, given
 from zsaa.guards import check_call, check_continued, check_last, check_layers, check_lengths, read_rows
 from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.rule import LEARNED, Rule, check_alphas
-from zsaa.scope import innermost, opened
+from zsaa.scope import innermost, opened, opened_anywhere
 
 if TYPE_CHECKING:
     from zsaa.dial import Trace
@@ -131,14 +131,14 @@ class Dial:
         call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
         call.pop("self")
         extra = call.pop("kwargs", {})
-        head, given, alpha = extra.pop("zsaa_head", False), "alpha" in extra, self._call_alpha(extra)
+        head, turned, alpha = extra.pop("zsaa_head", False), "alpha" in extra, self._call_alpha(decoder, extra)
         block = innermost(self, "trace")
         trace = self.tracer if block is None else block.values["trace"]
         cache, ids, embeds = (call.get(name) for name in ("past_key_values", "input_ids", "inputs_embeds"))
         fresh = is_empty(cache)
         pruned = is_pruned(cache) and not fresh
         prefill = fresh and (least(alpha) < 1 or trace is not None)
-        stock = ((), {**call, **extra}) if given or head else None
+        stock = ((), {**call, **extra}) if turned or head else None
         if (ids is None) == (embeds is None):  # the stock decoder says what is wrong with that
             return stock
         tokens = ids if embeds is None else embeds[..., 0]
@@ -154,11 +154,14 @@ class Dial:
         shape = (tokens.shape[:-1].numel(), tokens.shape[-1])
         if tokens.dim() == 3 and isinstance(mask := call.get("attention_mask"), Tensor) and mask.dim() == 3:
             call["attention_mask"] = mask.flatten(0, 1)
+        prompt = self._prompt()
+        if prompt is not None:
+            prompt.check(call, cache.get_seq_length() if pruned else 0)
         self._check_layers(decoder)
         check_call(decoder, call, extra, shape, seen=cache.get_seq_length() if pruned else 0)
         if pruned:
             step = self._decode(decoder, call, cache, shape)
-        elif appended := self._appended(shape, embeds is not None):
+        elif appended := self._appended(decoder, call):
             call, step = self._prefill_and_decode(decoder, call, extra, alpha, appended, shape)
         else:
             how = "row" if head else self.reads if self.reads == "own" else None
@@ -173,19 +176,29 @@ class Dial:
             self.warned_of_hooks = True
             warnings.warn(said, stacklevel=3)
 
-    def _call_alpha(self, extra: dict) -> Alpha:
+    def _call_alpha(self, decoder: nn.Module, extra: dict) -> Alpha:
         """The alpha of a call, taken out of its arguments if it is there."""
         given = extra.pop("alpha", None)
         if given is None:
+            if getattr(decoder, "_is_replica", False) and innermost(self, "alpha") is None:
+                self._check_replica()
             return self.alpha
         given = check_alphas(given)
         self.check_trained(given)
         return given
 
-    def _appended(self, shape: tuple[int, int], embedded: bool) -> int:
+    def _check_replica(self) -> None:
+        if opened_anywhere(self, "alpha"):
+            raise RuntimeError(
+                "torch.nn.DataParallel runs its copies of the model in threads of their own, in which no `with "
+                "zsaa.at(...)` of yours is open: the alpha of that block would be ignored. Use zsaa.set_alpha, give "
+                "alpha with the call, or run one process for each GPU."
+            )
+
+    def _appended(self, decoder: nn.Module, call: dict) -> int:
         """How many columns of a pass on an empty cache come after the prompt, as far as `generate` says."""
         prompt = self._prompt()
-        return 0 if prompt is None else prompt.appended(shape[1], embedded)
+        return 0 if prompt is None else prompt.appended(given(call), _wants_cache(decoder, call))
 
     def _prompt(self) -> Prompt | None:
         block = innermost(self, "prompt")
@@ -229,9 +242,10 @@ class Dial:
         if head:
             mask = read_rows(head, ids, mask, shape, decoder.config)
         prompt = self._prompt()
-        if prompt is not None and mask is not None and not prompt.chunk:
+        piece = prompt is not None and prompt.is_piece(given(call))
+        if prompt is not None and mask is not None and not piece:
             check_last(mask[:, -1])
-        lengths = check_lengths(mask, shape, prompt.width if prompt is not None and prompt.chunk else None)
+        lengths = check_lengths(mask, shape, prompt.texts[0].shape[1] if piece else None)
         states = extra.get("output_hidden_states", call.get("output_hidden_states"))
         states = bool(decoder.config.output_hidden_states if states is None else states is not False)
         layers = self.family.num_layers(decoder)

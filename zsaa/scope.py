@@ -22,15 +22,16 @@ GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Scope:
-    """One open block: what it sets for calls of `owner`."""
+    """One open block: what it sets for calls of `owner`. suspendable: is it a generator's?"""
 
     def __init__(self, owner: object, values: dict[str, Any], frame: FrameType | None):
         self.owner, self.values, self.frame = owner, values, frame
+        self.suspendable = frame is not None and bool(frame.f_code.co_flags & GENERATOR)
         self.warned = False
 
 
 _OPEN: ContextVar[tuple[Scope, ...]] = ContextVar("zsaa_open", default=())
-_SUSPENDABLE: list[Scope] = []  # those of generators, of all threads
+_ALL: list[Scope] = []  # of all threads
 
 
 def _opener() -> FrameType | None:
@@ -49,27 +50,24 @@ def _opener() -> FrameType | None:
 @contextmanager
 def opened(owner: object, **values: Any) -> Iterator[Scope]:
     """Calls of `owner` in this block have these values."""
-    frame = _opener()
-    scope = Scope(owner, values, frame)
-    suspendable = frame is not None and bool(frame.f_code.co_flags & GENERATOR)
-    if suspendable:
-        _SUSPENDABLE.append(scope)
-    else:
+    scope = Scope(owner, values, _opener())
+    _ALL.append(scope)
+    if not scope.suspendable:
         _OPEN.set((*_OPEN.get(), scope))
     try:
         yield scope
     finally:
         scope.frame = None  # a copied context may outlive the block: let go of what the frame holds
-        if suspendable:
-            _SUSPENDABLE.remove(scope)
-        else:  # by identity: blocks may end in another order than they began in, or in another context
+        _ALL.remove(scope)
+        if not scope.suspendable:
+            # By identity: blocks may end in another order than they began in, or in another context.
             _OPEN.set(tuple(other for other in _OPEN.get() if other is not scope))
 
 
 def innermost(owner: object, name: str) -> Scope | None:
     """The innermost open block that sets `name` for `owner`, if there is one."""
     here = [scope for scope in _OPEN.get() if scope.owner is owner and name in scope.values]
-    elsewhere = [scope for scope in tuple(_SUSPENDABLE) if scope.owner is owner and name in scope.values]
+    elsewhere = [scope for scope in _of(owner, name) if scope.suspendable]
     if not elsewhere:
         return here[-1] if here else None
     by_frame = {id(scope.frame): scope for scope in (*here, *elsewhere)}  # of one frame the latest counts
@@ -79,6 +77,15 @@ def innermost(owner: object, name: str) -> Scope | None:
     for scope in elsewhere:
         _say_suspended(scope, name)
     return here[-1] if here else None
+
+
+def opened_anywhere(owner: object, name: str) -> bool:
+    """Is a block open that sets `name` for `owner`, in whatever thread?"""
+    return bool(_of(owner, name))
+
+
+def _of(owner: object, name: str) -> list[Scope]:
+    return [scope for scope in tuple(_ALL) if scope.owner is owner and name in scope.values]
 
 
 def _stack() -> Iterator[FrameType]:
