@@ -204,7 +204,9 @@ def test_differences_are_between_runs_on_the_same_samples(result):
 def test_tables_and_figures_are_files(result, tmp_path):
     tables.save_table(tables.cells_table(tables.table_1_cells([result])), tmp_path / "tables/t", "A <title>")
     assert (tmp_path / "tables/t.md").read_text().count("|---") == 11
-    tables.save_table(pd.DataFrame({"cell": ["long" * 50]}), tmp_path / "tables/whole", "A title")
+    tables.save_table(pd.DataFrame({"cell": ["long" * 50], "a|b": ["1.50"]}), tmp_path / "tables/whole", "A title")
+    assert "| a\\|b   |" in (tmp_path / "tables/whole.md").read_text(), "a bar in a cell ends no cell"
+    assert "| 1.50 " in (tmp_path / "tables/whole.md").read_text(), "numbers stay as they are written"
     assert "long" * 50 in (tmp_path / "tables/whole.html").read_text()
     figures.save_figure(figures.accuracy_figure(points.of([result])), tmp_path / "figures/a")
     figures.save_figure(figures.speed_figure(points.of([result])), tmp_path / "figures/b")

@@ -11,23 +11,28 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats as distributions
+from sklearn.metrics import f1_score
 
 DRAWS = 10_000
-# Student's t, two-sided 95%, for 1 to 9 degrees of freedom: with more seeds the normal distribution will do.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-def interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def interval(correct: int, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a proportion, in percent."""
-    p, denominator = correct / n, 1 + z * z / n
-    middle = (p + z * z / (2 * n)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return round(100 * (middle - half), 2), round(100 * (middle + half), 2)
+    found = distributions.binomtest(correct, n).proportion_ci(method="wilson")
+    return round(100 * found.low, 2), round(100 * found.high, 2)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95% interval of a mean, by Student's t."""
+    k = len(values)
+    return float(distributions.t.ppf(0.975, k - 1)) * statistics.stdev(values) / math.sqrt(k)
 
 
 def f1(labels: Sequence[int], predicted: Sequence[int]) -> float:
-    """F1 of label 1, the harmonic mean of precision and recall; 0 where no sample is rightly called 1."""
-    return float(_f1(_counts(labels, predicted)))
+    """F1 of label 1, the harmonic mean of precision and recall, in percent; 0 where no sample is rightly called 1."""
+    _check(labels, predicted)
+    return 100 * float(f1_score(labels, predicted, zero_division=0.0))
 
 
 def f1_interval(labels: Sequence[int], predicted: Sequence[int], seed: int = 0) -> tuple[float, float]:
@@ -76,7 +81,7 @@ def over_seeds(
     if len(values) == 1:
         return mean, tuple(intervals[0]), "held-out samples; one seed"
     k = len(values)
-    between = (T_95[k - 2] if k - 2 < len(T_95) else 1.96) * statistics.stdev(values) / math.sqrt(k)
+    between = half_width(values)
     below = statistics.fmean(v - low for v, (low, _) in zip(values, intervals))
     above = statistics.fmean(high - v for v, (_, high) in zip(values, intervals))
     low, high = max(0.0, mean - math.hypot(between, below)), min(100.0, mean + math.hypot(between, above))
@@ -93,10 +98,18 @@ def from_bits(bits: str, n: int) -> list[int]:
     return [int(bit) for bit in f"{int(bits, 16):0{n}b}"]
 
 
+def _check(labels: Sequence[int], predicted: Sequence[int]) -> None:
+    """F1 takes the labels 0 and 1 alone; scikit-learn would take any two, or average over more if asked to."""
+    if others := (set(labels) | set(predicted)) - {0, 1}:
+        known = sorted({*labels, *predicted})
+        raise ValueError(
+            f"F1 is of label 1 against label 0, got the labels {known}; {sorted(others)} mean nothing here."
+        )
+
+
 def _counts(labels: Sequence[int], predicted: Sequence[int]) -> np.ndarray:
     """[true positives, samples wrongly called 1, samples of label 1 missed, the rest]"""
-    if set(labels) | set(predicted) > {0, 1}:
-        raise ValueError(f"F1 is of label 1 against label 0, got the labels {sorted(set(labels) | set(predicted))}.")
+    _check(labels, predicted)
     pairs = list(zip(labels, predicted, strict=True))
     return np.array([pairs.count(kind) for kind in ((1, 1), (0, 1), (1, 0), (0, 0))])
 
@@ -108,7 +121,7 @@ def _resampled(counts: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
-    """Of counts [..., kinds]."""
+    """F1 of counts [..., kinds]: what scikit-learn gives of the samples, for thousands of resamples at once."""
     hits, false, missed = counts[..., 0], counts[..., 1], counts[..., 2]
     return 200 * hits / np.maximum(2 * hits + false + missed, 1)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ablation.show.panels import apart
 from zsaa.kit.figures.style import STYLE, multiples, panels
-from zsaa.stats import interval
+from zsaa.stats import half_width, interval
 
 
 def continuation_table(result: dict):
@@ -47,7 +47,7 @@ CONTINUED = {  # colour, marker, dashes
 def continuation_figure(result: dict, worst: float = 2.2):
     """Behind a pruned prompt, against its MAC reduction: how often the next token is the stock model's, and perplexity
     over stock (log scale, up to `worst`). `CONTINUED` are in colour, with 95% bands (of the ratio: paired over the
-    windows, normal); the rest is grey. The caption says which leave the scale, and how far they go."""
+    windows, Student's t); the rest is grey. The caption says which leave the scale, and how far they go."""
     import matplotlib.pyplot as plt
 
     stock = next(r for r in result["rows"] if r["variant"] == "stock")
@@ -93,7 +93,7 @@ def _bands(above, below, x: list[float], rows: list[dict], stock: dict, colour: 
     edges = [(1.0, 1.0)]
     for row in rows:
         differences = [a - b for a, b in zip(row["nll"], stock["nll"])]
-        error = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+        error = half_width(differences)
         edges.append(tuple(math.exp(statistics.fmean(differences) + s * error) for s in (-1, 1)))
     below.fill_between(x, *zip(*edges), color=colour, alpha=0.13, linewidth=0)
 

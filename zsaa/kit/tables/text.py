@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from zsaa.kit.verdicts import Cell
 
 
@@ -80,9 +82,10 @@ def save_table(table, path: str | Path, title: str) -> None:
         flat.columns = [": ".join(column) for column in flat.columns]
     if flat.index.name:
         flat = flat.reset_index()
-    lines = [f"| {' | '.join(map(str, flat.columns))} |", "|" + "---|" * len(flat.columns)]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in flat.itertuples(index=False)]
-    path.with_suffix(".md").write_text(f"### {title}\n\n" + "\n".join(lines) + "\n")
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in flat.itertuples(index=False)]
+    names = [str(name).replace("|", "\\|") for name in flat.columns]
+    text = tabulate(cells, names, tablefmt="github", disable_numparse=True)
+    path.with_suffix(".md").write_text(f"### {title}\n\n{text}\n", encoding="utf-8")
     with pd.option_context("display.max_colwidth", None):  # else pandas cuts cells off at 50 characters
         body = table.to_html(border=0, index=table.index.name is not None)
     path.with_suffix(".html").write_text(f"<h3>{html.escape(title)}</h3>\n{body}")
