@@ -14,18 +14,18 @@ def parts(model):
     return base, base.h if hasattr(base, "h") else base.layers
 
 
-def kept_counts(n, alpha, layers, tau):
+def kept_counts(n, alpha, layers, tau, exempt=0):
     counts = []
     for _ in range(layers):
-        n = min(n, max(math.floor(alpha * n + 1e-6), tau))
+        n = min(n, max(math.floor(alpha * n + 1e-6), tau, exempt))
         counts.append(n)
     return counts
 
 
-def run(model, ids, alpha, tau=5, score="column_sum", prompt=None):
+def run(model, ids, alpha, tau=5, score="column_sum", prompt=None, exempt=()):
     """One unpadded sample: ids [tokens]; the first `prompt` of them are pruned as a prefill, the rest are decoded.
     score: "column_sum", "column_mean", or a function of a layer and the states [1, tokens, hidden] that enter it, to
-    scores [1, tokens].
+    scores [1, tokens]. exempt: places of the prompt that are never dropped; the last never is.
 
     Returns final hidden states [tokens, hidden] (dropped tokens: the state in which they entered their last layer),
     and the kept original positions per layer. `model` must use eager attention.
@@ -34,7 +34,8 @@ def run(model, ids, alpha, tau=5, score="column_sum", prompt=None):
     n, prompt = len(ids), len(ids) if prompt is None else prompt
     alive = torch.zeros(n, dtype=torch.bool)
     alive[:] = True
-    counts = kept_counts(prompt, alpha, len(layers), tau)
+    stay = {*exempt, prompt - 1}
+    counts = kept_counts(prompt, alpha, len(layers), tau, len(stay))
     state = {"layer": 0}
     kept, exits = [], {}
     masks = [None] * len(layers)
@@ -72,8 +73,7 @@ def run(model, ids, alpha, tau=5, score="column_sum", prompt=None):
             sums = score(layer, state["entered"])[0].detach()
         candidates = [p for p in range(prompt) if alive[p]]
         if counts[layer] < len(candidates):
-            last = candidates[-1]
-            best = sorted(candidates, key=lambda p: (p != last, -sums[p].item(), p))[: counts[layer]]
+            best = sorted(candidates, key=lambda p: (p not in stay, -sums[p].item(), p))[: counts[layer]]
             for p in set(candidates) - set(best):
                 exits[p] = state["entered"][0, p]
                 alive[p] = False

@@ -107,6 +107,19 @@ def test_a_replay_equals_the_pass_that_it_replaces(stand_in, family, lengths, pa
     assert held(plain) == []
 
 
+@pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
+@torch.no_grad()
+def test_a_replay_reads_the_exempt_tokens_of_its_own_call(stand_in, lengths, padding):
+    """The mask is an input of a recording; how many it names is part of the shapes."""
+    model, plain = model_of(graphs=True), model_of(graphs=False)
+    ids, mask, _ = tiny.tokens(lengths, 0, padding)
+    for shift in range(3):
+        given = dict(attention_mask=mask, exempt=((mask.cumsum(1) - 2 - shift) // 3 == 0) & (mask == 1))
+        same(everything(model(ids, **given)), everything(plain(ids, **given)))
+    model(ids, attention_mask=mask)
+    assert held(model) == [(lengths, 0.7, 3), (lengths, 0.7, 1)]
+
+
 @pytest.mark.parametrize("head", ["base", "sequence-classification"])
 @torch.inference_mode()
 def test_other_heads_and_inputs(stand_in, head):

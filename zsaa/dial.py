@@ -61,6 +61,10 @@ def enable(
     schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), or "rising" (not the
         paper's: lower layers keep more, upper ones less, the top is left with the same; see `zsaa.kept_counts`).
 
+    Calls then take, beside their own arguments, `alpha` (of this call, or one for each request) and `exempt`, a bool
+    mask [batch, tokens] of prompt tokens that are never dropped: `model(..., exempt=mask)`, `model.generate(...,
+    exempt=mask)`. No layer keeps fewer than these; the last token is always one of them.
+
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
     "geometric". Calling it again changes the settings. graphs is never saved, and "auto" at first. Raises

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
 
+from zsaa.guards import check_mask
 from zsaa.scope import opened
 from zsaa.subclass import saving, subclass
+
+MASKS = ("exempt",)  # of a prompt's tokens, given with the call: see `zsaa.enable`
 
 
 class Prompt:
@@ -24,10 +27,12 @@ class Prompt:
     such as the negative prompt of guidance. All are ids [rows, tokens] or embeddings [rows, tokens, size], as the
     decoder gets them; the first is the prompt.
 
-    chunk: tokens per pass, if the prompt is prefilled in pieces. assistant: does it draft for another model?
+    chunk: tokens per pass, if the prompt is prefilled in pieces. assistant: does it draft for another model? masks: of
+    the prompt's tokens, as the call gave them, by name.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor | None, options: dict[str, Any]):
+    def __init__(self, model: nn.Module, inputs: Tensor | None, options: dict[str, Any], masks: dict[str, Tensor]):
+        self.masks = masks
         embeds = options.get("inputs_embeds")
         first = (options.get("input_ids") if inputs is None else inputs) if embeds is None else embeds
         self.texts: list[Tensor] = [] if first is None else [first]
@@ -51,6 +56,16 @@ class Prompt:
         width = read.shape[1]
         pieces = bool(self.chunk and self.texts) and width < self.texts[0].shape[1]
         return pieces and begins(read, self.texts[0][:, :width])
+
+    def masks_of(self, read: Tensor) -> dict[str, Tensor]:
+        """The masks for a pass over the prompt, or over its first piece; none for another text."""
+        if not self.masks or not self.texts:
+            return self.masks
+        if self.is_piece(read):
+            return {name: mask[:, : read.shape[1]] for name, mask in self.masks.items()}
+        # Virtual tokens turn ids into embeddings: that the masks do not fit those is said, too.
+        other = read.dim() == self.texts[0].dim() and not begins(read, self.texts[0])
+        return {} if other else self.masks
 
     def check(self, call: dict, seen: int) -> None:
         """Look at the arguments of a pass that follows `seen` cached tokens, and mend them: ValueError if it reads the
@@ -104,7 +119,9 @@ def owner_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
         if dial is None:
             kwargs = kwargs if alpha is None else {**kwargs, "alpha": alpha}  # stock says that it knows none
             return super(made, self).generate(inputs, *args, **kwargs)
-        with nullcontext() if alpha is None else dial.at(alpha), opened(dial, prompt=Prompt(self, inputs, kwargs)):
+        masks = {name: check_mask(name, kwargs.pop(name)) for name in MASKS if kwargs.get(name) is not None}
+        prompt = Prompt(self, inputs, kwargs, masks)
+        with nullcontext() if alpha is None else dial.at(alpha), opened(dial, prompt=prompt):
             return super(made, self).generate(inputs, *args, **kwargs)
 
     members = {"save_pretrained": save_pretrained, "_zsaa_owner": True}

@@ -170,6 +170,39 @@ def check_lengths(mask: Tensor | None, shape: tuple[int, int], prompt: int | Non
     return lengths
 
 
+def check_mask(name: str, mask: object, shape: tuple[int, int] | None = None) -> Tensor:
+    """`mask`, of some of a call's tokens, if it is a bool tensor [batch, tokens] (of this shape); else TypeError or
+    ValueError."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise TypeError(
+            f"{name} must be a bool tensor [batch, tokens], one entry for each column of the input, got {kind}."
+        )
+    if mask.dim() != 2 or (shape is not None and tuple(mask.shape) != tuple(shape)):
+        wanted = "[batch, tokens]" if shape is None else f"{tuple(shape)}"
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)}, and the input of this pass {wanted}: give one entry for each "
+            "column of the input, padding included (virtual tokens of prompt tuning count as columns)."
+        )
+    return mask
+
+
+def check_exempt(exempt: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+    """`exempt` without padding, and how many tokens of each sample are never dropped: its own, and the last. mask: bool
+    [batch, tokens], which are real, or None. ValueError for a sample of which it names padding only."""
+    real = torch.ones_like(exempt) if mask is None else mask
+    mine = exempt & real
+    last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(dim=1, keepdim=True)
+    wrong = exempt.any(dim=1) & ~mine.any(dim=1)
+    counts, wrong = torch.stack([mine.scatter(1, last, True).sum(dim=1), wrong.long()]).tolist()
+    if any(wrong):
+        raise ValueError(
+            f"exempt names padding only in sample {wrong.index(1)}: its columns are those of the input as it is given, "
+            "so pad it on the same side."
+        )
+    return mine, tuple(counts)
+
+
 def reads(owner: nn.Module | None) -> str | None:
     """How the head of `owner` reads the decoder: "row" for a classifier of transformers, which reads one row of each
     sample (see `read_rows`); "own" for a subclass with a forward of its own, which may read others; else None."""

@@ -19,8 +19,17 @@ from torch import Tensor, nn
 from zsaa.cache import is_empty, is_pruned, pruned_cache
 from zsaa.families import Family
 from zsaa.fast.graphs import Graphs
-from zsaa.generation import Prompt, given
-from zsaa.guards import check_call, check_continued, check_last, check_layers, check_lengths, read_rows
+from zsaa.generation import MASKS, Prompt, given
+from zsaa.guards import (
+    check_call,
+    check_continued,
+    check_exempt,
+    check_last,
+    check_layers,
+    check_lengths,
+    check_mask,
+    read_rows,
+)
 from zsaa.passes import Decode, Prefill, Request, plan
 from zsaa.rule import LEARNED, Rule, check_alphas
 from zsaa.scope import innermost, opened, opened_anywhere
@@ -131,14 +140,15 @@ class Dial:
         call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
         call.pop("self")
         extra = call.pop("kwargs", {})
-        head, turned, alpha = extra.pop("zsaa_head", False), "alpha" in extra, self._call_alpha(decoder, extra)
+        head, own = extra.pop("zsaa_head", False), any(name in extra for name in ("alpha", *MASKS))
+        alpha, masks = self._call_alpha(decoder, extra), {name: extra.pop(name) for name in MASKS if name in extra}
         block = innermost(self, "trace")
         trace = self.tracer if block is None else block.values["trace"]
         cache, ids, embeds = (call.get(name) for name in ("past_key_values", "input_ids", "inputs_embeds"))
         fresh = is_empty(cache)
         pruned = is_pruned(cache) and not fresh
         prefill = fresh and (least(alpha) < 1 or trace is not None)
-        stock = ((), {**call, **extra}) if turned or head else None
+        stock = ((), {**call, **extra}) if own or head else None
         if (ids is None) == (embeds is None):  # the stock decoder says what is wrong with that
             return stock
         tokens = ids if embeds is None else embeds[..., 0]
@@ -165,7 +175,8 @@ class Dial:
             call, step = self._prefill_and_decode(decoder, call, extra, alpha, appended, shape)
         else:
             how = "row" if head else self.reads if self.reads == "own" else None
-            step = self._prefill(decoder, call, extra, alpha, trace, shape, how)
+            masks = self._masks(masks, given(call).flatten(0, tokens.dim() - 2))
+            step = self._prefill(decoder, call, extra, alpha, trace, shape, how, masks)
         # The stock decoder would now build a full-length mask. It returns a 4-D one as it is, and ours is never read.
         call["attention_mask"] = torch.empty((1, 1, 1, 1), device=tokens.device)
         return (), {**call, **extra, "zsaa": step}
@@ -194,6 +205,18 @@ class Dial:
                 "zsaa.at(...)` of yours is open: the alpha of that block would be ignored. Use zsaa.set_alpha, give "
                 "alpha with the call, or run one process for each GPU."
             )
+
+    def _masks(self, given: dict[str, Tensor | None], read: Tensor) -> dict[str, Tensor]:
+        """The masks of a pass's tokens, by name: given with the call, or with the running `generate`, whose batch may
+        be a multiple of the requests."""
+        prompt, shape, masks = self._prompt(), read.shape[:2], {}
+        held = {} if prompt is None else prompt.masks_of(read)
+        for name, mask in {**held, **{name: mask for name, mask in given.items() if mask is not None}}.items():
+            batch = check_mask(name, mask).shape[0]
+            if 0 < batch < shape[0] and shape[0] % batch == 0:
+                mask = mask.repeat_interleave(shape[0] // batch, dim=0)
+            masks[name] = check_mask(name, mask, shape).to(read.device)
+        return masks
 
     def _appended(self, decoder: nn.Module, call: dict) -> int:
         """How many columns of a pass on an empty cache come after the prompt, as far as `generate` says."""
@@ -235,6 +258,7 @@ class Dial:
         trace: Trace | None,
         shape: tuple[int, int],
         head: str | None,
+        masks: dict[str, Tensor],
     ) -> Prefill:
         ids, embeds, mask = (call.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
         device = (ids if embeds is None else embeds).device
@@ -246,6 +270,8 @@ class Dial:
         if prompt is not None and mask is not None and not piece:
             check_last(mask[:, -1])
         lengths = check_lengths(mask, shape, prompt.texts[0].shape[1] if piece else None)
+        exempt = masks.get("exempt")
+        exempt, count = (None, ()) if exempt is None else check_exempt(exempt, mask)
         states = extra.get("output_hidden_states", call.get("output_hidden_states"))
         states = bool(decoder.config.output_hidden_states if states is None else states is not False)
         layers = self.family.num_layers(decoder)
@@ -257,11 +283,12 @@ class Dial:
             num_layers=layers,
             carry=head != "row" or states,  # where one row is read, dropped tokens need no final state
             device=device,
+            exempt=count,
         )
         scorer = decoder.salience if self.rule.score == LEARNED else None
         if _wants_cache(decoder, call):
             call["past_key_values"] = pruned_cache(call.get("past_key_values"), layers)
-        return Prefill(request, plan(request), mask, scorer, states, trace)
+        return Prefill(request, plan(request), mask, scorer, states, trace, exempt)
 
 
 def least(alpha: Alpha) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class Request:
     """All that the shapes of a pruned pass depend on: the lengths and the dial's settings, none of the data.
 
-    lengths: real tokens of each sample; width: columns of the input; alphas: one per sample.
+    lengths: real tokens of each sample; width: columns of the input; alphas: one per sample. exempt: tokens of each
+    sample that are never dropped, the last included; empty where the call names none.
     """
 
     lengths: tuple[int, ...]
@@ -37,6 +39,7 @@ class Request:
     num_layers: int
     carry: bool  # do dropped tokens leave with the state that they had?
     device: torch.device
+    exempt: tuple[int, ...] = ()
 
     @property
     def compact(self) -> bool:
@@ -53,8 +56,8 @@ class Plan:
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
-        given = zip(lengths, request.alphas)
-        counts = (request.rule.counts(n, alpha, request.num_layers) for n, alpha in given)
+        given = zip(lengths, request.alphas, request.exempt or repeat(0))
+        counts = (request.rule.counts(n, alpha, request.num_layers, exempt) for n, alpha, exempt in given)
         self.counts = [list(layer) for layer in zip(*counts)]
         stages = [list(lengths), *self.counts]
         self.widths = [max(stage) for stage in stages]
@@ -98,9 +101,10 @@ class Prefill:
     Inputs are compacted before the first layer (real tokens first), so padding costs nothing and decides nothing. The
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
-    mask: bool [batch, width], the real columns of the input; read only if some are not. rows: per stage int64 [batch,
-    rows], the input rows that are alive, in order. scorer: the learned score; None where another decides. states: is
-    what enters each layer asked for, too? trace: gets what was kept, once the pass is through.
+    mask: bool [batch, width], the real columns of the input; read only if some are not. exempt: bool [batch, width],
+    the columns that are never dropped, or None. rows: per stage int64 [batch, rows], the input rows that are alive, in
+    order. scorer: the learned score; None where another decides. states: is what enters each layer asked for, too?
+    trace: gets what was kept, once the pass is through.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
@@ -113,9 +117,10 @@ class Prefill:
         scorer: Salience | None = None,
         states: bool = False,
         trace: Trace | None = None,
+        exempt: Tensor | None = None,
     ):
         self.request, self.plan, self.mask, self.scorer = request, plan, mask, scorer
-        self.states, self.trace = states, trace
+        self.states, self.trace, self.exempt = states, trace, exempt
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
@@ -130,6 +135,11 @@ class Prefill:
     def partial(self) -> bool:
         """Does the decoder's output need `complete`?"""
         return self.states
+
+    def reads(self) -> dict[str, Tensor]:
+        """What the pass reads of its call beside the decoder's own arguments, by name."""
+        given = {"mask": self.mask if self.request.compact else None, "exempt": self.exempt}
+        return {name: x for name, x in given.items() if x is not None}
 
     def future(self, rows: int) -> Tensor | None:
         """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
@@ -224,6 +234,8 @@ class Prefill:
         if self.plan.drops[layer]:
             score = FUNCTIONS.get(self.request.rule.score)
             scores = sums if score is None else score(sums, before)  # None: it is learned, and these are its scores
+            if self.exempt is not None:
+                scores = scores.masked_fill(self.exempt.gather(1, rows), float("inf"))
             if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
                 *choice, rows = kernels.choose(scores, before, after, width, rows)
             else:

@@ -30,8 +30,9 @@ class Rule:
         object.__setattr__(self, "tau", check_tau(self.tau))
         check_score(self.score), check_schedule(self.schedule)
 
-    def counts(self, n: int, alpha: float, num_layers: int) -> list[int]:
-        """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens.
+    def counts(self, n: int, alpha: float, num_layers: int, exempt: int = 0) -> list[int]:
+        """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens, of which `exempt` are never
+        dropped: no layer keeps fewer.
 
         Under "geometric", Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. Under "rising", not the
         paper's, layer l keeps alpha^w_l of what enters it (see `powers`): lower layers, where dropping costs most, drop
@@ -42,9 +43,9 @@ class Rule:
         alpha = check_alpha(alpha)
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
-        counts = []
+        counts, least = [], max(self.tau, exempt)
         for share in _shares(alpha, num_layers, self.schedule):
-            n = min(n, max(math.floor(share * n + 1e-6), self.tau))
+            n = min(n, max(math.floor(share * n + 1e-6), least))
             counts.append(n)
         return counts
 

@@ -297,11 +297,12 @@ class Graphs:
             names = [name for name, *_ in key[1]]
             inputs = {name: call[name].clone() for name in names}
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
-            mask = step.mask.clone() if request.compact else None
+            own = {f"zsaa.{name}": x.clone() for name, x in step.reads().items()}
+            mask, exempt = own.get("zsaa.mask"), own.get("zsaa.exempt")
 
             def run():
                 cache = pruned_cache(None, layers) if cached else None
-                again = Prefill(request, plan, mask, step.scorer)
+                again = Prefill(request, plan, mask, step.scorer, exempt=exempt)
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
                 for layer in cache.layers if cached else ():
@@ -322,7 +323,7 @@ class Graphs:
                 raise RuntimeError("the replay of a recorded prefill differs from the prefill itself")
         if set(output.keys()) - {"last_hidden_state", "past_key_values"}:
             raise NotImplementedError(f"the decoder's output has fields of its own: {sorted(output.keys())}")
-        inputs = {**inputs, "zsaa": mask} if mask is not None else inputs
+        inputs |= own
         nbytes += sum(x.nbytes for x in inputs.values())
         if nbytes + sum(r.nbytes for r in self.recordings.values()) > _budget(request.device):
             self.seen[key] = -(1 << 30)  # too large: no second try
@@ -341,8 +342,9 @@ class Graphs:
             if self.stream is not None and self.stream != stream:
                 stream.wait_stream(self.stream)
             self.stream = stream
+        own = {f"zsaa.{name}": x for name, x in call["zsaa"].reads().items()}
         for name, tensor in recording.inputs.items():
-            tensor.copy_(call["zsaa"].mask if name == "zsaa" else call[name])
+            tensor.copy_(own[name] if name in own else call[name])
         recording.graph.replay()
         # Copies: the next replay overwrites what this one left. All that follows runs while the device is at work.
         hidden, *rest = recording.outputs.copies()
