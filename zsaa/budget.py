@@ -236,13 +236,19 @@ def calibrate(
 
 
 def _alphas(config: Any, n: int, rule: dict) -> list[float]:
-    """The settings to time, from 1 downwards: evenly spread over the factors by which MACs can fall, down to the alpha
-    at which each layer is left with tau tokens."""
+    """The settings to time, from 1 downwards: evenly spread over the factors by which MACs can fall, down to one
+    at which each layer is left with tau tokens: the largest of two digits, which can be read and typed."""
     first = powers(config.num_hidden_layers, rule["schedule"])[0]  # no layer keeps a larger share
-    low = min(max(LEAST, (rule["tau"] / n) ** (1 / first)), NEAR)
+    low = min(max(LEAST, _two_digits((rule["tau"] / n) ** (1 / first))), NEAR)
     targets = np.geomspace(1, max(1, mac_reduction(config, n, low, **rule)), POINTS)[1:-1]
     solved = {round(_alpha_for_macs(config, Counter([n]), target, rule), 3) for target in targets.tolist()}
     return [1.0, *sorted({NEAR, low, *(a for a in solved if low < a < NEAR)}, reverse=True)]
+
+
+def _two_digits(alpha: float) -> float:
+    """Rounded down to two significant digits."""
+    decimals = 1 - math.floor(math.log10(alpha))
+    return round(math.floor(alpha * 10**decimals) / 10**decimals, decimals)
 
 
 def _prefill(model: nn.Module, n: int, batch: int) -> Callable[[], None]:
@@ -369,7 +375,8 @@ def _saved(path: Path, key: dict) -> dict | None:
 
 
 def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = None, batch: int = 1):
-    """What a prefill of `batch` texts of `n` tokens costs at each alpha, as a pandas DataFrame indexed by alpha.
+    """What a prefill of `batch` texts of `n` tokens costs at each alpha, as a pandas DataFrame indexed by alpha,
+    which prints whole.
 
     alphas: one setting or several; None lists those that `calibrate` times.
 
@@ -381,6 +388,8 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
     how steadily the times were measured; its "tokens_per_layer" maps alpha to the full lists.
     """
     import pandas as pd
+
+    from zsaa.costs import Costs  # a DataFrame: pandas is not loaded before it is asked for
 
     decoder, _ = find_decoder(model)
     config, key = decoder.config, _key(model, n, batch)
@@ -411,7 +420,7 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
                 "speed-up": round(calibration.stock_ms / clock, 2) if calibration else math.nan,
             }
         )
-    table = pd.DataFrame(rows, index=pd.Index(tokens, name="alpha"))
+    table = Costs(rows, index=pd.Index(tokens, name="alpha"))
     about = ("model", "n", "batch", *RULE, "dtype", "device")
     if calibration:
         timing = f"measured {record['provenance']['date']}, medians, scatter {calibration.scatter:.0%}"
