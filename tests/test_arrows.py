@@ -25,7 +25,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "data": ["benchmarks", "choice", "corpora", "folders", "tasks"],
     "training": ["evaluate", "finetune", "glue", "harness"],
     "studies": ["bench", "experiment", "mmlu", "perplexity"],
-    "kit": ["kit", "architectures", "audit", "needs", "runner"],
+    "kit": ["kit", "architectures", "audit", "runner"],
     "slider": ["slider"],
 }
 MAY = {

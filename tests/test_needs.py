@@ -11,15 +11,14 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
 from hub import Server
 
-from zsaa import needs
+from zsaa.kit import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 ASK = """
 import json, sys, time
-from zsaa.needs import missing
+from zsaa.kit.needs import missing
 started = time.perf_counter()
 found, reached = missing(sys.argv[1:])
 print(json.dumps([found, reached, time.perf_counter() - started]))
@@ -94,16 +93,27 @@ def test_a_model_that_travels_as_a_package_asks_no_hub(monkeypatch):
 
 
 def test_a_gpu_that_is_missing_or_too_small(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    answer = types.SimpleNamespace(returncode=0, stdout="0\n")
+    monkeypatch.setattr(needs.subprocess, "run", lambda *a, **k: answer)
     found, reached = needs.missing(["gpu", "package:no-such-package"])
     assert "no NVIDIA GPU" in found["gpu"] and "pip install no-such-package" in found["package:no-such-package"]
     assert reached is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     answer = types.SimpleNamespace(returncode=0, stdout="16106127360\n")
-    monkeypatch.setattr(needs.subprocess, "run", lambda *a, **k: answer)
     assert needs.missing(["gpu", "gpu:15"])[0] == {}
     assert needs.missing(["gpu:40"])[0] == {"gpu:40": "the GPU has 15 GiB of memory; take one with at least 40"}
     answer = types.SimpleNamespace(
         returncode=1, stdout="", stderr="Traceback\nAcceleratorError: all CUDA devices are busy\n"
     )
     assert "AcceleratorError: all CUDA devices are busy" in needs.missing(["gpu:15"])[0]["gpu:15"]
+
+
+def test_a_gpu_is_asked_for_without_torch_in_the_runner():
+    """What was interrupted while it imported torch may not import it again."""
+    code = f"""
+import runpy, sys
+runpy.run_path({str(ROOT / "zsaa" / "runner.py")!r})["load_kit"]()
+from zsaa_kit.needs import missing
+print(sorted(missing(["gpu"])[0]), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() in ("['gpu'] False", "[] False"), done

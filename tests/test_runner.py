@@ -832,7 +832,8 @@ def with_needs(tree, needs="[]", wants="[]"):
 
 def test_what_is_missing_is_said_at_the_start_and_the_rest_runs(tree, capfd, monkeypatch):
     monkeypatch.setattr(
-        "zsaa.needs.missing", lambda needs: ({"model:a/b": "gated: accept its licence"}, True) if needs else ({}, None)
+        "zsaa.kit.needs.missing",
+        lambda needs: ({"model:a/b": "gated: accept its licence"}, True) if needs else ({}, None),
     )
     with_needs(tree, needs='["model:a/b"]')
     assert tree.run("--dry-run") == errors.OK
@@ -858,7 +859,7 @@ def test_what_is_missing_is_said_at_the_start_and_the_rest_runs(tree, capfd, mon
      ("[]", None, "0", "0")],
 )  # fmt: skip
 def test_notebooks_run_offline_unless_the_hub_is_wanted_and_answers(tree, monkeypatch, wants, reached, given, seen):
-    monkeypatch.setattr("zsaa.needs.missing", lambda needs: ({}, reached))
+    monkeypatch.setattr("zsaa.kit.needs.missing", lambda needs: ({}, reached))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     if given:
         monkeypatch.setenv("HF_HUB_OFFLINE", given)

@@ -144,9 +144,11 @@ def write_json(path: Path, content: dict) -> Path:
 
 
 SHOWS_ONLY = (  # without a number: files, and folders
-    "needs.py",
     "runner.py",
-    *(f"kit/{name}.py" for name in ("claims", "labels", "needs", "paper", "points", "store", "verdicts")),
+    *(
+        f"kit/{name}.py"
+        for name in ("claims", "energy", "files", "labels", "needs", "paper", "points", "store", "verdicts")
+    ),
     *(f"kit/{name}/" for name in ("figures", "report", "runner", "tables")),
 )
 

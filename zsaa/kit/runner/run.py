@@ -25,7 +25,7 @@ def look_for_needs(jobs: list[Job]) -> tuple[dict[str, str], bool]:
     needs = [need for job in jobs for need in (*job.needs, *job.wants)]
     if not needs:
         return {}, True
-    from zsaa.needs import missing
+    from ..needs import missing
 
     found, reached = missing(needs)
     return found, not reached

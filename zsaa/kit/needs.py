@@ -44,18 +44,22 @@ def missing(needs: Iterable[str]) -> tuple[dict[str, str], bool | None]:
     return found, reached
 
 
-def _gpu(gib: float) -> str | None:
-    import torch
+ASK_GPU = """
+import torch
+print(torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0)
+"""
 
-    if not torch.cuda.is_available():
-        return NO_GPU
+
+def _gpu(gib: float) -> str | None:
     # In a process of its own: asking makes a context, which would take GPU memory from the notebooks.
-    ask = "import torch; print(torch.cuda.get_device_properties(0).total_memory)"
-    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    isolated = ["-I"] if sys.flags.isolated else []
+    asked = subprocess.run([sys.executable, *isolated, "-c", ASK_GPU], capture_output=True, text=True)
     if asked.returncode:  # it may be another process' alone, or full
         said = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
         return f"the GPU does not say how much memory it has ({said}); free it from other programs"
-    has = int(asked.stdout) / 2**30
+    has = int(asked.stdout.split()[-1]) / 2**30
+    if not has:
+        return NO_GPU
     return f"the GPU has {has:.0f} GiB of memory; take one with at least {gib:g}" if has < gib else None
 
 
