@@ -103,3 +103,23 @@ def test_a_kind_that_is_not_known_is_gathered_under_the_names_in_its_rows():
     assert list(zip(found["task"], found["method"], found["metric"], found["value"])) == [
         ("new", "library, train", "cost", 2.5), ("new", "one, train", "cost", 1.5)
     ]  # fmt: skip
+
+
+def test_a_perplexity_with_its_clock_times_keeps_both():
+    """As a run writes it; the committed ones were not timed. Both are of one setting: the table has them in a row."""
+    result = next(result for _, result in FOUND if result.get("kind") == "perplexity")
+    timed = {
+        "latency_ms": 3.5,
+        "latency_ms_quartiles": [3, 4],
+        "speedup": 1.5,
+        "latency_batch": 1,
+        "latency_tokens": 64,
+    }
+    rows = [row if row["control"] == "random" else {**row, **timed} for row in result["rows"]]
+    plain, clocked = (tables.table_2_settings(points.of([{**result, "rows": r}])) for r in (result["rows"], rows))
+    assert (plain["TTFT"] == "not run").all() and len(plain) == len(clocked) == len(rows)
+    assert list(clocked["TTFT"]) == ["1.50x" if "speedup" in row else "not run" for row in rows]
+    assert plain.drop(columns="TTFT").equals(clocked.drop(columns="TTFT"))
+    assert tables.table_2_controls(points.of([{**result, "rows": rows}])).equals(
+        tables.table_2_controls(points.of([result]))
+    )

@@ -90,7 +90,9 @@ def _points(file: str, result: dict) -> Iterator[dict]:
     for row in rows:
         what = {**shared, "model": model_of(result, row), "method": method_of(result, row)}
         rest, timed = row, {}
-        if "latency_batch" in row:  # a forward pass that was timed at the setting, on a batch with MACs of its own
+        if (
+            "latency_mac_reduction" in row
+        ):  # a forward pass that was timed at the setting, on a batch with MACs of its own
             rest = {field: value for field, value in row.items() if field not in TIMED}
             timed = {name: row[field] for field, name in TIMED.items() if field in row}
             timed |= {name: row[name] for name in ("target", "alpha")}
