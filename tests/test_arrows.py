@@ -23,8 +23,8 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "budget": ["budget"],
     "models": ["models"],
     "data": ["benchmarks", "choice", "corpora", "folders", "tasks"],
-    "training": ["evaluate", "finetune", "glue", "harness"],
-    "studies": ["bench", "experiment", "mmlu", "perplexity"],
+    "training": ["evaluate", "finetune", "harness"],
+    "studies": ["bench", "experiment", "glue", "mmlu", "perplexity"],
     "kit": ["kit", "architectures", "audit", "runner"],
     "slider": ["slider"],
 }
