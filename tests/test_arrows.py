@@ -20,7 +20,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "kernels": ["kernels"],
     "files": ["kit.files", "kit.energy", "checks"],  # written by everybody, know nobody
     "records": ["measure", "stats", "distributed"],
-    "budget": ["budget"],
+    "budget": ["budget", "costs"],
     "models": ["models"],
     "data": ["benchmarks", "choice", "corpora", "folders", "tasks"],
     "training": ["evaluate", "finetune", "harness"],
