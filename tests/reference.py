@@ -14,7 +14,9 @@ def parts(model):
     return base, base.h if hasattr(base, "h") else base.layers
 
 
-def kept_counts(n, alpha, layers, tau, exempt=0):
+def kept_counts(n, alpha, layers, tau, exempt=0, entry=False):
+    if entry:
+        return [min(n, max(math.floor(alpha * n + 1e-6), tau, exempt))] * layers
     counts = []
     for _ in range(layers):
         n = min(n, max(math.floor(alpha * n + 1e-6), tau, exempt))
@@ -22,10 +24,11 @@ def kept_counts(n, alpha, layers, tau, exempt=0):
     return counts
 
 
-def run(model, ids, alpha, tau=5, score="column_sum", prompt=None, exempt=()):
+def run(model, ids, alpha, tau=5, score="column_sum", prompt=None, exempt=(), entry=False):
     """One unpadded sample: ids [tokens]; the first `prompt` of them are pruned as a prefill, the rest are decoded.
     score: "column_sum", "column_mean", or a function of a layer and the states [1, tokens, hidden] that enter it, to
     scores [1, tokens]. exempt: places of the prompt that are never dropped; the last never is.
+    entry: are all drops made before the first layer?
 
     Returns final hidden states [tokens, hidden] (dropped tokens: the state in which they entered their last layer),
     and the kept original positions per layer. `model` must use eager attention.
@@ -35,15 +38,25 @@ def run(model, ids, alpha, tau=5, score="column_sum", prompt=None, exempt=()):
     alive = torch.zeros(n, dtype=torch.bool)
     alive[:] = True
     stay = {*exempt, prompt - 1}
-    counts = kept_counts(prompt, alpha, len(layers), tau, len(stay))
+    counts = kept_counts(prompt, alpha, len(layers), tau, len(stay), entry)
     state = {"layer": 0}
     kept, exits = [], {}
     masks = [None] * len(layers)
+
+    def leave(hidden, sums):
+        """Hide all but the best from what follows."""
+        candidates = [p for p in range(prompt) if alive[p]]
+        best = sorted(candidates, key=lambda p: (p not in stay, -sums[p].item(), p))[: counts[state["layer"]]]
+        for p in set(candidates) - set(best):
+            exits[p] = hidden[0, p]
+            alive[p] = False
 
     def before_layer(module, args, kwargs):
         layer = state["layer"]
         hidden = args[0] if args else kwargs["hidden_states"]
         state["entered"] = hidden
+        if entry and layer == 0:
+            leave(hidden, score(0, hidden)[0].detach())
         attention = module.attn if hasattr(module, "attn") else module.self_attn
         window = getattr(attention, "sliding_window", None)
         if model.config.model_type == "mistral":
@@ -71,12 +84,7 @@ def run(model, ids, alpha, tau=5, score="column_sum", prompt=None, exempt=()):
             sums[:prompt] = sums[:prompt] / (alive[:prompt].sum() - rank).clamp(min=1)
         if callable(score):
             sums = score(layer, state["entered"])[0].detach()
-        candidates = [p for p in range(prompt) if alive[p]]
-        if counts[layer] < len(candidates):
-            best = sorted(candidates, key=lambda p: (p not in stay, -sums[p].item(), p))[: counts[layer]]
-            for p in set(candidates) - set(best):
-                exits[p] = state["entered"][0, p]
-                alive[p] = False
+        leave(state["entered"], sums)
         kept.append([p for p in range(prompt) if alive[p]])
 
     def after_layer(module, args, kwargs, output):

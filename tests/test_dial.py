@@ -76,7 +76,7 @@ def test_settings_of_earlier_versions_are_read_if_their_schedule_is_there(tmp_pa
             continue
         want = model(ids).logits
         for call in (lambda: zsaa.enable(model), lambda: zsaa.alpha_for(model, 300, 2)):  # noqa: B023
-            with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .* and 'rising' are"):
+            with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .*'rising' and 'entry' are"):
                 call()
         assert torch.equal(model(ids).logits, want) and not hasattr(model.model, "_zsaa")
 

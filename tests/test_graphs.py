@@ -109,6 +109,22 @@ def test_a_replay_equals_the_pass_that_it_replaces(stand_in, family, lengths, pa
 
 @pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
 @torch.no_grad()
+def test_drops_before_the_first_layer_are_replayed_and_decoded_from(stand_in, lengths, padding):
+    rule = dict(score="random", schedule="entry", alpha=0.5)
+    model, plain = model_of(graphs=True, **rule), model_of(graphs=False, **rule)
+    for seed in range(2):
+        ids, mask, _ = tiny.tokens(lengths, seed, padding)
+        whole, outputs = torch.cat([mask, mask[:, -1:]], dim=1), []
+        for each in (model, plain):
+            first = each(ids, attention_mask=mask)
+            outputs.append(everything(first))
+            outputs[-1] += everything(each(ids[:, -1:], attention_mask=whole, past_key_values=first.past_key_values))
+        same(*outputs)
+    assert held(model) == [(lengths, 0.5, 2)]
+
+
+@pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
+@torch.no_grad()
 def test_a_replay_reads_the_exempt_tokens_of_its_own_call(stand_in, lengths, padding):
     """The mask is an input of a recording; how many it names is part of the shapes."""
     model, plain = model_of(graphs=True), model_of(graphs=False)

@@ -23,7 +23,7 @@ from zsaa import finetune, salience
 from zsaa.cost import scorer_macs
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
-from zsaa.rule import SCHEDULES, kept_counts
+from zsaa.rule import SPREAD, kept_counts
 from zsaa.salience import FILE, Salience
 
 ALPHA = 0.7
@@ -69,7 +69,7 @@ def test_it_equals_the_masked_reference(family):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("padding", ["right", "left"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SPREAD)
 def test_it_equals_the_bench(family, padding, schedule):
     """Kept positions and hidden states, with a scorer of the bench's own."""
     model = tiny.make(family, "base")
@@ -259,7 +259,7 @@ def test_macs_are_the_bench_s():
     config = tiny.CONFIGS["llama"]()
     price = bench_scorers.price("wide", config, bench.Variant(), 2)
     assert scorer_macs(config, "salience") == 32 * 64 + 64 == price[0] and scorer_macs(config, "column_sum") == 0
-    for schedule in SCHEDULES:
+    for schedule in SPREAD:
         for n, alpha in ((700, 0.9), (512, 0.8), (60, 0.4)):
             variant = bench.Variant(schedule=schedule, scorer_macs=price)
             found = zsaa.macs(config, n, alpha, 5, "salience", schedule)
@@ -269,7 +269,7 @@ def test_macs_are_the_bench_s():
 def test_the_bench_s_heads_are_enough():
     for layers in (4, 12, 30):
         config = transformers.LlamaConfig(num_hidden_layers=layers)
-        for schedule in SCHEDULES:
+        for schedule in SPREAD:
             assert set(range(layers)) <= set(bench_scorers.dropping(config, bench.Variant(schedule=schedule)))
 
 

@@ -21,7 +21,7 @@ from zsaa.cost import kv_bytes, macs
 from zsaa.dial import settings
 from zsaa.families import find_decoder
 from zsaa.kit.store import RESULTS
-from zsaa.rule import SCHEDULES, kept_counts
+from zsaa.rule import SPREAD, kept_counts
 
 pytest.importorskip("anywidget", reason="the slider needs anywidget: pip install 'zsaa[lab]'")
 
@@ -128,7 +128,7 @@ def test_a_point_is_what_the_package_computes(opened, family, head):
         assert point["ms"] > 0
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SPREAD)
 def test_costs_are_the_closed_forms_and_equal_settings_share_a_slot(schedule):
     model = zsaa.enable(tiny.make("mistral", "causal-lm"), schedule=schedule)
     engine = Engine(model, word_tokenizer())
@@ -700,3 +700,14 @@ def test_the_demo_page_says_what_the_committed_model_says():
         same = [len(set(a) & set(b)) / len(a) for a, b in zip(kept(point, len(layers)), layers)]
         assert min(same) > 0.9  # another CPU may round two close scores the other way
         assert sum(same) / len(same) > 0.98
+
+
+def test_drops_before_the_first_layer_are_shown_by_the_scores_that_can_make_them():
+    model = zsaa.enable(tiny.make("mistral", "causal-lm"), alpha=0.5, score="random", schedule="entry")
+    slider = Slider(model, word_tokenizer(), ["w3 w4 w5 w6 " * 5], samples=False, prefetch=False)
+    try:
+        slider.wait()
+        assert list(slider.meta["scores"]) == ["random"] and slider.meta["schedule"] == "entry"
+        assert slider.point(alpha=0.5)["ms"] > 0
+    finally:
+        slider.close()

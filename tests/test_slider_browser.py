@@ -26,7 +26,7 @@ from test_slider import Recorder, expected, kept, word_tokenizer
 
 import zsaa
 from zsaa.cost import macs
-from zsaa.rule import SCHEDULES
+from zsaa.rule import SPREAD
 from zsaa.slider import __main__ as demo
 from zsaa.slider.widget import Slider
 
@@ -132,7 +132,7 @@ def shown(page):
 # ------------------------------------------------------------------------------------------ the exported page
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SPREAD)
 def test_what_it_says_of_the_layers_holds_under_the_schedule(schedule, open_page, tmp_path):
     model = zsaa.enable(tiny.make("llama", "sequence-classification"), schedule=schedule)
     slider = Recorder(model, word_tokenizer(), TEXTS, samples=False, prefetch=False, labels=NAMES)

@@ -19,12 +19,14 @@ class PrunedLayer(DynamicLayer):
     position when attending, so nothing is evicted.
 
     columns: int64 [batch, rows], where each row stood in all that the model was given; -1 for a row without a token.
+    given: bool [batch, width], the real columns of the prompt, where some of them never entered the layer; else None.
     A layer that holds no pruned rows (never filled, or reset) works as the DynamicLayer that it also is.
     """
 
     def __init__(self):
         super().__init__()
         self.columns: Tensor | None = None
+        self.given: Tensor | None = None
         self.seen = 0  # tokens that the model was given, padding and dropped ones included
         self.removable = 0  # rows that crop can give back: those after the prefill, and the prompt's last
         self.all_real = True
@@ -88,7 +90,7 @@ class PrunedLayer(DynamicLayer):
         super().reset()
         self.keys = self.values = None  # as transformers drops them from 5.18 on; before, it kept rows of zeros
         self.is_initialized = False
-        self.columns, self.seen, self.removable, self.all_real = None, 0, 0, True
+        self.columns, self.given, self.seen, self.removable, self.all_real = None, None, 0, 0, True
 
     def _index(self, index: Tensor) -> None:
         if self.get_seq_length() == 0:
@@ -96,6 +98,7 @@ class PrunedLayer(DynamicLayer):
         index = index.to(self.keys.device)
         self.keys, self.values = self.keys[index], self.values[index]
         self.columns = self.columns[index] if self.pruned else None
+        self.given = None if self.given is None else self.given[index]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._index(beam_idx)

@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from zsaa.families import FAMILIES, SUPPORTED
-from zsaa.rule import LEARNED, Rule, kept_counts
+from zsaa.rule import LEARNED, Rule, entering
 from zsaa.salience import WIDTH
 
 
@@ -73,11 +73,11 @@ def kv_bytes(
     """
     from transformers import DynamicCache
 
-    entering = [n, *kept_counts(n, alpha, config.num_hidden_layers, tau, schedule)[:-1]]
+    rows = entering(n, alpha, config.num_hidden_layers, tau, schedule)
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
-        entering = [n if window is None else min(n, window - 1) for window in windows]
-    return 2 * batch * attention_widths(config)[1] * sum(entering) * itemsize
+        rows = [n if window is None else min(n, window - 1) for window in windows]
+    return 2 * batch * attention_widths(config)[1] * sum(rows) * itemsize
 
 
 def histogram(lengths: int | Iterable[int]) -> Counter:
@@ -101,8 +101,9 @@ def total_macs(
     (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
     rule, total = Rule(tau, score, schedule), 0
     for n, times in counted.items():
-        cost = 0
-        for kept in rule.counts(n, alpha, layers):
+        first, *counts = rule.stages(n, alpha, layers)
+        cost, n = n * per_scored_row if first < n else 0, first
+        for kept in counts:
             cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
             cost += n * per_scored_row if kept < n else 0
             n = kept

@@ -58,8 +58,10 @@ def enable(
         control), or "salience" (learned, by zsaa.finetune; saved beside the model).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
-    schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), or "rising" (not the
-        paper's: lower layers keep more, upper ones less, the top is left with the same; see `zsaa.kept_counts`).
+    schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), "rising" (not the
+        paper's: lower layers keep more, upper ones less, the top is left with the same; see `zsaa.kept_counts`), or
+        "entry" (not the paper's: the share alpha enters the first layer, and goes through all; with scores that need no
+        attention).
 
     Calls then take, beside their own arguments, `alpha` (of this call, or one for each request) and `exempt`, a bool
     mask [batch, tokens] of prompt tokens that are never dropped: `model(..., exempt=mask)`, `model.generate(...,
@@ -173,7 +175,8 @@ def with_schedule(saved: dict) -> dict:
     if schedule not in SCHEDULES:
         raise ValueError(
             f"these settings were saved with schedule {schedule!r}, which is not there: only 'geometric' (Eq. 2 of the "
-            "paper) and 'rising' are available. Train the model anew, or go back to the version that saved them."
+            "paper), 'rising' and 'entry' are available. Train the model anew, or go back to the version that saved "
+            "them."
         )
     return {**saved, "schedule": schedule}
 

@@ -286,9 +286,13 @@ class Dial:
             exempt=count,
         )
         scorer = decoder.salience if self.rule.score == LEARNED else None
+        shapes = plan(request)
         if _wants_cache(decoder, call):
-            call["past_key_values"] = pruned_cache(call.get("past_key_values"), layers)
-        return Prefill(request, plan(request), mask, scorer, states, trace, exempt)
+            call["past_key_values"] = cache = pruned_cache(call.get("past_key_values"), layers)
+            if shapes.early:
+                real = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask
+                cache.layers[0].given = real
+        return Prefill(request, shapes, mask, scorer, states, trace, exempt)
 
 
 def least(alpha: Alpha) -> float:

@@ -42,24 +42,28 @@ class Request:
     exempt: tuple[int, ...] = ()
 
     @property
-    def compact(self) -> bool:
-        """Are the rows of stage 0 a selection of the input's?"""
+    def padded(self) -> bool:
+        """Are some columns of the input no tokens?"""
         return min(self.lengths) < self.width
 
 
 class Plan:
-    """The shapes of a pass, and the tensors that follow from them. Stage l is what enters layer l (0: the input).
+    """The shapes of a pass, and the tensors that follow from them. Stage l is what enters layer l.
 
     counts: per layer and sample, N_l. widths: rows per stage, the most of any sample. sizes: int64 [stages, batch],
-    real rows. real: per stage bool [batch, rows], or None where no row is padding. drops: does a layer drop any?
+    real rows; lengths: of the input. real: per stage bool [batch, rows], or None where no row is padding. drops: does a
+    layer drop any? early: do any leave before the first? compact: are the rows of stage 0 a selection of the input's?
     """
 
     def __init__(self, request: Request):
         lengths, device = request.lengths, request.device
         given = zip(lengths, request.alphas, request.exempt or repeat(0))
-        counts = (request.rule.counts(n, alpha, request.num_layers, exempt) for n, alpha, exempt in given)
-        self.counts = [list(layer) for layer in zip(*counts)]
-        stages = [list(lengths), *self.counts]
+        counts = (request.rule.stages(n, alpha, request.num_layers, exempt) for n, alpha, exempt in given)
+        stages = [list(stage) for stage in zip(*counts)]
+        self.counts = stages[1:]
+        self.early = stages[0] != list(lengths)
+        self.compact = request.padded or self.early
+        self.lengths = torch.tensor(lengths, device=device)
         self.widths = [max(stage) for stage in stages]
         self.drops = [before != after for before, after in zip(stages, self.counts)]
         self.sizes = torch.tensor(stages, device=device)
@@ -95,6 +99,9 @@ def _recomputed() -> bool:
     return hooks is None or hooks(True) is not None
 
 
+INPUT = -1  # in place of a stage: the columns of the input, before any token was dropped
+
+
 class Prefill:
     """One pruned pass over whole inputs: which rows are alive, layer after layer.
 
@@ -123,7 +130,8 @@ class Prefill:
         self.states, self.trace, self.exempt = states, trace, exempt
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
-        self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some
+        self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some; INPUT: all columns
+        self.input: Tensor | None = None  # the input's real columns [batch, rows], in order
         self.final: Tensor | None = None  # or: [batch, width, hidden_size], where they are written at once
         self._future: Tensor | None = None
 
@@ -138,7 +146,7 @@ class Prefill:
 
     def reads(self) -> dict[str, Tensor]:
         """What the pass reads of its call beside the decoder's own arguments, by name."""
-        given = {"mask": self.mask if self.request.compact else None, "exempt": self.exempt}
+        given = {"mask": self.mask if self.request.padded else None, "exempt": self.exempt}
         return {name: x for name, x in given.items() if x is not None}
 
     def future(self, rows: int) -> Tensor | None:
@@ -159,18 +167,37 @@ class Prefill:
     def positions(self, stage: int) -> Tensor:
         """Original positions [batch, rows], counted from each sample's first real token; -1 for padding."""
         columns = self.columns(stage)
-        return (columns - self.rows[0][:, :1]).clamp(min=-1) if self.request.compact else columns
+        return (columns - self.input[:, :1]).clamp(min=-1) if self.request.padded else columns
 
     def enter(self, hidden: Tensor) -> Tensor:
         """Stage 0 of hidden states [batch, width, hidden_size]."""
         if not self.rows:
-            if self.request.compact:
-                self.rows.append((~self.mask).int().argsort(dim=1, stable=True)[:, : self.plan.widths[0]])
-            else:
-                self.rows.append(self.plan.index.expand(hidden.shape[0], -1))
-        if self.request.compact:
+            self.input = self.plan.index.expand(hidden.shape[0], -1)
+            if self.request.padded:
+                self.input = (~self.mask).int().argsort(dim=1, stable=True)[:, : max(self.request.lengths)]
+            self.rows.append(self._early(hidden) if self.plan.early else self.input)
+        if self.plan.early and self.request.carry:
+            self.entered.setdefault(INPUT, hidden)
+        if self.plan.compact:
             return self.take(hidden, self.rows[0])
         return hidden if hidden.stride(-1) == 1 else hidden.contiguous()  # inputs_embeds may lie in any way
+
+    def _early(self, hidden: Tensor) -> Tensor:
+        """The rows of the input that enter the first layer at all, chosen by its states."""
+        with torch.no_grad():
+            states = self.take(hidden, self.input) if self.request.padded else hidden
+            scores = hidden.new_zeros(self.input.shape) if self.scorer is None else self.scorer(0, states)
+        scores, lengths = self._ranked(scores, self.plan.lengths, self.input), self.plan.lengths
+        ragged = min(self.request.lengths) < self.input.shape[1] or self.real[0] is not None
+        kept, _ = select(scores, lengths, self.plan.sizes[0], self.plan.widths[0], ragged)
+        return self.input.gather(1, kept)
+
+    def _ranked(self, sums: Tensor | None, lengths: Tensor, rows: Tensor) -> Tensor:
+        """Scores of rows, of which each sample has so many: of the sums of attention or as they are, if learned, and
+        the highest for what is exempt."""
+        score = FUNCTIONS.get(self.request.rule.score)
+        scores = sums if score is None else score(sums, lengths)
+        return scores if self.exempt is None else scores.masked_fill(self.exempt.gather(1, rows), float("inf"))
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
@@ -179,7 +206,7 @@ class Prefill:
 
     def embeddings(self, layer: int, table: Tensor) -> Tensor:
         """Rows of a position-embedding table [1 or batch, width, dim] for what enters `layer`."""
-        if layer == 0 and not self.request.compact:
+        if layer == 0 and not self.plan.compact:
             return table
         if table.shape[0] == 1:
             return F.embedding(self.rows[layer], table[0])
@@ -232,10 +259,7 @@ class Prefill:
         before, after = self.plan.sizes[layer], self.plan.sizes[layer + 1]
         rows, choice, width = self.rows[layer], None, self.plan.widths[layer + 1]
         if self.plan.drops[layer]:
-            score = FUNCTIONS.get(self.request.rule.score)
-            scores = sums if score is None else score(sums, before)  # None: it is learned, and these are its scores
-            if self.exempt is not None:
-                scores = scores.masked_fill(self.exempt.gather(1, rows), float("inf"))
+            scores = self._ranked(sums, before, rows)
             if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
                 *choice, rows = kernels.choose(scores, before, after, width, rows)
             else:
@@ -261,22 +285,28 @@ class Prefill:
             output.hidden_states = tuple(states)
         return output
 
+    def _padding(self, stage: int) -> bool:
+        """Is some row of a stage no token?"""
+        return self.request.padded if stage == INPUT else self.real[stage] is not None
+
     def scatter(self, hidden: Tensor, stage: int) -> Tensor:
         """Rows of a stage back to [batch, width, hidden_size]: a token that was dropped before has the state in which
-        it entered its last layer, so every real position has one; padding, and without `carry` dropped tokens, are
-        zero."""
+        it entered its last layer, or, if it entered none, its embedding, so every real position has one; padding, and
+        without `carry` dropped tokens, are zero."""
         batch, width = hidden.shape[0], self.request.width
         dropped = ((layer, states) for layer, states in self.entered.items() if layer < stage)
         stages = (*dropped, (stage, hidden))
         whole = self.final is not None and self.final.dtype == hidden.dtype
-        if whole and all(self.real[stage] is None for stage, _ in stages):
+        if whole and not any(self._padding(stage) for stage, _ in stages):
             final = self.final.flatten(0, 1)
         else:
             final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
             if self.final is not None:
                 final[:-1] = self.final.flatten(0, 1)
         for stage, states in stages:
-            flat, real = self.rows[stage] + self.plan.samples * width, self.real[stage]
+            rows, real = (self.plan.index, self.mask) if stage == INPUT else (self.rows[stage], self.real[stage])
+            flat = rows + self.plan.samples * width
+            real = real if self._padding(stage) else None
             flat = flat if real is None else flat.masked_fill(~real, batch * width)
             final.index_copy_(0, flat.flatten(), states.flatten(0, 1).to(final.dtype))
         return final[: batch * width].unflatten(0, (batch, width))
@@ -301,6 +331,8 @@ class Decode:
             columns = torch.cat([first.columns, self.columns], dim=1)
             held = mask.new_zeros(mask.shape[0], mask.shape[1] + 1).scatter_(1, columns % (mask.shape[1] + 1), True)
             held = held[:, :-1]  # the last column takes the rows without a token
+            if first.given is not None:
+                held[:, : first.given.shape[1]] |= first.given
             between = mask[:, :-1] & ~mask[:, 1:]  # padding in front shifts all tokens alike
             gone, some = torch.stack([(mask & ~held).any(), (held & ~mask).any() | between.any()]).tolist()
             if gone:

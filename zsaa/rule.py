@@ -8,9 +8,12 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-SCHEDULES = ("geometric", "rising")  # the first is the paper's, Eq. 2
+SPREAD = ("geometric", "rising")  # schedules that spread drops over the layers; the first is the paper's, Eq. 2
+ENTRY = "entry"  # the one that drops all before the first layer
+SCHEDULES = (*SPREAD, ENTRY)
 PLAIN = ("column_sum", "column_mean", "random")  # scores made of attention, see zsaa/score.py; the first is the paper's
 LEARNED = "salience"  # one that is not, see zsaa/salience.py
+SUMS = PLAIN[:2]  # of the attention that a token receives in a layer
 SCORES = (*PLAIN, LEARNED)
 
 
@@ -19,7 +22,8 @@ class Rule:
     """What decides, beside alpha, which tokens go on and how many. The defaults are the paper's.
 
     tau: least number of tokens that a layer keeps. score: who goes on, one of SCORES. schedule: how drops are spread
-    over the layers, one of SCHEDULES. ValueError or TypeError for others.
+    over the layers, one of SCHEDULES. ValueError or TypeError for others, and for a score that is made of attention
+    before there is any.
     """
 
     tau: int = 5
@@ -29,6 +33,12 @@ class Rule:
     def __post_init__(self):
         object.__setattr__(self, "tau", check_tau(self.tau))
         check_score(self.score), check_schedule(self.schedule)
+        if self.schedule == ENTRY and self.score in SUMS:
+            raise ValueError(
+                f"schedule={ENTRY!r} drops tokens before the first layer, and score={self.score!r} is the attention "
+                f"that they receive in a layer. Give another score ({', '.join(s for s in SCORES if s not in SUMS)}) "
+                f"or another schedule ({', '.join(SPREAD)})."
+            )
 
     def counts(self, n: int, alpha: float, num_layers: int, exempt: int = 0) -> list[int]:
         """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens, of which `exempt` are never
@@ -36,32 +46,50 @@ class Rule:
 
         Under "geometric", Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. Under "rising", not the
         paper's, layer l keeps alpha^w_l of what enters it (see `powers`): lower layers, where dropping costs most, drop
-        less, upper ones more, and the top is left with as much as under Eq. 2.
+        less, upper ones more, and the top is left with as much as under Eq. 2. Under "entry", not the paper's either,
+        the share alpha of all tokens enters the first layer, and goes through all.
 
         The 1e-6 keeps products that are whole numbers in exact arithmetic (0.7 x 10) from being floored to one less.
         """
-        alpha = check_alpha(alpha)
-        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-            raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
-        counts, least = [], max(self.tau, exempt)
-        for share in _shares(alpha, num_layers, self.schedule):
-            n = min(n, max(math.floor(share * n + 1e-6), least))
-            counts.append(n)
-        return counts
+        return self.stages(n, alpha, num_layers, exempt)[1:]
+
+    def stages(self, n: int, alpha: float, num_layers: int, exempt: int = 0) -> list[int]:
+        """What enters the first layer, and what each passes on: the `n` tokens before `counts`; under "entry", which
+        drops before the first layer, as many as that passes on."""
+        return _stages(n, alpha, num_layers, self.tau, self.schedule, exempt)
 
 
 RULE = tuple(field.name for field in fields(Rule))
 
 
+def _stages(n: int, alpha: float, num_layers: int, tau: int, schedule: str, exempt: int = 0) -> list[int]:
+    alpha = check_alpha(alpha)
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
+    stages, least = [n], max(tau, exempt)
+    for share in _shares(alpha, num_layers, schedule):
+        n = min(n, max(math.floor(share * n + 1e-6), least))
+        stages.append(n)
+    return [n, *stages[1:]] if schedule == ENTRY else stages
+
+
+def entering(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
+    """Tokens that enter each layer, for a sequence of `n`; see `Rule.stages`."""
+    return _stages(n, alpha, num_layers, check_tau(tau), check_schedule(schedule))[:-1]
+
+
 def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
     """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`."""
-    return Rule(tau=tau, schedule=schedule).counts(n, alpha, num_layers)
+    return _stages(n, alpha, num_layers, check_tau(tau), check_schedule(schedule))[1:]
 
 
 @functools.cache
 def powers(num_layers: int, schedule: str) -> tuple[float, ...]:
     """The w_l of each layer, which keeps the share alpha^w_l of what enters it. They sum to `num_layers`, so that the
-    top layer is left with the same share of all tokens under every schedule."""
+    top layer is left with the same share of all tokens however drops are spread. Under "entry" all that goes through
+    the layers is the share alpha."""
+    if schedule == ENTRY:
+        return (1.0, *(0.0,) * (num_layers - 1))
     steep = [math.exp(layer / num_layers) if schedule == "rising" else 1.0 for layer in range(num_layers)]
     total = sum(steep)
     return tuple(w * num_layers / total for w in steep)

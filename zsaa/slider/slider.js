@@ -135,6 +135,8 @@ export function mount(root, source) {
   // How the words about the layers go under the schedule of the dial; pages that name none are of Eq. 2.
   const schedule = meta.schedule === "rising"
     ? { name: "rising", says: "lower layers keep more, upper ones less (rising)", top: "", passes: "A layer in the middle passes on about ", rest: ", lower ones more, upper ones less" }
+    : meta.schedule === "entry"
+    ? { name: "entry", says: "all drops come before the first layer (entry)", top: "", passes: "Before the first layer the dial keeps ", rest: "" }
     : { name: "Eq. 2", says: "every layer keeps the same share (Eq. 2)", top: " (Eq. 2 of the paper)", passes: "Every layer passes on ", rest: "" };
   const known = new Map(); // text id -> { pieces, cut, costs, label, points: Map }
   const at = { ...source.start, layer: Math.round(layers / 3), token: null }; // layer: 0 is the input, l what layer l passes on

@@ -32,7 +32,7 @@ import traitlets
 
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.measure import hardware, provenance
-from zsaa.rule import LEARNED, check_alpha, check_score, check_tau
+from zsaa.rule import ENTRY, LEARNED, SUMS, check_alpha, check_score, check_tau
 from zsaa.salience import Salience
 from zsaa.score import FUNCTIONS
 from zsaa.slider import page
@@ -150,7 +150,7 @@ class Slider(anywidget.AnyWidget):
             "alphas": self.alphas,
             "taus": self.taus,
             "schedule": dial["schedule"],
-            "scores": {name: _first_sentence(what) for name, what in _scores(dial["score"]).items()},
+            "scores": {name: _first_sentence(what) for name, what in _scores(dial).items()},
             "trained": list(trained) if trained else None,
             "accuracy": accuracy_curve(model, accuracy),
             "texts": [{k: v for k, v in sample.items() if k != "text"} for sample in self._samples],
@@ -497,6 +497,7 @@ def _first_sentence(function: Any) -> str:
     return text.split(". ")[0].rstrip(".") + "."
 
 
-def _scores(own: str) -> dict[str, Any]:
-    """The scores to choose from; a learned one only for a model that has learned it."""
-    return {**FUNCTIONS, LEARNED: Salience} if own == LEARNED else FUNCTIONS
+def _scores(dial: dict) -> dict[str, Any]:
+    """The scores to choose from, under the dial's schedule; a learned one only for a model that has learned it."""
+    plain = {name: what for name, what in FUNCTIONS.items() if dial["schedule"] != ENTRY or name not in SUMS}
+    return {**plain, LEARNED: Salience} if dial["score"] == LEARNED else plain
