@@ -3,10 +3,11 @@
 import html.parser
 import json
 import re
+import shutil
 
 import pytest
 
-from zsaa.kit import figures, report, store, tables
+from zsaa.kit import figures, paper, report, store, tables
 from zsaa.kit.report import grid, sections, view
 from zsaa.kit.report import write as pages
 from zsaa.kit.verdicts import Cell
@@ -104,7 +105,7 @@ def test_the_page_of_a_run(run):
     ):  # fmt: skip
         assert expected in said, expected
     assert "logs/01_table1.log" in page.links
-    summary = re.search(r"Table 1</a></th>(.*?)<td><div", text, re.DOTALL)[1]
+    summary = re.search(r"Table 1</a></th>(.*?)<td class=\"share\"><div", text, re.DOTALL)[1]
     assert re.findall(r"<td>(\d+)</td>", summary) == ["1", "1", "0", "1"]  # a number has its strongest verdict only
     markdown = (run / "index.md").read_text()
     assert "| Table 1 | 1 | 1 | 0 | 1 |" in markdown
@@ -187,6 +188,30 @@ def test_a_damaged_result_is_named(run):
     (run / "results/cut.json").write_text("{")
     with pytest.raises(ValueError, match=r"cut\.json is not a result file"):
         report.index(run)
+
+
+def test_on_a_telephone_the_papers_tables_need_no_scrolling_and_others_say_that_they_do():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no browser")
+    with sync_api.sync_playwright() as play:
+        page = play.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(
+            viewport={"width": 390, "height": 800}
+        )
+        page.goto((view.ROOT / "docs/report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, "the page itself does not scroll sideways"
+        over = """(boxes) => boxes.filter((box) => box.checkVisibility()).map(
+            (box) => [box.scrollWidth - box.clientWidth, getComputedStyle(box, "::before").content])"""
+        papers = page.eval_on_selector_all(".scroll:has(.paper-table), .scroll:has(.verdicts)", over)
+        assert len(papers) == 5 and max(width for width, _ in papers) <= 1
+        others = page.eval_on_selector_all(".scroll:not(:has(.paper-table))", over)
+        hidden = [says for width, says in others if width > 60]
+        assert len(hidden) > 3 and all("scroll sideways" in says for says in hidden)
+        names = page.eval_on_selector_all(
+            "#table-1 td.place", "(c) => c.map((d) => getComputedStyle(d, '::before').content)"
+        )
+        assert set(paper.TABLE_1_COLUMNS) == {name.strip('"') for name in names}
 
 
 def test_every_section_has_its_notebook_and_its_functions():
