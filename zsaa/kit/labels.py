@@ -126,6 +126,8 @@ METHODS = {
     "all": "dial's code, nothing dropped",
     "whole": "whole text",
     "salient": "salient words only",
+    "layers": "first layers only",
+    "bag": "bag of words",
 }
 BENCHMARKS = {
     "bench-prefill": "prefill",
@@ -204,10 +206,10 @@ def recipe_of(result: dict) -> str:
         return training(result, "windows" if kind == "perplexity" else "questions")
     if kind == "ablation" and "training" in result:
         trained = result["training"]
-        long = (
-            f"compute of {trained['compute']:g} epochs" if trained.get("compute") else f"{trained['epochs']:g} epochs"
-        )
-        return f"{result['row']}, {long}"
+        if "epochs" not in trained:  # a bag of words is fitted
+            return result["row"]
+        long = f"compute of {trained['compute']:g}" if trained.get("compute") else f"{trained['epochs']:g}"
+        return f"{result['row']}, {long} epochs"
     if kind != "curve":
         return ""
     parts = [label(result, short=True)]

@@ -9,7 +9,8 @@
 task           what was done: a data set, with the protocol where a task has several, or what was timed
 model          its name, quantization or number format, "random weights" where these decide nothing
 method         how compute is saved: "stock", "dial" by Eq. 2 with the paper's score and tau = 5 (what differs stands in
-               brackets), inputs cut to their first or last tokens or both ends, "random tokens" on the dial's schedule
+               brackets), inputs cut to their first or last tokens or both ends, "random tokens" on the dial's schedule,
+               "first layers only" of the model
 recipe         how the model was trained; "" for random weights
 seed           of the training, or of what was drawn
 mac_reduction  stock multiply-accumulates over these, as reached; empty where none were counted
@@ -101,7 +102,7 @@ def _points(file: str, result: dict) -> Iterator[dict]:
         if timed:
             there = {"task": timed_task(result), "mac_reduction": row["latency_mac_reduction"]}
             yield from _numbers({**what, **there}, timed)
-    if "log" in result:
+    if "epochs_of_compute" in result.get("log", {}):
         what |= {"task": task_of(result), "method": "training", "mac_reduction": None}
         yield from _numbers(what, {"epochs_of_compute": result["log"]["epochs_of_compute"]})
 
