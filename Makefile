@@ -33,7 +33,7 @@ format:     ## mend what lint complains of, where a tool can
 test: lint  ## lint, then all tests
 	@$(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) $(ARGS)
 
-compat:     ## all tests with the oldest versions that pyproject.toml allows, in a throwaway environment
+compat:     ## tests with the oldest versions that pyproject.toml allows, in a throwaway environment
 	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
 figures:    ## gather results/points.csv from the committed results, and draw figures/
