@@ -516,6 +516,18 @@ def test_full_disk_on_the_way_leaves_nothing(fake, monkeypatch, tmp_path, kind):
     assert convert("fake").is_dir()
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_cache_on_a_disk_without_locks_is_named(fake, monkeypatch, code):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(AssetError, match="has no locks .*Set ZSAA_CACHE to a folder on another disk"):
+        convert("fake")
+
+
 def test_cache_that_cannot_be_a_folder(fake, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):

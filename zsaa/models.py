@@ -724,13 +724,18 @@ def _check_safetensors(folder):
 
 @contextlib.contextmanager
 def _disk_errors(folder, name):
-    """Turn a full or read-only disk into an AssetError that names the folder and ZSAA_CACHE."""
+    """Turn a full or read-only disk, or one without locks, into an AssetError that names the folder and ZSAA_CACHE."""
     try:
         yield
     except AssetError:
         raise
     except Exception as error:  # safetensors reports a full disk as its own SafetensorError
         move = f"or set ZSAA_CACHE to a folder with room (now {folder})."
+        if getattr(error, "errno", None) in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise AssetError(
+                f"the file system of {folder} has no locks ({error}), which keep two processes from converting "
+                f"{name!r} at the same time. Set ZSAA_CACHE to a folder on another disk, a local one."
+            ) from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             gib = PACKAGED[name].parameters * 4.1 / 2**30
             raise AssetError(

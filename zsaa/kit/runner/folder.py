@@ -100,7 +100,7 @@ def _take(lock, kind: int, deadline: float, out: Path) -> bool:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
             return True
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):  # the last: some network drives
                 say(
                     f"note: the file system of {out} has no locks ({error.strerror}), so nothing keeps a second run "
                     "out of this folder: start one at a time."
