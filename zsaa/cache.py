@@ -87,8 +87,8 @@ class PrunedLayer(DynamicLayer):
             self.columns = self.columns.masked_fill(self.columns == newest, -1)
 
     def reset(self) -> None:
-        super().reset()
-        self.keys = self.values = None  # as transformers drops them from 5.18 on; before, it kept rows of zeros
+        # As transformers does from 5.18 on. Before, it wrote zeros into the rows, which may be views of one tensor.
+        self.keys = self.values = None
         self.is_initialized = False
         self.columns, self.given, self.seen, self.removable, self.all_real = None, None, 0, 0, True
 

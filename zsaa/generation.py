@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
 
+from zsaa.cache import is_pruned
 from zsaa.guards import check_mask
 from zsaa.scope import opened
 from zsaa.subclass import saving, subclass
@@ -39,6 +40,14 @@ class Prompt:
         config = options.get("generation_config") or model.generation_config
         self.chunk: int | None = options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         self.assistant = bool(getattr(config, "is_assistant", False))
+
+    def trim(self, cache: Any) -> None:
+        """Take from an assistant's cache what is not of its text: before 5.18, transformers takes one token too few for
+        each candidate that was refused."""
+        if self.assistant and self.texts and is_pruned(cache):
+            extra = cache.get_seq_length() - self.texts[0].shape[1] + 1  # the last token is read again
+            if extra > 0:
+                cache.crop(-extra)
 
     def appended(self, read: Tensor, cached: bool) -> int:
         """How many columns of a pass on an empty cache come after the text that it begins with; one that begins with
@@ -121,6 +130,7 @@ def owner_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
             return super(made, self).generate(inputs, *args, **kwargs)
         masks = {name: check_mask(name, kwargs.pop(name)) for name in MASKS if kwargs.get(name) is not None}
         prompt = Prompt(self, inputs, kwargs, masks)
+        prompt.trim(kwargs.get("past_key_values"))
         with nullcontext() if alpha is None else dial.at(alpha), opened(dial, prompt=prompt):
             return super(made, self).generate(inputs, *args, **kwargs)
 
