@@ -69,6 +69,27 @@ def mean_difference(
     return round(float(100 * counts @ gains / counts.sum()), 2), _percentiles(found)
 
 
+def equivalence(differences: Sequence[float], expected: float, margin: float) -> float:
+    """The p-value of two one-sided tests that the mean of paired differences, one per sample, lies within `margin` of
+    `expected` (the null hypothesis: it does not). By the normal distribution, so for hundreds of samples and more."""
+    if margin <= 0:
+        raise ValueError(f"margin is {margin}, and must be above 0: how far apart two equivalent values may lie.")
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    off = statistics.fmean(differences) - expected
+    if error == 0:
+        return float(abs(off) >= margin)
+    return float(distributions.norm.cdf((abs(off) - margin) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, corrected so that the chance of any wrong rejection stays what it says (Holm)."""
+    found, least = [0.0] * len(p_values), 0.0
+    for before, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - before) * p_values[i]))
+        found[i] = least
+    return found
+
+
 def over_seeds(
     values: Sequence[float], intervals: Sequence[tuple[float, float]]
 ) -> tuple[float, tuple[float, float], str]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ablation.show.accuracy import accuracy_figure
 from ablation.show.continuation import continuation_figure
+from ablation.show.frontier import frontier_figure
 from ablation.show.others import sensitivity_figure, words_figure
 from ablation.show.paired import paired_figure
 from ablation.show.panels import rows_figures
 from ablation.show.rows import load, own_row, title_of
+from zsaa.kit import points
 from zsaa.kit.figures.style import save_figure
 from zsaa.kit.store import RESULTS
 
@@ -31,6 +33,7 @@ def _figures(held: Path):
     for name, draw in (("continuation", continuation_figure), ("sensitivity", sensitivity_figure)):
         if (path := held / f"{name}.json").is_file():
             yield name, draw(json.loads(path.read_text()))
+    yield "frontier", frontier_figure(points.read())
     for task in sorted(path.name for path in held.glob("*") if path.is_dir()):
         results = load(held, task)
         if own_row(results) is None:  # texts cut anew: a single run, set beside nothing

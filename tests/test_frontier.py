@@ -1,0 +1,85 @@
+"""What is said of the reviews that decided nothing: leads, losses, and the picture."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
+
+from ablation.show import films, frontier
+from zsaa.kit import points
+from zsaa.kit.store import RESULTS
+from zsaa.stats import equivalence, holm, to_bits
+
+
+def test_equivalence_needs_a_small_difference_and_a_small_error():
+    draw = np.random.RandomState(0)
+    spread = draw.normal(size=2000) * 5
+    near = list(spread - spread.mean() + 1.2)  # error 0.11
+    assert equivalence(near, 1.0, 0.5) == pytest.approx(0.0036, abs=0.0015)  # (0.5 - 0.2) / 0.11 errors
+    assert equivalence(near, 1.4, 0.5) == pytest.approx(equivalence(near, 1.0, 0.5)), "both sides"
+    assert equivalence(near, 3.0, 0.5) > 0.999 and equivalence(near[:40], 1.0, 0.5) > 0.05
+    assert equivalence([1.0] * 9, 1.2, 0.5) == 0 and equivalence([1.0] * 9, 2.0, 0.5) == 1
+    with pytest.raises(ValueError, match="margin is 0, and must be above 0"):
+        equivalence(near, 1.0, 0)
+
+
+def test_holm_corrects_the_smallest_most_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.02]) == [0.02]
+
+
+def result(folder, name, control, accuracies, n=400):
+    """A result file in which the first accuracy percent of the reviews are right."""
+    rows = [
+        {"control": control, "target": t, "n": n, "right": to_bits([int(i < n * a / 100) for i in range(n)])}
+        for t, a in accuracies.items()
+    ]
+    (folder / f"{name}.json").write_text(json.dumps({"rows": rows}))
+
+
+def test_leads_are_against_the_mean_of_the_rivals_seeds(tmp_path, monkeypatch):
+    for name, whole in zip(films.DIAL, (90, 50)):
+        result(tmp_path, name, "alpha", dict.fromkeys(films.TARGETS, whole))
+    result(tmp_path, "one", "layers", {2.0: 80})
+    result(tmp_path, "other", "layers", {2.0: 70})
+    monkeypatch.setattr(films, "RIVALS", {"layers": {2: (["one", "other"], "layers")}})
+    line = films.ahead_table(films.DIAL[:1], tmp_path).set_index("ahead of").loc["layers (2 seeds)"]
+    assert line["2x"].startswith("+15.0 [") and line["3x"] == ""
+    assert films.ahead_table(films.DIAL, tmp_path)["2x"][0].startswith("-5.0 [")
+    assert films.accuracies_table(tmp_path)["2x"].tolist() == ["90.0", "50.0", "75.0"]
+
+
+def test_losses_are_held_to_the_paper_s(tmp_path):
+    """92.4 at 1x; 92.3 and 86.5 are printed at 2x and 11x."""
+    result(tmp_path, films.DIAL[0], "alpha", {1: 90, **dict.fromkeys(films.TARGETS[1:], 90), 11: 80}, n=1000)
+    table = films.losses_table(tmp_path).set_index("at")
+    assert table["paper"].tolist() == ["0.1", "0.2", "1.3", "1.9", "2.4", "5.9"]
+    assert table.loc["11x", "lost"].startswith("10.0 [")
+    p = table.iloc[:, -1].astype(float)
+    assert p["2x"] == 0 and p["5x"] == p["11x"] == 1
+
+
+def test_the_page_shows_the_tables_as_they_come_out():
+    """If this fails: python -m ablation.show.films, and put its tables there."""
+    page = (RESULTS.parent / "docs" / "findings.md").read_text(encoding="utf-8")
+    for table in films.tables():
+        assert films.markdown(table) in page
+
+
+def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
+    figure = frontier.frontier_figure(points.read())
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert set(frontier.LINES) < set(lines) and "TF-IDF, on a CPU" in lines
+    assert lines[frontier.FAILED].get_ydata() == pytest.approx([83.93, 84.05, 83.7, 83.99, 84.2, 83.33, 82.37])
+    shown = films.accuracies_table().set_index("accuracy")
+    for name, row in (
+        ("first layers", "first layers (3 seeds)"),
+        ("text cut to both ends", "text cut to both ends (2 seeds)"),
+    ):
+        cells = [float(cell) for cell in shown.loc[row] if cell]
+        assert lines[name].get_ydata() == pytest.approx(cells, abs=0.051)
+    assert lines["the paper's recipe"].get_ydata()[0] == 88.94, "at the rate that validation chose"
