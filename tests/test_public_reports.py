@@ -446,6 +446,38 @@ def test_compiled_training_follows_the_dial(monkeypatch):
         close(other, plain, rtol=1e-7, atol=1e-7)
 
 
+def test_a_model_that_was_compiled_before_takes_the_dial_on_and_off(monkeypatch):
+    config = tiny.CONFIGS["llama"]()
+    config.num_hidden_layers = 2
+    monkeypatch.setitem(tiny.CONFIGS, "llama", lambda: config)
+    torch._dynamo.reset()
+    ids = tiny.tokens([23])[0]
+    stock, pruned = tiny.make("llama")(ids).logits, dialed("llama")(ids).logits
+    model = tiny.make("llama")
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(compiled(ids).logits, stock)
+    zsaa.enable(compiled, alpha=ALPHA, tau=TAU)
+    assert torch.equal(compiled(ids).logits, pruned)
+    assert torch.equal(compiled(ids, alpha=1.0).logits, stock)
+    zsaa.disable(compiled)
+    assert torch.equal(compiled(ids).logits, stock)
+
+
+@few
+def test_a_model_that_accelerate_prepared_and_gave_back(family):
+    """Mixed precision wraps its forward; unwrapping binds it anew."""
+    ids = tiny.tokens([23])[0]
+    plain = tiny.make(family, dtype=torch.float32)
+    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(tiny.make(family, dtype=torch.float32))
+    zsaa.enable(prepared, alpha=ALPHA, tau=TAU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want = zsaa.enable(copy.deepcopy(plain), alpha=ALPHA, tau=TAU)(ids).logits
+    assert torch.equal(prepared(ids).logits, want.float())
+    alone = accelerate.utils.extract_model_from_parallel(prepared, keep_fp32_wrapper=False)
+    with zsaa.at(alone, 1.0):
+        assert torch.equal(alone(ids).logits, plain(ids).logits)
+
+
 def lora(family, seed=1, **options):
     targets = {"target_modules": ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]}
     config = peft.LoraConfig(r=4, fan_in_fan_out=family == "gpt2", init_lora_weights=False, **{**targets, **options})
