@@ -13,8 +13,9 @@ from ablation.answers import judge as judging
 from ablation.answers.data import Sample, judge
 from ablation.answers.model import adapt, adapters, merge
 from ablation.answers.reader import answer, at_answers, batch, ranks, read
-from ablation.answers.scorer import FAR, Scorer, Shape
 from ablation.answers.train import Dial, Row, _parts, reductions
+from zsaa.asked import FAR, Scorer, Shape
+from zsaa.salience import Affine
 
 CHUNK = 8
 
@@ -152,8 +153,8 @@ def test_scorer_macs_count_its_linear_layers(lm):
     scorer, counted = scorer_for(), []
 
     def count(module, args, out):
-        if isinstance(module, torch.nn.Linear):
-            counted.append(out[..., 0].numel() * module.in_features * module.out_features)
+        if isinstance(module, Affine):
+            counted.append(out[..., 0].numel() * module.weight.numel())
         elif isinstance(module, torch.nn.Conv1d):
             counted.append(out.numel() * module.in_channels // module.groups * module.kernel_size[0])
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
+from zsaa.asked import Shape
 from zsaa.families import FAMILIES, SUPPORTED
-from zsaa.rule import LEARNED, Rule, entering
+from zsaa.rule import ASKED, ASKERS, LEARNED, SINKS, Rule, entering
 from zsaa.salience import WIDTH
 
 
@@ -34,7 +35,7 @@ def layer_weights(config: Any) -> tuple[int, int]:
 
 def scorer_macs(config: Any, score: str) -> int:
     """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
-    head. The others are sums of what attention computes anyway, and count nothing."""
+    head. The others are sums of what attention computes anyway, and count nothing; "asked" is paid per prompt."""
     return WIDTH * (config.hidden_size + 1) if score == LEARNED else 0
 
 
@@ -52,7 +53,8 @@ def macs(
     rows^2 x head_dim x heads each, that is, causal attention counts as a full square (as most FLOP counters do), for
     the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
-    learned score is not (see `scorer_macs`).
+    learned score is not (see `scorer_macs`). By score="asked" the last 32 tokens ask, and a scorer of the standard
+    shape (zsaa.asked.Shape) is counted.
     """
     return total_macs(config, Counter([n]), alpha, tau, score, schedule)
 
@@ -101,8 +103,11 @@ def total_macs(
     (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
     rule, total = Rule(tau, score, schedule), 0
     for n, times in counted.items():
-        first, *counts = rule.stages(n, alpha, layers)
-        cost, n = n * per_scored_row if first < n else 0, first
+        asks = min(n, ASKERS) if score == ASKED else 0
+        first, *counts = rule.stages(n, alpha, layers, min(n, asks + SINKS) if asks else 0)
+        cost = n * per_scored_row if first < n else 0
+        cost += Shape(config.hidden_size).macs(n - asks, asks) if asks and counts[-1] < n else 0
+        n = first
         for kept in counts:
             cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
             cost += n * per_scored_row if kept < n else 0

@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
+from zsaa import asked, salience
 from zsaa.compat import check_transformers
 from zsaa.families import find_decoder
 from zsaa.fast.graphs import Graphs, check_mode, replaying
@@ -24,8 +25,7 @@ from zsaa.guards import reads, refuse_dispatched, refuse_wrapped
 from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
 from zsaa.layer import MARK, pruned_class
 from zsaa.passes import Prefill
-from zsaa.rule import LEARNED, RULE, SCHEDULES, Rule, check_alphas
-from zsaa.salience import attach, detach, needed
+from zsaa.rule import ASKED, LEARNED, RULE, SCHEDULES, Rule, check_alphas
 from zsaa.scope import opened
 
 _pruned_class = pruned_class  # pickles of earlier versions look for it here
@@ -55,7 +55,8 @@ def enable(
         or list [batch] sets one for each request.
     tau: least number of tokens that a layer keeps (the paper uses 5).
     score: "column_sum" (the paper's contribution), "column_mean" (per query that can see the token), "random" (a
-        control), or "salience" (learned, by zsaa.finetune; saved beside the model).
+        control), "salience" (learned, by zsaa.finetune; saved beside the model), or "asked" (learned, too: chunks of
+        tokens that the question asks for, see zsaa/asked.py; the question and the first tokens are never dropped).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
     schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), "rising" (not the
@@ -65,7 +66,9 @@ def enable(
 
     Calls then take, beside their own arguments, `alpha` (of this call, or one for each request) and `exempt`, a bool
     mask [batch, tokens] of prompt tokens that are never dropped: `model(..., exempt=mask)`, `model.generate(...,
-    exempt=mask)`. No layer keeps fewer than these; the last token is always one of them.
+    exempt=mask)`. No layer keeps fewer than these; the last token is always one of them. By score="asked" also
+    `question`, a mask of the tokens that ask: True, or as whole numbers 3 for the question, 2 for the turn before it, 1
+    for older ones. Without it the last 32 tokens ask.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
@@ -83,7 +86,8 @@ def enable(
     turned = None if alpha is None else check_alphas(alpha)
     given = {"tau": tau, "score": score, "schedule": schedule}
     rule = Rule(**{name: saved[name] if given[name] is None else given[name] for name in RULE})
-    scorer = needed(decoder) if rule.score == LEARNED else None
+    learned = {LEARNED: salience, ASKED: asked}.get(rule.score)
+    scorer = learned and learned.needed(decoder)
     graphs = None if graphs is None else check_mode(graphs)
     trained = saved["alpha_range"]
     if dial is None:
@@ -101,8 +105,8 @@ def enable(
         owner.__class__ = owner_class(type(owner))
     if graphs is not None and graphs != dial.graphs.mode:
         dial.graphs = Graphs(graphs)
-    if scorer is not None and scorer is not getattr(decoder, "salience", None):
-        attach(model, scorer)
+    if scorer is not None and scorer not in salience.scorers_of(model):
+        salience.attach(model, scorer)
     dial.rule = rule
     dial.trained = tuple(trained) if trained else None
     if turned is not None:
@@ -134,7 +138,7 @@ def disable(model: nn.Module) -> nn.Module:
         owner = find_owner(model, decoder)
         if owner is not None and "_zsaa_owner" in vars(type(owner)):
             owner.__class__ = type(owner).__bases__[0]
-        detach(model)
+        salience.detach(model)
     return model
 
 

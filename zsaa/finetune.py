@@ -43,7 +43,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
-from zsaa import salience
+from zsaa import asked, salience
 from zsaa.checks import check_flag, check_number, check_whole
 from zsaa.dial import settings, trained_for, with_schedule
 from zsaa.distributed import gather, on_first, place, start
@@ -738,7 +738,7 @@ def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None =
         tokenizer.save_pretrained(draft)
         if hasattr(model, "peft_config"):
             (draft / SETTINGS_FILE).write_text(json.dumps(settings(model), indent=2) + "\n")
-        if (scorer := salience.scorer_of(model)) is not None:
+        for scorer in salience.scorers_of(model):
             salience.save(scorer, draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
@@ -770,8 +770,9 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
         )
     saved = with_schedule(saved)  # before the weights are loaded, which can take minutes
     model, tokenizer = load_model(str(folder), **kwargs)
-    if (Path(folder) / salience.FILE).is_file():
-        salience.attach(model, salience.read(find_decoder(model)[0].config, folder))
+    for learned in (salience, asked):
+        if (Path(folder) / learned.FILE).is_file():
+            salience.attach(model, learned.read(find_decoder(model)[0].config, folder))
     zsaa.enable(model, alpha=1.0, **{name: saved[name] for name in RULE})
     trained_for(model, saved["alpha_range"])
     return model, tokenizer

@@ -20,7 +20,7 @@ from zsaa.guards import check_mask
 from zsaa.scope import opened
 from zsaa.subclass import saving, subclass
 
-MASKS = ("exempt",)  # of a prompt's tokens, given with the call: see `zsaa.enable`
+MASKS = ("exempt", "question")  # of a prompt's tokens, given with the call: see `zsaa.enable`
 
 
 class Prompt:

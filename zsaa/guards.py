@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zsaa.asked import QUESTION
 from zsaa.cache import check_cache
 from zsaa.families import Family
 from zsaa.layer import MARK
+from zsaa.rule import ASKERS, SINKS
 
 
 def check_call(decoder: nn.Module, call: dict, extra: dict, shape: tuple[int, int], seen: int) -> None:
@@ -171,9 +173,10 @@ def check_lengths(mask: Tensor | None, shape: tuple[int, int], prompt: int | Non
 
 
 def check_mask(name: str, mask: object, shape: tuple[int, int] | None = None) -> Tensor:
-    """`mask`, of some of a call's tokens, if it is a bool tensor [batch, tokens] (of this shape); else TypeError or
-    ValueError."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    """`mask`, of some of a call's tokens, if it is a bool tensor [batch, tokens] (of this shape); a question's may tell
+    its parts by whole numbers. Else TypeError or ValueError."""
+    whole = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not isinstance(mask, Tensor) or mask.dtype not in (whole if name == "question" else whole[:1]):
         kind = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise TypeError(
             f"{name} must be a bool tensor [batch, tokens], one entry for each column of the input, got {kind}."
@@ -201,6 +204,37 @@ def check_exempt(exempt: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int
             "so pad it on the same side."
         )
     return mine, tuple(counts)
+
+
+def check_question(
+    question: Tensor | None, exempt: Tensor | None, mask: Tensor | None, ids: Tensor | None, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor, int]:
+    """Who asks, by score "asked": the part of each column, int64 [batch, tokens] (0: does not ask); the columns that
+    are never dropped, those of the question and the first tokens beside `exempt`; and the most that ask in a sample.
+
+    question: as the call gave it; None: the last tokens ask. mask: bool [batch, tokens], which are real, or None.
+    ValueError for a sample in which no real token is the question's, and for other parts than 0 to 3."""
+    if ids is None:
+        raise ValueError(
+            'score="asked" compares words, and this call gives inputs_embeds: give input_ids, use another score, or '
+            "set alpha to 1 for this call."
+        )
+    real = torch.ones(shape, dtype=torch.bool, device=ids.device) if mask is None else mask
+    place = real.long().cumsum(dim=1)
+    if question is None:
+        part = QUESTION * (real & (place[:, -1:] - place < ASKERS)).long()
+    else:
+        part = (QUESTION * question if question.dtype == torch.bool else question.long()) * real
+    known = ((part >= 0) & (part <= QUESTION)).all(dim=1)
+    wrong = ~(known & (part == QUESTION).any(dim=1))
+    asks, wrong = torch.stack([(part > 0).sum(dim=1), wrong.long()]).tolist()
+    if any(wrong):
+        raise ValueError(
+            f"question names no real token of sample {wrong.index(1)}, or parts that there are not: it must be True "
+            "(or 3) where a token is the question's; 2 and 1 tell the turn before it and older ones, 0 the rest."
+        )
+    stays = (part == QUESTION) | (real & (place <= SINKS))
+    return part, stays if exempt is None else stays | exempt, max(asks)
 
 
 def reads(owner: nn.Module | None) -> str | None:

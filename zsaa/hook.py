@@ -28,10 +28,11 @@ from zsaa.guards import (
     check_layers,
     check_lengths,
     check_mask,
+    check_question,
     read_rows,
 )
 from zsaa.passes import Decode, Prefill, Request, plan
-from zsaa.rule import LEARNED, Rule, check_alphas
+from zsaa.rule import ASKED, LEARNED, Rule, check_alphas
 from zsaa.scope import innermost, opened, opened_anywhere
 
 if TYPE_CHECKING:
@@ -218,6 +219,28 @@ class Dial:
             masks[name] = check_mask(name, mask, shape).to(read.device)
         return masks
 
+    def _named(self, masks: dict[str, Tensor], ids: Tensor | None, mask: Tensor | None, shape, piece: bool) -> tuple:
+        """What the call's masks say of a pass: the columns that are never dropped (or None), how many of each sample;
+        and for score "asked" the parts that ask with the ids (or None), and the most that ask in a sample."""
+        exempt, question = masks.get("exempt"), masks.get("question")
+        exempt, count = (None, ()) if exempt is None else check_exempt(exempt, mask)
+        if self.rule.score != ASKED:
+            if question is not None:
+                raise ValueError(
+                    f'question= is read by score="asked" alone, and this dial has score={self.rule.score!r}. Leave it '
+                    "out (exempt= keeps tokens under every score), or enable that score."
+                )
+            return exempt, count, None, 0
+        if piece:
+            raise ValueError(
+                'by score="asked" the question asks for tokens of the whole prompt, and prefill_chunk_size shows the '
+                "first piece alone. Leave it out, or set alpha to 1 for this call."
+            )
+        ids = None if ids is None else ids.reshape(shape)
+        part, exempt, asks = check_question(question, exempt, mask, ids, shape)
+        _, count = check_exempt(exempt, mask)
+        return exempt, count, (part, ids), asks
+
     def _appended(self, decoder: nn.Module, call: dict) -> int:
         """How many columns of a pass on an empty cache come after the prompt, as far as `generate` says."""
         prompt = self._prompt()
@@ -270,8 +293,7 @@ class Dial:
         if prompt is not None and mask is not None and not piece:
             check_last(mask[:, -1])
         lengths = check_lengths(mask, shape, prompt.texts[0].shape[1] if piece else None)
-        exempt = masks.get("exempt")
-        exempt, count = (None, ()) if exempt is None else check_exempt(exempt, mask)
+        exempt, count, asked, asks = self._named(masks, ids, mask, shape, piece)
         states = extra.get("output_hidden_states", call.get("output_hidden_states"))
         states = bool(decoder.config.output_hidden_states if states is None else states is not False)
         layers = self.family.num_layers(decoder)
@@ -284,15 +306,16 @@ class Dial:
             carry=head != "row" or states,  # where one row is read, dropped tokens need no final state
             device=device,
             exempt=count,
+            asks=asks,
         )
-        scorer = decoder.salience if self.rule.score == LEARNED else None
+        scorer = getattr(decoder, self.rule.score) if self.rule.score in (LEARNED, ASKED) else None
         shapes = plan(request)
         if _wants_cache(decoder, call):
             call["past_key_values"] = cache = pruned_cache(call.get("past_key_values"), layers)
             if shapes.early:
                 real = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask
                 cache.layers[0].given = real
-        return Prefill(request, shapes, mask, scorer, states, trace, exempt)
+        return Prefill(request, shapes, mask, scorer, states, trace, exempt, asked)
 
 
 def least(alpha: Alpha) -> float:

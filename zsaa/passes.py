@@ -17,7 +17,7 @@ from torch import Tensor
 from zsaa.attention import rotate, visible
 from zsaa.fast import dispatch
 from zsaa.rule import Rule
-from zsaa.salience import Salience
+from zsaa.salience import Learned
 from zsaa.score import FUNCTIONS, select
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class Request:
     """All that the shapes of a pruned pass depend on: the lengths and the dial's settings, none of the data.
 
     lengths: real tokens of each sample; width: columns of the input; alphas: one per sample. exempt: tokens of each
-    sample that are never dropped, the last included; empty where the call names none.
+    sample that are never dropped, the last included; empty where the call names none. asks: the most tokens of a sample
+    that ask, by score "asked".
     """
 
     lengths: tuple[int, ...]
@@ -40,6 +41,7 @@ class Request:
     carry: bool  # do dropped tokens leave with the state that they had?
     device: torch.device
     exempt: tuple[int, ...] = ()
+    asks: int = 0
 
     @property
     def padded(self) -> bool:
@@ -110,8 +112,9 @@ class Prefill:
 
     mask: bool [batch, width], the real columns of the input; read only if some are not. exempt: bool [batch, width],
     the columns that are never dropped, or None. rows: per stage int64 [batch, rows], the input rows that are alive, in
-    order. scorer: the learned score; None where another decides. states: is what enters each layer asked for, too?
-    trace: gets what was kept, once the pass is through.
+    order. scorer: the learned score; None where another decides. asked: for score "asked", the parts that ask and the
+    ids, int64 [batch, width]. states: is what enters each layer asked for, too? trace: gets what was kept, once the
+    pass is through.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
@@ -121,13 +124,15 @@ class Prefill:
         request: Request,
         plan: Plan,
         mask: Tensor | None,
-        scorer: Salience | None = None,
+        scorer: Learned | None = None,
         states: bool = False,
         trace: Trace | None = None,
         exempt: Tensor | None = None,
+        asked: tuple[Tensor, Tensor] | None = None,
     ):
         self.request, self.plan, self.mask, self.scorer = request, plan, mask, scorer
-        self.states, self.trace, self.exempt = states, trace, exempt
+        self.states, self.trace, self.exempt, self.asked = states, trace, exempt, asked
+        self.scores: Tensor | None = None  # of the input's columns, where they are given once
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some; INPUT: all columns
@@ -147,6 +152,7 @@ class Prefill:
     def reads(self) -> dict[str, Tensor]:
         """What the pass reads of its call beside the decoder's own arguments, by name."""
         given = {"mask": self.mask if self.request.padded else None, "exempt": self.exempt}
+        given |= {} if self.asked is None else dict(zip(("part", "ids"), self.asked))
         return {name: x for name, x in given.items() if x is not None}
 
     def future(self, rows: int) -> Tensor | None:
@@ -175,6 +181,10 @@ class Prefill:
             self.input = self.plan.index.expand(hidden.shape[0], -1)
             if self.request.padded:
                 self.input = (~self.mask).int().argsort(dim=1, stable=True)[:, : max(self.request.lengths)]
+            if self.asked is not None and (self.plan.early or any(self.plan.drops)):
+                part, ids = self.asked
+                real = self.mask if self.request.padded else torch.ones_like(ids, dtype=torch.bool)
+                self.scores = self.scorer.rank(hidden, ids, part, real, self.request.asks)
             self.rows.append(self._early(hidden) if self.plan.early else self.input)
         if self.plan.early and self.request.carry:
             self.entered.setdefault(INPUT, hidden)
@@ -186,7 +196,10 @@ class Prefill:
         """The rows of the input that enter the first layer at all, chosen by its states."""
         with torch.no_grad():
             states = self.take(hidden, self.input) if self.request.padded else hidden
-            scores = hidden.new_zeros(self.input.shape) if self.scorer is None else self.scorer(0, states)
+            if self.scores is not None:
+                scores = self.scores.gather(1, self.input)
+            else:
+                scores = hidden.new_zeros(self.input.shape) if self.scorer is None else self.scorer(0, states)
         scores, lengths = self._ranked(scores, self.plan.lengths, self.input), self.plan.lengths
         ragged = min(self.request.lengths) < self.input.shape[1] or self.real[0] is not None
         kept, _ = select(scores, lengths, self.plan.sizes[0], self.plan.widths[0], ragged)
@@ -223,10 +236,13 @@ class Prefill:
         return *rotate(q, k, cos, sin), v
 
     def judge(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """The learned score of the rows that enter `layer`, of their states, float32 [batch, rows]; None where all go
-        on. No gradient passes: the choice has none (Eq. 3), and the score has a loss of its own."""
+        """The learned score of the rows that enter `layer`, float32 [batch, rows], of their states, or as it was given
+        to the input; None where all go on. No gradient passes: the choice has none (Eq. 3), and the score has a loss of
+        its own."""
         if not self.plan.drops[layer]:
             return None
+        if self.scores is not None:
+            return self.scores.gather(1, self.rows[layer])
         with torch.no_grad():
             return self.scorer(layer, hidden)
 

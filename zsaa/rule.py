@@ -13,8 +13,10 @@ ENTRY = "entry"  # the one that drops all before the first layer
 SCHEDULES = (*SPREAD, ENTRY)
 PLAIN = ("column_sum", "column_mean", "random")  # scores made of attention, see zsaa/score.py; the first is the paper's
 LEARNED = "salience"  # one that is not, see zsaa/salience.py
+ASKED = "asked"  # another, see zsaa/asked.py
+ASKERS, SINKS = 32, 4  # by that score the last tokens ask, where no question is given; these and the first never leave
 SUMS = PLAIN[:2]  # of the attention that a token receives in a layer
-SCORES = (*PLAIN, LEARNED)
+SCORES = (*PLAIN, LEARNED, ASKED)
 
 
 @dataclass(frozen=True)

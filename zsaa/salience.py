@@ -51,10 +51,35 @@ def head(hidden_size: int) -> nn.Sequential:
     return nn.Sequential(norm, scored)  # nested as in the ablation, whose files fit
 
 
-class Salience(nn.Module):
+class Learned(nn.Module):
+    """A scorer that was taught: a child of the decoder, called `child`, saved in `file`; it stays in float32."""
+
+    child: str
+    file: str
+
+    def facts(self) -> dict[str, str] | None:
+        """What the file says beside the weights."""
+        return None
+
+    def state_to_save(self) -> dict[str, Tensor]:
+        return self.state_dict()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Moves, but stays in float32, when the model is cast."""
+
+        def moved(x: Tensor) -> Tensor:
+            new = fn(x)
+            return new if new.dtype == x.dtype else x.to(new.device)
+
+        return super()._apply(moved, recurse)
+
+
+class Salience(Learned):
     """A learned score: how much the model's answer hangs on each token's state, as gradients taught it.
 
     The heads of `layers` (0: the first), for a decoder with this `config`."""
+
+    child, file = CHILD, FILE
 
     def __init__(self, config, layers: Iterable[int]):
         super().__init__()
@@ -84,15 +109,6 @@ class Salience(nn.Module):
     def groups(self) -> list[dict]:
         """For an optimizer: the heads learn faster than the model."""
         return [{"params": list(self.parameters()), "lr": 1e-3, "weight_decay": 0.01}]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
-        """Moves, but stays in float32, when the model is cast."""
-
-        def moved(x: Tensor) -> Tensor:
-            new = fn(x)
-            return new if new.dtype == x.dtype else x.to(new.device)
-
-        return super()._apply(moved, recurse)
 
 
 @contextmanager
@@ -139,10 +155,15 @@ def scorer_of(model: nn.Module) -> Salience | None:
     return getattr(find_decoder(model)[0], CHILD, None)
 
 
-def attach(model: nn.Module, scorer: Salience) -> Salience:
+def scorers_of(model: nn.Module) -> list[Learned]:
+    """All that were taught to score, on the decoder inside `model`."""
+    return [child for child in find_decoder(model)[0].children() if isinstance(child, Learned)]
+
+
+def attach(model: nn.Module, scorer: Learned) -> Learned:
     """Make `scorer` a child of the decoder inside `model`, on its device; `save_pretrained` leaves it out."""
     decoder, _ = find_decoder(model)
-    decoder.add_module(CHILD, scorer.to(next(decoder.parameters()).device))
+    decoder.add_module(scorer.child, scorer.to(next(decoder.parameters()).device))
     scorer.train(decoder.training)
     for owner, names in _left_out(model, scorer):
         owner._keys_to_ignore_on_save = sorted({*(owner._keys_to_ignore_on_save or ()), *names})
@@ -150,15 +171,14 @@ def attach(model: nn.Module, scorer: Salience) -> Salience:
 
 
 def detach(model: nn.Module) -> None:
-    """Take the scorer off again, if there is one."""
-    scorer = scorer_of(model)
-    if scorer is not None:
+    """Take scorers off again, if there are any."""
+    for scorer in scorers_of(model):
         for owner, names in _left_out(model, scorer):
             owner._keys_to_ignore_on_save = [k for k in owner._keys_to_ignore_on_save or () if k not in names] or None
-        delattr(find_decoder(model)[0], CHILD)
+        delattr(find_decoder(model)[0], scorer.child)
 
 
-def _left_out(model: nn.Module, scorer: Salience) -> list[tuple[PreTrainedModel, set[str]]]:
+def _left_out(model: nn.Module, scorer: Learned) -> list[tuple[PreTrainedModel, set[str]]]:
     """The models around `scorer`, and the names that its weights have in each."""
     found = []
     for owner in model.modules():
@@ -174,9 +194,9 @@ def fresh(model: nn.Module) -> Salience:
     return Salience(config, range(config.num_hidden_layers))
 
 
-def save(scorer: Salience, folder: str | Path) -> None:
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
-    save_file(weights, Path(folder) / FILE)
+def save(scorer: Learned, folder: str | Path) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_to_save().items()}
+    save_file(weights, Path(folder) / scorer.file, scorer.facts())
 
 
 def read(config, folder: str | Path) -> Salience:

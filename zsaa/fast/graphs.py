@@ -299,10 +299,11 @@ class Graphs:
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
             own = {f"zsaa.{name}": x.clone() for name, x in step.reads().items()}
             mask, exempt = own.get("zsaa.mask"), own.get("zsaa.exempt")
+            asked = (own["zsaa.part"], own["zsaa.ids"]) if step.asked is not None else None
 
             def run():
                 cache = pruned_cache(None, layers) if cached else None
-                again = Prefill(request, plan, mask, step.scorer, exempt=exempt)
+                again = Prefill(request, plan, mask, step.scorer, exempt=exempt, asked=asked)
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
                 for layer in cache.layers if cached else ():

@@ -30,9 +30,10 @@ import anywidget
 import torch
 import traitlets
 
+from zsaa.asked import Scorer
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.measure import hardware, provenance
-from zsaa.rule import ENTRY, LEARNED, SUMS, check_alpha, check_score, check_tau
+from zsaa.rule import ASKED, ENTRY, LEARNED, SUMS, check_alpha, check_score, check_tau
 from zsaa.salience import Salience
 from zsaa.score import FUNCTIONS
 from zsaa.slider import page
@@ -500,4 +501,5 @@ def _first_sentence(function: Any) -> str:
 def _scores(dial: dict) -> dict[str, Any]:
     """The scores to choose from, under the dial's schedule; a learned one only for a model that has learned it."""
     plain = {name: what for name, what in FUNCTIONS.items() if dial["schedule"] != ENTRY or name not in SUMS}
-    return {**plain, LEARNED: Salience} if dial["score"] == LEARNED else plain
+    learned = {LEARNED: Salience, ASKED: Scorer}.get(dial["score"])
+    return {**plain, dial["score"]: learned} if learned else plain
