@@ -36,8 +36,8 @@ test: lint  ## lint, then all tests
 compat:     ## tests with the oldest versions that pyproject.toml allows, in a throwaway environment
 	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
-figures:    ## gather results/points.csv from the committed results, and draw figures/
-	@$(PYTHON) && "$$python" -m zsaa.kit.points && "$$python" -m zsaa.kit.figures && "$$python" -m ablation.show
+figures:    ## from the committed results: results/points.csv and README.md, and figures/
+	@$(PYTHON) && "$$python" -m zsaa.kit.points && "$$python" -m zsaa.kit.catalogue && "$$python" -m zsaa.kit.figures && "$$python" -m ablation.show
 
 report:     ## write docs/report.html and docs/report.md from the committed results and figures
 	@$(PYTHON) && "$$python" -m zsaa.kit.report

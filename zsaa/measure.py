@@ -147,7 +147,18 @@ SHOWS_ONLY = (  # without a number: files, and folders
     "runner.py",
     *(
         f"kit/{name}.py"
-        for name in ("claims", "energy", "files", "labels", "needs", "paper", "points", "store", "verdicts")
+        for name in (
+            "catalogue",
+            "claims",
+            "energy",
+            "files",
+            "labels",
+            "needs",
+            "paper",
+            "points",
+            "store",
+            "verdicts",
+        )
     ),
     *(f"kit/{name}/" for name in ("figures", "report", "runner", "tables")),
 )

@@ -1,0 +1,67 @@
+"""results/README.md: what each result file is, by question, from results/notes.yaml and from the files themselves.
+
+python -m zsaa.kit.catalogue      (part of make figures)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+from zsaa.kit.files import write_text
+from zsaa.kit.labels import device_of
+from zsaa.kit.report.write import render
+from zsaa.kit.store import RESULTS, all_results
+
+
+def catalogue(folder: str | Path = RESULTS) -> str:
+    """The page, in Markdown. ValueError: a result file that no note matches, or a note that matches no file."""
+    folder = Path(folder)
+    questions = yaml.safe_load((folder / "notes.yaml").read_text(encoding="utf-8"))
+    held = dict(all_results(folder))
+    others = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    mine: dict[int, list[str]] = {}
+    notes = [note for question in questions for note in question["notes"]]
+    for name in others:
+        found = next((note for note in notes if any(fnmatch(name, pattern) for pattern in note["files"])), None)
+        if found is not None:
+            mine.setdefault(id(found), []).append(name)
+        elif name in held:
+            raise ValueError(
+                f"results/notes.yaml says nothing of {name}: add a note, under the question that it answers."
+            )
+    if empty := [note["files"] for note in notes if id(note) not in mine]:
+        raise ValueError(f"results/notes.yaml has notes of files that are not there: {empty}. Remove them.")
+    sections = [
+        {
+            "question": question["question"],
+            "rows": [{**note, **_facts([held[n] for n in mine[id(note)] if n in held])} for note in question["notes"]],
+        }
+        for question in questions
+    ]
+    return render("results.md", {"sections": sections, "count": len(held)})
+
+
+def _facts(results: Sequence[dict]) -> dict:
+    """How many files, on how many samples, on what, and when; "-" where files do not say."""
+    facts = [result["provenance"] for result in results]
+    samples = sorted({fact["eval_samples"] for fact in facts if fact.get("eval_samples")})
+    dates = sorted({fact["date"][:10] for fact in facts if fact.get("date")})
+    devices = sorted({device_of(result) for result in results if "device" in result["provenance"].get("hardware", {})})
+    return {
+        "runs": len(results),
+        "n": " to ".join(f"{n:,}" for n in dict.fromkeys((samples[0], samples[-1]))) if samples else "-",
+        "on": ", ".join(devices) or "-",
+        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "-",
+    }
+
+
+def write(folder: str | Path = RESULTS) -> Path:
+    return write_text(Path(folder) / "README.md", catalogue(folder))
+
+
+if __name__ == "__main__":
+    print(write())
