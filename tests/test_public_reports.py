@@ -17,6 +17,7 @@ import tiny
 import tokenizers
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from datasets.fingerprint import Hasher
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -463,7 +464,16 @@ def test_a_model_that_was_compiled_before_takes_the_dial_on_and_off(monkeypatch)
     assert torch.equal(compiled(ids).logits, stock)
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the precision of its first use for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @few
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_a_model_that_accelerate_prepared_and_gave_back(family):
     """Mixed precision wraps its forward; unwrapping binds it anew."""
     ids = tiny.tokens([23])[0]
