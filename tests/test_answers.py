@@ -339,3 +339,34 @@ def test_a_scorer_learns_where_answers_are_and_keeps_its_best_weights(lm):
         x = lm.model.embed_tokens(b.ids).float()
         right += int(teach.look(scorer, x, b)[0].argmax()) in teach.gold_chunks(p.sample, 16)
     assert right >= 16
+
+
+def test_committed_answers_say_what_their_rows_sum_up():
+    """Means follow from the questions' own values, and every difference that is reported from both files' questions."""
+    from ablation.answers.compare import Answers, holm
+    from zsaa.stats import from_bits
+
+    a, seen = Answers(), 0
+    for (name, task, split, target), row in a.rows.items():
+        f1s, right = a.f1s(name, task, split, target), from_bits(row["right"], row["n"])
+        assert len(f1s) == row["n"] == len(a.stories[split]) and abs(f1s.mean() - row["f1"]) < 0.5, (name, task, target)
+        assert round(100 * sum(right) / row["n"], 2) == row["exact_match"]
+        assert all(f == 100 for f, r in zip(f1s, right) if r), "an exact match has an F1 of 100"
+        assert row["ci95"][0] < row["f1"] < row["ci95"][1]
+        seen += 1
+    assert seen > 500 and "reference-oracle" not in a.controls and "reference-dial-once" not in a.controls
+    cell = ("coqa-1", "CoQA, 100 test stories", 11.0)
+    mean, low, high, p = a.apart(("once-c16", *cell), ("reference-bm25", *cell))
+    assert abs(mean - (a.rows[("once-c16", *cell)]["f1"] - a.rows[("reference-bm25", *cell)]["f1"])) < 0.5
+    assert low < mean < high and p < 0.01
+    same = a.apart(("once-c16", *cell), ("once-c16", *cell))
+    assert same == (0.0, 0.0, 0.0, 1.0)
+    assert holm([0.04, 0.01, 0.03]) == [0.06, 0.03, 0.06]
+
+
+def test_stories_are_resampled_whole():
+    """Two stories that say the opposite, many questions each: as uncertain as two questions."""
+    from ablation.answers.results import over_stories
+
+    drawn = over_stories([0.0] * 50 + [100.0] * 50, [7] * 50 + [9] * 50)
+    assert set(drawn) == {0.0, 50.0, 100.0} and 0.2 < (drawn == 0).mean() < 0.3

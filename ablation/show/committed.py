@@ -1,4 +1,4 @@
-"""All figures of results/ablation."""
+"""All figures of results/ablation, and of results/answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ablation.show.accuracy import accuracy_figure
+from ablation.show.answers import answers_figure
 from ablation.show.continuation import continuation_figure
 from ablation.show.frontier import frontier_figure
 from ablation.show.others import sensitivity_figure, words_figure
@@ -18,7 +19,7 @@ from zsaa.kit.store import RESULTS
 
 
 def draw_committed(folder: str | Path) -> list[Path]:
-    """Draw what results/ablation holds into `folder` (the repository's figures/); returns the PNGs."""
+    """Draw what results/ablation and results/answers hold into `folder` (figures/); returns the PNGs."""
     names = []
     for name, figure in _figures(RESULTS / "ablation"):  # one after the other: matplotlib keeps what is open in memory
         save_figure(figure, Path(folder) / f"ablation_{name}")
@@ -28,6 +29,9 @@ def draw_committed(folder: str | Path) -> list[Path]:
 
 def _figures(held: Path):
     """(name, figure) of each."""
+    answers = points.read()
+    if not (answers := answers[answers["file"].str.startswith("answers/")]).empty:
+        yield "answers", answers_figure(answers)
     if words := [json.loads(path.read_text()) for path in sorted(held.glob("words-*.json"))]:
         yield "words", words_figure(words)
     for name, draw in (("continuation", continuation_figure), ("sensitivity", sensitivity_figure)):

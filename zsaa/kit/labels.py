@@ -210,6 +210,8 @@ def recipe_of(result: dict) -> str:
             return result["row"]
         long = f"compute of {trained['compute']:g}" if trained.get("compute") else f"{trained['epochs']:g}"
         return f"{result['row']}, {long} epochs"
+    if kind == "answers":
+        return answers_recipe(result)
     if kind != "curve":
         return ""
     parts = [label(result, short=True)]
@@ -219,6 +221,15 @@ def recipe_of(result: dict) -> str:
         parts.append(f"{recipe['epochs']:g} epochs")
     taught = result["task"].get("training_substitute")
     return ", ".join(parts) + (f", on {taught}" if taught else "")
+
+
+def answers_recipe(result: dict) -> str:
+    """How the model that answers was trained; steps are logged every 20th, so that an early end is known to 20."""
+    if not (log := result.get("log")):
+        return result["recipe"]["method"]
+    done, planned = log[-1]["step"], log[-1]["of"]
+    steps = f"{done}" if done == planned else f"{done} to {min(done + 19, planned)} of {planned}"
+    return f"{result['recipe']['method']} (LoRA), {steps} steps"
 
 
 def split_of(result: dict) -> str:

@@ -43,6 +43,7 @@ WHAT = tuple(name for name in COLUMNS if name not in ("metric", "value", "low", 
 INTERVALS = {  # field -> that of its interval
     "accuracy": "ci95",
     "f1": "ci95",  # then it is not the accuracy's
+    "exact_match": "exact_match_ci95",
     "perplexity": "ci95",
     "word_perplexity": "word_ci95",
     "ratio": "ratio_ci95",
@@ -90,6 +91,7 @@ def _points(file: str, result: dict) -> Iterator[dict]:
     }
     for row in rows:
         what = {**shared, "model": model_of(result, row), "method": method_of(result, row)}
+        what |= {"split": row.get("split", shared["split"])}  # questions of several data sets share a file
         rest, timed = row, {}
         if (
             "latency_mac_reduction" in row
@@ -98,7 +100,8 @@ def _points(file: str, result: dict) -> Iterator[dict]:
             timed = {name: row[field] for field, name in TIMED.items() if field in row}
             timed |= {name: row[name] for name in ("target", "alpha")}
         if not timed or "accuracy" in row:
-            yield from _numbers({**what, "task": task_of(result), "mac_reduction": row.get("mac_reduction")}, rest)
+            task = row.get("task") or task_of(result)
+            yield from _numbers({**what, "task": task, "mac_reduction": row.get("mac_reduction")}, rest)
         if timed:
             there = {"task": timed_task(result), "mac_reduction": row["latency_mac_reduction"]}
             yield from _numbers({**what, **there}, timed)
