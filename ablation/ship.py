@@ -22,7 +22,7 @@ from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range, method_of
 from zsaa.kit.store import RESULTS
 from zsaa.models import load_model
-from zsaa.rule import LEARNED, SCHEDULES, check_score
+from zsaa.rule import LEARNED, SPREAD, check_score
 from zsaa.tasks import load_task
 
 METHODS = {"alpha": "alpha-sampled"}  # where the bench and the package have different names for what is drawn
@@ -39,9 +39,9 @@ def settings_of(folder: Path, variant: Variant, training: Training, lengths: Seq
             "gradients, probe='wide'."
         )
     free = {name: getattr(variant, name) for name in ("score", "schedule", "tau", "scorer_macs")}
-    if training.bends or variant.schedule not in SCHEDULES or variant != Variant(**free):
+    if training.bends or variant.schedule not in SPREAD or variant != Variant(**free):
         raise ValueError(
-            f"the package has no {variant}{', learned' * training.bends}: its schedules are {' and '.join(SCHEDULES)}, "
+            f"the package has no {variant}{', learned' * training.bends}: its schedules are {' and '.join(SPREAD)}, "
             "with no reference, and sinks, recent, smooth and dropped are as in the paper."
         )
     score = LEARNED if learned else check_score(variant.score)

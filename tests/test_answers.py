@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ablation.answers import controls, cost, teach, train
+from ablation.answers import controls, cost, ship, teach, train
 from ablation.answers import judge as judging
 from ablation.answers.data import Sample, judge
 from ablation.answers.model import adapt, adapters, merge
@@ -370,3 +370,15 @@ def test_stories_are_resampled_whole():
 
     drawn = over_stories([0.0] * 50 + [100.0] * 50, [7] * 50 + [9] * 50)
     assert set(drawn) == {0.0, 50.0, 100.0} and 0.2 < (drawn == 0).mean() < 0.3
+
+
+def test_a_scorer_of_the_study_is_one_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(ship.SCORERS, "c8", (0, 32, CHUNK, "answer", 1.0, 1.0))
+    scorer = scorer_for()
+    torch.save(scorer.state_dict(), tmp_path / "scorer.pt")
+    again = ship.scorer_from(tmp_path / "scorer.pt", "c8", 32)
+    ids, states = torch.arange(1, 41)[None], torch.rand(1, 40, 32)
+    given = (states[:, :33], ids[:, :33], torch.tensor([33]), states[:, 33:], ids[:, 33:], torch.full((1, 7), 3))
+    assert torch.equal(again(*given), scorer(*given))
+    with pytest.raises(ValueError, match="'d2' looks at what enters layer 2"):
+        ship.scorer_from(tmp_path / "scorer.pt", "d2", 32)

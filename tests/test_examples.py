@@ -14,6 +14,7 @@ SMALL = {
     "compiled.py": ["--tokens", "32", "--alphas", "0.9"],
     "generate.py": ["--new-tokens", "4"],
     "endings.py": ["tasks"],
+    "question.py": ["--alphas", "0.3"],
     "one_alpha_per_request.py": [],
     "qlora.py": ["--steps", "2", "--train", "8", "--test", "2", "--max-length", "16"],
     "save_and_load.py": [],

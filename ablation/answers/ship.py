@@ -1,0 +1,128 @@
+"""A row's adapter and scorer as a folder that zsaa.finetune.load reads; and what the package makes of it.
+
+    python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT
+    python -m ablation.answers.ship judge OUT data.json.gz --questions 100    # held-out questions, on a CPU
+
+Files are those of ablation.answers.run. The adapter is rounded to float16, as the study saved it; the scorer stays in
+float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import zsaa
+from ablation.answers.data import Data, Sample, judge
+from ablation.answers.judge import samples_of
+from ablation.answers.model import RANK
+from ablation.answers.run import ROWS, SCORERS
+from ablation.answers.train import STRONGEST
+from zsaa import finetune, salience
+from zsaa.asked import Scorer, Shape
+from zsaa.models import load_model
+
+BASE = "smollm2-135m"
+RULE = {"score": "asked", "schedule": "entry"}
+TYPICAL = 600  # tokens of a prompt, for the range of alpha that the reductions of the training amount to
+
+
+def scorer_from(path: str | Path, name: str, states: int) -> Scorer:
+    """The study's scorer, by its name there."""
+    weights = torch.load(path, map_location="cpu")
+    depth, width, chunk, *_ = SCORERS[name]
+    if depth:
+        raise ValueError(
+            f"the scorer {name!r} looks at what enters layer {depth}; the package's, at what enters the first."
+        )
+    scorer = Scorer(Shape(states, width, chunk=chunk), weights["canon"], weights["idf"])
+    scorer.load_state_dict(weights)
+    return scorer.requires_grad_(False).eval()
+
+
+def make(adapter: str | Path, scorer: str | Path, out: str | Path) -> Path:
+    """Write the folder."""
+    saved, out = torch.load(adapter, map_location="cpu"), Path(out)
+    row = next(row for row in ROWS if row.name == saved["row"])
+    if row.schedule != "once":
+        raise ValueError(f"the row {row.name!r} drops by {row.schedule!r}; the package has 'once' alone, as 'entry'.")
+    model, tokenizer = load_model(BASE)
+    model = finetune.add_lora(model, finetune.Recipe(tuning="lora", lora_rank=RANK, lora_alpha=2 * RANK, dropout=0.0))
+    names = {".down": ".lora_A.default.weight", ".up": ".lora_B.default.weight"}
+    weights = {}
+    for name, value in saved["adapters"].items():
+        layer, part = name.rsplit(".", 1)
+        weights[f"base_model.model.{layer}{names['.' + part]}"] = value.float()
+    found = model.load_state_dict(weights, strict=False)
+    missing = [name for name in found.missing_keys if "lora" in name]
+    if found.unexpected_keys or missing:
+        raise ValueError(f"{adapter} is of other layers: {found.unexpected_keys or missing}.")
+    salience.attach(model, scorer_from(scorer, saved["scorer"], model.config.hidden_size))
+    zsaa.enable(model.eval(), alpha=1.0, tau=1, **RULE)
+    zsaa.dial.trained_for(model, (round(zsaa.alpha_for(model.config, TYPICAL, STRONGEST, 1, **RULE), 3), 1.0))
+    finetune.save(model, tokenizer, out)
+    kept = ("adapter_config.json", "adapter_model.safetensors", "asked.safetensors", finetune.SETTINGS_FILE)
+    for file in out.iterdir():
+        if file.name not in kept:
+            file.unlink()
+    halves = {name: value.half() for name, value in load_file(out / kept[1]).items()}
+    save_file(halves, out / kept[1], {"format": "pt"})
+    config = json.loads((out / kept[0]).read_text())
+    (out / kept[0]).write_text(json.dumps({**config, "base_model_name_or_path": BASE}, indent=2) + "\n")
+    return out
+
+
+@torch.no_grad()
+def answers(model, samples: Sequence[Sample], data: Data, reduction: float) -> dict:
+    """EM and F1 of the package's answers at a reduction of MACs, one question at a time."""
+    em = f1 = seconds = 0.0
+    for s in samples:
+        prompt = torch.tensor([s.body + s.older + s.last + s.line])
+        part = [0] * len(s.body) + [1] * len(s.older) + [2] * len(s.last) + [3] * len(s.line)
+        alpha = 1.0 if reduction == 1 else zsaa.alpha_for(model, prompt.shape[1], reduction)
+        began = time.perf_counter()
+        said = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            question=torch.tensor([part]),
+            alpha=alpha,
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=data.newline,
+            pad_token_id=0,
+        )[0, prompt.shape[1] :]
+        seconds += time.perf_counter() - began
+        scores = judge(data.text(said.tolist()), s.references)
+        em, f1 = em + scores[0], f1 + scores[1]
+    n = len(samples)
+    facts = {"reduction": reduction, "n": n, "em": round(100 * em / n, 2), "f1": round(100 * f1 / n, 2)}
+    return {**facts, "seconds": round(seconds, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["make", "judge"])
+    parser.add_argument("paths", nargs="+")
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--passages", type=int, default=3)
+    parser.add_argument("--reductions", type=float, nargs="+", default=[1.0, 3.0, 5.0])
+    arguments = parser.parse_args()
+    if arguments.what == "make":
+        print(make(*arguments.paths))
+        return
+    folder, path = arguments.paths
+    model, _ = finetune.load(folder, kind="causal-lm")
+    data = Data(path)
+    samples = samples_of(data, "test", arguments.passages, 600)[: arguments.questions]
+    for reduction in arguments.reductions:
+        print(json.dumps(answers(model, samples, data, reduction)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
