@@ -17,4 +17,7 @@ def load_kit():
 
 
 if __name__ == "__main__":
-    sys.exit(load_kit().main())
+    try:
+        sys.exit(load_kit().main())
+    except KeyboardInterrupt:  # before the runner listens itself
+        sys.exit(130)
