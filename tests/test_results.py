@@ -217,6 +217,17 @@ def test_tables_and_figures_are_files(result, tmp_path):
     ]
 
 
+def test_positions_of_a_long_text_are_numbered_and_a_short_one_stands_beside_its_panels():
+    for n, long in ((256, True), (3, False)):
+        figure = figures.preservation_figure({0.9: [list(range(n)), [0]], 0.5: [[0], [0]]}, ["word"] * n)
+        figure.draw_without_rendering()
+        axis = figure.axes[0]
+        across, down = (
+            [label.get_text() for label in side] for side in (axis.get_xticklabels(), axis.get_yticklabels())
+        )
+        assert ("200" in across) == long and (down == ["word"] * n) != long and across
+
+
 def test_figure_2_draws_every_data_set_and_says_what_was_not_run(result, tmp_path):
     curves, lengths = [], []
     for task, (column, *_) in figures.DATA_SETS.items():

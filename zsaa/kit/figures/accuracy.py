@@ -78,14 +78,15 @@ def accuracy_figure(points, published: str | None = "IMDB"):
         _dials(axis, found, names)
         _random(axis, found, names)
         _cuts(axis, found, names)
-        if published:
-            printed = [(t, row[published]) for t, row in paper.TABLE_1.items() if row[published] is not None]
+        printed = [(t, row[published]) for t, row in paper.TABLE_1.items() if published and row[published] is not None]
+        if printed:
             style = {"color": COLOURS["paper"], "marker": "x", "linewidth": 0.9, "linestyle": "-."}
             axis.plot(*zip(*printed), **style, label=f"paper, {paper.TABLE_1_MODEL}")
         axis.axhline(50, **REFERENCE)
         metric = "F1" if "f1" in set(points["metric"]) else "accuracy"
         axis.set(xlabel="MAC reduction" + " (paper: speed-up)" * bool(published), ylabel=f"{metric} (%)")
-        multiples(axis, [t for t in paper.TABLE_1 if t <= found["target"].max()])
+        reach = max([found["target"].max(), *(t for t, _ in printed)])
+        multiples(axis, [t for t in paper.TABLE_1 if t <= reach])
         legend(figure, columns=2)
     figure.set_label(_caption(found, metric, published))
     return figure

@@ -60,6 +60,8 @@ def _cells(axis, grid) -> None:
 
 
 def _axes(axes, tokens: Sequence[str], layers: int, read: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     marks = [0, *range(4, layers, 5)] if layers > 12 else list(range(layers))
     first = axes.flat[0]
     if read:
@@ -71,6 +73,8 @@ def _axes(axes, tokens: Sequence[str], layers: int, read: bool) -> None:
     else:
         first.set_yticks([m + 0.5 for m in marks], [m + 1 for m in marks])
         first.set(xlim=(0, len(tokens)), ylim=(layers, 0))
+        first.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        first.xaxis.set_major_formatter(ScalarFormatter())
         for axis in axes[:, 0]:
             axis.set_ylabel("layer")
         for axis in axes[-1]:
