@@ -407,3 +407,10 @@ esac
     done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON="../python", cwd=copy)  # relative, as the caller sees it
     assert done.returncode == errors.SETUP
     assert "pip cannot install into" in done.stderr and "python3 -m venv" in done.stderr
+
+
+def test_setup_in_a_clone_that_cannot_be_written_to(copy):
+    (copy / ".setup.log").mkdir()  # as root, who may run this, may write to any folder
+    done = shell(copy / "tools" / "setup.sh", ZSAA_PYTHON=sys.executable)
+    assert done.returncode == errors.SETUP
+    assert f"cannot write to {copy}" in done.stderr and "clone to another place" in done.stderr

@@ -163,6 +163,25 @@ def test_a_run_says_what_it_used_and_drew(tree, capfd):
     assert out.index("of CPU time") < out.index(f"{tree.out}/figures/a.png") < out.index("second  starts")
 
 
+def test_braces_in_paths_are_no_parameters_of_papermills(tree, tmp_path):
+    braces = Tree(tmp_path / "{n} {0} {}" / "repo")
+    assert braces.run() == errors.OK
+    assert braces.done("second")
+    assert tree.run("--output-dir", str(tmp_path / "{out}"), "--only", "first") == errors.OK
+    assert (tmp_path / "{out}" / "executed" / "first.ipynb").exists()
+
+
+def test_what_a_notebook_made_is_known_where_the_drives_clock_is_behind(tree):
+    """And what it did not touch is not called its own."""
+    write(tree.out / "results" / "earlier.json", "{}")
+    os.utime(tree.out / "results" / "earlier.json", (2**32, 2**32))  # from the future
+    tree.notebook("first", WRITE, "import os\nos.utime(count, (1e9, 1e9))")
+    (tree.out / "executed").mkdir()
+    assert tree.run("--only", "first") == errors.OK
+    record = json.loads((tree.out / "done" / "first.json").read_text())
+    assert record["files"] == ["executed/first.ipynb", "results/first.json"]
+
+
 def test_every_input_is_part_of_the_key(tree):
     """Notebook cells, package, kernels, parameters, locks and committed results count; outputs do not."""
     (job, _) = plan.plan(tree.root, "smoke", tree.out)
@@ -462,6 +481,7 @@ def test_full_disk_while_the_index_page_is_written(tmp_path, capfd, monkeypatch)
 
 REFUSED = {
     "": "names no folder",
+    "s3://bucket/runs": "is an address",
     " ": "names no folder",
     ".": "is no run's own",
     "..": "which holds",

@@ -116,7 +116,7 @@ if [ -f "$stamp" ] && [ -x "$python" ] && [ "$(cat "$stamp")" = "$(key 2>/dev/nu
     exit
 fi
 
-: >"$log"
+: 2>/dev/null >"$log" || fail "cannot write to $root. Make it writable, or clone to another place."
 if [ -z "$lent" ] && ! "$python" -I -m pip --version >/dev/null 2>&1; then
     free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
     [ "$free" -ge 3 ] || fail "$free GB are free on the disk of $root; the set-up needs 3."

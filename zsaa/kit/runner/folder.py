@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ def output_folder(root: Path, given: str | None, profile: str) -> Path:
     if given is None:
         return (root / "outputs" / profile).resolve()
     reason, out = "names no folder", Path(given)
-    if given.strip():
+    if re.match(r"[A-Za-z][\w+.-]*://", given):
+        reason = "is an address, and no folder of this machine"
+    elif given.strip():
         with contextlib.suppress(RuntimeError):  # of a user who is not known
             out = out.expanduser()
         out = out.resolve()

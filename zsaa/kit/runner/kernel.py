@@ -15,6 +15,11 @@ from .errors import FULL, DiskError, NotebookError, is_full
 from .plan import Job
 
 
+def _verbatim(path: Path) -> str:
+    """A path for papermill, which takes braces in it for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 class Execution:
     """One notebook on its way through papermill, in a thread of its own.
 
@@ -78,8 +83,8 @@ class Execution:
         try:
             papermill_engines.register("zsaa", Engine)
             self.notebook = papermill.execute_notebook(
-                self.job.path,
-                self.output,
+                _verbatim(self.job.path),
+                _verbatim(self.output),
                 parameters=self.job.parameters,
                 engine_name="zsaa",
                 kernel_name="python3",

@@ -11,7 +11,6 @@ import re
 import resource
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +71,13 @@ def _cpu_seconds(spent: dict) -> Iterator[None]:
     spent["cpu_seconds"] = round(used() - before, 1)
 
 
+def _products(out: Path) -> dict[Path, tuple[int, int]]:
+    """The files that notebooks wrote, with time and size: what differs afterwards was made. No comparison with a clock,
+    as that of a network drive may be behind."""
+    found = (path for folder in PRODUCTS for path in (out / folder).rglob("*") if not is_stray(path, out))
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found if path.is_file()}
+
+
 def _to_disk(paths: list[Path]) -> None:
     """Waits until the files, and their folders' entries for them, would survive a power cut."""
     for path in [*paths, *{path.parent for path in paths}]:
@@ -98,7 +104,7 @@ def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...
 
     cells = read_cells(job.path)
     progress = Progress(job.name, len(cells) + 1)  # papermill adds the cell that sets the parameters
-    started, start = datetime.datetime.now(datetime.timezone.utc), time.time_ns()
+    started, before = datetime.datetime.now(datetime.timezone.utc), _products(out)
     with _logging_to(log) as logger, environment(more):
         logger.info("%s, started %s, %s", job.name, started.isoformat(timespec="seconds"), sys.executable)
         logger.info("parameters: %s", json.dumps(job.parameters, default=str))
@@ -113,8 +119,7 @@ def run_notebook(out: Path, job: Job, key: dict[str, str], locks: tuple[int, ...
             raise
         logger.info("done in %s", clock(spent["seconds"]))
 
-    made = [p for folder in PRODUCTS for p in (out / folder).rglob("*") if p.is_file()]
-    made = [p for p in made if not is_stray(p, out) and p.stat().st_mtime_ns >= start]
+    made = [path for path, state in _products(out).items() if before.get(path) != state]
     os.replace(partial, executed)
     _to_disk([executed, *made])
     record = {
