@@ -414,7 +414,7 @@ def test_folders_of_earlier_versions_are_loaded_if_their_schedule_is_there(adapt
         assert settings(again) == {"alpha": 1.0, **rule, "alpha_range": None}
     entry["schedule"] = "once"
     file.write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .* and 'rising' are"):
+    with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .*, 'rising' and 'entry' are"):
         finetune.load(folder, kind="sequence-classification")
 
 

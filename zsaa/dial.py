@@ -21,7 +21,7 @@ from zsaa.compat import check_transformers
 from zsaa.families import find_decoder
 from zsaa.fast.graphs import Graphs, check_mode, replaying
 from zsaa.generation import find_owner, owner_class
-from zsaa.guards import reads, refuse_dispatched, refuse_wrapped
+from zsaa.guards import is_wrapped, reads, refuse_dispatched, refuse_wrapped
 from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
 from zsaa.layer import MARK, pruned_class
 from zsaa.passes import Prefill
@@ -96,7 +96,7 @@ def enable(
         object.__setattr__(decoder, "_zsaa", dial)
         decoder.__class__ = replaying(type(decoder))
     for layer in layers:  # some may be new
-        if not getattr(type(layer), MARK, False) and not type(layer).__module__.startswith("torch."):
+        if not getattr(type(layer), MARK, False) and not is_wrapped(layer):
             layer.__class__ = pruned_class(type(layer), family)
     if owner is not None and not getattr(owner, "_zsaa_owner", False):
         dial.reads = reads(owner)

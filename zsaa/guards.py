@@ -73,6 +73,11 @@ def check_call(decoder: nn.Module, call: dict, extra: dict, shape: tuple[int, in
         )
 
 
+def is_wrapped(layer: nn.Module) -> bool:
+    """Has FSDP or activation checkpointing put a class of its own in place of the layer's, or around it?"""
+    return any(cls.__module__.startswith("torch.distributed.") for cls in type(layer).__mro__)
+
+
 def check_layers(decoder: nn.Module, family: Family, num_layers: int) -> str | None:
     """RuntimeError if a pruned pass would not do what was made of the layers since `enable`. Returns what is to be
     said, once, of hooks that it calls with fewer rows than the input has."""
@@ -80,7 +85,7 @@ def check_layers(decoder: nn.Module, family: Family, num_layers: int) -> str | N
     for number, layer in enumerate(getattr(decoder, family.layers)[:num_layers]):
         attention, kind = getattr(layer, family.attention), type(layer)
         # FSDP and activation checkpointing put wrappers of torch's in place of layers.
-        known = getattr(kind, MARK, False) or kind.__module__.startswith("torch.")
+        known = getattr(kind, MARK, False) or is_wrapped(layer)
         if not known or attention.layer_idx != number:
             raise RuntimeError(
                 f"layer {number} of the decoder is not the one that it was when zsaa was enabled (a {kind.__name__} "
@@ -123,7 +128,7 @@ def refuse_dispatched(layers: nn.ModuleList, remedy: str) -> None:
 
 def refuse_wrapped(layers: nn.ModuleList, remedy: str) -> None:
     """FSDP and activation checkpointing put classes of their own in place of the layers'."""
-    wrapped = next((type(layer).__name__ for layer in layers if type(layer).__module__.startswith("torch.")), None)
+    wrapped = next((type(layer).__name__ for layer in layers if is_wrapped(layer)), None)
     if wrapped:
         raise RuntimeError(f"the decoder's layers are wrapped or sharded ({wrapped}). {remedy}")
 
