@@ -20,6 +20,21 @@ def _verbatim(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
+def _this_python() -> type:
+    """A kernel manager for this interpreter, whichever kernels the user has registered under the name python3."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisPython(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            argv.append("--log-level=ERROR")  # it warns of plain text on the loopback interface
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+    return ThisPython
+
+
 class Execution:
     """One notebook on its way through papermill, in a thread of its own.
 
@@ -36,22 +51,11 @@ class Execution:
 
     def _run(self) -> None:
         import papermill
-        from jupyter_client.kernelspec import KernelSpec
-        from jupyter_client.manager import AsyncKernelManager
         from papermill.clientwrap import PapermillNotebookClient
         from papermill.engines import NBClientEngine, papermill_engines
         from papermill.log import logger
 
         execution = self
-
-        class ThisPython(AsyncKernelManager):
-            """Always this interpreter, whichever kernels the user has registered under the name python3."""
-
-            @property
-            def kernel_spec(self):
-                argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-                argv.append("--log-level=ERROR")  # it warns of plain text on the loopback interface
-                return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
         class Engine(NBClientEngine):
             @classmethod
@@ -68,7 +72,7 @@ class Execution:
                 execution.client = PapermillNotebookClient(
                     manager,
                     kernel_name=kernel_name,
-                    kernel_manager_class=ThisPython,
+                    kernel_manager_class=_this_python(),
                     resources={"metadata": {"path": str(execution.job.path.parent)}},  # as when opened in Jupyter
                     startup_timeout=300,  # a cold disk and two busy cores take their time
                     timeout=None,
