@@ -1,12 +1,18 @@
 """zsaa: one dial, alpha, between a language model's speed and its accuracy, turned at inference without retraining."""
 
-from zsaa import slider
-from zsaa.budget import alpha_for, calibrate, report
-from zsaa.cost import mac_reduction, macs, truncation_for
-from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
-from zsaa.families import SUPPORTED, UnsupportedModelError
-from zsaa.fast.dispatch import backends, use_backend
-from zsaa.rule import kept_counts
+from zsaa.compat import check_transformers
+
+try:
+    from zsaa import slider
+    from zsaa.budget import alpha_for, calibrate, report
+    from zsaa.cost import mac_reduction, macs, truncation_for
+    from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
+    from zsaa.families import SUPPORTED, UnsupportedModelError
+    from zsaa.fast.dispatch import backends, use_backend
+    from zsaa.rule import kept_counts
+except ImportError:  # where transformers is so old that it lacks what the dial is built on, say that
+    check_transformers()
+    raise
 
 __version__ = "0.1.0"
 __all__ = [

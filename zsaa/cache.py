@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from zsaa.compat import check_transformers
-
-try:
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-except ImportError:  # so old that there is nothing to build on: say that
-    check_transformers()
-    raise
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
 class PrunedLayer(DynamicLayer):
