@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from ablation import films, reading, run
-from zsaa.evaluate import tally
+from zsaa.data.tasks import load_task
+from zsaa.evaluation.accuracy import tally
 from zsaa.measure import cached, provenance
-from zsaa.tasks import load_task
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 LEAST = 2  # texts that a word or pair must be in

@@ -11,7 +11,7 @@ The table names no film. What tells them apart is its order, which was looked at
   with none.
 
 So each part is a stretch of places in both halves that go together, and between the parts lie gaps that are in none.
-Places count within a label, as zsaa.tasks counts them: without reviews that repeat another. The test part holds no
+Places count within a label, as zsaa.data.tasks counts them: without reviews that repeat another. The test part holds no
 review that an earlier comparison was decided on or looked at (the held-out texts of imdb and imdb_anew). What still
 shares many rare names with the test part, wherever it stands (a sequel, or a film that the order did not tell), is in
 no other part, and likewise for validation.
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from zsaa.measure import write_json
-from zsaa.stats import from_bits, to_bits
+from zsaa.measure.stats import from_bits, to_bits
 
 FILE = Path(__file__).parent / "films.json"
 PARTS = ("train", "validation", "test")
@@ -39,7 +39,7 @@ STRETCHES = {
 }
 ALONE = 30  # places to either side of a stretch that are in no part: the most reviews of one film
 ALIKE, SHARED = 0.3, 3  # two reviews are taken for one film's from this cosine of rare names, and so many of them, on
-BLOCK, EVERY = 490, 5  # of the task imdb's held-out part, see zsaa.tasks
+BLOCK, EVERY = 490, 5  # of the task imdb's held-out part, see zsaa.data.tasks
 
 
 def parts() -> dict[str, list[int]]:
@@ -52,7 +52,7 @@ def side(part: str):
     """(texts and labels of one part as a datasets.Dataset, shuffled; provenance line)"""
     from datasets import Dataset
 
-    from zsaa import tasks
+    from zsaa.data import tasks
 
     spec = tasks.TASKS["imdb"]
     table = tasks._reviews("imdb", spec)
@@ -69,7 +69,7 @@ def side(part: str):
 
 def places(texts: list[str], labels: Iterable[int]) -> np.ndarray:
     """Each review's place among those of its label; -1 for those that repeat an earlier one."""
-    from zsaa.tasks import _normal
+    from zsaa.data.tasks import _normal
 
     seen, count, found = set(), {}, []
     for text, label in zip(texts, labels):
@@ -164,7 +164,7 @@ def evidence(texts: list[str], labels: np.ndarray, found: dict[str, np.ndarray])
 def looked_at(texts: list[str]) -> np.ndarray:
     """Which reviews were held out by imdb or imdb_anew."""
     from ablation.run import _cut_anew
-    from zsaa.tasks import load_task
+    from zsaa.data.tasks import load_task
 
     data = load_task("imdb")
     known = set(data.test["text"]) | set(_cut_anew(data, 1, train=1, test=4900)[1]["text"])
@@ -176,7 +176,7 @@ def main() -> int:
 
     from datasets import Dataset
 
-    from zsaa import tasks
+    from zsaa.data import tasks
 
     table = tasks._reviews("imdb", tasks.TASKS["imdb"])
     texts, labels = table["text"].tolist(), table["label"].to_numpy()

@@ -21,10 +21,10 @@ from ablation import continuation, depth, films, kept, words
 from ablation.forward import Variant
 from ablation.scorers import Evidence, make, price
 from ablation.train import Training, curve, train
+from zsaa.data.tasks import load_task, tokenize
 from zsaa.measure import cached, provenance, write_json
 from zsaa.models import load_model
 from zsaa.salience import FILE as SALIENCE_FILE
-from zsaa.tasks import load_task, tokenize
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "ablation"

@@ -20,7 +20,7 @@ from ablation.forward import Variant, alpha_for, forward, total_macs
 from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.cost import attention_widths, layer_weights, truncation_for
-from zsaa.evaluate import cut, pad, tally
+from zsaa.evaluation.accuracy import cut, pad, tally
 from zsaa.families import find_decoder
 from zsaa.finetune import window
 
@@ -476,7 +476,7 @@ def accuracy(
     model: nn.Module, samples: Sequence, labels: Sequence[int], alpha: float, variant: Variant, probe, batch_size: int,
     votes_of: int | None = None,
 ) -> dict:  # fmt: skip
-    """The tally of one setting (see `zsaa.evaluate.tally`); votes_of: of the votes in this layer alone."""
+    """The tally of one setting (see `zsaa.evaluation.accuracy.tally`); votes_of: of the votes in this layer alone."""
     device = next(model.parameters()).device
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     right = [0] * len(samples)

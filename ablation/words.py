@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsaa.cost import truncation_for
-from zsaa.evaluate import cut, tally
+from zsaa.evaluation.accuracy import cut, tally
 
 RULES = ("salient", "first", "last", "ends", "random")
 

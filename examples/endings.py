@@ -16,7 +16,7 @@ from pathlib import Path
 import lm_eval
 import yaml
 
-from zsaa.tasks import load_task
+from zsaa.data.tasks import load_task
 
 SHOTS, QUESTIONS = 5, 40
 

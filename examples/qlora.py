@@ -13,9 +13,9 @@ import torch
 
 import zsaa
 from zsaa import finetune
-from zsaa.evaluate import predict
+from zsaa.data.tasks import load_task, tokenize
+from zsaa.evaluation.accuracy import predict
 from zsaa.models import load_model
-from zsaa.tasks import load_task, tokenize
 
 
 def main():

@@ -25,11 +25,12 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 from safetensors.torch import load_file
 
 import zsaa
-from zsaa import distributed, evaluate, finetune
+from zsaa import finetune
 from zsaa.dial import captured, settings
+from zsaa.evaluation import accuracy as evaluate
 from zsaa.families import find_decoder
 from zsaa.finetune import AlphaSampler, Recipe, fine_tune
-from zsaa.measure import provenance
+from zsaa.measure import distributed, provenance
 
 BATCH = 4
 COMMON = dict(batch_size=BATCH, max_steps=6, learning_rate=1e-3, dropout=0.0, precision="fp32")
@@ -349,7 +350,7 @@ def check_experiment(folder: Path) -> dict:
     from test_tasks import write
 
     from zsaa import experiment
-    from zsaa.tasks import load_task, tokenize
+    from zsaa.data.tasks import load_task, tokenize
 
     places = {"model": str(folder / "tiny"), "source": str(folder / "data"), "out": folder / "out"}
 

@@ -7,7 +7,7 @@ import random
 
 import pandas as pd
 
-from zsaa.tasks import TASKS
+from zsaa.data.tasks import TASKS
 
 
 class Server(http.server.BaseHTTPRequestHandler):

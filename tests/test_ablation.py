@@ -32,9 +32,9 @@ from zsaa.cost import mac_reduction
 from zsaa.cost import macs as package_macs
 from zsaa.kit import figures
 from zsaa.kit.store import RESULTS
+from zsaa.measure.stats import from_bits, to_bits
 from zsaa.rule import SPREAD as PACKAGED
 from zsaa.rule import kept_counts
-from zsaa.stats import from_bits, to_bits
 
 LENGTHS = [23, 40, 9]
 

@@ -344,7 +344,7 @@ def test_a_scorer_learns_where_answers_are_and_keeps_its_best_weights(lm):
 def test_committed_answers_say_what_their_rows_sum_up():
     """Means follow from the questions' own values, and every difference that is reported from both files' questions."""
     from ablation.answers.compare import Answers, holm
-    from zsaa.stats import from_bits
+    from zsaa.measure.stats import from_bits
 
     a, seen = Answers(), 0
     for (name, task, split, target), row in a.rows.items():

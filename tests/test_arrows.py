@@ -19,13 +19,14 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "learned": ["asked", "salience"],  # scores that were taught
     "fast": ["fast"],
     "kernels": ["kernels"],
-    "files": ["kit.files", "kit.energy", "checks"],  # written by everybody, know nobody
-    "records": ["measure", "stats", "distributed"],
-    "budget": ["budget", "costs"],
+    "files": ["kit.files", "kit.energy", "measure.checks"],  # used by everybody, know nobody
+    "measure": ["measure"],
+    "budget": ["budget"],
     "models": ["models"],
-    "data": ["benchmarks", "choice", "corpora", "folders", "tasks"],
-    "training": ["evaluate", "finetune", "harness"],
-    "studies": ["bench", "experiment", "glue", "mmlu", "perplexity"],
+    "data": ["data"],
+    "training": ["finetune"],
+    "evaluation": ["evaluation"],
+    "studies": ["bench", "experiment", "glue", "evaluation.glue", "mmlu", "perplexity"],
     "kit": ["kit", "architectures", "audit", "runner"],
     "slider": ["slider"],
 }
@@ -35,16 +36,22 @@ MAY = {
     "fast": "method kernels",  # asks the method for its plain references, and records its passes
     "kernels": "fast",
     "files": "",
-    "records": "files",
-    "budget": "method fast records",
+    "measure": "files",
+    "budget": "method fast measure",
     "models": "method files",
     "data": "models files",
-    "training": "method learned budget records models data files package",
-    "studies": "method learned fast kernels budget records models data training files kit package",
-    "kit": "method budget records models data training files studies package",
-    "slider": "method learned fast budget records models data training files kit package",
+    "training": "method learned budget measure models data evaluation files package",
+    "evaluation": "method learned budget measure models data training files package",
+    "studies": "method learned fast kernels budget measure models data evaluation training files kit package",
+    "kit": "method budget measure models data evaluation training files studies package",
+    "slider": "method learned fast budget measure models data evaluation training files kit package",
 }
-LATE = {("hook", "dial"), ("passes", "dial"), ("budget", "models"), ("budget", "zsaa")}  # types; names of a checkout
+LATE = {  # types; names of a checkout
+    ("hook", "dial"),
+    ("passes", "dial"),
+    ("budget.solve", "models"),
+    ("budget.solve", "zsaa"),
+}
 
 
 def room_of(module: str) -> str:

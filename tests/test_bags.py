@@ -11,8 +11,8 @@ from datasets import Dataset
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 from ablation import bags, films, reading
-from zsaa.evaluate import tally
-from zsaa.stats import from_bits
+from zsaa.evaluation.accuracy import tally
+from zsaa.measure.stats import from_bits
 
 
 def reviews(count, seed, good="fine", bad="dull"):

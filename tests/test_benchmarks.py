@@ -9,10 +9,11 @@ import pytest
 from datasets import Dataset
 from test_tasks import installed, no_package
 
-from zsaa import benchmarks, experiment, mmlu, tasks
-from zsaa.corpora import load_corpus
+from zsaa import experiment, mmlu
+from zsaa.data import benchmarks, tasks
+from zsaa.data.corpora import load_corpus
+from zsaa.data.tasks import load_task
 from zsaa.models import AssetError
-from zsaa.tasks import load_task
 
 DEV = [
     "it 's a charming and often affecting journey . ",

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zsaa
-from zsaa import budget, measure
+from zsaa import measure
+from zsaa.budget import solve as budget
 from zsaa.cost import kv_bytes
 from zsaa.dial import settings as dial_settings
+from zsaa.measure import clock as clocks
+from zsaa.measure import origin
 from zsaa.rule import SCHEDULES
 
 N = 60
@@ -41,7 +44,7 @@ class Clock:
 
     def __init__(self, monkeypatch, model, cost=affine):
         self.now, self.model, self.cost, self.calls = 0.0, model, cost, []
-        monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(clocks, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
         model.register_forward_hook(self.tick, with_kwargs=True)
 
     def tick(self, model, args, kwargs, output):
@@ -483,7 +486,7 @@ CHANGES = {
     "attention": lambda model, patch: model.set_attn_implementation("eager"),
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),
     "threads": lambda model, patch: patch.setattr(torch, "get_num_threads", lambda: 96),
-    "hardware": lambda model, patch: patch.setattr(measure, "_cpu_name", lambda: "another"),
+    "hardware": lambda model, patch: patch.setattr(origin, "_cpu_name", lambda: "another"),
     "versions": lambda model, patch: patch.setattr(budget, "version", lambda package: "99"),
     "zsaa": lambda model, patch: patch.setattr(zsaa, "__version__", "99"),
     "code": lambda model, patch: patch.setattr(budget, "_code", lambda: "edited"),
@@ -529,7 +532,7 @@ def test_hardware_names_the_device_that_was_asked_for():
 
 def test_alternate_shows_progress_and_stops_in_time(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(clocks, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
     def run():
         now[0] += 1.0

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from zsaa.checks import check_flag, check_number, check_whole
+from zsaa.measure.checks import check_flag, check_number, check_whole
 
 
 @pytest.mark.parametrize(

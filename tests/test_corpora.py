@@ -6,8 +6,8 @@ import shutil
 import pytest
 from test_tasks import no_network, no_package, packaged
 
-from zsaa import corpora
-from zsaa.corpora import CORPORA, load_corpus
+from zsaa.data import corpora
+from zsaa.data.corpora import CORPORA, load_corpus
 from zsaa.models import AssetError
 
 LINES = ["", " = One Film = \n", "", " It has a plot . \n", " = = Plot = = \n", " x = y \n", " = Two = \n", " End . \n"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from zsaa import distributed, finetune
+from zsaa import finetune
+from zsaa.measure import distributed
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 CASES = [

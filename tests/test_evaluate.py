@@ -9,10 +9,12 @@ import tiny
 import torch
 
 import zsaa
-from zsaa import evaluate, measure, stats
+from zsaa import measure
 from zsaa.dial import settings
+from zsaa.evaluation import accuracy as evaluate
 from zsaa.experiment import longest, write_json
 from zsaa.kit import store
+from zsaa.measure import stats
 from zsaa.score import FUNCTIONS, seeded
 
 

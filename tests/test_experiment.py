@@ -14,11 +14,13 @@ import test_tasks
 from test_models import save_tiny
 
 import zsaa
-from zsaa import evaluate, experiment, finetune, stats
+from zsaa import experiment, finetune
+from zsaa.data.tasks import TASKS, load_task, tokenize
 from zsaa.dial import settings
+from zsaa.evaluation import accuracy as evaluate
 from zsaa.kit import store, tables
+from zsaa.measure import stats
 from zsaa.models import load_model
-from zsaa.tasks import TASKS, load_task, tokenize
 
 
 @pytest.fixture

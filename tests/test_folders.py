@@ -9,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from zsaa.folders import card_names, find, listing, read
+from zsaa.data.folders import card_names, find, listing, read
 from zsaa.models import AssetError
 
 ROWS = [{"text": "one, or two", "label": 0}, {"text": 'She said "N/A"', "label": 1}, {"text": "None", "label": 1}]

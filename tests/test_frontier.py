@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 from ablation.show import films, frontier
 from zsaa.kit import points
 from zsaa.kit.store import RESULTS
-from zsaa.stats import equivalence, holm, to_bits
+from zsaa.measure.stats import equivalence, holm, to_bits
 
 
 def test_equivalence_needs_a_small_difference_and_a_small_error():

@@ -11,9 +11,10 @@ import torch
 from test_models import save_tiny
 
 import zsaa
-from zsaa import finetune, glue
+from zsaa import finetune
+from zsaa.data.tasks import TASKS, load_glue_test, tokenize
+from zsaa.evaluation import glue
 from zsaa.models import AssetError, load_model
-from zsaa.tasks import TASKS, load_glue_test, tokenize
 
 
 @pytest.fixture(autouse=True)

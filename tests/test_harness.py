@@ -26,8 +26,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import zsaa
-from zsaa import finetune, harness
-from zsaa.harness import ZsaaLM
+from zsaa import finetune
+from zsaa.evaluation import harness
+from zsaa.evaluation.harness import ZsaaLM
 
 try:
     import tomllib

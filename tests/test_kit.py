@@ -6,21 +6,24 @@ from importlib.util import find_spec
 
 import pytest
 
-from zsaa import measure
 from zsaa.kit import store
+from zsaa.measure import once
 
 
 def test_training_and_evaluation_import_nothing_that_reports():
     """Of the kit they use what needs no other package: how a file is written, and what time and energy were spent."""
-    code = "import sys, zsaa.finetune, zsaa.evaluate; print(*(m for m in sys.modules if m.startswith('zsaa.kit')))"
+    code = (
+        "import sys, zsaa.finetune, zsaa.evaluation.accuracy;"
+        "print(*(m for m in sys.modules if m.startswith('zsaa.kit')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) <= {"zsaa.kit", "zsaa.kit.energy", "zsaa.kit.files"}
 
 
 def test_all_code_that_can_change_a_number_is_in_the_cache_key():
-    found = measure._sources()
-    assert {"evaluate.py", "slider/engine.py", "kernels/attention.py", "kit/audit.py"} <= {*found}
+    found = once._sources()
+    assert {"evaluation/accuracy.py", "slider/engine.py", "kernels/attention.py", "kit/audit.py"} <= {*found}
     assert not [name for name in found if name.startswith(("kit/tables", "kit/figures", "kit/report", "kit/paper"))]
     assert all(path.is_file() for path in found.values())
 

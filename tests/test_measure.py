@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from zsaa import measure
+from zsaa.kit.energy import energy
+from zsaa.measure import once, origin
 
 
 def test_a_result_is_computed_once_per_settings_code_and_device(tmp_path, monkeypatch):
@@ -31,9 +33,9 @@ def test_a_result_is_computed_once_per_settings_code_and_device(tmp_path, monkey
     assert get(seed=1)["n"] == 3
     path.write_text("[]")
     assert get(seed=1)["n"] == 4
-    monkeypatch.setattr(measure, "code_hash", lambda: "other code")
+    monkeypatch.setattr(once, "code_hash", lambda: "other code")
     assert get(seed=1)["n"] == 5
-    monkeypatch.setattr(measure, "hardware", lambda *_: {"device": "another"})
+    monkeypatch.setattr(once, "hardware", lambda *_: {"device": "another"})
     assert get(seed=1)["n"] == 6
     monkeypatch.setenv("ZSAA_NOT_BEFORE", str(path.stat().st_mtime + 1))
     assert get(seed=1)["n"] == 7
@@ -90,7 +92,7 @@ def test_joules_of_the_gpus_that_the_process_may_use(monkeypatch, visible, joule
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if visible == "GPU-c":
         monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetHandleByUUID", lambda uuid: 1 / 0)
-    with measure.energy() as spent:
+    with energy() as spent:
         assert spent == {}
     assert spent["gpu_joules"] == joules
     assert spent["seconds"] >= 0
@@ -100,7 +102,7 @@ def test_a_gpu_without_the_counter_and_no_gpu_at_all(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for module in (fake_nvml({"GPU-a": [1, 2]}, supported=False), None):
         monkeypatch.setitem(sys.modules, "pynvml", module)
-        with measure.energy() as spent:
+        with energy() as spent:
             pass
         assert spent["gpu_joules"] is None
 
@@ -121,18 +123,18 @@ def test_joules_of_the_processor_packages(tmp_path, monkeypatch):
         counter("psys", "intel-rapl:2", first)
 
     counters(1_000_000, 9_000_000)
-    with measure.energy() as spent:
+    with energy() as spent:
         counters(3_000_000, 500_000)
     assert spent["cpu_joules"] == 3.5
     (tmp_path / "intel-rapl:1/energy_uj").write_text("unreadable")
-    with measure.energy() as spent:
+    with energy() as spent:
         pass
     assert spent["cpu_joules"] is None
 
 
 def test_energy_is_known_even_if_the_block_fails(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(KeyError), measure.energy() as spent:
+    with pytest.raises(KeyError), energy() as spent:
         raise KeyError
     assert spent["seconds"] >= 0
 
@@ -172,7 +174,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     folder = package(tmp_path / "it's here")
-    monkeypatch.setattr(measure, "PACKAGE", folder / "zsaa")
+    monkeypatch.setattr(origin, "PACKAGE", folder / "zsaa")
     return folder, commit_all(folder)
 
 
@@ -213,7 +215,7 @@ def test_a_repository_that_is_not_the_package_s_is_not_named(where, checkout, mo
     commit_all(foreign)
     if where == "empty .git":
         (folder / ".git").mkdir()
-    monkeypatch.setattr(measure, "PACKAGE", folder / "zsaa")
+    monkeypatch.setattr(origin, "PACKAGE", folder / "zsaa")
     if where == "empty .git":
         with pytest.warns(UserWarning, match="no commit: the package's .git is no repository. Mend the checkout"):
             found = measure.commit()
@@ -238,7 +240,7 @@ def test_git_s_own_variables_point_it_nowhere_else(checkout, monkeypatch, tmp_pa
 
 def test_a_refusal_of_git_s_is_said(checkout, monkeypatch):
     """Its own switch for tests stands for a checkout of another owner."""
-    monkeypatch.setattr(measure, "KEPT_OF_GIT", (*measure.KEPT_OF_GIT, "GIT_TEST"))
+    monkeypatch.setattr(origin, "KEPT_OF_GIT", (*origin.KEPT_OF_GIT, "GIT_TEST"))
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.warns(UserWarning, match=r"no commit: git refuses the checkout, whose owner is another") as caught:
         found = measure.provenance()
@@ -262,7 +264,7 @@ def test_no_git_and_no_commit_yet(checkout, monkeypatch, tmp_path):
     assert found["commit_unknown"] == "git cannot be run"
     monkeypatch.setenv("ZSAA_COMMIT", "c0ffee")
     assert quiet() == {"commit": "c0ffee", "dirty": None}
-    monkeypatch.setattr(measure, "PACKAGE", Path(tmp_path / "site-packages/zsaa"))
+    monkeypatch.setattr(origin, "PACKAGE", Path(tmp_path / "site-packages/zsaa"))
     monkeypatch.setenv("ZSAA_COMMIT", "")
     assert quiet() == {
         "commit": None,
@@ -282,7 +284,7 @@ def test_results_are_not_written_among_the_committed_ones(checkout, monkeypatch,
         measure.output_folder(given.format(root=root))
     for own in ("outputs", root / "outputs/x", root.parent / "elsewhere", "other/results"):
         assert measure.output_folder(own) == Path(own)
-    monkeypatch.setattr(measure, "PACKAGE", root.parent / "site-packages/zsaa")
+    monkeypatch.setattr(origin, "PACKAGE", root.parent / "site-packages/zsaa")
     assert measure.output_folder(".") == Path("."), "elsewhere there are none"
 
 
@@ -290,7 +292,7 @@ def test_every_experiment_asks_for_a_folder_of_its_own(tmp_path, monkeypatch):
     from zsaa import experiment, mmlu, perplexity
     from zsaa.finetune import Recipe
 
-    monkeypatch.chdir(measure.PACKAGE.parent)
+    monkeypatch.chdir(origin.PACKAGE.parent)
     runs = [
         lambda out: experiment.run(Recipe(), output_dir=out),
         lambda out: experiment.run_adapter("imdb-lora-salience", output_dir=out),
@@ -300,6 +302,6 @@ def test_every_experiment_asks_for_a_folder_of_its_own(tmp_path, monkeypatch):
         lambda out: mmlu.run(output_dir=out),
     ]
     for run in runs:
-        for out in ("", ".", measure.PACKAGE.parent):
+        for out in ("", ".", origin.PACKAGE.parent):
             with pytest.raises(ValueError, match="output_dir is"):
                 run(out)

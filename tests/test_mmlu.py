@@ -14,7 +14,9 @@ import torch
 import transformers
 
 import zsaa
-from zsaa import benchmarks, choice, evaluate, finetune, mmlu, models
+from zsaa import finetune, mmlu, models
+from zsaa.data import benchmarks, choice
+from zsaa.evaluation import accuracy as evaluate
 from zsaa.kit import paper, tables
 
 TEXTS = [f"r{i} <br />" + " ".join(f"w{(7 * i + j) % 40}" for j in range(20)) for i in range(30)]
@@ -76,7 +78,7 @@ def made(folder, monkeypatch, test=12, train=20):
     """The substitute, from made-up reviews."""
     shuffled = random.Random(0).sample(TEXTS, len(TEXTS))
     data = SimpleNamespace(test={"text": shuffled}, train={"text": TEXTS[::-1]}, source="made up")
-    monkeypatch.setattr("zsaa.tasks.load_task", lambda name, source: data)
+    monkeypatch.setattr("zsaa.data.tasks.load_task", lambda name, source: data)
     return choice.write(folder, test=test, train=train, words=10, ending=4)
 
 

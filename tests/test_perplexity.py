@@ -14,7 +14,7 @@ from datasets import Dataset
 
 import zsaa
 from zsaa import perplexity
-from zsaa.corpora import Corpus
+from zsaa.data.corpora import Corpus
 from zsaa.finetune import Recipe
 from zsaa.perplexity import Window, bootstrap, curve, score, windows
 

@@ -29,7 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import zsaa
-from zsaa import harness
+from zsaa.evaluation import harness
 
 ALPHA, TAU, NEW = 0.7, 3, 6
 CLOSE = dict(rtol=1e-5, atol=1e-5)  # PyTorch's RMSNorm rounds to float32 on the way

@@ -18,9 +18,11 @@ import zsaa
 from ablation import forward as bench
 from ablation.scorers import Probe
 from ablation.train import Training, _passes
-from zsaa import distributed, evaluate, finetune, salience
+from zsaa import finetune, salience
 from zsaa.dial import settings
+from zsaa.evaluation import accuracy as evaluate
 from zsaa.finetune import RECIPES, Recipe, draw_reductions, fine_tune
+from zsaa.measure import distributed
 
 OWN = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-3, "strongest": 3.0}
 

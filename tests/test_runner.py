@@ -697,8 +697,9 @@ cuda = types.SimpleNamespace(is_available=lambda: False, is_initialized=lambda: 
 sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, get_num_threads=lambda: 1, device=None)
 sys.modules["zsaa"] = types.ModuleType("zsaa")
 sys.modules["zsaa"].__path__ = [{zsaa!r}]
-from zsaa import measure
-measure.code_hash = lambda: "code"
+from zsaa.measure import once
+import zsaa.measure as measure
+once.code_hash = lambda: "code"
 pathlib.Path(output_dir, "pid").write_text(str(os.getpid()))
 """
 UNIT = """

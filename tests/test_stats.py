@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from zsaa import stats
+from zsaa.measure import stats
 
 
 def plain_f1(labels, predicted):

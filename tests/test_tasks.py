@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from zsaa import benchmarks, tasks
+from zsaa.data import benchmarks, tasks
+from zsaa.data.tasks import TASKS, load_task, tokenize
 from zsaa.models import AssetError
-from zsaa.tasks import TASKS, load_task, tokenize
 
 
 def installed(name):

@@ -129,7 +129,8 @@ def main() -> int:
     if chosen.work:
         work()
         return 0
-    from zsaa.measure import energy, provenance, write_json
+    from zsaa.kit.energy import energy
+    from zsaa.measure import provenance, write_json
 
     for name in [name for name in os.environ if name.startswith(("OMP_", "GOMP_", "KMP_", "MKL_"))]:
         del os.environ[name]

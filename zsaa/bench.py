@@ -44,7 +44,8 @@ from zsaa.fast.graphs import Graphs
 from zsaa.kernels import naive
 from zsaa.kit import paper
 from zsaa.kit.architectures import PUBLISHED
-from zsaa.measure import alternate, energy, provenance, write_json
+from zsaa.kit.energy import energy
+from zsaa.measure import alternate, provenance, write_json
 from zsaa.models import never_repack
 from zsaa.rule import kept_counts
 

@@ -22,14 +22,15 @@ from pathlib import Path
 import torch
 
 import zsaa
-from zsaa.checks import check_number, check_whole
 from zsaa.dial import rule, settings, with_schedule
-from zsaa.distributed import on_first, place, start
-from zsaa.evaluate import CONTROLS, TARGETS, add_latency, check_targets, curve, plan
+from zsaa.evaluation.accuracy import CONTROLS, TARGETS, add_latency, check_targets, curve, plan
 from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
+from zsaa.kit.energy import energy
 from zsaa.kit.store import RESULTS, load_results, measured
-from zsaa.measure import cached, energy, hash_of, output_folder, provenance, write_json
+from zsaa.measure import cached, hash_of, output_folder, provenance, write_json
+from zsaa.measure.checks import check_number, check_whole
+from zsaa.measure.distributed import on_first, place, start
 from zsaa.rule import RULE, check_schedule
 
 # For Figure 2 B and C, which cost no forward pass.
@@ -42,7 +43,7 @@ def longest(samples, count: int) -> list:
 
 
 def task_record(data) -> dict:
-    """What a result file says of its data set (a `zsaa.tasks.Task` or a `zsaa.corpora.Corpus`)."""
+    """What a result file says of its data set (a `zsaa.data.tasks.Task` or a `zsaa.data.corpora.Corpus`)."""
     fields = ("name", "source", "substitute", "metric", "paper_column", "fingerprint")
     fields += ("training_substitute",) * bool(data.training_substitute)
     return {field: getattr(data, field) for field in fields}
@@ -77,8 +78,8 @@ def latency(
 
     settings_of: a result file of this kind. Its settings are timed again, on random tokens and random weights of the
     same shapes, which needs neither model nor data."""
+    from zsaa.data.tasks import load_task, tokenize
     from zsaa.models import load_model
-    from zsaa.tasks import load_task, tokenize
 
     output_dir = output_folder(output_dir)
     check_whole("repeats", repeats)
@@ -198,8 +199,8 @@ def lengths(
     """
     from transformers import GPT2Config
 
+    from zsaa.data.tasks import load_task
     from zsaa.models import load_model
-    from zsaa.tasks import load_task
 
     shapes = {None: None, "gpt2": GPT2Config()}
     if shape not in shapes:
@@ -265,7 +266,7 @@ def run(
     What is finished is not done again: the training, the curve of each control, and the whole, as `measure.cached` has
     it. A training that was cut short goes on from its last checkpoint (`save_steps`).
     """
-    from zsaa.tasks import fingerprint, load_task
+    from zsaa.data.tasks import fingerprint, load_task
 
     _check_evaluation(eval_batch_size, latency_batch, latency_repeats)
     output_dir = output_folder(output_dir)
@@ -329,7 +330,7 @@ def run_adapter(
 
     What the result says of the training is copied from the adapter's own result file.
     """
-    from zsaa.tasks import load_task
+    from zsaa.data.tasks import load_task
 
     trained = next((r for r in load_results(kind="curve") if r["name"] == adapter), None)
     folder = RESULTS / "adapters" / adapter
@@ -422,7 +423,7 @@ def _load(model: str, data):
 
 def _tokenized(split, tokenizer, max_length: int, net):
     """`tokenize`, if the model has that many positions: a tokenizer may not know the limit of its model."""
-    from zsaa.tasks import tokenize
+    from zsaa.data.tasks import tokenize
 
     limit = find_decoder(net)[0].config.max_position_embeddings
     if max_length > limit:

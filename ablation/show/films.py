@@ -14,7 +14,7 @@ import numpy as np
 from ablation.show.rows import cell_at
 from zsaa.kit import paper
 from zsaa.kit.store import RESULTS
-from zsaa.stats import equivalence, from_bits, holm, mean_difference
+from zsaa.measure.stats import equivalence, from_bits, holm, mean_difference
 
 PART = RESULTS / "ablation" / "imdb_films" / "test"
 DIAL = ("lora-crops-epochs3", "lora-crops-seed1-epochs3")  # the second is a failed training

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ablation.show.rows import budget_of, cell_at, curves, is_main, scorer_of
 from zsaa.kit.store import with_interval
-from zsaa.stats import difference, from_bits, mean_difference
+from zsaa.measure.stats import difference, from_bits, mean_difference
 
 NOT_RUN = "not run"
 

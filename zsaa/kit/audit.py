@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from zsaa.checks import check_whole
 from zsaa.cost import attention_widths, histogram, layer_weights, mac_reduction, total_macs
 from zsaa.kit import paper
 from zsaa.kit.architectures import config
 from zsaa.kit.labels import by_eq_2
 from zsaa.kit.store import load_results
 from zsaa.measure import provenance, write_json
+from zsaa.measure.checks import check_whole
 from zsaa.rule import kept_counts
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config

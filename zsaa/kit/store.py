@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsaa import stats
 from zsaa.kit.labels import schedule_of
-from zsaa.stats import from_bits
+from zsaa.measure import stats
+from zsaa.measure.stats import from_bits
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"  # measurements committed with the source
 

@@ -49,8 +49,8 @@ SHORT = (600, 1600)  # characters: reviews that fit the view
 @functools.cache
 def reviews() -> tuple[dict, ...]:
     """Held-out film reviews, {"name", "text", "label"}; only from data sets that are installed as a package."""
+    from zsaa.data.tasks import TASKS, load_task
     from zsaa.models import AssetError
-    from zsaa.tasks import TASKS, load_task
 
     found = []
     for name, count in REVIEWS:

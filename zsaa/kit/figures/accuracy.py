@@ -6,11 +6,11 @@ import re
 
 import pandas as pd
 
-from zsaa import stats
 from zsaa.kit import paper
 from zsaa.kit.figures.style import COLOURS, CUTS, DATA_SETS, REFERENCE, STYLE, legend, multiples, panels
 from zsaa.kit.labels import METHODS
 from zsaa.kit.points import settings
+from zsaa.measure import stats
 
 
 def curves(points):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zsaa import stats
 from zsaa.kit import paper
 from zsaa.kit.labels import label
 from zsaa.kit.store import over_seeds, per_sample, rows_of, with_interval
 from zsaa.kit.tables.table1 import is_the_method
 from zsaa.kit.tables.text import beyond
+from zsaa.measure import stats
 
 HOW = {
     "alpha": "dial",

@@ -308,7 +308,7 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
 def _code() -> str:
     """A digest of zsaa's source: in a checkout, the version does not tell what is timed."""
     kernels = find_spec("zsaa.kernels")  # lies elsewhere in a checkout
-    folders = [str(Path(__file__).parent), *(kernels.submodule_search_locations if kernels else ())]
+    folders = [str(Path(__file__).parent.parent), *(kernels.submodule_search_locations if kernels else ())]
     files = (file for folder in folders for file in sorted(Path(folder).rglob("*.py")))
     return hash_of([file.read_text(encoding="utf-8") for file in files])
 
@@ -389,7 +389,7 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
     """
     import pandas as pd
 
-    from zsaa.costs import Costs  # a DataFrame: pandas is not loaded before it is asked for
+    from zsaa.budget.costs import Costs  # a DataFrame: pandas is not loaded before it is asked for
 
     decoder, _ = find_decoder(model)
     config, key = decoder.config, _key(model, n, batch)

