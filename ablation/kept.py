@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ablation.forward import Variant
 from ablation.scorers import make
 from ablation.train import Training, logits_of
-from zsaa.evaluation.accuracy import pad
+from zsaa.data.batching import pad
 from zsaa.families import find_decoder
 from zsaa.finetune import Recipe, add_lora
 from zsaa.models import load_model

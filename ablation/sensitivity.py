@@ -25,7 +25,7 @@ from ablation import run
 from ablation.forward import Variant, alpha_for
 from ablation.train import logits_of
 from zsaa.cost import attention_widths, layer_weights
-from zsaa.evaluation.accuracy import pad
+from zsaa.data.batching import pad
 from zsaa.finetune import SETTINGS_FILE
 from zsaa.measure import cached, provenance
 from zsaa.models import load_model

@@ -20,7 +20,8 @@ from ablation.forward import Variant, alpha_for, forward, total_macs
 from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.cost import attention_widths, layer_weights, truncation_for
-from zsaa.evaluation.accuracy import cut, pad, tally
+from zsaa.data.batching import pad
+from zsaa.evaluation.accuracy import cut, tally
 from zsaa.families import find_decoder
 from zsaa.finetune import window
 

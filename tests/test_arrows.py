@@ -40,7 +40,7 @@ MAY = {
     "budget": "method fast measure",
     "models": "method files",
     "data": "models files",
-    "training": "method learned budget measure models data evaluation files package",
+    "training": "method learned budget measure models data files package",
     "evaluation": "method learned budget measure models data training files package",
     "studies": "method learned fast kernels budget measure models data evaluation training files kit package",
     "kit": "method budget measure models data evaluation training files studies package",

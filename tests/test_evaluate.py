@@ -10,6 +10,7 @@ import torch
 
 import zsaa
 from zsaa import measure
+from zsaa.data.batching import pad
 from zsaa.dial import settings
 from zsaa.evaluation import accuracy as evaluate
 from zsaa.experiment import longest, write_json
@@ -141,7 +142,7 @@ def test_half_of_each_end():
 
 def kept_at_random(model, samples):
     """Per sample what each layer keeps, all samples in one batch."""
-    ids, mask = evaluate.pad(samples, 0, "cpu")
+    ids, mask = pad(samples, 0, "cpu")
     row = {"control": "random", "alpha": 0.7}
     with evaluate.applied(model, row), zsaa.trace(model) as t, seeded([zlib.crc32(bytes(s)) for s in samples]):
         model(input_ids=ids, attention_mask=mask)
@@ -153,7 +154,7 @@ def test_random_keeps_as_many_as_the_dial_but_others(model, data):
     samples = [*samples, samples[0], [9, *samples[0][1:]]]  # the same text again, and another of the same length
     together, counts = kept_at_random(model, samples)
     with zsaa.at(model, 0.7), zsaa.trace(model) as t:
-        ids, mask = evaluate.pad(samples, 0, "cpu")
+        ids, mask = pad(samples, 0, "cpu")
         model(input_ids=ids, attention_mask=mask)
     assert counts == t.counts and settings(model)["score"] == "column_sum", "the same schedule, and only in the block"
     assert all(kept[-1] == len(s) - 1 for s, layers in zip(samples, together) for kept in layers), "the read-out token"

@@ -19,8 +19,8 @@ from ablation import forward as bench
 from ablation.scorers import Probe
 from ablation.train import Training, _passes
 from zsaa import finetune, salience
+from zsaa.data.batching import pad
 from zsaa.dial import settings
-from zsaa.evaluation import accuracy as evaluate
 from zsaa.finetune import RECIPES, Recipe, draw_reductions, fine_tune
 from zsaa.measure import distributed
 
@@ -238,7 +238,7 @@ def test_half_of_the_texts_are_read_in_part(side, bos):
     recipe, generator = Recipe.named("zsaa+", crops=0.5, seed=3), torch.Generator().manual_seed(0)
     texts = [torch.randint(2, 90, (40 + i % 3,), generator=generator).tolist() for i in range(200)]
     texts = [[bos, *text[1:]] if bos else text for text in texts]
-    ids, mask = evaluate.pad(texts, 0, "cpu", side)
+    ids, mask = pad(texts, 0, "cpu", side)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(200)}
 
     def read(step, given=batch):

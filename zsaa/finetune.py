@@ -44,8 +44,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import zsaa
 from zsaa import asked, salience
+from zsaa.data.batching import own_seeds, pad
 from zsaa.dial import settings, trained_for, with_schedule
-from zsaa.evaluation.accuracy import own_seeds, pad
 from zsaa.families import find_decoder
 from zsaa.measure import hash_of, write_json
 from zsaa.measure.checks import check_flag, check_number, check_whole

@@ -48,9 +48,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import zsaa
+from zsaa.data.batching import own_seeds, pad
 from zsaa.data.corpora import CORPORA, Corpus, load_corpus
 from zsaa.dial import current_settings, rule, settings
-from zsaa.evaluation.accuracy import CONTROLS, CUTS, _precision, applied, check_targets, cut, own_seeds, pad, plan
+from zsaa.evaluation.accuracy import CONTROLS, CUTS, _precision, applied, check_targets, cut, plan
 from zsaa.experiment import add_recipe, command_of, exit_code, model_record, recipe_of, targets_of, task_record
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.finetune import Recipe, describe, fine_tune, load

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import zlib
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -14,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 import zsaa
+from zsaa.data.batching import own_seeds, pad
 from zsaa.dial import rule, settings
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
@@ -39,21 +38,6 @@ def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) ->
     return ids[:head] + ids[len(ids) - (k - head) :]
 
 
-def pad(
-    samples: Sequence[Sequence[int]], pad_id: int, device, side: str = "right"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask [batch, longest], int64, padded on the "right" or "left"."""
-    width = max(map(len, samples))
-
-    def filled(row: Sequence[int], padding: int) -> list[int]:
-        rest = [padding] * (width - len(row))
-        return [*row, *rest] if side == "right" else [*rest, *row]
-
-    ids = torch.tensor([filled(s, pad_id) for s in samples], dtype=torch.int64, device=device)
-    mask = torch.tensor([filled([1] * len(s), 0) for s in samples], dtype=torch.int64, device=device)
-    return ids, mask
-
-
 def _precision(model: nn.Module, precision: str):
     if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
@@ -74,11 +58,6 @@ def applied(model: nn.Module, row: dict) -> Iterator[None]:
     finally:
         if drawn:
             zsaa.enable(model, **before)
-
-
-def own_seeds(samples: Iterable[Sequence[int]]) -> list[int]:
-    """A seed of each sample's own, for the score "random": of its tokens, so that neither order nor batch matters."""
-    return [zlib.crc32(array("q", sample).tobytes()) for sample in samples]
 
 
 @torch.no_grad()  # not inference_mode: a model that FSDP first ran under it could not be trained afterwards

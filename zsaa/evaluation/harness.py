@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 
 import zsaa
 from zsaa import models
+from zsaa.data.batching import pad
 from zsaa.dial import settings, trained_for, with_schedule
-from zsaa.evaluation.accuracy import pad
 from zsaa.finetune import SETTINGS_FILE
 from zsaa.rule import check_alpha, check_schedule, check_score, check_tau
 
