@@ -8,7 +8,9 @@ import torch
 
 import zsaa
 from zsaa import bench
+from zsaa.bench.device import roofline_ms
 from zsaa.fast import dispatch
+from zsaa.rule import Rule
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +33,13 @@ def test_attention_is_checked_then_timed(tmp_path):
 
 
 def test_wrong_scores_are_not_timed(tmp_path, monkeypatch, capsys):
-    right = bench.attend_and_score
+    right = bench.attention.attend_and_score
 
     def wrong(*args, **kwargs):
         output, sums = right(*args, **kwargs)
         return output, sums * 1.001
 
-    monkeypatch.setattr(bench, "attend_and_score", wrong)
+    monkeypatch.setattr(bench.attention, "attend_and_score", wrong)
     code, record = run(tmp_path, "attention", "--tokens", "33")
     assert (code, record) == (1, None)
     assert "scores of" in capsys.readouterr().err
@@ -121,8 +123,8 @@ def test_roofline_by_hand():
     head = 4 * 64 * 256
     flops = 3 * (2 * 10 * weights + 2 * 10 * 10 * 64)
     moved = 3 * 4 * (weights + 20 * 64 + 2 * 10 * 32) + head
-    by_flops = bench.roofline_ms(config, 1, 10, 1.0, 5, 4, {"flops_per_s": 1e3, "bytes_per_s": 1e12})
-    by_bytes = bench.roofline_ms(config, 1, 10, 1.0, 5, 4, {"flops_per_s": 1e12, "bytes_per_s": 1e3})
+    by_flops = roofline_ms(config, 1, 10, 1.0, Rule(), 4, {"flops_per_s": 1e3, "bytes_per_s": 1e12})
+    by_bytes = roofline_ms(config, 1, 10, 1.0, Rule(), 4, {"flops_per_s": 1e12, "bytes_per_s": 1e3})
     assert by_flops == pytest.approx(flops, rel=1e-6)
     assert by_bytes == pytest.approx(moved, rel=1e-6)
 
@@ -185,7 +187,7 @@ def test_a_footprint_that_does_not_fit_is_named_and_the_others_are_measured(tmp_
             raise torch.OutOfMemoryError
         return build(name, tokens, device, dtype, storage)
 
-    monkeypatch.setattr(bench, "build", small)
+    monkeypatch.setattr(bench.memory, "build", small)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * 2**30))
     code, record = run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", "float16", "float32")
     assert (code, record["too_large"]) == (0, ["tiny, float16"])
@@ -196,7 +198,7 @@ def test_a_footprint_that_does_not_fit_is_named_and_the_others_are_measured(tmp_
 def test_a_footprint_that_is_cut_off_keeps_what_was_measured(tmp_path, monkeypatch):
     """Where memory is counted; and killed after its first shape."""
     peaks = iter([1000, 800, 500, 400, 900, 750, 700, 960])
-    monkeypatch.setattr(bench, "peak_bytes", lambda run, device: next(peaks))
+    monkeypatch.setattr(bench.memory, "peak_bytes", lambda run, device: next(peaks))
     with pytest.raises(RuntimeError):  # of a generator whose `next` finds no more
         run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "300", "--storage", "float32")
     record = json.loads((tmp_path / "result.json").read_text())

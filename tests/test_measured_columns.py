@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zsaa import bench
+from zsaa.bench.prefill import cache_bytes
 from zsaa.kit import claims, figures, points, report, tables, verdicts
 from zsaa.kit.report import view
 from zsaa.kit.store import RESULTS
@@ -27,7 +28,7 @@ def results(tmp_path_factory):
         for name, shape in (("llama3-8b", bench.MODELS["tiny"]), ("gemma2-2b", TINY_GEMMA)):
             patch.setitem(bench.MODELS, name, shape)
         patch.setitem(bench.MODELS, "gpt2-124m", dict(model_type="gpt2", n_embd=32, n_layer=4, n_head=4, vocab_size=97))
-        patch.setattr(bench, "peak_bytes", lambda run, _: OVERHEAD + bench.cache_bytes(run().past_key_values))
+        patch.setattr(bench.memory, "peak_bytes", lambda run, _: OVERHEAD + cache_bytes(run().past_key_values))
         given = ["--models", "llama3-8b", "gemma2-2b", "--storage", "nf4", "float32", "--tokens", "120", "160", "200"]
         assert bench.main(["footprint", *given, *shared, "--output", str(folder / "footprint.json")]) == 0
         given = ["--models", "gpt2-124m", "--tokens", "60", "80", "--batches", "1", "2"]
