@@ -1,0 +1,187 @@
+"""Fewer layers: distances against plain arithmetic, and models without layers against models built without them."""
+
+import copy
+import math
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import zsaa
+from zsaa.depth import origin_of, remove_layers, similarity
+from zsaa.families import find_decoder
+
+
+def batch(lengths, padding="right"):
+    ids, mask, _ = tiny.tokens(lengths, padding=padding)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.inference_mode()
+def plain(model, rows):
+    """Angular distances and influences one text at a time, from transformers' own hidden states."""
+    decoder, family = find_decoder(model)
+    layers = len(getattr(decoder, family.layers))
+    angles, alike, tokens = torch.zeros(layers + 1, layers + 1, dtype=torch.float64), [0.0] * layers, 0
+    ends = []
+    getattr(decoder, family.layers)[-1].register_forward_hook(lambda m, a, out: ends.append(out))
+    for row in rows:
+        states = [*decoder(input_ids=row[None], output_hidden_states=True).hidden_states[:-1], ends[-1]]
+        states = [state.double() for state in states]
+        for low in range(layers + 1):
+            for high in range(low, layers + 1):
+                a, b = states[low][0, -1], states[high][0, -1]
+                angles[low, high] += math.acos(min(1, float(a @ b / (a.norm() * b.norm())))) / math.pi
+        for layer in range(layers):
+            for a, b in zip(states[layer][0], states[layer + 1][0]):
+                alike[layer] += float(a @ b / (a.norm() * b.norm()))
+        tokens += len(row)
+    return angles / len(rows), [1 - total / tokens for total in alike]
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_similarity_is_that_of_plain_arithmetic(family, padding):
+    # Gemma 2's eager attention says NaN of left padding in float64: the mask's least number is -inf in its softmax.
+    model = tiny.make(family, dtype=torch.float32 if family == "gemma2" else torch.float64)
+    lengths = [7, 12, 5]
+    given = batch(lengths, padding)
+    found = similarity(model, [{k: v[:2] for k, v in given.items()}, {k: v[2:] for k, v in given.items()}])
+    rows = [ids[mask.bool()] for ids, mask in zip(given["input_ids"], given["attention_mask"])]
+    angles, influence = plain(model, rows)
+    upper = torch.ones_like(angles).triu(1).bool()
+    torch.testing.assert_close(found.angular[upper], angles[upper], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found.influence, torch.tensor(influence, dtype=torch.float64), atol=1e-6, rtol=1e-6)
+    assert (found.texts, found.tokens, found.num_layers) == (3, sum(lengths), 4)
+
+
+def test_the_best_block_is_the_one_of_least_distance():
+    model = tiny.make("llama")
+    found = similarity(model, [batch([9, 9])])
+    for n in (1, 2):
+        for spare in (True, False):
+            starts = [start for start in range(1, 4) if start + n <= 4 - spare]
+            best = min(starts, key=lambda start: found.angular[start, start + n])
+            assert found.block(n, spare) == list(range(best, best + n))
+    assert found.block(3, spare_last=False) == [1, 2, 3]
+    least = found.least_influential(2)
+    others = [layer for layer in (1, 2, 3) if layer not in least]
+    assert max(found.influence[least]) <= min(found.influence[others])
+
+
+@pytest.mark.parametrize(("n", "spare", "most"), [(0, True, 2), (3, True, 2), (4, False, 3), (True, True, 2)])
+def test_a_block_that_is_not_there_is_refused(n, spare, most):
+    found = similarity(tiny.make("llama"), [batch([5])])
+    with pytest.raises(ValueError, match=rf"n = {n!r} layers of 4: choose 1 to {most} \(the first"):
+        found.block(n, spare)
+
+
+def test_a_layer_that_changes_nothing_has_no_influence():
+    model = tiny.make("llama")
+    layer = model.model.layers[2]
+    nn.init.zeros_(layer.self_attn.o_proj.weight)
+    nn.init.zeros_(layer.mlp.down_proj.weight)
+    found = similarity(model, [batch([9, 6])])
+    assert found.block(1) == [2] == found.least_influential(1)
+    assert found.influence[2] < 1e-12 and found.angular[2, 3] < 1e-6
+    given = batch([9, 6])
+    before = model(**given).logits
+    torch.testing.assert_close(remove_layers(model, found.block(1))(**given).logits, before)
+
+
+def test_pruned_passes_have_no_states_to_compare():
+    model = zsaa.enable(tiny.make("llama"), alpha=0.5, tau=2)
+    with pytest.raises(ValueError, match=r"alpha is 0\.5: dropped tokens have no state"):
+        similarity(model, [batch([9])])
+    with zsaa.at(model, 1.0):
+        on = similarity(model, [batch([9])])
+    torch.testing.assert_close(on.angular, similarity(tiny.make("llama"), [batch([9])]).angular, equal_nan=True)
+    with pytest.raises(ValueError, match="no batches were given"):
+        similarity(tiny.make("llama"), [])
+
+
+@pytest.mark.parametrize("head", tiny.HEADS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_is_left_is_the_model_of_fewer_layers(family, head):
+    """A model of the same class with three layers, given the weights of layers 0, 2 and 3, agrees in every bit."""
+    whole = tiny.make(family, head)
+    weights = {}
+    for name, tensor in whole.state_dict().items():
+        parts = name.split(".")
+        place = next((i for i, part in enumerate(parts) if part in ("h", "layers")), None)
+        if place is not None:
+            number = int(parts[place + 1])
+            if number == 1:
+                continue
+            parts[place + 1] = str(max(0, number - 1))
+        weights[".".join(parts)] = tensor
+    config = copy.deepcopy(whole.config)
+    config.num_hidden_layers = 3
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in (0, 2, 3)]
+    options = dict(attn_implementation=whole.config._attn_implementation, dtype=torch.float64)
+    small = tiny.HEADS[head].from_config(config, **options).eval()
+    small.load_state_dict(weights)
+    given = batch([9, 14, 7])
+    removed = remove_layers(whole, [1])
+    assert torch.equal(removed(**given)[0], small(**given)[0])
+    assert origin_of(removed) == [0, 2, 3] and removed.config.num_hidden_layers == 3
+    for model in (removed, small):
+        zsaa.enable(model, alpha=0.6, tau=2)
+    assert torch.equal(removed(**given)[0], small(**given)[0])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_it_generates_saves_and_loads_as_a_stock_model(family, tmp_path):
+    model = remove_layers(remove_layers(tiny.make(family), [2]), [1])
+    assert origin_of(model) == [0, 3]
+    ids, mask, _ = tiny.tokens([9, 9])
+    options = dict(attention_mask=mask, max_new_tokens=5, do_sample=False)
+    text = model.generate(ids, **options)
+    assert torch.equal(text, model.generate(ids, **options, use_cache=False)), "caches know their layers"
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(
+        tmp_path, dtype=torch.float64, attn_implementation=model.config._attn_implementation
+    )
+    assert torch.equal(again.generate(ids, **options), text) and origin_of(again) == [0, 3]
+
+
+def test_a_shared_configuration_stays_as_it_is():
+    model = tiny.make("qwen2")
+    other = type(model)(model.config)
+    remove_layers(model, [3])
+    assert other.config.num_hidden_layers == 4 and len(other.config.layer_types) == 4
+    assert model.config is model.model.config and len(model.config.layer_types) == 3
+    assert getattr(other.config, "zsaa_layers", None) is None
+
+
+@pytest.mark.parametrize("layers", [[], [0], [4], [-1], [1, 1], [1.5], [True]])
+def test_layers_that_cannot_go_are_named(layers):
+    model = tiny.make("llama")
+    with pytest.raises(ValueError, match="of 4 cannot be removed: give different whole numbers from 1 to 3"):
+        remove_layers(model, layers)
+    assert len(model.model.layers) == 4
+
+
+def test_what_must_come_after_is_refused():
+    import peft
+
+    on = zsaa.enable(tiny.make("llama"))
+    with pytest.raises(RuntimeError, match=r"call zsaa\.disable\(model\), remove layers"):
+        remove_layers(on, [1])
+    remove_layers(zsaa.disable(on), [1])
+    adapted = peft.get_peft_model(tiny.make("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    for model in (adapted, adapted.get_base_model()):
+        with pytest.raises(RuntimeError, match="carries PEFT adapters"):
+            remove_layers(model, [1])
+
+
+def test_it_trains_with_gradient_checkpointing():
+    plain_, checked = (remove_layers(tiny.make("llama"), [1]).train() for _ in range(2))
+    checked.gradient_checkpointing_enable()
+    ids, mask, _ = tiny.tokens([9, 7])
+    for model in (plain_, checked):
+        model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    for a, b in zip(plain_.parameters(), checked.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
