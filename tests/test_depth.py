@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import zsaa
-from zsaa.depth import origin_of, remove_layers, similarity
+from zsaa.data.corpora import Corpus
+from zsaa.depth import origin_of, remove_layers, similarity, study
 from zsaa.families import find_decoder
 
 
@@ -185,3 +186,70 @@ def test_it_trains_with_gradient_checkpointing():
         model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
     for a, b in zip(plain_.parameters(), checked.parameters()):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+WORDS = " ".join(f"w{3 + (7 * i) % 94}" for i in range(2000)).split()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A tiny model and a tiny corpus in place of those that the study loads."""
+    texts = [" ".join(WORDS[40 * i : 40 * i + 300]) for i in range(12)]
+    corpus = Corpus("wikitext-103", "words", texts[:8], texts[4:], False, "here: words", True, "WikiText-103")
+    monkeypatch.setattr(study, "load_corpus", lambda *_, **__: corpus)
+    monkeypatch.setattr(study, "load_model", lambda *_, **__: (tiny.make("llama"), tiny.tokenizer()))
+
+
+def test_the_study_measures_what_it_says(small, tmp_path):
+    result = study.run("tiny", "wikitext-103", "auto", 5, 6, tmp_path, "python -m zsaa.depth")
+    assert result["similarity"]["texts"] == 5 and result["similarity"]["tokens"] == 5 * 256
+    stock, *rows = result["rows"]
+    assert (stock["variant"], stock["removed"], stock["ratio"]) == ("stock", 0, 1.0)
+    assert {(row["way"], row["removed"]) for row in rows} == {(way, n) for way in study.WAYS for n in (1, 2)}
+    samples = study.windows(study.load_corpus(), tiny.tokenizer(), count=6)
+    for row in result["rows"]:
+        model = tiny.make("llama")
+        model = remove_layers(model, row["layers"]) if row["layers"] else model
+        nll = 0.0
+        for window in samples:
+            with torch.no_grad():
+                logits = model(torch.tensor([window.ids])).logits[0].double().log_softmax(-1)
+            nll -= sum(float(logits[t - 1, window.ids[t]]) for t in range(224, 256))
+        assert row["perplexity"] == pytest.approx(math.exp(nll / (6 * 32)), rel=1e-4), row["variant"]
+        assert row["mac_reduction"] == pytest.approx(4 / (4 - row["removed"]), abs=1e-4)
+        assert row["ratio_ci95"][0] <= row["ratio"] <= row["ratio_ci95"][1]
+    assert study.run("tiny", "wikitext-103", "auto", 5, 6, tmp_path, "again") == result, "found again"
+
+
+def test_its_figure_says_what_it_shows(small, tmp_path):
+    from zsaa.kit import figures
+
+    result = study.run("tiny", "wikitext-103", "auto", 5, 6, tmp_path, "python -m zsaa.depth")
+    figure = figures.depth_figure(result)
+    figures.save_figure(figure, tmp_path / "depth")
+    said = (tmp_path / "depth.txt").read_text()
+    assert "Fewer layers of tiny, untuned" in said and "n = 6 windows" in said and "1: layers" in said
+    heat, cost, *_ = figure.axes
+    assert [line.get_label() for line in cost.lines] == ["block, angular distance", "least influence", "top layers"]
+    assert heat.get_ylabel() == "layers in the block"
+
+
+def test_the_whole_model_stays_whole():
+    model = tiny.make("llama")
+    less = study.without(model, [1, 2])
+    assert len(model.model.layers) == 4 and len(less.model.layers) == 2
+    assert less.model.layers[1].mlp.up_proj.weight is model.model.layers[3].mlp.up_proj.weight, "no second copy"
+    assert model.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize(("count", "length"), [(13, 256), (1, 301)])
+def test_too_few_texts_to_compare_layers_on_are_refused(count, length):
+    texts = [" ".join(WORDS[:300])] * 12
+    with pytest.raises(ValueError, match=rf"texts have {length} tokens: ask for fewer than {count}"):
+        study.calibration(tiny.tokenizer(), texts, count, length)
+
+
+def test_an_unknown_way_is_named():
+    found = similarity(tiny.make("llama"), [batch([5])])
+    with pytest.raises(ValueError, match="unknown way 'first' to choose layers; these are known: block, influence"):
+        study.chosen(found, "first", 1)

@@ -93,6 +93,8 @@ def perplexity_protocol(result: dict) -> str:
     how = result["protocol"]
     if how["name"] == "last-word":
         return "last word after a pruned context, causal"
+    if how["name"] == "whole":
+        return f"{how['prefix']} read + {how['continuation']} scored, causal"
     if how["reads_future"]:
         return f"carry-through, {how['prefix'] + how['continuation']} tokens; WHAT IS KEPT READS THE FUTURE"
     return f"prefix, {how['prefix']} pruned + {how['continuation']} scored, causal"
@@ -147,7 +149,7 @@ def task_of(result: dict) -> str:
         return BENCHMARKS[kind]
     if not isinstance(task, dict):
         return kind
-    if kind == "perplexity":
+    if kind in ("perplexity", "depth"):
         return f"{task['title']}; {perplexity_protocol(result)}"
     if kind == "choice":
         return f"{task['name']}, {task['form']}, {task['shots']} shots"

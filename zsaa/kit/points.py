@@ -59,6 +59,7 @@ SETTINGS = (
     "tokens",
     "new",
     "layer",
+    "removed",
     "dim",
     "heads",
     "kv_heads",

@@ -8,6 +8,7 @@ from zsaa.kit import points
 from zsaa.kit.figures.accuracy import accuracy_figures
 from zsaa.kit.figures.audit import audit_exponents_figure, audit_reach_figure, audit_reductions_figure
 from zsaa.kit.figures.choice import choice_figure
+from zsaa.kit.figures.depth import depth_figure
 from zsaa.kit.figures.figure2 import figure_2
 from zsaa.kit.figures.headline import headline_figure
 from zsaa.kit.figures.memory import footprint_figure, memory_figure
@@ -53,6 +54,8 @@ def _figures(all_points):
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)
             yield f"preservation{suffix}", preservation_figure(kept, tokens)
+    for result in load_results(kind="depth"):
+        yield "depth", depth_figure(result)
     for audit in load_results(kind="audit"):
         yield "audit_table3", audit_reductions_figure(audit)
         yield "audit_exponents", audit_exponents_figure(audit)
