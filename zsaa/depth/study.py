@@ -72,11 +72,8 @@ def curve(model: nn.Module, found: Similarity, samples: Sequence[Window], shares
     perplexity and ratio (over the whole model, paired) with their 95% intervals over documents, n (windows), nll."""
     units, counts = [w.unit for w in samples], np.array([len(w.ids) - w.start for w in samples])
     total, rows, base = found.num_layers, [], None
-    settings = [
-        ("none", 0),
-        *((way, n) for n in sorted({max(1, round(share * total)) for share in shares}) for way in ways),
-    ]
-    for way, n in settings:
+    numbers = sorted({max(1, round(share * total)) for share in shares})
+    for way, n in [("none", 0), *((way, n) for n in numbers for way in ways)]:
         layers = chosen(found, way, n) if n else []
         smaller = zsaa.enable(without(model, layers), alpha=1.0)  # the stock model, as `score` wants it
         scored = score(smaller, [(w.ids, w.start) for w in samples], **options)

@@ -42,8 +42,8 @@ def depth_figure(result: dict):
     named = "; ".join(f"{n}: layers {block[0]} to {block[-1]}" for n, block in best.items())
     figure.set_label(
         f"Fewer layers of {result['model']['name']}, untuned. Above: the angular distance between the states before "
-        f"and after each block of layers, on {result['similarity']['texts']} texts, counted from 0; the best blocks are "
-        f"{named}. Below: perplexity without so many layers over the whole model's, {result['task']['title']}, "
+        f"and after each block of layers, on {result['similarity']['texts']} texts, counted from 0; the best blocks "
+        f"are {named}. Below: perplexity without so many layers over the whole model's, {result['task']['title']}, "
         f"n = {result['rows'][0]['n']} windows, 95% intervals; what is above {MOST}x is drawn at the edge."
     )
     return figure
