@@ -13,6 +13,7 @@ from zsaa import experiment, mmlu
 from zsaa.data import benchmarks, tasks
 from zsaa.data.corpora import load_corpus
 from zsaa.data.tasks import load_task
+from zsaa.evaluation import choices
 from zsaa.models import AssetError
 
 DEV = [
@@ -95,17 +96,17 @@ def test_mmlu_takes_the_path_of_a_folder_in_the_hubs_layout(package, tmp_path):
             (tmp_path / "hub" / subject).mkdir(parents=True, exist_ok=True)
             rows = benchmarks.split(f"hails/mmlu_no_train/{subject}/{split}", "MMLU")
             rows.to_parquet(tmp_path / "hub" / subject / f"{split}-00000-of-00001.parquet")
-    here, hub = (mmlu.tasks(source, "letters", 5) for source in (folder, tmp_path / "hub"))
+    here, hub = (choices.tasks(source, "letters", 5) for source in (folder, tmp_path / "hub"))
     assert list(here) == list(hub) == ["mmlu_algebra", "mmlu_anatomy"]
     for name in here:
         for one in (here[name], hub[name]):
             one.build_all_requests(rank=0, world_size=1)
         asked = [[(i.arguments, i.doc["answer"]) for i in one.instances] for one in (here[name], hub[name])]
         assert asked[0] == asked[1] and len(asked[0]) == 6 * 4
-    taught = mmlu.training_rows(folder, 8)  # there is no auxiliary_train
+    taught = choices.training_rows(folder, 8)  # there is no auxiliary_train
     assert sorted(taught["question"]) == sorted(f"{s} validation {i}" for s in ("algebra", "anatomy") for i in range(4))
     with pytest.raises(ValueError, match="9 questions to train on were asked for, but there are 8"):
-        mmlu.training_rows(folder, 9)
+        choices.training_rows(folder, 9)
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
@@ -155,9 +156,9 @@ class TestPackage:
 
     def test_mmlu(self):
         folder = benchmarks.folder(benchmarks.MMLU, "MMLU")
-        assert mmlu._subjects(folder) == mmlu._subjects("hub")
+        assert choices.subjects_of(folder) == choices.subjects_of("hub")
         counts = dict.fromkeys(("test", "validation", "dev"), 0)
-        for subject in mmlu._subjects(folder):
+        for subject in choices.subjects_of(folder):
             for split in counts:
                 rows = benchmarks.split(f"hails/mmlu_no_train/{subject}/{split}", "MMLU")
                 counts[split] += len(rows)

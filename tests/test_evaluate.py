@@ -13,9 +13,9 @@ from zsaa import measure
 from zsaa.data.batching import pad
 from zsaa.dial import settings
 from zsaa.evaluation import accuracy as evaluate
-from zsaa.experiment import longest, write_json
+from zsaa.evaluation import latency
 from zsaa.kit import store
-from zsaa.measure import stats
+from zsaa.measure import stats, write_json
 from zsaa.score import FUNCTIONS, seeded
 
 
@@ -201,8 +201,8 @@ def test_wilson_interval():
 
 def test_latency_rows_say_what_was_timed(model, data):
     rows = evaluate.plan(model, map(len, data["input_ids"]), targets=(1, 2), controls=("alpha", "first"))
-    batch = longest(data["input_ids"], 3)
-    rows = evaluate.add_latency(model, rows, Tokens(), batch, repeats=2)
+    batch = latency.longest(data["input_ids"], 3)
+    rows = latency.time_batch(model, rows, Tokens(), batch, repeats=2)
     lengths = [len(s) for s in batch]
     assert sorted(map(len, data["input_ids"]))[-3:] == sorted(lengths)
     for row in rows:

@@ -17,6 +17,7 @@ import zsaa
 from zsaa import finetune, mmlu, models
 from zsaa.data import benchmarks, choice
 from zsaa.evaluation import accuracy as evaluate
+from zsaa.evaluation import choices
 from zsaa.kit import paper, tables
 
 TEXTS = [f"r{i} <br />" + " ".join(f"w{(7 * i + j) % 40}" for j in range(20)) for i in range(30)]
@@ -160,11 +161,14 @@ def by_hand(words, family, asked, alpha, cut_to=None):
 @pytest.mark.parametrize(("form", "shots"), [("letters", 2), ("text", 0)])
 def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
     folder = made(tmp_path / "c", monkeypatch) if form == "text" else mmlu_folder(tmp_path / "m")
-    questions = mmlu.tasks(folder, form, shots)
+    questions = choices.tasks(folder, form, shots)
     subjects = [choice.SUBJECT] if form == "text" else ["algebra", "anatomy"]
     assert list(questions) == [f"mmlu_{subject}" for subject in subjects]
-    reader = mmlu.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=4)
-    rows, digest = mmlu.curve(reader, questions, (1, 1.3, 1.5), ("alpha", "printed", "last", "random"))
+    reader = choices.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=4)
+    printed = mmlu.printed_for("LLaMA-3-8B-4bit")
+    rows, digest = choices.curve(
+        reader, questions, (1, 1.3, 1.5), ("alpha", "printed", "last", "random"), printed=printed
+    )
     asked = [a for subject in subjects for a in prompts(folder, subject, form, shots)]
     lengths = [len(words(prompt).input_ids) for prompt, _, _ in asked]
     assert sorted(reader.lengths) == sorted(lengths)
@@ -191,29 +195,29 @@ def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
         assert row["mac_reduction"] == pytest.approx(reached, abs=1e-4)
         if row["control"] == "printed":
             assert row["alpha"] == paper.TABLE_3["LLaMA-3-8B-4bit"][row["target"]]["alpha"]
-    alone = mmlu.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=1)
-    again = mmlu.curve(alone, questions, (1, 1.5), ("alpha", "random"))
+    alone = choices.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=1)
+    again = choices.curve(alone, questions, (1, 1.5), ("alpha", "random"))
     assert again[1] == digest
     here = {(r["control"], r["target"]): r["right"] for r in rows}
     assert all(here[(r["control"], r["target"])] == r["right"] for r in again[0]), "whatever the batch size"
 
 
 def test_a_limit_is_per_subject(words, tmp_path):
-    questions = mmlu.tasks(mmlu_folder(tmp_path), "letters", 1)
-    reader = mmlu.Reader(tiny.make("gpt2"), tokenizer=words, batch_size=4)
-    bits, _ = mmlu.right(reader, questions, limit=3)
+    questions = choices.tasks(mmlu_folder(tmp_path), "letters", 1)
+    reader = choices.Reader(tiny.make("gpt2"), tokenizer=words, batch_size=4)
+    bits, _ = choices.right(reader, questions, limit=3)
     assert len(bits) == 6
-    assert mmlu.right(reader, mmlu.tasks(tmp_path, "letters", 1, ["anatomy"]), limit=3)[0] == bits[3:]
+    assert choices.right(reader, choices.tasks(tmp_path, "letters", 1, ["anatomy"]), limit=3)[0] == bits[3:]
 
 
 def test_stray_files_and_odd_names_of_folders_change_no_question(tmp_path):
     folder = mmlu_folder(tmp_path / "a [1]*")
 
     def asked():
-        made = mmlu.tasks(folder, shots=1)
+        made = choices.tasks(folder, shots=1)
         return {name: [task.doc_to_text(doc) for doc in task.test_docs()] for name, task in made.items()}
 
-    want, mark = asked(), mmlu._fingerprint(folder)
+    want, mark = asked(), choices.fingerprint(folder)
     assert [len(rows) for rows in want.values()] == [5, 5]
     for file in [p for p in folder.rglob("*") if p.is_file()]:
         for stray in (f"{file.name}~", f"{file.name}.bak", f".{file.name}", f".ipynb_checkpoints/{file.name}"):
@@ -223,15 +227,15 @@ def test_stray_files_and_odd_names_of_folders_change_no_question(tmp_path):
     (folder / ".hidden").mkdir()
     for file in (folder / "algebra").glob("*.jsonl"):
         (folder / ".hidden" / file.name).write_bytes(file.read_bytes())
-    assert asked() == want and mmlu._fingerprint(folder) == mark
+    assert asked() == want and choices.fingerprint(folder) == mark
     (folder / "all").mkdir()
     (folder / "all/auxiliary_train.jsonl").write_bytes((folder / "algebra/test.jsonl").read_bytes())
-    assert len(mmlu.training_rows(folder, 5)) == 5
+    assert len(choices.training_rows(folder, 5)) == 5
     with pytest.raises(ValueError, match="6 questions to train on were asked for, but there are 5"):
-        mmlu.training_rows(folder, 6)
+        choices.training_rows(folder, 6)
     (folder / "algebra/test-copy.jsonl").write_bytes((folder / "algebra/test.jsonl").read_bytes())
     with pytest.raises(models.AssetError, match="2 files in .* may be the split 'test'"):
-        mmlu.tasks(folder)
+        choices.tasks(folder)
 
 
 @pytest.mark.parametrize(
@@ -252,11 +256,11 @@ def test_questions_that_are_none_are_named_with_their_row(tmp_path, change, mess
     rows[2] |= change
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(models.AssetError, match=message):
-        mmlu.tasks(tmp_path)
+        choices.tasks(tmp_path)
     (tmp_path / "all").mkdir()
     file.rename(tmp_path / "all/auxiliary_train.jsonl")
     with pytest.raises(models.AssetError, match=message.replace("test.jsonl", "auxiliary_train.jsonl")):
-        mmlu.training_rows(tmp_path, 2)
+        choices.training_rows(tmp_path, 2)
 
 
 def test_answers_that_are_named_in_another_order_are_refused(tmp_path):
@@ -268,10 +272,10 @@ def test_answers_that_are_named_in_another_order_are_refused(tmp_path):
         data = datasets.Dataset.from_parquet(str(file)).cast_column("answer", datasets.ClassLabel(names=names))
         data.to_parquet(file)
         if names[0] == "A":
-            assert len(mmlu.tasks(tmp_path)) == 2
+            assert len(choices.tasks(tmp_path)) == 2
         else:
             with pytest.raises(models.AssetError, match="calls its answers D, C, B, A: they must be A, B, C and D"):
-                mmlu.tasks(tmp_path)
+                choices.tasks(tmp_path)
 
 
 def test_bad_requests_are_named(tmp_path):
@@ -282,15 +286,15 @@ def test_bad_requests_are_named(tmp_path):
         ({"subjects": ["law"]}, "'law'; these are known: algebra, anatomy"),
     ):
         with pytest.raises(ValueError, match=message):
-            mmlu.tasks(folder, **arguments)
+            choices.tasks(folder, **arguments)
     with pytest.raises(models.AssetError, match="SUBJECT/dev"):
-        mmlu.tasks(tmp_path / "nothing")
+        choices.tasks(tmp_path / "nothing")
     (folder / "algebra" / "test.jsonl").unlink()
     with pytest.raises(models.AssetError, match="no test questions in .*algebra.*hf download cais/mmlu"):
-        mmlu.tasks(folder)
+        choices.tasks(folder)
     with pytest.raises(models.AssetError, match="auxiliary_train"):
-        mmlu.training_rows(folder, 3)
-    assert len(mmlu._subjects("hub")) == 57
+        choices.training_rows(folder, 3)
+    assert len(choices.subjects_of("hub")) == 57
 
 
 # ------------------------------------------------------------------------------------- instruction tuning
@@ -298,8 +302,8 @@ def test_bad_requests_are_named(tmp_path):
 
 def test_training_predicts_the_letter_from_the_last_token_of_the_pruned_prompt(words, tmp_path, monkeypatch):
     """The loss of a padded batch is the mean over samples of what the scores at that alpha say, and has gradients."""
-    rows = mmlu.training_rows(made(tmp_path, monkeypatch), 3)
-    data = mmlu.encode(rows, words)
+    rows = choices.training_rows(made(tmp_path, monkeypatch), 3)
+    data = choices.encode(rows, words)
     for row, ids, labels in zip(rows, data["input_ids"], data["labels"]):
         assert labels[-1] == words.convert_tokens_to_ids("ABCD"[row["answer"]]) and {*labels[:-1]} == {-100}
         assert len(ids) == len(labels) and ids[-1] == words.convert_tokens_to_ids(":")
@@ -311,7 +315,7 @@ def test_training_predicts_the_letter_from_the_last_token_of_the_pruned_prompt(w
     )  # left padding, as for samples of several lengths
     batch["labels"] = torch.nn.functional.pad(batch["labels"], (4, 0), value=-100)
     for alpha in (1.0, 0.7):
-        with mmlu.answering(model), zsaa.at(model, alpha):
+        with choices.answering(model), zsaa.at(model, alpha):
             out = model(**batch, use_cache=False)
             counted = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(6)).loss
         want = [
@@ -329,19 +333,19 @@ def test_training_predicts_the_letter_from_the_last_token_of_the_pruned_prompt(w
 
 
 def reader_score(model, words, ids, answer, alpha):
-    reader = mmlu.Reader(model, alpha, tokenizer=words)
+    reader = choices.Reader(model, alpha, tokenizer=words)
     with zsaa.at(model, alpha):
         return reader._loglikelihood_tokens([(None, ids, [answer])], disable_tqdm=True)[0][0]
 
 
 def test_long_questions_lose_their_beginning_and_odd_tokenizers_are_refused(words, tmp_path, monkeypatch):
-    rows = mmlu.training_rows(made(tmp_path, monkeypatch), 2)
-    whole, short = mmlu.encode(rows, words), mmlu.encode(rows, words, max_length=9)
+    rows = choices.training_rows(made(tmp_path, monkeypatch), 2)
+    whole, short = choices.encode(rows, words), choices.encode(rows, words, max_length=9)
     assert short["input_ids"][0] == whole["input_ids"][0][-9:]
     with pytest.raises(ValueError, match="not one token of its own"):
-        mmlu.encode(rows, Letters())
+        choices.encode(rows, Letters())
     with pytest.raises(ValueError, match="30 questions to train on"):
-        mmlu.training_rows(tmp_path, 30)
+        choices.training_rows(tmp_path, 30)
 
 
 class Letters:

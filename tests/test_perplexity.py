@@ -15,8 +15,8 @@ from datasets import Dataset
 import zsaa
 from zsaa import perplexity
 from zsaa.data.corpora import Corpus
+from zsaa.evaluation.language import Window, bootstrap, curve, score, unpack, windows
 from zsaa.finetune import Recipe
-from zsaa.perplexity import Window, bootstrap, curve, score, windows
 
 
 def texts(*lengths, seed=0):
@@ -258,7 +258,7 @@ def test_a_curve_and_its_controls(capsys):
     assert (stock["ratio"], stock["ratio_ci95"], stock["agreement"]) == (1, [1, 1], 100)
     for row in rows:
         assert row["mac_reduction"] >= row["target"] - 1e-3
-        assert sum(perplexity.unpack(row["nll"])) == pytest.approx(row["nll_sum"], abs=1e-2)
+        assert sum(unpack(row["nll"])) == pytest.approx(row["nll_sum"], abs=1e-2)
         assert row["ci95"][0] <= row["perplexity"] <= row["ci95"][1] and 0 <= row["agreement_first"] <= 100
     # The cut controls are the stock model on fewer tokens, whatever score the dial has.
     last = next(r for r in rows if (r["control"], r["target"]) == ("last", 2))
@@ -278,17 +278,17 @@ def test_a_curve_and_its_controls(capsys):
 
 def test_a_curve_without_a_row_or_without_numbers_is_refused():
     model = zsaa.enable(tiny.make("gpt2"), tau=3)
-    found = [perplexity.Window(ids, 20, 4, i) for i, ids in enumerate(texts(24, 24))]
+    found = [Window(ids, 20, 4, i) for i, ids in enumerate(texts(24, 24))]
     tokenizer, options = SimpleNamespace(bos_token_id=None), {"progress": False, "scores": ("column_sum",)}
-    alone = perplexity.curve(model, tokenizer, found, targets=(2,), controls=("last",), **options)
+    alone = curve(model, tokenizer, found, targets=(2,), controls=("last",), **options)
     assert [(row["control"], row["target"]) for row in alone] == [("last", 2)] and alone[0]["ratio"] > 0
     for carry, targets, controls in ((False, (99,), ("alpha",)), (False, (), ("alpha",)), (True, (2,), ("last",))):
         with pytest.raises(ValueError, match="leave no row"):
-            perplexity.curve(model, tokenizer, found, carry, targets=targets, controls=controls, **options)
+            curve(model, tokenizer, found, carry, targets=targets, controls=controls, **options)
     with torch.no_grad():
         model.transformer.ln_f.weight[0] = float("nan")
     with pytest.raises(ValueError, match="the likelihood of sample [01] is no number"):
-        perplexity.curve(model, tokenizer, found, targets=(1,), **options)
+        curve(model, tokenizer, found, targets=(1,), **options)
     with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got 0"):
         score(model, [([3, 4], 1)], batch_size=0)
 

@@ -23,7 +23,8 @@ import torch
 
 import zsaa
 from zsaa.dial import rule, settings, with_schedule
-from zsaa.evaluation.accuracy import CONTROLS, TARGETS, add_latency, check_targets, curve, plan
+from zsaa.evaluation.accuracy import CONTROLS, TARGETS, check_targets, curve, plan
+from zsaa.evaluation.latency import longest, time_batch
 from zsaa.families import find_decoder
 from zsaa.finetune import RECIPES, Recipe, describe, fine_tune, load, resolve_precision
 from zsaa.kit.energy import energy
@@ -35,11 +36,6 @@ from zsaa.rule import RULE, check_schedule
 
 # For Figure 2 B and C, which cost no forward pass.
 FINE_TARGETS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11)
-
-
-def longest(samples, count: int) -> list:
-    """The `count` longest samples: a batch without padding when they all reach the maximum length."""
-    return sorted(samples, key=len, reverse=True)[:count]
 
 
 def task_record(data) -> dict:
@@ -104,7 +100,7 @@ def latency(
     solved = plan(net, map(len, samples), targets, ("alpha", "first"))
     rows = []
     for batch in batches:
-        rows += add_latency(net, [dict(row) for row in solved], tokenizer, longest(samples, batch), repeats)
+        rows += time_batch(net, [dict(row) for row in solved], tokenizer, longest(samples, batch), repeats)
     name = name or f"{task}-latency-{device}"
     facts = {"eval_samples": len(samples), "repeats": repeats, "seconds": round(time.perf_counter() - started, 1)}
     result = {
@@ -157,7 +153,7 @@ def _latency_again(earlier: Path, batches, repeats: int, device, dtype, output_d
             ids = torch.randint(1, net.config.vocab_size, (batch, same[0]["latency_tokens"]), generator=generator)
             kept = ("control", "target", "alpha", "keep_tokens", "mac_reduction")
             plain = [{key: row[key] for key in kept} for row in same]
-            rows += add_latency(net, plain, SimpleNamespace(bos_token_id=None), ids.tolist(), repeats)
+            rows += time_batch(net, plain, SimpleNamespace(bos_token_id=None), ids.tolist(), repeats)
             for row, old in zip(plain, same):  # the earlier batch had no padding either, or this would be another
                 if row["latency_mac_reduction"] != old["latency_mac_reduction"]:
                     raise ValueError(f"{earlier} timed another model, or texts of unequal lengths: {old}")
@@ -385,7 +381,7 @@ def _evaluated(
         rows = [row for part in parts for row in part["rows"]]
         started = time.perf_counter()
         if latency_repeats and place()[1] == 1:
-            add_latency(net, rows, tokenizer, longest(test_set["input_ids"], latency_batch), latency_repeats, precision)
+            time_batch(net, rows, tokenizer, longest(test_set["input_ids"], latency_batch), latency_repeats, precision)
         # What the units took, in this run or in earlier ones.
         units = [p["provenance"] for p in ({"provenance": spent}, *parts) if p.get("provenance")]
         seconds = sum(u["seconds"] for u in units) + time.perf_counter() - started

@@ -3,7 +3,8 @@
     python -m zsaa.depth --model smollm2-135m --windows 200
 
 Layers are compared on texts to train on, and judged on windows of held-out ones, those of Table 2's protocol `prefix`
-(zsaa.perplexity): so many tokens are read, the next are scored. That is a line beside the dial's in the same windows.
+(zsaa.evaluation.language): so many tokens are read, the next are scored. That is a line beside the dial's in the same
+windows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import zsaa
 from zsaa.data.corpora import load_corpus
 from zsaa.depth.remove import remove_layers
 from zsaa.depth.similarity import Similarity, similarity
+from zsaa.evaluation.language import Window, bootstrap, pack, score, windows
 from zsaa.measure import cached, output_folder, provenance
 from zsaa.models import load_model
-from zsaa.perplexity import Window, bootstrap, pack, score, windows
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 WAYS = {

@@ -15,7 +15,6 @@ import zsaa
 from zsaa.data.batching import own_seeds, pad
 from zsaa.dial import rule, settings
 from zsaa.families import find_decoder
-from zsaa.measure import alternate
 from zsaa.measure.checks import check_number, check_whole
 from zsaa.measure.distributed import gather, place
 from zsaa.measure.stats import f1, f1_interval, interval, to_bits
@@ -38,7 +37,8 @@ def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) ->
     return ids[:head] + ids[len(ids) - (k - head) :]
 
 
-def _precision(model: nn.Module, precision: str):
+def precision_of(model: nn.Module, precision: str):
+    """A context in which `model` computes in "fp32", "tf32", "bf16" or "fp16"."""
     if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -47,16 +47,18 @@ def _precision(model: nn.Module, precision: str):
 
 @contextlib.contextmanager
 def applied(model: nn.Module, row: dict) -> Iterator[None]:
-    """`model` with the dial as a row of `plan` has it. For "random" without CUDA graphs, which would repeat draws."""
+    """`model` with the dial as a row of `plan` has it, and by the row's "score", if it names one. For "random" without
+    CUDA graphs, which would repeat draws."""
     before = {"score": settings(model)["score"], "graphs": zsaa.captured(model)["mode"]}
     drawn = row["control"] == "random"
-    if drawn:
-        zsaa.enable(model, score="random", graphs=False)
+    score = "random" if drawn else row.get("score")
+    if score:
+        zsaa.enable(model, score=score, graphs=False if drawn else None)
     try:
         with zsaa.at(model, row["alpha"] or 1.0):
             yield
     finally:
-        if drawn:
+        if score:
             zsaa.enable(model, **before)
 
 
@@ -88,7 +90,7 @@ def predict(
         # With none left in the last turn a process repeats the last batch: under FSDP no pass works without all.
         batch = batches[min(turn + number, len(batches) - 1)]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
-        with _precision(model, precision), seeded(own_seeds([samples[i] for i in batch])):
+        with precision_of(model, precision), seeded(own_seeds([samples[i] for i in batch])):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         numbers = logits.isfinite().all(-1).tolist()
         said = logits.float().argmax(-1).tolist()
@@ -203,42 +205,4 @@ def curve(
             row["predicted"] = to_bits(predicted)
         bar.set_postfix_str(f"{row['mac_reduction']:.1f}x: {row[metric]:.1f}%", refresh=False)
     bar.close()
-    return rows
-
-
-@torch.inference_mode()
-def add_latency(
-    model: nn.Module, rows: list[dict], tokenizer, samples: Sequence[Sequence[int]], repeats: int = 5, precision="fp32"
-) -> list[dict]:
-    """Time one forward pass over `samples` as one batch at every row's setting, alternating with the stock model.
-    Timed are the dial's rows and those of the first cut among them: random keep computes what the dial does, and all
-    cuts leave as many tokens.
-
-    Adds "latency_ms" (median), "latency_ms_quartiles", "speedup" (over stock, same run), and what was timed:
-    "latency_batch", "latency_tokens" (longest sample) and "latency_mac_reduction" on this very batch.
-    """
-    device = next(model.parameters()).device
-    decoder, _ = find_decoder(model)
-
-    def runner(row):
-        cut_to = [cut(s, row["keep_tokens"], row["control"], tokenizer.bos_token_id) for s in samples]
-        ids, mask = pad(cut_to, decoder.config.pad_token_id, device)
-
-        def run():
-            with zsaa.at(model, row["alpha"] or 1.0), _precision(model, precision):
-                model(input_ids=ids, attention_mask=mask, use_cache=False)
-
-        return run
-
-    stock = {"keep_tokens": None, "control": "alpha", "alpha": 1.0}
-    cut_short = next((row["control"] for row in rows if row["control"] in CUTS), None)
-    chosen = {str(i): row for i, row in enumerate(rows) if row["control"] in ("alpha", cut_short)}
-    timed = alternate({"stock": runner(stock), **{i: runner(row) for i, row in chosen.items()}}, repeats)
-    config, chosen_rule, lengths = decoder.config, rule(model), [len(s) for s in samples]
-    whole = sum(zsaa.macs(config, n) for n in lengths)
-    for i, row in chosen.items():
-        kept = [min(n, row["keep_tokens"] or n) for n in lengths]
-        cost = sum(zsaa.macs(config, n, row["alpha"] or 1.0, **chosen_rule) for n in kept)
-        shape = {"latency_batch": len(samples), "latency_tokens": max(lengths)}
-        row.update(timed[i], **shape, latency_mac_reduction=round(whole / cost, 4))
     return rows

@@ -21,7 +21,6 @@ import zsaa
 from zsaa.data.tasks import TASKS, load_glue_test, tokenize
 from zsaa.dial import rule
 from zsaa.evaluation.accuracy import predict
-from zsaa.experiment import exit_code
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision
 from zsaa.kit.files import draft, is_stray, write_text
@@ -124,7 +123,3 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.zip:
         print(pack(chosen.output_dir))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(exit_code(main, "zsaa.glue"))
