@@ -38,6 +38,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
         "perplexity",
     ],
     "kit": ["kit", "architectures", "audit", "runner"],
+    "serve": ["serve"],
     "slider": ["slider"],
 }
 MAY = {
@@ -55,6 +56,7 @@ MAY = {
     "evaluation": "method learned budget measure models data training files package",
     "studies": "method depth learned fast kernels budget measure models data evaluation training files kit package",
     "kit": "method budget measure models data evaluation training files studies package",
+    "serve": "method budget measure models data training files kit package",
     "slider": "method learned fast budget measure models data evaluation training files kit package",
 }
 LATE = {  # types; names of a checkout

@@ -1,0 +1,262 @@
+"""The controller: its promises for every reading, and the floor that a measured curve gives."""
+
+import itertools
+import json
+import math
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zsaa
+from zsaa.budget import Calibration
+from zsaa.kit.store import RESULTS
+from zsaa.serve import costs
+from zsaa.serve.controller import (
+    POLICIES,
+    Controller,
+    Policy,
+    Reading,
+    Rung,
+    State,
+    Watch,
+    percentile,
+    policy_named,
+    retry_after,
+    step,
+)
+
+LADDER = tuple(Rung(alpha, ms) for alpha, ms in ((1.0, 400), (0.97, 250), (0.94, 160), (0.9, 100), (0.8, 60)))
+POLICY = Policy(LADDER, p95_ms=2000)
+amounts = st.floats(0, 1e4, allow_nan=False)
+
+
+@st.composite
+def policies(draw):
+    alphas = sorted(draw(st.sets(st.floats(0.05, 0.999), max_size=6)) | {1.0}, reverse=True)
+    costs = sorted(draw(st.lists(st.floats(0.1, 5000), min_size=len(alphas), max_size=len(alphas))), reverse=True)
+    rungs = tuple(map(Rung, alphas, costs))
+    return Policy(rungs, draw(st.floats(10, 1e4)), hold_s=draw(st.floats(0, 3)))
+
+
+@st.composite
+def states(draw, policy):
+    return State(
+        draw(st.integers(0, len(policy.rungs) - 1)),
+        draw(st.none() | st.floats(0, 100)),
+        draw(st.floats(1 / 8, 1)),
+        draw(st.none() | st.floats(0, 100)),
+    )
+
+
+@st.composite
+def situations(draw):
+    policy = draw(policies())
+    reading = Reading(draw(st.floats(0, 200)), draw(amounts), draw(amounts), draw(st.none() | amounts))
+    return policy, draw(states(policy)), reading
+
+
+def alpha(policy, state):
+    return policy.rungs[state.rung].alpha
+
+
+@given(situations())
+def test_alpha_stays_between_the_floor_and_one_and_depends_on_nothing_else(situation):
+    policy, state, reading = situation
+    after = step(policy, state, reading)
+    assert policy.floor <= alpha(policy, after) <= 1
+    assert 0 < after.trust <= 1
+    assert step(policy, state, reading) == after
+
+
+@given(situations(), amounts, amounts, amounts)
+def test_more_of_anything_never_raises_alpha(situation, pending, rate, p95):
+    policy, state, reading = situation
+    p95 = None if reading.p95_ms is None else reading.p95_ms + p95
+    worse = Reading(reading.now_s, reading.pending + pending, reading.rate + rate, p95)
+    assert alpha(policy, step(policy, state, worse)) <= alpha(policy, step(policy, state, reading))
+
+
+@given(situations())
+def test_idle_it_is_back_at_one_after_a_hold_for_each_rung(situation):
+    policy, state, reading = situation
+    now = max(reading.now_s, state.seen_s or 0, state.calm_since or 0)
+    for k in range(len(policy.rungs) + 1):
+        state = step(policy, state, Reading(now + k * (policy.hold_s + 1e-6), pending=0))
+    assert alpha(policy, state) == 1
+
+
+@given(situations(), st.floats(0.05, 2))
+def test_under_a_constant_load_it_turns_once_at_most_and_then_rests(situation, pause):
+    """Once: down, since what was observed before made it careful, and up as trust returns."""
+    policy, state, reading = situation
+    now = max(reading.now_s, state.seen_s or 0, state.calm_since or 0)
+    seen = [state.rung]
+    for k in range(400):
+        state = step(policy, state, Reading(now + k * pause, reading.pending, reading.rate, reading.p95_ms))
+        seen.append(state.rung)
+    moves = [math.copysign(1, b - a) for a, b in itertools.pairwise(seen) if a != b]
+    assert sum(a != b for a, b in itertools.pairwise(moves)) <= 1
+    settled = math.ceil((20 + (len(policy.rungs) + 1) * (policy.hold_s + pause)) / pause)
+    assert len(set(seen[settled:])) <= 1
+
+
+@given(situations(), amounts)
+def test_who_is_refused_has_everybody_at_the_floor(situation, pending):
+    """Never is anybody sent away while a lower alpha is still allowed."""
+    policy, state, reading = situation
+    after = step(policy, state, Reading(reading.now_s, pending, reading.rate, reading.p95_ms))
+    seconds = retry_after(policy, after, pending)
+    if seconds is not None and (pending - 1) * policy.rungs[-1].ms > policy.share * after.trust * policy.p95_ms:
+        assert alpha(policy, after) == policy.floor
+    assert seconds is None or (isinstance(seconds, int) and seconds >= 1)
+
+
+def test_down_at_once_and_up_one_rung_after_the_hold():
+    state = step(POLICY, State(), Reading(0, pending=20))
+    assert alpha(POLICY, state) == 0.8
+    seen = []
+    for k in range(1, 60):
+        state = step(POLICY, state, Reading(k / 10, pending=0))
+        seen.append(state.rung)
+    assert seen == sorted(seen, reverse=True) and seen[-1] == 0
+    assert {a - b for a, b in itertools.pairwise(seen)} == {0, 1}
+    first = seen.index(3) + 1
+    assert first / 10 >= POLICY.hold_s
+
+
+def test_a_break_in_the_calm_starts_the_hold_anew():
+    state = step(POLICY, State(rung=2), Reading(0.0, pending=0))
+    state = step(POLICY, state, Reading(0.4, pending=5))  # too many for a step up, too few for one down
+    state = step(POLICY, state, Reading(0.6, pending=0))
+    assert state.rung == 2
+    assert step(POLICY, state, Reading(1.0, pending=0)).rung == 2
+    assert step(POLICY, state, Reading(1.2, pending=0)).rung == 1
+
+
+def test_an_observed_p95_above_the_promise_prunes_more_at_the_same_queue():
+    def run(p95):
+        state = State()
+        for k in range(12):
+            state = step(POLICY, state, Reading(k / 2, pending=4, p95_ms=p95))
+        return alpha(POLICY, state)
+
+    assert run(None) == run(500) == 1.0
+    assert run(2500) < 1.0
+
+
+def test_more_arriving_than_can_be_served_prunes_before_a_queue_is_there():
+    assert alpha(POLICY, step(POLICY, State(), Reading(0, pending=0, rate=3))) == 0.97
+    assert alpha(POLICY, step(POLICY, State(), Reading(0, pending=0, rate=2.4))) == 1.0
+
+
+def test_retry_after_is_the_time_that_is_over():
+    at_floor = State(rung=4)
+    assert retry_after(POLICY, at_floor, 33) is None  # 33 x 60 ms
+    assert retry_after(POLICY, at_floor, 34) == 1
+    assert retry_after(POLICY, at_floor, 100) == 4
+    assert retry_after(Policy(LADDER, 20.0), State(), 1) is None  # a request alone is always let in
+    assert retry_after(policy_named("stock", POLICY), State(), 1e9) is None
+
+
+def test_the_policies_to_compare_with():
+    rungs = {name: [rung.alpha for rung in policy_named(name, POLICY).rungs] for name in POLICIES}
+    assert rungs == {"controller": [1.0, 0.97, 0.94, 0.9, 0.8], "admission": [1.0], "stock": [1.0], "floor": [0.8]}
+    assert {name for name in POLICIES if policy_named(name, POLICY).admits} == {"controller", "admission"}
+    with pytest.raises(ValueError, match="one of controller, admission"):
+        policy_named("best", POLICY)
+
+
+@pytest.mark.parametrize(
+    "rungs, options, message",
+    [
+        ((), {}, "rungs is empty"),
+        ((Rung(1.2, 1),), {}, r"within \(0, 1\]"),
+        ((Rung(0.5, 1), Rung(1.0, 2)), {}, "largest first"),
+        ((Rung(1.0, 1), Rung(0.5, 2)), {}, "must not cost more"),
+        ((Rung(1.0, math.nan),), {}, "milliseconds"),
+        (LADDER, {"p95_ms": 0}, "p95_ms must be milliseconds"),
+        (LADDER, {"calm": 1.2}, "stricter"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(rungs, options, message):
+    with pytest.raises(ValueError, match=message):
+        Policy(rungs, **{"p95_ms": 100, **options})
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_percentile(values):
+    found = percentile(values, 0.95)
+    assert sum(v <= found for v in values) >= 0.95 * len(values)
+    assert sum(v < found for v in values) < 0.95 * len(values)
+
+
+def test_the_window_forgets():
+    watch = Watch(window_s=4)
+    for second in range(4):
+        watch.arrived(second, 2.0)
+        watch.answered(second, 100.0 * second)
+    assert watch.reading(3.5, 1) == Reading(3.5, 1, rate=2.0, p95_ms=300.0)
+    assert watch.reading(6.5, 0) == Reading(6.5, 0, rate=0.5, p95_ms=300.0)
+    assert watch.reading(60, 0) == Reading(60, 0, rate=0, p95_ms=None)
+
+
+def test_two_controllers_that_see_the_same_do_the_same():
+    events = [(k / 7, (k * 5) % 11) for k in range(200)]
+    one, other = Controller(POLICY), Controller(POLICY)
+    assert [one.look(*event) for event in events] == [other.look(*event) for event in events]
+
+
+# ------------------------------------------------------------------------------------------ costs and floors
+
+
+def calibration(n=200, batch=4):
+    """As if timed: half of the time is for what pruning cannot save."""
+    config = zsaa.enable(tiny.make("llama")).config
+    alphas = (1.0, 0.999, 0.9, 0.7, 0.4)
+    key = {"n": n, "batch": batch, "tau": 5, "score": "column_sum", "schedule": "geometric"}
+    stock = zsaa.macs(config, n)
+    times = [40 * (0.5 + 0.5 * zsaa.macs(config, n, alpha) / stock) for alpha in alphas]
+    return Calibration(config, key, [{"alpha": a, "latency_ms": ms} for a, ms in zip(alphas, times)], {})
+
+
+def test_rungs_from_times_fall_evenly_to_the_floor():
+    timed = calibration()
+    rungs = costs.ladder_by_time(timed, 0.5, beside_ms=3)
+    assert rungs[0].alpha == 1 and rungs[-1].alpha == 0.5 and len(rungs) == costs.RUNGS
+    for rung in rungs:
+        assert rung.ms == pytest.approx(timed.predict(rung.alpha) / 4 + 3, rel=1e-3)
+    ratios = [(b.ms - 3) / (a.ms - 3) for a, b in itertools.pairwise(rungs)]
+    assert max(ratios) - min(ratios) < 0.02
+    Policy(rungs, 100)
+
+
+def test_rungs_from_macs_fall_evenly_to_the_floor():
+    config = tiny.CONFIGS["llama"]()
+    rungs = costs.ladder_by_macs(config, 200, 50.0, 0.5)
+    assert rungs[0] == Rung(1.0, 50.0) and rungs[-1].alpha == 0.5 and len(rungs) == costs.RUNGS
+    assert rungs[-1].ms == pytest.approx(50 / zsaa.mac_reduction(config, 200, 0.5))
+    assert costs.ladder_by_macs(config, 200, 50.0, 1.0) == (Rung(1.0, 50.0),)
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        costs.ladder_by_macs(config, 200, 50.0, 0.0)
+
+
+def test_the_floor_is_read_off_a_committed_curve():
+    result = json.loads((RESULTS / "imdb-lora-salience.json").read_text())
+    curve = costs.curve_of(result)
+    assert costs.floor_of(result, 100) == curve[-1][0]
+    for loss in (0, 0.5, 1.0, 2.0):
+        floor = costs.floor_of(result, loss)
+        assert all(curve[0][1] - value <= loss for alpha, value in curve if alpha >= floor)
+        below = [value for alpha, value in curve if alpha < floor]
+        assert curve[0][1] - below[0] > loss
+
+
+def test_behind_a_dip_nothing_is_allowed():
+    rows = [{"control": "alpha", "alpha": a, "accuracy": v} for a, v in ((1.0, 90), (0.9, 80), (0.8, 90))]
+    assert costs.floor_of({"rows": rows}, 1.0) == 1.0
+    with pytest.raises(ValueError, match="no accuracy curve"):
+        costs.floor_of({"rows": [{"control": "first", "alpha": None, "accuracy": 3}]}, 1.0)
+    with pytest.raises(ValueError, match="loss must be"):
+        costs.floor_of({"rows": rows}, -1)

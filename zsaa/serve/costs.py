@@ -1,0 +1,83 @@
+"""What the controller is told before the first request: what a request costs at each rung, and how low alpha may go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import zsaa
+from zsaa.budget import Calibration
+from zsaa.serve.controller import Rung
+
+RUNGS = 6  # settings from alpha = 1 to the floor
+
+
+def ladder_by_time(calibration: Calibration, floor: float, beside_ms: float = 0.0) -> tuple[Rung, ...]:
+    """Rungs whose times fall evenly, factor by factor, as measured on this machine; of one request of a batch.
+    beside_ms: what each request costs beside its prefill, whatever alpha is (decoding)."""
+    batch = calibration.key["batch"]
+    least = calibration.predict(floor)
+    times = np.geomspace(calibration.stock_ms, min(least, calibration.stock_ms), RUNGS).tolist()[1:-1]
+    alphas = [calibration.alpha_for(ms) for ms in times if ms >= least]
+    return _rungs(floor, alphas, lambda alpha: calibration.predict(alpha) / batch + beside_ms)
+
+
+def ladder_by_macs(
+    model_or_config: Any, n: int, stock_ms: float, floor: float, beside_ms: float = 0.0, **rule: Any
+) -> tuple[Rung, ...]:
+    """Rungs whose multiply-accumulates fall evenly, factor by factor, for requests of `n` tokens; where nothing was
+    timed: `stock_ms` is what one costs at alpha = 1, and time is taken for proportional. rule: tau, score,
+    schedule."""
+    reductions = np.geomspace(1, zsaa.mac_reduction(model_or_config, n, floor, **rule), RUNGS).tolist()[1:-1]
+    alphas = [zsaa.alpha_for(model_or_config, n, reduction, **rule) for reduction in reductions if reduction > 1]
+    return _rungs(
+        floor, alphas, lambda alpha: stock_ms / zsaa.mac_reduction(model_or_config, n, alpha, **rule) + beside_ms
+    )
+
+
+def _rungs(floor: float, alphas: Sequence[float], ms_at: Callable[[float], float]) -> tuple[Rung, ...]:
+    chosen = sorted({1.0, floor, *(alpha for alpha in alphas if floor < alpha < 1)}, reverse=True)
+    least, rungs = math.inf, []
+    for alpha in chosen:
+        least = min(least, ms_at(alpha))  # where noise says that more pruning takes longer, it is no cheaper at least
+        rungs.append(Rung(alpha, least))
+    return tuple(rungs)
+
+
+def floor_of(result: dict, loss: float) -> float:
+    """The smallest alpha that a measured curve allows: there, and at every alpha measured above it, the metric is at
+    most `loss` points below alpha = 1. Only what was measured counts: nothing is read between the rows.
+
+    result: a result file with rows of control "alpha" (for example results/imdb-lora-salience.json); it holds for its
+    own task and model. ValueError: no such rows, or a loss below 0.
+    """
+    if not 0 <= loss <= 100:
+        raise ValueError(f"loss must be points of the metric in [0, 100], got {loss}.")
+    curve = curve_of(result)
+    allowed, best = 1.0, curve[0][1]
+    for alpha, value in curve:
+        if best - value > loss + 1e-9:
+            break
+        allowed = alpha
+    return allowed
+
+
+def curve_of(result: dict) -> list[tuple[float, float]]:
+    """(alpha, metric in percent) of a result file, from alpha = 1 downwards."""
+    rows = [row for row in result.get("rows", ()) if row.get("control") == "alpha" and row.get("alpha")]
+    curve = sorted(((row["alpha"], row.get("f1", row.get("accuracy"))) for row in rows), reverse=True)
+    if not curve or curve[0][0] != 1 or any(value is None for _, value in curve):
+        raise ValueError(
+            f"{result.get('name', 'this result')!r} is no accuracy curve: it needs rows of control 'alpha', one of "
+            "them at alpha = 1. Name another result file, or give the floor itself."
+        )
+    return curve
+
+
+def calibrated(model: nn.Module, n: int, batch: int, seconds: float) -> Calibration:
+    """`zsaa.calibrate`, in silence: found again on a machine that has timed this model before."""
+    return zsaa.calibrate(model, n, batch, seconds=seconds, progress=False)
