@@ -35,6 +35,30 @@ def tokens(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def ask(model, tokenizer, document, question, alpha, new_tokens=24):
+    """The answer in a few words, the positions of the prompt that were kept, the prompt's tokens, and the seconds."""
+    # As it was trained: the passages, then the question; `question` says which tokens ask.
+    body = tokens(tokenizer, "Passage:") + tokens(tokenizer, " " + document.strip()) + tokens(tokenizer, "\n\n")
+    line = tokens(tokenizer, f"Question: {question}\nAnswer:")
+    ids = torch.tensor([body + line])
+    asks = torch.tensor([[False] * len(body) + [True] * len(line)])
+    end = tokens(tokenizer, "\n")[0]
+    began = time.perf_counter()
+    with zsaa.trace(model) as trace:
+        answer = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            question=asks,
+            alpha=alpha,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )[0, ids.shape[1] :]
+    seconds = time.perf_counter() - began
+    return tokenizer.decode(answer).strip(), trace.kept[0][0].tolist(), ids.shape[1], seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--document", type=Path, help="a text file; default: four short stories")
@@ -44,31 +68,9 @@ def main():
     document = arguments.document.read_text(encoding="utf-8") if arguments.document else DOCUMENT
 
     model, tokenizer = finetune.load(ADAPTER, kind="causal-lm")
-    # As it was trained: the passages, then the question; `question` says which tokens ask.
-    body = tokens(tokenizer, "Passage:") + tokens(tokenizer, " " + document.strip()) + tokens(tokenizer, "\n\n")
-    line = tokens(tokenizer, f"Question: {arguments.question}\nAnswer:")
-    ids = torch.tensor([body + line])
-    question = torch.tensor([[False] * len(body) + [True] * len(line)])
-    end = tokens(tokenizer, "\n")[0]
-
     for alpha in arguments.alphas:
-        began = time.perf_counter()
-        with zsaa.trace(model) as trace:
-            answer = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                question=question,
-                alpha=alpha,
-                max_new_tokens=24,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=end,
-            )[0, ids.shape[1] :]
-        seconds = time.perf_counter() - began
-        kept = trace.counts[0][0]
-        print(
-            f"alpha = {alpha:g}: {kept} of {ids.shape[1]} tokens, {seconds:.2f} s: {tokenizer.decode(answer).strip()}"
-        )
+        answer, kept, length, seconds = ask(model, tokenizer, document, arguments.question, alpha)
+        print(f"alpha = {alpha:g}: {len(kept)} of {length} tokens, {seconds:.2f} s: {answer}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from zsaa.kit.figures.headline import headline_figure
 from zsaa.kit.figures.memory import footprint_figure, memory_figure
 from zsaa.kit.figures.perplexity import perplexity_figure, perplexity_figures
 from zsaa.kit.figures.preservation import preservation_figure
+from zsaa.kit.figures.quickstart import kept_figure, reviews_figure, scores_figure, untuned_figure
 from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figure, training_figure
-from zsaa.kit.figures.style import COLOURS, COLUMN, CUTS, DATA_SETS, STYLE, panels, save_figure
+from zsaa.kit.figures.style import COLOURS, COLUMN, CUTS, DATA_SETS, STYLE, panels, save_figure, show
 
 __all__ = [
     "COLOURS",
@@ -35,13 +36,18 @@ __all__ = [
     "figure_2",
     "footprint_figure",
     "headline_figure",
+    "kept_figure",
     "memory_figure",
     "panels",
     "perplexity_figure",
     "perplexity_figures",
     "prefill_figures",
     "preservation_figure",
+    "reviews_figure",
     "save_figure",
+    "scores_figure",
+    "show",
     "speed_figure",
     "training_figure",
+    "untuned_figure",
 ]

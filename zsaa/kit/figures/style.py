@@ -119,3 +119,11 @@ def save_figure(figure, path: str | Path, caption: str | None = None) -> None:
     if caption := caption or figure.get_label():
         path.with_suffix(".txt").write_text(caption + "\n")
     plt.close(figure)
+
+
+def show(figure, path: str | Path) -> None:
+    """In a notebook: the figure below the cell, and in files, as `save_figure` has it."""
+    from IPython.display import display
+
+    save_figure(figure, path)
+    display(figure)
