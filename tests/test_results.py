@@ -288,7 +288,7 @@ def test_the_findings_quote_the_committed_results():
     curves = [(ablation["wide-tau2"], "alpha"), (ablation["lora-crops-epochs5"], "alpha")]
     curves += [(long_run, "alpha"), (ablation["paper-faster"], "alpha")]
     curves += [(ablation["truncated-ends-faster"], "ends"), (ablation["truncated-last-faster"], "last")]
-    findings = (store.RESULTS.parent / "docs" / "findings.md").read_text()
+    findings = (store.RESULTS.parent / "docs" / "findings" / "accuracy.md").read_text()
     table = findings[findings.index("| MACs | recipe `zsaa+`") :].split("\n\n")[0]
     lines = re.findall(r"^\| (\d+)x \|(.*)\|$", table, flags=re.MULTILINE)
     assert [int(target) for target, _ in lines] == list(paper.TABLE_1)

@@ -1,6 +1,6 @@
 """The test part of imdb_films: how far the dial is ahead of its rivals, and whether it loses what the paper prints.
 
-python -m ablation.show.films      prints the tables, as docs/findings.md has them
+python -m ablation.show.films      prints the tables, as docs/findings/films.md has them
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def losses_table(folder: Path = PART):
 
 
 def tables() -> list:
-    """What docs/findings.md shows: accuracies, leads of seed 0 and of both seeds' mean, losses."""
+    """What docs/findings/films.md shows: accuracies, leads of seed 0 and of both seeds' mean, losses."""
     return [accuracies_table(), ahead_table(DIAL[:1]), ahead_table(DIAL), losses_table()]
 
 
