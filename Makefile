@@ -12,7 +12,7 @@ PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 STRIP = "$$python" -m nbstripout --keep-id
 
-.PHONY: help setup lint format test compat figures report lock clean distclean
+.PHONY: help setup lint format test compat figures report site lock clean distclean
 
 help:       ## this list
 	@grep -E '^[a-z]+: +.*##' Makefile | sed -E 's/:[^#]*## /\t/'
@@ -41,6 +41,9 @@ figures:    ## from the committed results: results/points.csv and README.md, and
 
 report:     ## write docs/report.html and docs/report.md from the committed results and figures
 	@$(PYTHON) && "$$python" -m zsaa.kit.report
+
+site:       ## the documentation site, build/site, with the notebooks as outputs/ci or outputs/smoke has them
+	@$(PYTHON) && "$$python" tools/site_pages.py
 
 lock:       ## remake requirements.lock from pyproject.toml
 	@tools/lock.sh

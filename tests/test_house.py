@@ -30,8 +30,9 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def direct_requirements():
-    """The requirements that the lock covers: the package's own and those of its extra dev."""
-    return [Requirement(r) for r in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+    """The requirements that the lock covers: the package's own and those of its extras dev and docs."""
+    extras = PROJECT["optional-dependencies"]
+    return [Requirement(r) for r in PROJECT["dependencies"] + extras["dev"] + extras["docs"]]
 
 
 @each_notebook

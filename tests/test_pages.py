@@ -1,6 +1,7 @@
 """Pages that people read: links that lead somewhere, a README that stays short, notebooks that can be overlooked."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -89,3 +90,33 @@ def test_every_page_of_findings_says_what_it_claims_and_how_sure_that_is():
             r"# .+\?( \(Table \d\))?\n\n\*\*Claim\.\*\* .+\n\n\*\*Caveat\.\*\* .+\n\n\*\*Files\.\*\* ", said
         )
         assert f"(findings/{page.name})" in index
+
+
+@pytest.fixture
+def pages(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    module = importlib.import_module("site_pages")
+    monkeypatch.setattr(module, "PAGES", tmp_path)
+    return module
+
+
+def test_a_page_of_the_site_takes_along_what_it_links_to(pages, tmp_path):
+    text = "[a](../LICENSE) [b](../results/) [c](decisions.md#x) [d](https://x.y) [e](../notebooks/05_table4.ipynb)"
+    said = pages.carried(text, Path("docs"))
+    assert (tmp_path / "LICENSE").is_file()
+    folder = f"[b]({pages.SOURCE}/results)"
+    assert said == f"[a](../LICENSE) {folder} [c](decisions.md#x) [d](https://x.y) [e](../notebooks/05_table4.md)"
+
+
+def test_what_a_page_of_the_site_would_fetch_is_found(pages, tmp_path):
+    fetching = '<script src="https://a.b/c.js"></script><link href="https://a.b" rel="stylesheet">'
+    (tmp_path / "a.html").write_text(fetching + '<img src=https://a.b/c.png><a href="https://a.b">link</a>')
+    (tmp_path / "b.html").write_text('<script src="../x.js"></script><img src="data:image/png;base64,x">')
+    assert len(pages.fetched(tmp_path)) == 3
+
+
+def test_a_notebook_that_was_not_run_says_so_on_its_page(pages, tmp_path):
+    pytest.importorskip("nbconvert")
+    place = pages.notebook_page(ROOT / "notebooks/05_table4.ipynb", [tmp_path / "no run"])
+    text = (tmp_path / place).read_text(encoding="utf-8")
+    assert "Not run for this site" in text and "colab-badge" not in text and "[Open in Colab](https://colab" in text

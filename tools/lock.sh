@@ -12,12 +12,12 @@ trap 'rm -rf "$work"' EXIT
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
 # Of lm-eval's own needs, typepy refuses python-dateutil 3 and later in all but its oldest releases.
 printf '%s\n' "torch==$TORCH" "python-dateutil<3" >"$work/constraints.txt"
-SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" "$work/venv/bin/uv" pip compile pyproject.toml --extra dev \
+SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" "$work/venv/bin/uv" pip compile pyproject.toml --extra dev --extra docs \
     --universal --python-version 3.10 --constraint "$work/constraints.txt" --upgrade \
     --no-annotate --no-header --no-emit-index-url --quiet --output-file "$work/lock.txt"
 {
     echo "# Exact versions of everything but torch's own GPU libraries. Made by 'make lock' (tools/lock.sh) from"
-    echo "# pyproject.toml with its extra 'dev'; never edited by hand. Markers choose the newest release for each Python."
+    echo "# pyproject.toml with its extras 'dev' and 'docs'; never edited by hand. Markers choose the newest release for each Python."
     echo "# torch's GPU libraries are left out: a CUDA build of torch names the exact ones that it needs, and a CPU"
     echo "# build needs none."
     grep -vE '^(nvidia-|cuda-|triton==)' "$work/lock.txt"
