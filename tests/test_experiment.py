@@ -21,6 +21,7 @@ from zsaa.evaluation import accuracy as evaluate
 from zsaa.kit import store, tables
 from zsaa.measure import stats
 from zsaa.models import load_model
+from zsaa.studies import accuracy, training
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_from_command_line_to_result_file(places, capsys):
         (["--targets", "99", "--max-steps", "1"], r"targets \[99\] .*leave no row.*ranges from 1 to"),
         (["--targets", "1", "--controls", "first", "--max-steps", "1"], "leave no row"),
         (["--learning-rate", "1e30", "--max-steps", "3"], r"has diverged.*learning_rate below 1e\+30"),
-        (["--eval-batch-size", "0"], "eval_batch_size must be a whole number, 1 or more, or None"),
+        (["--eval-batch-size", "0"], "batch_size must be a whole number, 1 or more, or None"),
         (["--latency-repeats", "-1"], "latency_repeats must be a whole number, 0 or more"),
         (["--latency-only", "--latency-repeats", "0"], "repeats must be a whole number, 1 or more"),
         (["--latency-only", "--latency-batches", "0"], "a batch to time must be a whole number, 1 or more"),
@@ -83,7 +84,7 @@ def test_from_command_line_to_result_file(places, capsys):
 )
 def test_what_leaves_no_result_is_refused_before_it_is_computed(places, given, message, capsys, monkeypatch):
     """And nothing of it is left: no model, no checkpoint, no result that says 50%."""
-    monkeypatch.setattr(experiment, "curve", lambda *a, **k: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(accuracy, "curve", lambda *a, **k: pytest.fail("it was evaluated"))
     with pytest.raises((ValueError, SystemExit)) as caught:
         experiment.main(arguments(places, "--max-length", "32", *given))
     said = capsys.readouterr().err + str(caught.value)
@@ -224,8 +225,8 @@ def test_every_task_of_table_1_from_the_hubs_layout_to_its_curve(everything, tas
 
 def test_both_mnli_tasks_share_a_training_and_nothing_finished_is_done_again(everything, monkeypatch):
     trained, evaluated = [], []
-    monkeypatch.setattr(experiment, "fine_tune", lambda *a, **k: trained.append(a) or finetune.fine_tune(*a, **k))
-    monkeypatch.setattr(experiment, "curve", lambda *a, **k: evaluated.append(a[4]) or evaluate.curve(*a, **k))
+    monkeypatch.setattr(training, "fine_tune", lambda *a, **k: trained.append(a) or finetune.fine_tune(*a, **k))
+    monkeypatch.setattr(accuracy, "curve", lambda *a, **k: evaluated.append(a[4]) or evaluate.curve(*a, **k))
     options = dict(model=everything["model"], output_dir=everything["out"] / "again", **SHORT)
 
     def run(task, seed=3, **more):

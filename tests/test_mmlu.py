@@ -19,6 +19,7 @@ from zsaa.data import benchmarks, choice
 from zsaa.evaluation import accuracy as evaluate
 from zsaa.evaluation import choices
 from zsaa.kit import paper, tables
+from zsaa.studies import choice as study
 
 TEXTS = [f"r{i} <br />" + " ".join(f"w{(7 * i + j) % 40}" for j in range(20)) for i in range(30)]
 PARTS = ["The following are multiple choice questions ( with answers ) about : . ... Answer A B C D", "algebra anatomy"]
@@ -165,7 +166,7 @@ def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
     subjects = [choice.SUBJECT] if form == "text" else ["algebra", "anatomy"]
     assert list(questions) == [f"mmlu_{subject}" for subject in subjects]
     reader = choices.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=4)
-    printed = mmlu.printed_for("LLaMA-3-8B-4bit")
+    printed = study.printed_for("LLaMA-3-8B-4bit")
     rows, digest = choices.curve(
         reader, questions, (1, 1.3, 1.5), ("alpha", "printed", "last", "random"), printed=printed
     )
@@ -397,7 +398,7 @@ def test_what_leaves_no_result_is_refused(saved, tmp_path, monkeypatch, capsys):
         (["--max-steps", "0", "--train", "4"], "max_steps must be a whole number, 1 or more"),
         (["--gradient-accumulation", "0", "--train", "4"], "gradient_accumulation must be a whole number"),
         (["--train", "-1"], "train must be a whole number, 0 or more, got -1"),
-        (["--limit", "0"], "limit must be a whole number, 1 or more, or None"),
+        (["--limit", "0"], "test must be a whole number, 1 or more, or None"),
         (["--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
         (["--targets", "99", "--controls", "last"], "leave no row: a MAC reduction of 99 is out of reach"),
         (["--targets", "99", "--controls", "printed"], "leave no row: printed are the targets"),

@@ -17,6 +17,8 @@ from zsaa import perplexity
 from zsaa.data.corpora import Corpus
 from zsaa.evaluation.language import Window, bootstrap, curve, score, unpack, windows
 from zsaa.finetune import Recipe
+from zsaa.studies import perplexity as study
+from zsaa.studies import training
 
 
 def texts(*lengths, seed=0):
@@ -331,7 +333,7 @@ def test_the_command_writes_one_result_file(saved, capsys, monkeypatch):
         {**result, "command": None, "unit": None}
     )
     # A second run finds it, unless it asks for something else.
-    monkeypatch.setattr(perplexity, "curve", lambda *_: 1 / 0)
+    monkeypatch.setattr(study, "curve", lambda *_: 1 / 0)
     assert perplexity.main(command(saved, "--latency-repeats", "0")) == 0
     with pytest.raises(ZeroDivisionError):
         perplexity.main(command(saved, "--latency-repeats", "0", "--seed", "1"))
@@ -401,7 +403,7 @@ def test_a_model_is_scored_under_the_settings_that_it_was_trained_for(saved, mon
 def test_what_leaves_no_result_is_refused(saved, given, message, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(saved / "hf"))
     if "1e30" not in given:
-        monkeypatch.setattr(perplexity, "fine_tune", lambda *a, **k: pytest.fail("it was trained"))
+        monkeypatch.setattr(training, "fine_tune", lambda *a, **k: pytest.fail("it was trained"))
     with pytest.raises((ValueError, SystemExit)) as caught:
         perplexity.main(command(saved, "--fine-tune", "--max-steps", "3", *given))
     assert re.search(message, capsys.readouterr().err + str(caught.value))

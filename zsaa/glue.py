@@ -1,7 +1,7 @@
 """`python -m zsaa.glue`: the name that documentation and scripts call; the code is zsaa.evaluation.glue."""
 
 from zsaa.evaluation.glue import FILES, main, pack, write_predictions
-from zsaa.experiment import exit_code
+from zsaa.studies.command import exit_code
 
 __all__ = ["FILES", "main", "pack", "write_predictions"]
 

@@ -27,3 +27,8 @@ def pad(
 def own_seeds(samples: Iterable[Sequence[int]]) -> list[int]:
     """A seed of each sample's own, for the score "random": of its tokens, so that neither order nor batch matters."""
     return [zlib.crc32(array("q", sample).tobytes()) for sample in samples]
+
+
+def positions(mask: torch.Tensor, new: int) -> torch.Tensor:
+    """Positions int64 [batch, new] of the last `new` tokens of a mask [batch, cached + new]: real tokens count."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)[:, mask.shape[1] - new :]

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 import zsaa
 from zsaa import models
-from zsaa.data.batching import pad
+from zsaa.data.batching import pad, positions
 from zsaa.dial import settings, trained_for, with_schedule
 from zsaa.finetune import SETTINGS_FILE
 from zsaa.rule import check_alpha, check_schedule, check_score, check_tau
@@ -198,10 +198,9 @@ class ZsaaLM(HFLM):
 
     def _forward(self, ids: Tensor, mask: Tensor, **kwargs):
         """The model on new tokens `ids` [batch, new], with `mask` [batch, cached + new]; 1 is a real token."""
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, mask.shape[1] - ids.shape[1] :]
         half = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype=half, enabled=half is not None):
-            return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **kwargs)
+            return self.model(input_ids=ids, attention_mask=mask, position_ids=positions(mask, ids.shape[1]), **kwargs)
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, for perplexity.

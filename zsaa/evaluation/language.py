@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zsaa.data.batching import own_seeds, pad
+from zsaa.data.batching import own_seeds, pad, positions
 from zsaa.data.corpora import Corpus
 from zsaa.dial import rule, settings
 from zsaa.evaluation.accuracy import CONTROLS, CUTS, applied, check_targets, cut, plan, precision_of
@@ -181,8 +181,7 @@ def score(
 
 def _forward(model: nn.Module, ids: Tensor, mask: Tensor, **kwargs):
     """`model` on new tokens [batch, new] with a mask [batch, cached + new]; positions count real tokens."""
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, mask.shape[1] - ids.shape[1] :]
-    return model(input_ids=ids, attention_mask=mask, position_ids=positions, **kwargs)
+    return model(input_ids=ids, attention_mask=mask, position_ids=positions(mask, ids.shape[1]), **kwargs)
 
 
 def _at_once(model: nn.Module, texts: list[list[int]], starts: list[int]) -> list[Tensor]:

@@ -144,22 +144,28 @@ def _first_token(held: Held) -> tuple[str, str]:
 
 
 def _prepares(held: Held) -> tuple[str, str]:
-    pair = [_row(r, "alpha", 11) for r in (held.sampled, held.usual)]
-    if not all(pair):
-        return "", ""
-    evidence = f"at 11x under the same dial: alpha-sampled {_said(pair[0])}, conventional fine-tuning {_said(pair[1])}"
-    return evidence, "borne out" if _apart(*pair) > 0 else "not borne out"
+    return _of_both(held, 11, lambda sampled, usual: (
+        f"at 11x under the same dial: alpha-sampled {_said(sampled)}, conventional fine-tuning {_said(usual)}",
+        _apart(sampled, usual) > 0,
+    ))  # fmt: skip
 
 
 def _replaces(held: Held) -> tuple[str, str]:
-    pair = [_row(r, "alpha", 1) for r in (held.sampled, held.usual)]
-    if not all(pair):
+    return _of_both(held, 1, lambda sampled, usual: (
+        f"same data, steps and epochs; at 1x alpha-sampled {_said(sampled)}, conventional {_said(usual)}: "
+        f"{usual['accuracy'] - sampled['accuracy']:+.1f} points for the conventional one",
+        _apart(sampled, usual) >= 0,
+    ))  # fmt: skip
+
+
+def _of_both(held: Held, target: float, compare: Callable[[dict, dict], tuple[str, bool]]) -> tuple[str, str]:
+    """What the dial's rows at `target` say, after alpha-sampled and after conventional fine-tuning, if there are both:
+    evidence, and whether it bears the claim out."""
+    rows = [_row(result, "alpha", target) for result in (held.sampled, held.usual)]
+    if not all(rows):
         return "", ""
-    evidence = (
-        f"same data, steps and epochs; at 1x alpha-sampled {_said(pair[0])}, conventional {_said(pair[1])}: "
-        f"{pair[1]['accuracy'] - pair[0]['accuracy']:+.1f} points for the conventional one"
-    )
-    return evidence, "not borne out" if _apart(*pair) < 0 else "borne out"
+    evidence, borne_out = compare(*rows)
+    return evidence, "borne out" if borne_out else "not borne out"
 
 
 def _can_be_eliminated(held: Held) -> tuple[str, str]:
