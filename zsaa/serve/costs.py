@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import timeit
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 import zsaa
 from zsaa.budget import Calibration
 from zsaa.serve.controller import Rung
+from zsaa.serve.engine import Classifier, Completer, Engine, Wish
 
 RUNGS = 6  # settings from alpha = 1 to the floor
 
@@ -79,5 +81,27 @@ def curve_of(result: dict) -> list[tuple[float, float]]:
 
 
 def calibrated(model: nn.Module, n: int, batch: int, seconds: float) -> Calibration:
-    """`zsaa.calibrate`, in silence: found again on a machine that has timed this model before."""
-    return zsaa.calibrate(model, n, batch, seconds=seconds, progress=False)
+    """`zsaa.calibrate`, in silence: found again on a machine that has timed this model before. On a CPU of one text,
+    where a batch takes as long as its texts one after another; elsewhere of a batch."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return zsaa.calibrate(model, n, 1 if on_cpu else batch, seconds=seconds, progress=False)
+
+
+def prefill_ms(engine: Engine, n: int) -> float:
+    """Milliseconds of one prefill of `n` tokens at alpha = 1, the faster of two."""
+    if isinstance(engine, Classifier):
+        return _faster(lambda: engine.run([[1] * n], [1.0]))
+    return _faster(lambda: engine.run([Wish((1,) * n, 1)], [1.0]))
+
+
+def decode_ms(engine: Completer, n: int, batch: int, tokens: int = 4) -> float:
+    """Milliseconds of one more token of each of `batch` texts of `n`, which alpha does not change to speak of."""
+
+    def of(written: int) -> float:
+        return _faster(lambda: engine.run([Wish((1,) * n, written)] * batch, [1.0] * batch))
+
+    return max(0.0, of(1 + tokens) - of(1)) / tokens
+
+
+def _faster(run: Callable[[], object]) -> float:
+    return 1000 * min(timeit.repeat(run, number=1, repeat=2))

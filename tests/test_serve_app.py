@@ -1,0 +1,363 @@
+"""The HTTP application over tiny models, called in this process: no Ray, no network."""
+
+import asyncio
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tiny
+
+pytest.importorskip("fastapi", reason="the server needs FastAPI: pip install 'zsaa[serve]'")
+pytest.importorskip("prometheus_client", reason="the server needs prometheus-client: pip install 'zsaa[serve]'")
+
+from asgi import Batches, call
+from prometheus_client.parser import text_string_to_metric_families
+
+import zsaa
+from zsaa.serve.app import House, build
+from zsaa.serve.controller import Policy, Rung
+from zsaa.serve.engine import Classifier, Completer, Wish
+from zsaa.serve.lane import Lane
+from zsaa.serve.metrics import merged
+
+TEXT = " ".join(f"w{3 + (7 * i) % 94}" for i in range(30))
+CANARY = "w91 w92 w93 w94"
+RUNGS = (Rung(1.0, 100.0), Rung(0.9, 50.0), Rung(0.7, 20.0))
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def engines():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return {
+        "tiny": Completer(tiny.make("llama"), tokenizer, max_tokens=120),
+        "mood": Classifier(
+            tiny.make("llama", "sequence-classification"), tiny.tokenizer(), 64, labels=("negative", "positive")
+        ),
+    }
+
+
+@pytest.fixture
+def serve(engines):
+    """serve(rungs=..., **options) gives (app, house)."""
+    pools = []
+
+    def make(rungs=RUNGS[:1], p95_ms=60_000.0, admits=True, most=8, max_jobs=64, timeout_s=60.0, **options):
+        pools.append(ThreadPoolExecutor(1))
+        lanes = {}
+        for name, engine in engines.items():
+            lane = Lane(engine, Policy(rungs, p95_ms, admits), pools[-1], 30, max_jobs, timeout_s)
+            lane.enqueue = Batches(lane.take, most)
+            lanes[name] = lane
+        house = House(lanes, "r1")
+        return build(house, **options), house
+
+    yield make
+    for pool in pools:
+        pool.shutdown()
+
+
+def ask(app, *arguments, **options):
+    return asyncio.run(call(app, *arguments, **options))
+
+
+def alone(engine, text, alpha, max_tokens):
+    found = []
+    engine.run([Wish(tuple(engine.encode(text)), max_tokens)], [alpha], lambda i, piece, reason: found.append(piece))
+    return "".join(found)
+
+
+def test_completions(serve, engines):
+    app, _ = serve()
+    body = {"prompt": TEXT, "max_tokens": 7, "temperature": 0}
+    response = ask(app, "/v1/completions", body)
+    said = response.json()
+    assert response.status == 200 and said["object"] == "text_completion" and said["model"] == "tiny"
+    (choice,) = said["choices"]
+    assert choice["text"] == alone(engines["tiny"], TEXT, 1.0, 7) and choice["finish_reason"] == "length"
+    assert choice["zsaa"] == {"alpha": 1.0, "mac_reduction": 1.0}
+    assert said["usage"] == {"prompt_tokens": 30, "completion_tokens": 7, "total_tokens": 37}
+    assert response.headers["x-zsaa-alpha"] == "1"
+
+
+def test_a_request_asks_for_its_own_alpha_or_forbids_pruning(serve, engines):
+    app, house = serve(rungs=RUNGS[2:])  # the server itself is at its floor
+    body = {"prompt": TEXT, "max_tokens": 5, "temperature": 0}
+    for more, alpha in (
+        ({}, 0.7),
+        ({"alpha": 0.8}, 0.8),
+        ({"pruning": False}, 1.0),
+        ({"alpha": 0.5, "pruning": False}, 1),
+    ):
+        (choice,) = ask(app, "/v1/completions", {**body, **more}).json()["choices"]
+        assert choice["zsaa"]["alpha"] == alpha
+        assert choice["text"] == alone(engines["tiny"], TEXT, alpha, 5)
+        expected = zsaa.mac_reduction(engines["tiny"].model.config, 30, alpha)
+        assert choice["zsaa"]["mac_reduction"] == pytest.approx(expected, abs=1e-3)
+    assert house.lanes["tiny"].counts == {"answered": 4, "pruned": 2, "left": 0}
+
+
+def test_several_prompts_are_one_batch(serve, engines):
+    app, house = serve()
+    prompts = [TEXT, "w3 w4", CANARY]
+    said = ask(app, "/v1/completions", {"prompt": prompts, "max_tokens": 4, "temperature": 0}).json()
+    assert [c["text"] for c in said["choices"]] == [alone(engines["tiny"], text, 1.0, 4) for text in prompts]
+    assert house.lanes["tiny"].enqueue.sizes == [3]
+
+
+def test_streams_carry_the_same_text(serve, engines):
+    app, _ = serve()
+    body = {
+        "prompt": TEXT,
+        "max_tokens": 6,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    response = ask(app, "/v1/completions", body)
+    assert response.headers["content-type"].startswith("text/event-stream") and response.headers["x-zsaa-alpha"] == "1"
+    *chunks, usage, done = response.events()
+    assert done == "[DONE]" and usage["usage"]["completion_tokens"] == 6 and usage["choices"] == []
+    assert len(chunks) > 3
+    assert "".join(c["choices"][0]["text"] for c in chunks) == alone(engines["tiny"], TEXT, 1.0, 6)
+    assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert chunks[-1]["choices"][0]["zsaa"]["alpha"] == 1.0
+
+
+def test_chats(serve, engines):
+    app, _ = serve()
+    messages = [{"role": "system", "content": "w3 w4"}, {"role": "user", "content": "w5 w6 w7"}]
+    body = {"messages": messages, "max_completion_tokens": 5, "temperature": 0}
+    said = ask(app, "/v1/chat/completions", body).json()
+    expected = alone(engines["tiny"], "w3 w4 w5 w6 w7", 1.0, 5)
+    assert said["choices"][0]["message"] == {"role": "assistant", "content": expected}
+    assert said["object"] == "chat.completion" and said["usage"]["prompt_tokens"] == 5
+    *chunks, done = ask(app, "/v1/chat/completions", {**body, "stream": True}).events()
+    assert "".join(c["choices"][0]["delta"]["content"] for c in chunks) == expected
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[0]["object"] == "chat.completion.chunk"
+
+
+def test_classifications(serve, engines):
+    app, _ = serve()
+    texts = [TEXT, "w3 w4 w5", " ".join(["w9"] * 80)]
+    response = ask(app, "/classify", {"input": texts, "alpha": 0.8})
+    engine = engines["mood"]
+    for text, row in zip(texts, response.json()["data"]):
+        ids = engine.encode(text)[:64]
+        assert list(row["logits"].values()) == pytest.approx(engine.run([ids], [0.8])[0], abs=1e-6)
+        assert row["label"] == max(row["logits"], key=row["logits"].get)
+        assert row["zsaa"]["alpha"] == 0.8
+    assert [row["truncated"] for row in response.json()["data"]] == [False, False, True]
+
+
+def test_the_queue_lowers_alpha_and_calm_raises_it(serve):
+    app, house = serve(rungs=RUNGS, p95_ms=250.0, admits=False, most=2)
+
+    async def rush():
+        body = {"input": TEXT}
+        responses = await asyncio.gather(*(call(app, "/classify", body) for _ in range(12)))
+        return [response.json()["data"][0]["zsaa"]["alpha"] for response in responses]
+
+    alphas = asyncio.run(rush())
+    assert min(alphas) == 0.7
+    lane = house.lanes["mood"]
+    lane.controller.state = type(lane.controller.state)(rung=2)
+    now = lane.clock()
+    for k in range(20):
+        lane.controller.look(now + k, lane.pending)
+    assert lane.controller.alpha == 1.0 and lane.pending == 0
+
+
+def test_beyond_the_floor_requests_are_told_to_come_again(serve):
+    app, house = serve(rungs=(Rung(1.0, 9000.0), Rung(0.7, 4000.0)), p95_ms=10_000.0)
+
+    async def rush():
+        return await asyncio.gather(*(call(app, "/classify", {"input": TEXT}) for _ in range(8)))
+
+    responses = asyncio.run(rush())
+    refused = [response for response in responses if response.status == 429]
+    assert sorted({response.status for response in responses}) == [200, 429] and len(refused) == 6
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    assert refused[0].json()["error"]["type"] == "rate_limit_error"
+    assert ask(app, "/metrics").body.decode().count("zsaa:requests_refused_total{") == 2
+    assert house.lanes["mood"].counts["refused"] == 6 and house.lanes["mood"].jobs == {}
+
+
+def test_no_more_are_let_in_than_there_is_room_for(serve):
+    app, _ = serve(max_jobs=2, admits=False)
+
+    async def rush():
+        return await asyncio.gather(*(call(app, "/classify", {"input": TEXT}) for _ in range(5)))
+
+    assert sorted(response.status for response in asyncio.run(rush())) == [200, 200, 429, 429, 429]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_frees_the_place(serve, engines, stream):
+    app, house = serve(most=1)
+    lane = house.lanes["tiny"]
+
+    async def run():
+        leave, body = asyncio.Event(), {"prompt": TEXT, "max_tokens": 80, "temperature": 0, "stream": stream}
+        first = asyncio.ensure_future(call(app, "/v1/completions", body, leave=leave))
+        second = asyncio.ensure_future(call(app, "/v1/completions", body, leave=leave))
+        while not lane.running or len(lane.jobs) < 2:
+            await asyncio.sleep(0.001)
+        (job,) = [job for key, job in lane.jobs.items() if key in lane.running]
+        leave.set()
+        await asyncio.gather(first, second, return_exceptions=True)
+        last = await call(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 2, "temperature": 0})
+        return job, last
+
+    job, last = asyncio.run(run())
+    assert last.status == 200 and job.tokens < 80
+    assert lane.jobs == {} and lane.running == set()
+    assert lane.enqueue.sizes.count(1) <= 2  # the one that waited was never run
+
+
+def test_what_takes_too_long_is_given_up(serve):
+    app, house = serve(timeout_s=0.02)
+    response = ask(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 90, "temperature": 0})
+    assert response.status == 504 and response.json()["error"]["code"] == "timeout"
+    assert house.lanes["tiny"].jobs == {}
+
+
+BAD = [
+    ({"prompt": TEXT, "max_tokens": 0}, "max_tokens"),
+    ({"prompt": TEXT, "max_tokens": True}, "max_tokens"),
+    ({"prompt": TEXT, "alpha": 0}, "alpha"),
+    ({"prompt": TEXT, "alpha": 1.5}, "alpha"),
+    ({"prompt": TEXT, "alpha": "NaN"}, "alpha"),
+    ({"prompt": TEXT, "temperature": -1}, "temperature"),
+    ({"prompt": TEXT, "top_p": 0}, "top_p"),
+    ({"prompt": TEXT, "n": 2}, "n"),
+    ({"prompt": TEXT, "logit_bias": {}}, "logit_bias"),
+    ({"prompt": [], "max_tokens": 1}, "prompt"),
+    ({"prompt": ["w3"] * 17}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": TEXT, "stop": ""}, "stop"),
+    ({"prompt": TEXT, "stop": ["w3"] * 5}, "stop"),
+    ({"prompt": TEXT, "max_tokens": 91}, "120 tokens at most"),
+    ({"prompt": [TEXT, TEXT], "stream": True}, "one prompt at a time"),
+    ({"max_tokens": 3}, "prompt"),
+    (b"{", "body"),
+    (b"[1]", "body"),
+]
+
+
+@pytest.mark.parametrize("body, named", BAD, ids=str)
+def test_what_is_wrong_is_said_in_openai_s_shape(serve, body, named):
+    app, house = serve()
+    response = ask(app, "/v1/completions", body)
+    error = response.json()["error"]
+    assert response.status == 400 and set(error) == {"message", "type", "param", "code"}
+    assert named in error["message"] or str(error["param"]).startswith(named)
+    assert TEXT not in response.body.decode() and house.lanes["tiny"].jobs == {}
+
+
+def test_models_that_are_not_there(serve):
+    app, _ = serve()
+    response = ask(app, "/v1/completions", {"prompt": TEXT, "model": "mood"})
+    assert response.status == 404 and response.json()["error"]["code"] == "model_not_found"
+    assert ask(app, "/nothing").json()["error"]["type"] == "invalid_request_error"
+    assert [model["id"] for model in ask(app, "/v1/models").json()["data"]] == ["tiny", "mood"]
+
+
+def test_bodies_are_bounded_told_or_not(serve):
+    app, _ = serve(max_body=2000)
+    long = {"prompt": "w3 " * 2000}
+    assert ask(app, "/v1/completions", long).status == 413
+    assert ask(app, "/v1/completions", long, headers={"content-length": "10"}).status == 413
+    pieces = [b'{"prompt": "'] + [b"w3 " * 200] * 5 + [b'"}']
+    assert ask(app, "/v1/completions", b"", chunks=pieces).status == 413
+    assert ask(app, "/v1/completions", {"prompt": "w3 w4", "max_tokens": 1}).status == 200
+
+
+def test_the_key_is_asked_for(serve):
+    app, _ = serve(key="s3cret")
+    body = {"input": TEXT}
+    for sent in (
+        {},
+        {"authorization": "Bearer s3cre"},
+        {"authorization": "s3cret"},
+        {"authorization": "Bearer s3crét"},
+    ):
+        headers = {k: v.encode().decode("latin-1") for k, v in sent.items()}
+        response = ask(app, "/classify", body, headers=headers)
+        assert response.status == 401 and response.json()["error"]["code"] == "invalid_api_key"
+    assert ask(app, "/classify", body, headers={"authorization": "Bearer s3cret"}).status == 200
+    assert {path: ask(app, path).status for path in ("/health", "/", "/metrics", "/live", "/v1/models")} == {
+        "/health": 200, "/": 200, "/metrics": 401, "/live": 401, "/v1/models": 401,
+    }  # fmt: skip
+
+
+def test_other_web_pages_cannot_use_it(serve):
+    app, _ = serve(hosts=("127.0.0.1", "localhost"))
+    assert ask(app, "/health", headers={"host": "evil.example:8000"}).status == 403
+    assert ask(app, "/health", headers={"host": "localhost:8000"}).status == 200
+    response = ask(app, "/classify", json.dumps({"input": TEXT}).encode(), headers={"content-type": "text/plain"})
+    assert response.status == 415
+    page = ask(app, "/")
+    assert page.status == 200 and b"page.js" in page.body
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_failure_is_told_by_its_kind_and_no_text_is_logged(serve, monkeypatch, caplog, capfd):
+    app, house = serve()
+    caplog.set_level(logging.DEBUG)
+    assert ask(app, "/classify", {"input": CANARY}).status == 200
+    assert ask(app, "/v1/completions", {"prompt": CANARY, "max_tokens": 2}).status == 200
+    assert ask(app, "/v1/completions", {"prompt": CANARY, "alpha": 7}).status == 400
+
+    def fail(*arguments):
+        raise RuntimeError(f"cannot read {CANARY}")
+
+    monkeypatch.setattr(house.lanes["mood"].engine, "run", fail, raising=False)
+    response = ask(app, "/classify", {"input": CANARY})
+    assert response.status == 500 and response.json()["error"]["type"] == "server_error"
+    assert "RuntimeError" in caplog.text
+    logged = caplog.text + "".join(capfd.readouterr()) + response.body.decode() + ask(app, "/metrics").body.decode()
+    assert "w92" not in logged
+    assert house.lanes["mood"].jobs == {}
+
+
+def test_metrics_have_vllm_s_names_and_ours(serve):
+    app, _ = serve(rungs=RUNGS[2:])
+    ask(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 4, "temperature": 0})
+    ask(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 4, "temperature": 0, "pruning": False})
+    families = {f.name: f for f in text_string_to_metric_families(ask(app, "/metrics").body.decode())}
+
+    def value(name, sample=None, **labels):
+        labels = {"model_name": "tiny", "replica": "r1", **labels}
+        (found,) = [s.value for s in families[name].samples if s.name == (sample or name) and s.labels == labels]
+        return found
+
+    assert value("vllm:num_requests_running") == value("vllm:num_requests_waiting") == 0
+    assert value("vllm:time_to_first_token_seconds", "vllm:time_to_first_token_seconds_count") == 2
+    assert value("vllm:prompt_tokens", "vllm:prompt_tokens_total") == 60
+    assert value("vllm:generation_tokens", "vllm:generation_tokens_total") == 8
+    assert value("vllm:request_success", "vllm:request_success_total", finished_reason="length") == 2
+    assert value("zsaa:alpha") == 0.7 and value("zsaa:requests_below_one_ratio") == 0.5
+    spent = value("zsaa:prefill_macs", "zsaa:prefill_macs_total")
+    assert spent < value("zsaa:prefill_macs_stock", "zsaa:prefill_macs_stock_total") < 2 * spent
+
+
+def test_metrics_of_several_replicas_are_one_page(serve):
+    pages = []
+    for name in ("a", "b"):
+        _, house = serve()
+        pages.append((name, house.metrics.text()))
+    text = merged(pages)
+    assert text.count("# TYPE vllm:num_requests_running gauge") == 1
+    assert 'vllm:num_requests_running{model_name="mood",replica="b"} 0.0' in text
+
+
+def test_the_live_numbers(serve):
+    app, _ = serve(rungs=RUNGS)
+    ask(app, "/classify", {"input": TEXT})
+    lanes = ask(app, "/live").json()["replicas"]["r1"]
+    assert lanes["mood"]["answered"] == 1 and lanes["mood"]["alpha"] == 1.0 and lanes["mood"]["floor"] == 0.7
+    assert lanes["tiny"]["p95_ms"] is None

@@ -1,0 +1,191 @@
+"""The queue before one model: who comes in, at which alpha a batch runs, and who has left meanwhile.
+
+A batch is put together by the host (Ray Serve's @serve.batch, through `enqueue`), runs in the host's one worker thread,
+and tells each request's own asyncio queue what happens to it. Everything else in here runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from zsaa.serve.controller import Controller, Policy
+from zsaa.serve.engine import Classifier, Completer, Engine, Wish
+
+
+class Busy(Exception):
+    """No room now. The argument: whole seconds after which to try again (429, Retry-After)."""
+
+
+class TooSlow(Exception):
+    """The request took longer than the server allows."""
+
+
+class Failed(Exception):
+    """The model failed. The argument: the kind of error, which never holds any text."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """piece: text that was added. logits: of a classifier. reason: why it ended, None while it goes on."""
+
+    piece: str = ""
+    logits: tuple[float, ...] = ()
+    reason: str | None = None
+
+
+@dataclass
+class Job:
+    """One request in the house. asked: an alpha of its own, None for what the controller says. work: in requests of
+    reference length. alpha: what it got, known from the first event on. tokens: how many were written."""
+
+    wish: Wish
+    asked: float | None
+    work: float
+    born: float
+    events: asyncio.Queue = field(default_factory=asyncio.Queue)
+    alpha: float | None = None
+    gone: bool = False
+    tokens: int = 0
+
+
+class Lane:
+    """One engine, its controller and its queue.
+
+    reference: tokens of a request that counts as one. enqueue: hands a job to the host's batching, which calls `take`.
+    max_jobs: in the house at a time. timeout_s: for one request.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        worker: Executor,
+        reference: int,
+        max_jobs: int = 256,
+        timeout_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.engine, self.worker, self.reference, self.clock = engine, worker, reference, clock
+        self.controller = Controller(policy)
+        self.max_jobs, self.timeout_s = max_jobs, timeout_s
+        self.enqueue: Callable[[Job], Awaitable[None]] | None = None
+        self.jobs: dict[int, Job] = {}
+        self.running: set[int] = set()
+        self.counts: Counter = Counter()
+
+    @property
+    def pending(self) -> float:
+        return sum(job.work for job in self.jobs.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self.jobs) - len(self.running)
+
+    def look(self) -> float:
+        """What the controller says now; called by batches, arrivals, and a ticker, so that alpha returns in silence."""
+        return self.controller.look(self.clock(), self.pending)
+
+    def job(self, wish: Wish, asked: float | None) -> Job:
+        return Job(wish, asked, max(1, len(wish.ids)) / self.reference, self.clock())
+
+    async def ask(self, job: Job) -> AsyncIterator[Event]:
+        """The events of a job, the last with a reason. Busy, TooSlow, Failed. Closing it, or cancelling who reads it,
+        takes the job out of the queue, or out of its batch."""
+        retry = self.controller.arrive(job.born, job.work, self.pending + job.work)
+        if retry is None and len(self.jobs) >= self.max_jobs:
+            retry = 1
+        if retry is not None:
+            self.counts["refused"] += 1
+            raise Busy(retry)
+        self.jobs[id(job)] = job
+        batch = asyncio.ensure_future(self.enqueue(job))
+        try:
+            while True:
+                left = job.born + self.timeout_s - self.clock()
+                try:
+                    event = await asyncio.wait_for(job.events.get(), max(0.001, left))
+                except asyncio.TimeoutError:
+                    raise TooSlow(f"{self.timeout_s:g}") from None
+                if isinstance(event, Exception):
+                    raise event
+                if event.reason is not None:
+                    self._answered(job)
+                yield event
+                if event.reason is not None:
+                    return
+        finally:
+            job.gone = True
+            self.jobs.pop(id(job), None)
+            self.running.discard(id(job))
+            if not batch.done():
+                batch.cancel()  # the host forgets one that waits; one that runs sees that the job is gone
+            self.counts["left"] += job.alpha is None
+
+    def _answered(self, job: Job) -> None:
+        now = self.clock()
+        self.controller.watch.answered(now, 1000 * (now - job.born))
+        self.counts["answered"] += 1
+        self.counts["pruned"] += job.alpha < 1
+
+    async def take(self, jobs: list[Job]) -> list[None]:
+        """Run a batch, as the host put it together."""
+        here = [job for job in jobs if not job.gone]
+        if here:
+            alpha = self.look()
+            for job in here:
+                job.alpha = alpha if job.asked is None else job.asked
+            ids = {id(job) for job in here}
+            self.running |= ids
+            loop = asyncio.get_running_loop()
+
+            def tell(job: Job, event: Event | Exception) -> None:
+                loop.call_soon_threadsafe(job.events.put_nowait, event)
+
+            try:
+                await loop.run_in_executor(self.worker, self._run, here, tell)
+            except Exception as error:  # whatever a model raises; its words may hold a user's text, its kind does not
+                for job in here:
+                    tell(job, Failed(type(error).__name__))
+            finally:
+                self.running -= ids
+        return [None] * len(jobs)
+
+    def _run(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> None:
+        """In the worker thread."""
+        jobs = [job for job in jobs if not job.gone]  # some may have left while another lane had the worker
+        alphas = [job.alpha for job in jobs]
+        if not jobs:
+            return
+        if isinstance(self.engine, Classifier):
+            for job, logits in zip(jobs, self.engine.run([job.wish.ids for job in jobs], alphas)):
+                tell(job, Event(logits=tuple(logits), reason="stop"))
+            return
+        assert isinstance(self.engine, Completer)
+
+        def told(index: int, piece: str, reason: str | None) -> None:
+            tell(jobs[index], Event(piece, reason=reason))
+
+        def gone(index: int) -> bool:
+            jobs[index].tokens += 1
+            return jobs[index].gone
+
+        self.engine.run([job.wish for job in jobs], alphas, told, gone)
+
+    def live(self) -> dict:
+        """What the page plots."""
+        p95 = self.controller.watch.reading(self.clock(), self.pending).p95_ms
+        return {
+            "running": len(self.running),
+            "waiting": max(0, self.waiting),
+            "pending": round(self.pending, 3),
+            "alpha": self.controller.alpha,
+            "floor": self.controller.policy.floor,
+            "p95_ms": None if p95 is None else round(p95, 1),
+            "promise_ms": self.controller.policy.p95_ms,
+            **{name: self.counts[name] for name in ("answered", "pruned", "refused", "left")},
+        }
