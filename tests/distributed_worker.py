@@ -334,7 +334,7 @@ def check_refusals(folder: Path) -> dict:
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    with mock.patch.object(finetune, "save", full):
+    with mock.patch.object(finetune.loop, "save", full):
         try:
             train("classifier", "cpu", folder / "full", {"max_steps": 1})
         except (OSError, RuntimeError) as error:

@@ -119,7 +119,11 @@ def test_our_own_recipe_from_the_command_line(places):
     recipe = finetune.Recipe.named(
         "zsaa+", max_steps=3, batch_size=4, tau=1, schedule="rising", strongest=2.5, max_length=32
     )
-    assert {**result["recipe"], "alpha_range": None} == {**dataclasses.asdict(recipe), "method": "zsaa+"}
+    assert {**result["recipe"], "alpha_range": None} == {
+        **dataclasses.asdict(recipe),
+        "method": "zsaa+",
+        "file": recipe.file,
+    }
     low, high = result["train"]["alpha_range"]
     model, _ = finetune.load(next(places["out"].glob("trained/own-*/model")), kind="sequence-classification")
     assert settings(model)["alpha_range"] == (low, high) and 0 < low < high == 1

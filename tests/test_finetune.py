@@ -14,7 +14,7 @@ import transformers
 import zsaa
 from zsaa import finetune
 from zsaa.dial import settings
-from zsaa.finetune import Recipe, alpha_range, draw_alpha, fine_tune
+from zsaa.finetune import Recipe, alpha_range, draw_alpha, fine_tune, trainer
 
 
 def samples(count=48, seed=0):
@@ -239,7 +239,7 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
 
 def test_the_dial_is_turned_every_step(tmp_path, monkeypatch):
     turned = []
-    monkeypatch.setattr(finetune.zsaa, "set_alpha", lambda net, alpha: turned.append(alpha))
+    monkeypatch.setattr(zsaa, "set_alpha", lambda net, alpha: turned.append(alpha))
     fine_tune(model(), tiny.Padder(), samples(), Recipe(max_steps=5), tmp_path, progress=False)
     assert turned == [*(draw_alpha(0.5, 1.0, 0, step) for step in range(5)), 1.0]
 
@@ -289,7 +289,7 @@ def killed(folder, recipe, net=None, data=None):
 def drawn(monkeypatch):
     """The steps that are trained from here on."""
     steps = []
-    monkeypatch.setattr(finetune, "draw_alpha", lambda *a: steps.append(a[-1]) or draw_alpha(*a))
+    monkeypatch.setattr(trainer, "draw_alpha", lambda *a: steps.append(a[-1]) or draw_alpha(*a))
     return steps
 
 

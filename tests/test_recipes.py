@@ -21,7 +21,8 @@ from ablation.train import Training, _passes
 from zsaa import finetune, salience
 from zsaa.data.batching import pad
 from zsaa.dial import settings
-from zsaa.finetune import RECIPES, Recipe, draw_reductions, fine_tune
+from zsaa.finetune import RECIPES, LadderTrainer, Recipe, draw_reductions, fine_tune, loop
+from zsaa.finetune.adapters import set_dropout
 from zsaa.measure import distributed
 
 OWN = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-3, "strongest": 3.0}
@@ -56,7 +57,7 @@ def test_the_paper_s_run_is_what_it_was(tmp_path):
 
     trained, _ = run(Recipe.named("paper", max_steps=5), tmp_path / "a")
     plain = zsaa.enable(model())
-    finetune._set_dropout(plain, 0.1)
+    set_dropout(plain, 0.1)
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "b"), learning_rate=4e-5, per_device_train_batch_size=8, max_steps=5, seed=0,
         use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
@@ -92,7 +93,7 @@ def test_bad_recipes(bad, message):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="no recipe 'best'. Available: paper, zsaa"):
+    with pytest.raises(ValueError, match="no recipe 'best'. Available: conventional, paper, zsaa"):
         Recipe.named("best")
 
 
@@ -146,14 +147,14 @@ def test_resuming_gives_the_same_weights(tuning, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    step = finetune.Passes.training_step
+    step = LadderTrainer.training_step
 
     def die(self, *args, **kwargs):
         if self.state.global_step == 6:
             raise Killed
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(finetune.Passes, "training_step", die)
+    monkeypatch.setattr(LadderTrainer, "training_step", die)
     with pytest.raises(Killed):
         run(recipe, tmp_path / "parts", save_steps=4)
     monkeypatch.undo()
@@ -165,7 +166,7 @@ def test_resuming_gives_the_same_weights(tuning, tmp_path, monkeypatch):
     assert any("salience" in name for name in whole.state_dict())
 
 
-class Steps(finetune.Passes):
+class Steps(LadderTrainer):
     """Keeps the gradients of the first step, as they are before and after they are clipped."""
 
     def training_step(self, model, inputs, *args):
@@ -185,7 +186,7 @@ class Steps(finetune.Passes):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_has_the_bench_s_gradients(checkpointing, tmp_path, monkeypatch):
     """Three passes over the same batch, in the bench's plain code: loss, distillation, the scorer's lesson."""
-    monkeypatch.setattr(finetune, "Passes", Steps)
+    monkeypatch.setattr(loop, "LadderTrainer", Steps)
     monkeypatch.setattr(Steps, "seen", [], raising=False)
     monkeypatch.setattr(Steps, "clipped", [], raising=False)
     recipe = Recipe.named("zsaa+", **OWN, schedule="rising", dropout=0.0, gradient_checkpointing=checkpointing)
@@ -271,14 +272,14 @@ def test_a_resumed_run_reads_the_same_parts(tmp_path, monkeypatch):
     whole, _ = run(recipe, tmp_path / "whole")
     other, _ = run(Recipe.named("zsaa+", **OWN, dropout=0.0), tmp_path / "other")
 
-    class Stops(finetune.Passes):
+    class Stops(LadderTrainer):
         def training_step(self, *args, **kwargs):
             if self.state.global_step == 4:
                 raise KeyboardInterrupt
             return super().training_step(*args, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(finetune, "Passes", Stops)
+        patched.setattr(loop, "LadderTrainer", Stops)
         run(recipe, tmp_path / "cut", save_steps=2)
     resumed, _ = run(recipe, tmp_path / "cut", save_steps=2)
     a, b, c = (net.state_dict() for net in (whole, resumed, other))
@@ -289,15 +290,15 @@ def test_a_resumed_run_reads_the_same_parts(tmp_path, monkeypatch):
 def test_the_passes_of_a_step_and_the_scorer_s_rate(tmp_path, monkeypatch):
     turned = []
     turn = zsaa.set_alpha
-    monkeypatch.setattr(finetune.zsaa, "set_alpha", lambda net, alpha: (turned.append(alpha), turn(net, alpha)))
+    monkeypatch.setattr(zsaa, "set_alpha", lambda net, alpha: (turned.append(alpha), turn(net, alpha)))
     rates = []
 
-    class Peek(finetune.Passes):
+    class Peek(LadderTrainer):
         def create_scheduler(self, *args, **kwargs):
             rates.extend((g["lr"], g["weight_decay"], len(g["params"])) for g in self.optimizer.param_groups)
             return super().create_scheduler(*args, **kwargs)
 
-    monkeypatch.setattr(finetune, "Passes", Peek)
+    monkeypatch.setattr(loop, "LadderTrainer", Peek)
     net, _ = run(Recipe.named("zsaa+", **{**OWN, "max_steps": 2, "learning_rate": 2e-3}), tmp_path)
     assert len(turned) == 2 * 3 + 1 and turned[::3] == [1.0, 1.0, 1.0]
     assert 1 > turned[1] > turned[2] and 1 > turned[4] > turned[5] and turned[1] != turned[4]

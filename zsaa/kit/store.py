@@ -45,7 +45,9 @@ def over_seeds(results: Sequence[dict]) -> list[dict]:
     gets "covers": what chance its interval stands for."""
     groups: dict[str, list[dict]] = {}
     for result in results:
-        recipe = {k: v for k, v in result["recipe"].items() if k != "seed"} | {"schedule": schedule_of(result)}
+        recipe = {k: v for k, v in result["recipe"].items() if k not in ("seed", "file")} | {
+            "schedule": schedule_of(result)
+        }
         same = [result["model"]["name"], result["task"], recipe, result.get("adapter"), result.get("evaluation")]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(result)
     merged = []

@@ -270,6 +270,6 @@ class Job:
     def each(self) -> Iterator[Job]:
         """A job for each seed: the recipe has it, and where there are several, the name says it."""
         for seed in self.seeds:
-            recipe = None if self.recipe is None else replace(self.recipe, seed=seed)
+            recipe = None if self.recipe is None else self.recipe.changed(seed=seed)
             suffix = f"-seed{seed}" if len(self.seeds) > 1 else self.suffix
             yield replace(self, recipe=recipe, seeds=(seed,), suffix=suffix)

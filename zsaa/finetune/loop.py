@@ -1,0 +1,207 @@
+"""`fine_tune`: a recipe, a model and samples in; the model that learned, and a log, out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, TrainingArguments, set_seed
+
+import zsaa
+from zsaa import salience
+from zsaa.dial import trained_for
+from zsaa.finetune.adapters import add_lora, prepare_quantized, set_dropout
+from zsaa.finetune.checkpoints import last_checkpoint, note, refuse_another, training_of
+from zsaa.finetune.io import save
+from zsaa.finetune.recipe import Recipe
+from zsaa.finetune.samples import check_samples
+from zsaa.finetune.sampling import alpha_range, rule_of
+from zsaa.finetune.trainer import AlphaSampler, DivergedError, FiniteTrainer, LadderTrainer
+from zsaa.measure.checks import check_whole
+from zsaa.measure.distributed import on_first, place, start
+from zsaa.rule import LEARNED
+
+
+def fine_tune(
+    model: nn.Module,
+    tokenizer,
+    train_dataset,
+    recipe: Recipe,
+    output_dir: str | Path,
+    *,
+    resume: bool = True,
+    save_steps: int | None = None,
+    log_steps: int = 50,
+    progress: bool = True,
+) -> tuple[nn.Module, dict]:
+    """Fine-tune `model` (float32 weights, or quantized ones under LoRA: QLoRA) on `train_dataset` (columns input_ids,
+    attention_mask, labels: the class, or for a language model the token ids again; a dropped token is then scored on
+    the state in which it left).
+
+    Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
+    interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. Those of
+    another training (recipe, data or model) raise ValueError; resume=False begins anew. The result is
+    saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
+    "steps", "alpha_range", "precision", "processes", "sharded"}.
+
+    Of several processes each calls it alike, with a folder that all can see; the first one writes, all return. Under
+    FSDP the model returned stays sharded: call it in all processes together, or `load` it from the folder.
+    """
+    start()
+    _check_request(model, train_dataset, recipe, save_steps, log_steps)
+    checkpoints, learned = Path(output_dir) / "checkpoints", Path(output_dir) / "model"
+    # Before anything is added to the model; the note is needed only where there are checkpoints, or will be.
+    noted = save_steps is not None or (resume and checkpoints.is_dir())
+    training = training_of(model, train_dataset, recipe) if noted and place()[0] == 0 else None
+    latest = last_checkpoint(checkpoints) if resume else None
+    refuse_another(latest, training)
+    lengths = [len(row["input_ids"]) for row in train_dataset] if recipe.sampling == "ladder" else None
+    drawn_from = alpha_range(recipe, model, lengths)
+    model = _with_dial(model, recipe)
+    arguments = _arguments(recipe, checkpoints, save_steps, log_steps, progress)
+    trainer = _trainer(model, tokenizer, train_dataset, recipe, drawn_from, arguments)
+    started = time.perf_counter()
+    if save_steps is not None:
+        on_first(partial(note, checkpoints, training, keep=latest is not None))
+    _train(trainer, model, latest, checkpoints)
+    seconds = time.perf_counter() - started
+    model, weights = _learned(trainer, model, recipe)
+    trained_for(model, drawn_from)
+
+    def finish():
+        save(trainer.accelerator.unwrap_model(model), tokenizer, learned, weights)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    on_first(finish)
+    return model, {
+        "loss": [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+        "seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "alpha_range": list(drawn_from),
+        "precision": resolve_precision(recipe.precision),
+        "processes": place()[1],
+        "sharded": trainer.is_fsdp_enabled,
+    }
+
+
+def resolve_precision(precision: str = "auto") -> str:
+    """ "auto" is "bf16" where the GPU computes in it, "fp16" on older ones (T4), "fp32" on a CPU."""
+    if precision != "auto":
+        return precision
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _check_request(model: nn.Module, train_dataset, recipe: Recipe, save_steps: int | None, log_steps: int) -> None:
+    if not hasattr(model, "score") and recipe.sampling != "alpha":
+        raise ValueError(
+            f"sampling={recipe.sampling!r} needs a classifier: its passes teach one another about class labels, which "
+            f"a {type(model).__name__} has not. Use sampling='alpha' and a score that is not learned, as "
+            "Recipe.named('paper') does."
+        )
+    check_samples(model, train_dataset)
+    check_whole("save_steps", save_steps, also={None: "never"})
+    check_whole("log_steps", log_steps)
+
+
+def _with_dial(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """`model` ready to learn: adapters, dropout, a score to be learned, and the dial at alpha = 1."""
+    if getattr(model, "is_quantized", False):
+        model = prepare_quantized(model, recipe)
+    if recipe.tuning == "lora" and not hasattr(model, "peft_config"):
+        model = add_lora(model, recipe)
+    set_dropout(model, recipe.dropout)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if recipe.score == LEARNED:
+        if salience.scorer_of(model) is None:
+            set_seed(recipe.seed)
+            salience.attach(model, salience.fresh(model))
+        salience.scorer_of(model).requires_grad_(True)
+    return zsaa.enable(model, alpha=1.0, **rule_of(recipe))
+
+
+def _arguments(
+    recipe: Recipe, checkpoints: Path, save_steps: int | None, log_steps: int, progress: bool
+) -> TrainingArguments:
+    precision = resolve_precision(recipe.precision)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=recipe.learning_rate,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        tf32=True if precision == "tf32" else None,
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or 500,
+        save_total_limit=1,
+        logging_steps=log_steps,
+        logging_nan_inf_filter=False,  # see FiniteTrainer
+        disable_tqdm=not progress,
+        report_to="none",
+        ddp_find_unused_parameters=False,  # at every alpha each weight has its part in the loss
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else Trainer splits each batch over all GPUs it sees, in one process
+    return arguments
+
+
+def _trainer(
+    model: nn.Module, tokenizer, train_dataset, recipe: Recipe, drawn_from: tuple, arguments: TrainingArguments
+) -> FiniteTrainer:
+    classifies, ladder = hasattr(model, "score"), recipe.sampling == "ladder"
+    make = partial(LadderTrainer, recipe=recipe) if ladder else FiniteTrainer
+    trainer = make(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        data_collator=(DataCollatorWithPadding if classifies else DataCollatorForSeq2Seq)(tokenizer),
+        callbacks=None if ladder else [AlphaSampler(model, *drawn_from, recipe.seed)],
+    )
+    # Trainer takes a classifier that accepts keyword arguments for a model that divides its loss by the samples of the
+    # whole step, and would multiply loss and gradients by processes and accumulated batches.
+    trainer.model_accepts_loss_kwargs &= not classifies
+    if trainer.is_deepspeed_enabled:
+        raise NotImplementedError("zsaa does not train under DeepSpeed. Shard the model with FSDP instead.")
+    if trainer.is_fsdp_enabled and ladder:
+        raise NotImplementedError(
+            "ladder steps and the learned score are not made for FSDP. Use DDP, or Recipe.named('paper')."
+        )
+    return trainer
+
+
+def _train(trainer: FiniteTrainer, model: nn.Module, latest: str | None, checkpoints: Path) -> None:
+    """To the end, from the checkpoint `latest` if there is one. Whatever ends it early leaves the dial at 1."""
+    try:
+        trainer.train(resume_from_checkpoint=latest)
+        trainer.check_weights()
+    except BaseException as error:
+        zsaa.set_alpha(model, 1.0)
+        if isinstance(error, DivergedError) and place()[0] == 0:  # not together: the others may not have come here
+            shutil.rmtree(checkpoints, ignore_errors=True)  # to go on from there would diverge again
+        raise
+
+
+def _learned(trainer: FiniteTrainer, model: nn.Module, recipe: Recipe) -> tuple[nn.Module, dict | None]:
+    """The trained model at alpha = 1, as it is evaluated; and under FSDP, where it is sharded, its whole state dict."""
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    weights = None
+    if trainer.is_fsdp_enabled:
+        model, weights = trainer.model_wrapped, trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        for tied in getattr(model, "all_tied_weights_keys", None) or ():  # gathered twice, saved once
+            weights.pop(tied, None)
+    model.eval()
+    if recipe.sampling == "ladder":  # else AlphaSampler has done so
+        zsaa.set_alpha(model, 1.0)
+    return model, weights
