@@ -11,11 +11,13 @@ ARGS ?=
 PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 STRIP = "$$python" -m nbstripout --keep-id
+# One thread per test process: torch's own threads would fight over the cores.
+PYTEST = $(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS)
 
-.PHONY: help setup lint format test compat figures report site lock clean distclean
+.PHONY: help setup lint format test test-all test-rest compat figures report site lock clean distclean
 
 help:       ## this list
-	@grep -E '^[a-z]+: +.*##' Makefile | sed -E 's/:[^#]*## /\t/'
+	@grep -E '^[a-z-]+: +.*##' Makefile | sed -E 's/:[^#]*## /\t/'
 
 setup:      ## make .venv, or bring it up to date
 	@$(PYTHON) && echo "$$python"
@@ -29,11 +31,16 @@ format:     ## mend what lint complains of, where a tool can
 	@$(PYTHON) && "$$python" -m ruff check --fix . ; "$$python" -m ruff format . && \
 	$(if $(NOTEBOOKS),$(STRIP) $(NOTEBOOKS),true)
 
-# One thread per test process: torch's own threads would fight over the cores.
-test: lint  ## lint, then all tests
-	@$(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) $(ARGS)
+test: lint  ## lint, then every promise once
+	@$(PYTEST) -m "not full" $(ARGS)
 
-compat:     ## tests with the oldest versions that pyproject.toml allows, in a throwaway environment
+test-all: lint ## lint, then all tests: also each family in each setting, a browser, several processes, the wheel, the examples
+	@$(PYTEST) $(ARGS)
+
+test-rest:  ## what test-all has more than test
+	@$(PYTEST) -m full $(ARGS)
+
+compat:     ## test, but with the oldest versions that pyproject.toml allows, in a throwaway environment
 	@JOBS=$(JOBS) tools/compat.sh $(ARGS)
 
 figures:    ## from the committed results: results/points.csv and README.md, and figures/

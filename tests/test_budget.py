@@ -67,7 +67,9 @@ def clock(monkeypatch, llama):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.full)], ids=str
+)
 def test_kv_bytes_are_those_of_a_real_cache(family, dtype):
     """The tiny models' windows of 9 bite: the stock cache evicts, the pruned one does not."""
     model = zsaa.enable(tiny.make(family, dtype=dtype), tau=3)
@@ -482,7 +484,7 @@ CHANGES = {
     "score": lambda model, patch: zsaa.enable(model, score="column_mean") and {},
     "schedule": lambda model, patch: {"schedule": "rising"},
     "the dial's schedule": lambda model, patch: zsaa.enable(model, schedule="rising") and {},
-    "dtype": lambda model, patch: model.to(torch.bfloat16) and {},
+    "dtype": lambda model, patch: model.to(torch.float64) and {},
     "attention": lambda model, patch: model.set_attn_implementation("eager"),
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),
     "threads": lambda model, patch: patch.setattr(torch, "get_num_threads", lambda: 96),
@@ -511,6 +513,7 @@ def test_what_bears_on_the_time_is_measured_anew(llama, clock, cache, monkeypatc
     assert len(clock.calls) > calls and len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.full
 def test_autocast_is_calibrated_on_its_own(llama, clock):
     zsaa.calibrate(llama, N)
     calls = len(clock.calls)

@@ -13,6 +13,7 @@ from filelock import FileLock
 from zsaa import finetune
 from zsaa.measure import distributed
 
+pytestmark = pytest.mark.full
 WORKER = Path(__file__).parent / "distributed_worker.py"
 CASES = [
     "ddp, accumulated",

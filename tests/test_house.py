@@ -188,6 +188,7 @@ def test_the_wheel_holds_every_package():
     assert sorted(listed) == sorted([name.replace("/", ".") for name in found] + ["zsaa.kernels"])
 
 
+@pytest.mark.full
 def test_wheel_builds_and_imports(tmp_path):
     """Built without a network from a copy (setuptools leaves build/ behind) and imported from elsewhere."""
     source = tmp_path / "source"

@@ -32,9 +32,12 @@ from zsaa.slider.widget import Slider
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("ZSAA_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser: install chromium (apt install chromium) or set ZSAA_CHROMIUM to its path"
-)
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no browser: install chromium (apt install chromium) or set ZSAA_CHROMIUM to its path"
+    ),
+]
 
 TEXTS = {
     "Long": " ".join(f"w{(7 * i) % 95}" for i in range(120)),

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests with the oldest versions that pyproject.toml allows: tools/compat.sh [PYTEST OPTIONS]
-# Without options: those in which other libraries have a say, and not our arithmetic, the bench and the runner.
+# Without options: those of `make test` in which other libraries have a say, and not our arithmetic, the bench and the
+# runner.
 # The throwaway environment has packages of its own, chosen by uv, except for torch, the packaged models and the data:
 # those are links into the usual environment (tools/setup.sh). KEEP=/path/to/folder makes the environment there and
 # leaves it; a second call with the same folder skips the installation.
@@ -47,9 +48,12 @@ fi
 others = (f"{m.__name__} {m.__version__}" for m in (datasets, peft, accelerate, torch))
 print("compat: transformers", t.__version__, *others, sep=", ")'
 if [ "$#" = 0 ]; then
+    set -- -m "not full"
     for own in ablation answers arrows audit bench distributed figures files films graphs house kernels kit layer linear \
         measured_columns needs packing points recipes results rows rule runner slider_browser stats verdicts; do
-        [ ! -e "tests/test_$own.py" ] || set -- "$@" --ignore "tests/test_$own.py"
+        for file in "tests/test_$own.py" "tests/test_${own}_"*.py; do
+            [ ! -e "$file" ] || set -- "$@" --ignore "$file"
+        done
     done
 fi
 OMP_NUM_THREADS=1 "$python" -m pytest -q -n "${JOBS:-2}" "$@"
