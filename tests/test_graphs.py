@@ -227,7 +227,7 @@ def test_new_values_in_the_same_weights_are_seen(stand_in):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("mode", [True, "auto"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param(True, marks=pytest.mark.full)])
 @torch.no_grad()
 def test_a_recording_casts_the_weights_itself(stand_in, monkeypatch, mode):
     """Autocast lets the weights that it has cast go when its block ends; a graph that read them would read on there."""

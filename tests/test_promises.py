@@ -69,7 +69,7 @@ def test_what_the_readme_calls_is_what_ci_calls_and_nothing_runs_twice():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"(?m)^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(re.findall(r"(?m)^make test ", ci)) == len(re.findall(r"(?m)^make test-rest ", ci)) == 1
+    assert len(re.findall(r"(?m)^step make test ", ci)) == len(re.findall(r"(?m)^step make test-rest ", ci)) == 1
     runs = dict(re.findall(r"(?m)^(test[a-z-]*):.*\n\t@\$\(PYTEST\) (.*)\$\(ARGS\)$", make))
     assert {name: options.strip() for name, options in runs.items()} == {
         "test": '-m "not full"',
