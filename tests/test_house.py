@@ -320,6 +320,7 @@ def test_setup_with_a_full_disk(copy, tmp_path):
     assert not (copy / ".venv").exists()
 
 
+@pytest.mark.full
 def test_setup_without_a_network_leaves_no_stamp(copy):
     """The index is a closed port of this machine, so that nothing leaves it."""
     done = shell(

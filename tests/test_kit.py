@@ -10,6 +10,7 @@ from zsaa.kit import store
 from zsaa.measure import once
 
 
+@pytest.mark.full
 def test_training_and_evaluation_import_nothing_that_reports():
     """Of the kit they use what needs no other package: how a file is written, and what time and energy were spent."""
     code = (
@@ -36,7 +37,7 @@ def test_commands_that_result_files_name_are_still_there():
     assert all(find_spec(module) for module in commands)
 
 
-@pytest.mark.parametrize("module", ["zsaa.audit", "zsaa.architectures"])
+@pytest.mark.parametrize("module", ["zsaa.audit", pytest.param("zsaa.architectures", marks=pytest.mark.full)])
 def test_an_old_name_runs_what_moved(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and f"zsaa.kit.{module[5:]}" in done.stdout, done.stderr
