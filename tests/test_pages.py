@@ -69,6 +69,13 @@ def test_a_notebook_is_short_and_defines_no_function(path):
             assert not list(broken(cell.source, path.parent))
 
 
+def test_all_notebooks_fetch_zsaa_in_the_same_way():
+    """The set-up installs an editable package whose finder a running kernel does not know yet: without `addsitedir` it
+    would find zsaa in no place, or, with the clone on sys.path, zsaa without zsaa.kernels."""
+    first = {next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code") for path in NOTEBOOKS}
+    assert len(first) == 1 and "site.addsitedir(" in first.pop()
+
+
 def test_the_quickstart_has_at_most_60_lines_of_code():
     cells = nbformat.read(ROOT / "notebooks/00_quickstart.ipynb", 4).cells
     lines = [line.strip() for c in cells if c.cell_type == "code" for line in c.source.splitlines()]

@@ -49,7 +49,9 @@ def reviews_figure(judged: Sequence[dict], points):
             times, shares, yerr=spans, fmt="o", color=COLOURS["alpha"], capsize=2, label=f"{n} reviews, here"
         )
         _line(right, many, f"{many.n.iloc[0]:,.0f} reviews (results/)", "zsaa+", "")
-        right.set(xlabel="MAC reduction", ylabel="accuracy (%)", ylim=(50, 101), xscale="log")
+        right.set(
+            xlabel="MAC reduction", ylabel="accuracy (%)", ylim=(min(50, *(low for low, _ in ends)), 101), xscale="log"
+        )
         multiples(right, times)
         legend(figure, columns=2)
     figure.set_label(
