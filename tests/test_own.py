@@ -5,6 +5,7 @@ import json
 import pytest
 
 from zsaa.data.tasks import load_task
+from zsaa.kit import figures, points
 from zsaa.models import AssetError
 
 TRAIN = "text,label\nNever came.,complaint\nThank you!,praise\nWhere is it?,question\n"
@@ -68,3 +69,10 @@ def test_a_name_that_is_neither_is_refused(tmp_path):
         load_task(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="leave source at 'auto'"):
         load_task(str(folder(tmp_path, train_csv=TRAIN, test_csv=TRAIN)), source="hub")
+
+
+def test_its_accuracies_are_drawn():
+    curve = points.read().query("file == 'imdb-lora-alpha-sampled.json'")
+    drawn = figures.accuracy_figures(curve.assign(task="mine", split="folder mine"))
+    assert list(drawn) == ["mine"] and "folder mine" in drawn["mine"].get_label()
+    assert not figures.accuracy_figures(curve.assign(task="other"))

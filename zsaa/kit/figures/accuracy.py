@@ -82,7 +82,8 @@ def accuracy_figure(points, published: str | None = "IMDB"):
         if printed:
             style = {"color": COLOURS["paper"], "marker": "x", "linewidth": 0.9, "linestyle": "-."}
             axis.plot(*zip(*printed), **style, label=f"paper, {paper.TABLE_1_MODEL}")
-        axis.axhline(50, **REFERENCE)
+        if found["task"].iloc[0] in DATA_SETS:  # chance; how many classes a user's own data have is not known here
+            axis.axhline(50, **REFERENCE)
         metric = "F1" if "f1" in set(points["metric"]) else "accuracy"
         axis.set(xlabel="MAC reduction" + " (paper: speed-up)" * bool(published), ylabel=f"{metric} (%)")
         reach = max([found["target"].max(), *(t for t, _ in printed)])
@@ -145,9 +146,11 @@ def _caption(found, metric: str, published: str | None) -> str:
 
 
 def accuracy_figures(points) -> dict:
-    """One accuracy figure per data set of result files of the kind "curve", by task name."""
+    """One accuracy figure per data set of result files of the kind "curve", by task name; a user's own, too."""
     points = points[~points["file"].str.contains("/")]  # the ablation has figures of its own
+    own = points[points["split"].str.startswith("folder ", na=False)]["task"].unique()
     columns = {name: title if title in paper.TABLE_1_COLUMNS else None for name, (title, *_) in DATA_SETS.items()}
+    columns |= dict.fromkeys(own)
     found = {name: points[points["task"] == name] for name in columns}
     scored = {name: part for name, part in found.items() if len(part) and "accuracy" in set(part["metric"])}
     return {name: accuracy_figure(part, columns[name]) for name, part in scored.items()}

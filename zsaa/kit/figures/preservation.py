@@ -11,7 +11,7 @@ WORDS = 48  # as many tokens can be read beside a figure
 
 
 def preservation_figure(kept: dict[float, list[list[int]]], tokens: Sequence[str]):
-    """Which tokens each layer keeps, a panel per alpha, the layers upwards.
+    """Which tokens each layer keeps, a panel per alpha, the first layer at the top.
 
     kept: alpha -> per layer the kept positions; tokens: the text, one string per position. Blue: kept; white: dropped
     (here or below). The red line counts the kept tokens of each layer, on the same axis as the positions. A short text
