@@ -25,7 +25,17 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
 from zsaa import models
-from zsaa.models import PACKAGED, AssetError, DamagedError, convert, load_adapter, load_model, resolve
+from zsaa.models import (
+    PACKAGED,
+    AssetError,
+    DamagedError,
+    convert,
+    integrity,
+    load_adapter,
+    load_model,
+    packages,
+    resolve,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -414,10 +424,10 @@ def fake(tmp_path, monkeypatch, saved):
     def write(name, sha, work):
         for file in saved.iterdir():
             shutil.copy(file, work)
-        files = {file.name: models._sha256(file) for file in work.iterdir()}
+        files = {file.name: integrity.sha256(file) for file in work.iterdir()}
         (work / "zsaa.json").write_text(json.dumps({"files": files}))
 
-    monkeypatch.setattr(models, "_write_converted", write)
+    monkeypatch.setattr(packages, "write_converted", write)
     return gguf
 
 
@@ -425,7 +435,7 @@ def test_conversion_happens_once_and_is_named_after_the_file(fake, monkeypatch, 
     folder = convert("fake")
     sha = hashlib.sha256(b"GGUF and some weights").hexdigest()
     assert folder == tmp_path / "cache" / f"fake-v{models.FORMAT}-{sha[:16]}"
-    monkeypatch.setattr(models, "_write_converted", None)
+    monkeypatch.setattr(packages, "write_converted", None)
     assert convert("fake") == folder
     assert {p.name for p in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
     model, tokenizer = load_model("fake")
@@ -461,8 +471,8 @@ def test_a_file_that_is_no_gguf(tmp_path, monkeypatch):
 
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     monkeypatch.setitem(PACKAGED, "fake", replace(PACKAGED["smollm2-135m"], parts=()))
-    monkeypatch.setattr(models, "_part_paths", lambda name: [tmp_path / "model.gguf"])
-    monkeypatch.setattr(models, "_gguf_sha256", lambda name: "0" * 64)
+    monkeypatch.setattr(packages, "part_paths", lambda name: [tmp_path / "model.gguf"])
+    monkeypatch.setattr(packages, "gguf_sha256", lambda name: "0" * 64)
     monkeypatch.setenv("ZSAA_CACHE", str(tmp_path / "cache"))
     with pytest.raises(DamagedError, match=r"model\.gguf is damaged or no GGUF file"):
         convert("fake")
@@ -505,14 +515,14 @@ def test_full_disk_on_the_way_leaves_nothing(fake, monkeypatch, tmp_path, kind):
             raise OSError(errno.ENOSPC, "No space left on device")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    good = models._write_converted
-    monkeypatch.setattr(models, "_write_converted", write)
+    good = packages.write_converted
+    monkeypatch.setattr(packages, "write_converted", write)
     with pytest.raises(AssetError) as caught:
         convert("fake")
     assert str(tmp_path / "cache") in str(caught.value)
     assert "ZSAA_CACHE" in str(caught.value)
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
-    monkeypatch.setattr(models, "_write_converted", good)
+    monkeypatch.setattr(packages, "write_converted", good)
     assert convert("fake").is_dir()
 
 
@@ -537,17 +547,17 @@ def test_cache_that_cannot_be_a_folder(fake, monkeypatch, tmp_path):
 
 
 def test_an_interrupted_conversion_is_never_seen(fake, monkeypatch, tmp_path):
-    good = models._write_converted
+    good = packages.write_converted
 
     def interrupted(name, sha, work):
         (work / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_write_converted", interrupted)
+    monkeypatch.setattr(packages, "write_converted", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert("fake")
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
-    monkeypatch.setattr(models, "_write_converted", good)
+    monkeypatch.setattr(packages, "write_converted", good)
     folder = convert("fake")
     shutil.rmtree(folder)
     left = folder.with_name(f"{folder.name}.tmp-killed")  # as a killed process leaves it
@@ -558,14 +568,14 @@ def test_an_interrupted_conversion_is_never_seen(fake, monkeypatch, tmp_path):
 
 
 def test_two_at_once_convert_once(fake, monkeypatch):
-    good, calls = models._write_converted, []
+    good, calls = packages.write_converted, []
 
     def slow(name, sha, work):
         calls.append(work)
         time.sleep(0.3)
         good(name, sha, work)
 
-    monkeypatch.setattr(models, "_write_converted", slow)
+    monkeypatch.setattr(packages, "write_converted", slow)
     found = []
     threads = [threading.Thread(target=lambda: found.append(convert("fake"))) for _ in range(4)]
     for thread in threads:
@@ -779,7 +789,7 @@ def test_offline_mode_is_named(tmp_path):
 
 def has_smollm2():
     try:
-        return bool(models._part_paths("smollm2-135m"))
+        return bool(packages.part_paths("smollm2-135m"))
     except AssetError:
         return False
 
@@ -796,7 +806,7 @@ class TestSmolLM2:
         from gguf import GGUFReader
         from gguf.quants import dequantize
 
-        tensors = {t.name: t for t in GGUFReader(models._part_paths("smollm2-135m")[0]).tensors}
+        tensors = {t.name: t for t in GGUFReader(packages.part_paths("smollm2-135m")[0]).tensors}
         weights = loaded[0].state_dict()
         assert len(weights) == len(tensors) + 1  # lm_head is the embedding
         for ours, theirs in {

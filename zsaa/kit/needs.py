@@ -104,13 +104,13 @@ def _ask_hub(kind: str, name: str) -> tuple[str | None, bool]:
     """(why `name` cannot be had or None, whether the hub answered)."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    from zsaa.models import HUB_TIMEOUT, AssetError, UnreachedError, _hub_error, check_hub
+    from zsaa.models import HUB_TIMEOUT, AssetError, UnreachedError, check_hub, hub_error
 
     try:
         check_hub(name, kind)
         if kind == "model":  # of a gated model the description is public, the files are not
             get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
     except Exception as error:  # whatever the hub's HTTP client raises
-        reason = error if isinstance(error, AssetError) else _hub_error(error, name, kind)
+        reason = error if isinstance(error, AssetError) else hub_error(error, name, kind)
         return str(reason), not isinstance(reason, UnreachedError)
     return None, True
