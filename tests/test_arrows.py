@@ -53,8 +53,8 @@ MAY = {
 LATE = {  # types; names of a checkout
     ("hook", "dial"),
     ("passes", "dial"),
-    ("budget.solve", "models"),
-    ("budget.solve", "zsaa"),
+    ("budget.saved", "models"),
+    ("budget.saved", "zsaa"),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 import zsaa
 from zsaa import measure
-from zsaa.budget import solve as budget
+from zsaa.budget import calibration as calibrations
+from zsaa.budget import saved
 from zsaa.cost import kv_bytes
 from zsaa.dial import settings as dial_settings
 from zsaa.measure import clock as clocks
@@ -28,8 +30,8 @@ RULE = {"tau": 5, "score": "column_sum", "schedule": "geometric"}
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(budget, "REPEATS", 1)  # this clock has no noise
-    monkeypatch.setattr(budget, "POINTS", 4)
+    monkeypatch.setattr(calibrations, "REPEATS", 1)  # this clock has no noise
+    monkeypatch.setattr(calibrations, "POINTS", 4)
     return tmp_path / "cache" / "latency"
 
 
@@ -164,8 +166,8 @@ def test_times_in_the_report_are_those_of_the_calibration(llama, clock):
 
 
 def test_a_calibration_times_stock_and_pruned_settings_in_turn(llama, clock, monkeypatch):
-    monkeypatch.setattr(budget, "REPEATS", 15)
-    monkeypatch.setattr(budget, "POINTS", 8)
+    monkeypatch.setattr(calibrations, "REPEATS", 15)
+    monkeypatch.setattr(calibrations, "POINTS", 8)
     calibration = zsaa.calibrate(llama, N, batch=2, seconds=math.inf)
     alphas = [row["alpha"] for row in calibration.rows]
     assert alphas[:2] == [1.0, 0.999] and alphas == sorted(set(alphas), reverse=True) and 5 <= len(alphas) <= 9
@@ -180,7 +182,7 @@ def test_a_calibration_times_stock_and_pruned_settings_in_turn(llama, clock, mon
 
 
 def test_slow_models_are_timed_in_fewer_rounds(llama, monkeypatch):
-    monkeypatch.setattr(budget, "REPEATS", 15)
+    monkeypatch.setattr(calibrations, "REPEATS", 15)
     clock = Clock(monkeypatch, llama, lambda *_: 10_000)
     rows = zsaa.calibrate(llama, N, seconds=30).rows
     assert len(clock.calls) == 5 * len(rows), "2 rounds to warm up, and never fewer than 3 that count"
@@ -217,16 +219,18 @@ def test_a_peft_model_is_timed_like_its_base(monkeypatch, llama):
 @given(alpha=st.floats(0.01, 0.998))
 def test_time_that_rises_with_macs_is_predicted_exactly(alpha):
     model = zsaa.enable(tiny.make("llama", dtype=torch.float32))
-    rows = [{"alpha": a, "latency_ms": affine(model, a, 1, N)} for a in budget._alphas(model.config, N, RULE)]
-    calibration = budget.Calibration(model.config, {"n": N, "batch": 1, **RULE}, rows, {})
+    rows = [
+        {"alpha": a, "latency_ms": affine(model, a, 1, N)} for a in calibrations.timed_alphas(model.config, N, RULE)
+    ]
+    calibration = calibrations.Calibration(model.config, {"n": N, "batch": 1, **RULE}, rows, {})
     assert calibration.predict(alpha) == pytest.approx(affine(model, alpha, 1, N))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_smallest_alpha_that_is_timed_is_the_largest_of_two_digits_that_leaves_tau(schedule):
     config = tiny.CONFIGS["llama"]()
-    assert budget._alphas(config, 1024, RULE)[-1] == 0.0048 and budget._two_digits(0.25) == 0.25
-    low = budget._alphas(config, N, {**RULE, "score": "random", "schedule": schedule})[-1]
+    assert calibrations.timed_alphas(config, 1024, RULE)[-1] == 0.0048 and calibrations._two_digits(0.25) == 0.25
+    low = calibrations.timed_alphas(config, N, {**RULE, "score": "random", "schedule": schedule})[-1]
     assert zsaa.kept_counts(N, low, 4, schedule=schedule) == [5] * 4
     assert zsaa.kept_counts(N, 1.4 * low, 4, schedule=schedule)[0] > 5
 
@@ -235,7 +239,7 @@ times = st.lists(st.floats(0.01, 100), min_size=9, max_size=9)
 
 
 def test_a_busy_machine_is_pointed_out(llama, monkeypatch, recwarn):
-    monkeypatch.setattr(budget, "REPEATS", 5)
+    monkeypatch.setattr(calibrations, "REPEATS", 5)
     waves = iter(np.tile([10, 10, 10, 20, 20, 40, 40.0], 99))
     Clock(monkeypatch, llama, lambda *_: 1000)
     assert zsaa.calibrate(llama, N).scatter == 0 and not [w for w in recwarn if "scatter" in str(w.message)]
@@ -249,7 +253,7 @@ def noisy(values):
     config = tiny.CONFIGS["llama"]()
     alphas = [1.0, 0.999, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 5 / N]
     rows = [{"alpha": alpha, "latency_ms": value} for alpha, value in zip(alphas, values)]
-    return budget.Calibration(config, {"n": N, "batch": 1, **RULE}, rows, {})
+    return calibrations.Calibration(config, {"n": N, "batch": 1, **RULE}, rows, {})
 
 
 @settings(deadline=None)
@@ -267,8 +271,8 @@ def test_alpha_for_keeps_to_the_budget_and_rises_with_it(values, budgets):
             continue
         found.append(alpha)
         assert calibration.predict(alpha) <= ms and alpha <= 1
-        if alpha < budget.NEAR:
-            assert calibration.predict(min(alpha + 2e-5, budget.NEAR)) > ms, "no larger alpha would do"
+        if alpha < calibrations.NEAR:
+            assert calibration.predict(min(alpha + 2e-5, calibrations.NEAR)) > ms, "no larger alpha would do"
     assert found == sorted(found)
 
 
@@ -489,11 +493,11 @@ CHANGES = {
     "config": lambda model, patch: setattr(model.config, "rms_norm_eps", 1e-5),
     "threads": lambda model, patch: patch.setattr(torch, "get_num_threads", lambda: 96),
     "hardware": lambda model, patch: patch.setattr(origin, "_cpu_name", lambda: "another"),
-    "versions": lambda model, patch: patch.setattr(budget, "version", lambda package: "99"),
+    "versions": lambda model, patch: patch.setattr(saved, "version", lambda package: "99"),
     "zsaa": lambda model, patch: patch.setattr(zsaa, "__version__", "99"),
-    "code": lambda model, patch: patch.setattr(budget, "_code", lambda: "edited"),
+    "code": lambda model, patch: patch.setattr(saved, "_code", lambda: "edited"),
     "matmul": lambda model, patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium"),
-    "backend": lambda model, patch: patch.setattr(budget, "backends", lambda device: {"used": "another"}),
+    "backend": lambda model, patch: patch.setattr(saved, "backends", lambda device: {"used": "another"}),
     "graphs": lambda model, patch: zsaa.enable(model, graphs=False) and {},
     "compiled": lambda model, patch: model.lm_head.compile(backend="eager"),
     "modules": lambda model, patch: setattr(model.model, "norm", torch.nn.Identity()),
@@ -544,3 +548,14 @@ def test_alternate_shows_progress_and_stops_in_time(capsys, monkeypatch):
     assert now[0] == 7 and timed["a"]["latency_ms"] == 1000 and "waiting" in capsys.readouterr().err
     measure.alternate({"a": run}, repeats=2)
     assert now[0] == 10 and not capsys.readouterr().err
+
+
+def test_the_code_that_a_calibration_is_of_is_all_of_the_package(tmp_path, monkeypatch):
+    """In each of its folders, and the kernels': an edit anywhere is measured anew."""
+    hashed = []
+    monkeypatch.setattr(saved, "hash_of", lambda texts: hashed.extend(texts))
+    saved._code.__wrapped__()
+    root = Path(zsaa.__file__).parent
+    sources = {*root.rglob("*.py"), *(root.parent / "kernels").rglob("*.py")}
+    assert {path.parent.name for path in sources} >= {"zsaa", "budget", "models", "finetune", "kit", "fast", "kernels"}
+    assert {path.read_text(encoding="utf-8") for path in sources} <= {*hashed}

@@ -1,5 +1,7 @@
 """The alpha for a budget in multiply-accumulates or milliseconds, and what each alpha costs."""
 
-from zsaa.budget.solve import Calibration, alpha_for, calibrate, report
+from zsaa.budget.calibration import Calibration, calibrate
+from zsaa.budget.reporting import report
+from zsaa.budget.solve import alpha_for
 
 __all__ = ["Calibration", "alpha_for", "calibrate", "report"]
