@@ -52,28 +52,28 @@ def side(part: str):
     """(texts and labels of one part as a datasets.Dataset, shuffled; provenance line)"""
     from datasets import Dataset
 
-    from zsaa.data import tasks
+    from zsaa.data import packaged, tasks
 
     spec = tasks.TASKS["imdb"]
-    table = tasks._reviews("imdb", spec)
+    table = packaged.reviews("imdb", spec)
     kept = json.loads(FILE.read_text(encoding="utf-8"))
-    found = tasks.fingerprint(Dataset.from_dict(tasks._columns(table)))
+    found = tasks.fingerprint(Dataset.from_dict(packaged.columns(table)))
     if found != kept["fingerprint"]:
         raise ValueError(
-            f"{FILE} was made of other reviews (fingerprint {kept['fingerprint'][:16]}) than {tasks.PACKAGE} has here "
-            f"({found[:16]}). Install {kept['source']}, or make it anew: python -m ablation.films"
+            f"{FILE} was made of other reviews (fingerprint {kept['fingerprint'][:16]}) than {packaged.PACKAGE} has "
+            f"here ({found[:16]}). Install {kept['source']}, or make it anew: python -m ablation.films"
         )
-    rows = tasks._shuffled(table.iloc[parts()[part]])
-    return Dataset.from_dict(tasks._columns(rows)), f"{kept['source']}, {part} part, no film in two parts"
+    rows = packaged.shuffled(table.iloc[parts()[part]])
+    return Dataset.from_dict(packaged.columns(rows)), f"{kept['source']}, {part} part, no film in two parts"
 
 
 def places(texts: list[str], labels: Iterable[int]) -> np.ndarray:
     """Each review's place among those of its label; -1 for those that repeat an earlier one."""
-    from zsaa.data.tasks import _normal
+    from zsaa.data.packaged import normal
 
     seen, count, found = set(), {}, []
     for text, label in zip(texts, labels):
-        key = _normal(text)
+        key = normal(text)
         if key in seen:
             found.append(-1)
             continue
@@ -176,15 +176,15 @@ def main() -> int:
 
     from datasets import Dataset
 
-    from zsaa.data import tasks
+    from zsaa.data import packaged, tasks
 
-    table = tasks._reviews("imdb", tasks.TASKS["imdb"])
+    table = packaged.reviews("imdb", tasks.TASKS["imdb"])
     texts, labels = table["text"].tolist(), table["label"].to_numpy()
     found, why = cut(texts, labels, looked_at(texts))
     shown = evidence(texts, labels, found)
     kept = {
-        "source": f"{tasks.PACKAGE} {version(tasks.PACKAGE)}",
-        "fingerprint": tasks.fingerprint(Dataset.from_dict(tasks._columns(table))),
+        "source": f"{packaged.PACKAGE} {version(packaged.PACKAGE)}",
+        "fingerprint": tasks.fingerprint(Dataset.from_dict(packaged.columns(table))),
         "rows": len(texts),
         "sizes": {part: {str(y): int((labels[found[part]] == y).sum()) for y in (0, 1)} for part in PARTS},
         "left_out": why,

