@@ -103,12 +103,15 @@ def carried(text: str, folder: Path) -> str:
 
 def notebook_page(path: Path, runs: list[Path]) -> str:
     """Writes the page of a notebook, with its outputs where a run has them; returns its place in the site."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
     executed = next((run / "executed" / path.name for run in runs if (run / "executed" / path.name).is_file()), None)
-    exporter = MarkdownExporter()
-    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
-    text, resources = exporter.from_filename(str(executed or path))
+    notebook = nbformat.read(executed or path, 4)
+    for cell in notebook.cells:  # progress bars and warnings are for those who wait, not for those who read
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    text, resources = MarkdownExporter().from_notebook_node(notebook)
     folder = PAGES / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in resources["outputs"].items():  # pictures: output_7_0.png
