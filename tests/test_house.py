@@ -188,6 +188,17 @@ def test_the_wheel_holds_every_package():
     assert sorted(listed) == sorted([name.replace("/", ".") for name in found] + ["zsaa.kernels"])
 
 
+def test_the_wheel_holds_what_is_no_code():
+    """Recipes, templates, scripts and styles: a package is looked through as deep as its data lie."""
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    others = [p for p in (ROOT / "zsaa").rglob("*.*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert {path.suffix for path in others} >= {".yaml", ".js"}
+    for path in others:
+        package = next(folder for folder in path.parents if (folder / "__init__.py").is_file())
+        patterns = shipped.get(package.relative_to(ROOT).as_posix().replace("/", "."), [])
+        assert any(path in package.glob(pattern) for pattern in patterns), f"{path} is in no wheel: see package-data"
+
+
 @pytest.mark.full
 def test_wheel_builds_and_imports(tmp_path):
     """Built without a network from a copy (setuptools leaves build/ behind) and imported from elsewhere."""

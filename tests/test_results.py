@@ -125,6 +125,8 @@ def test_seeds_become_one_run_with_an_interval_that_says_what_it_covers(result):
     assert len(store.over_seeds([*seeds, the_papers_own(result, tau=1)])) == 2, "other settings are another run"
     older = {k: v for k, v in seeds[1]["recipe"].items() if k != "schedule"}
     assert len(store.over_seeds([seeds[0], {**seeds[1], "recipe": older}])) == 1, "Eq. 2, whether named or not"
+    filed = {**seeds[1], "recipe": {**seeds[1]["recipe"], "file": {"name": "mine.yaml"}}}
+    assert len(store.over_seeds([seeds[0], filed])) == 1, "the same fields, from whatever file they were read"
     assert len(store.over_seeds([*seeds, the_papers_own(result, schedule="rising")])) == 2
     assert len(store.over_seeds([seeds[0], seeds[0]])) == 1, "one file found twice is one seed"
 
