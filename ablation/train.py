@@ -21,7 +21,8 @@ from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
 from zsaa.cost import attention_widths, layer_weights, truncation_for
 from zsaa.data.batching import pad
-from zsaa.evaluation.accuracy import cut, tally
+from zsaa.evaluation.accuracy import tally
+from zsaa.evaluation.controls import cut
 from zsaa.families import find_decoder
 from zsaa.finetune import window
 

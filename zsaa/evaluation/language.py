@@ -42,7 +42,7 @@ from tqdm import tqdm
 from zsaa.data.batching import own_seeds, pad, positions
 from zsaa.data.corpora import Corpus
 from zsaa.dial import rule, settings
-from zsaa.evaluation.accuracy import CONTROLS, CUTS, applied, check_targets, cut, plan, precision_of
+from zsaa.evaluation.controls import CONTROLS, CUTS, applied, check_targets, cut, plan, precision_of
 from zsaa.families import find_decoder
 from zsaa.measure.checks import check_whole
 from zsaa.rule import PLAIN
@@ -255,7 +255,7 @@ def curve(
     seed: int = 0,
     progress: bool = True,
 ) -> list[dict]:
-    """A row per setting: the plan's fields (see `evaluate.plan`), "score" (None for cuts) and
+    """A row per setting: the plan's fields (see `evaluation.controls.plan`), "score" (None for cuts) and
 
     nll_sum, tokens, words, n: nats, scored tokens and words, windows. perplexity, word_perplexity, with ci95 and
     word_ci95. ratio, ratio_ci95: over alpha = 1, paired. agreement: percent of the scored tokens where the most likely

@@ -10,7 +10,7 @@ from torch import nn
 import zsaa
 from zsaa.data.batching import pad
 from zsaa.dial import rule
-from zsaa.evaluation.accuracy import CUTS, applied, cut, precision_of
+from zsaa.evaluation.controls import CUTS, applied, cut, precision_of
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.measure import alternate
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from zsaa.data.tasks import fingerprint, load_task, tokenize
 from zsaa.dial import rule
-from zsaa.evaluation.accuracy import check_targets, curve, plan
+from zsaa.evaluation.accuracy import curve
+from zsaa.evaluation.controls import check_targets, plan
 from zsaa.evaluation.latency import longest, time_batch
 from zsaa.families import find_decoder
 from zsaa.finetune import load, resolve_precision

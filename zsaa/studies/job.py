@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from zsaa.data import choice
-from zsaa.evaluation.accuracy import CONTROLS, TARGETS
+from zsaa.evaluation.controls import CONTROLS, TARGETS
 from zsaa.finetune import Recipe
 from zsaa.kit import paper
 from zsaa.measure.checks import check_number, check_whole

@@ -12,7 +12,7 @@ import torch
 import zsaa
 from zsaa.data.tasks import load_task, tokenize
 from zsaa.dial import rule, settings, with_schedule
-from zsaa.evaluation.accuracy import check_targets, plan
+from zsaa.evaluation.controls import check_targets, plan
 from zsaa.evaluation.latency import longest, time_batch
 from zsaa.families import find_decoder
 from zsaa.finetune import resolve_precision

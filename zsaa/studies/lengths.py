@@ -10,7 +10,7 @@ import torch
 from zsaa.budget import alpha_for
 from zsaa.cost import mac_reduction
 from zsaa.data.tasks import load_task
-from zsaa.evaluation.accuracy import check_targets
+from zsaa.evaluation.controls import check_targets
 from zsaa.families import find_decoder
 from zsaa.measure import output_folder, provenance
 from zsaa.models import load_model

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from zsaa.data import choice
 from zsaa.data.corpora import CORPORA
-from zsaa.evaluation.accuracy import CONTROLS
+from zsaa.evaluation.controls import CONTROLS
 from zsaa.finetune import RECIPES, Recipe
 from zsaa.measure.checks import check_number, check_whole
 from zsaa.measure.distributed import place
