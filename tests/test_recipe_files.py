@@ -9,6 +9,7 @@ import tiny
 
 from zsaa.finetune import RECIPES, Recipe, describe
 from zsaa.finetune.recipe import FOLDER
+from zsaa.studies.command import job_of
 
 PAPER = {
     "method": "alpha-sampled", "tuning": "full", "alpha_range": None, "tau": 5, "score": "column_sum",
@@ -110,3 +111,11 @@ def test_what_is_no_recipe_is_refused_by_name(tmp_path, text, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no recipe file .*mine.yml. Packaged recipes go by name: conventional"):
         Recipe.named(str(tmp_path / "mine.yml"))
+
+
+def test_a_job_of_several_seeds_keeps_the_file(tmp_path):
+    path = str(written(tmp_path, "tuning: lora"))
+    asked = job_of(["--recipe", path, "--changes.epochs", "2.0", "--seeds", "[1, 2]"])
+    recipes = [one.recipe for one in asked.each()]
+    assert recipes == [Recipe(tuning="lora", epochs=2.0, seed=seed) for seed in (1, 2)]
+    assert [recipe.file["name"] for recipe in recipes] == ["mine.yaml"] * 2
