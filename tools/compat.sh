@@ -50,7 +50,8 @@ print("compat: transformers", t.__version__, *others, sep=", ")'
 if [ "$#" = 0 ]; then
     set -- -m "not full"
     for own in ablation answers arrows audit bench distributed figures files films graphs house kernels kit layer linear \
-        measured_columns needs packing points recipes results rows rule runner slider_browser stats verdicts; do
+        measured_columns needs packing points recipes results rows rule runner serve_controller serve_simulate \
+        slider_browser stats verdicts; do
         for file in "tests/test_$own.py" "tests/test_${own}_"*.py; do
             [ ! -e "$file" ] || set -- "$@" --ignore "$file"
         done

@@ -41,8 +41,8 @@ def steady(seconds: float) -> Profile:
 
 
 def bursts(times: float, seconds: float) -> Profile:
-    """A third of the time as usual, a sixth of it a rush of so many times the rate, then as usual."""
-    begin, end = seconds / 3, seconds / 2
+    """A quarter of the time as usual, a third of it a rush of so many times the rate, then as usual."""
+    begin, end = seconds / 4, seconds * 7 / 12
     return Profile(
         f"burst {times:g}x", seconds, lambda t: times if begin <= t < end else 1.0, max(1.0, times), ((begin, end),)
     )

@@ -1,0 +1,171 @@
+"""The load generator against a server that is made of an answer and a pause."""
+
+import asyncio
+import contextlib
+import json
+import threading
+
+import pytest
+
+pytest.importorskip("aiohttp", reason="the load generator needs aiohttp: pip install 'zsaa[serve]'")
+
+from aiohttp import web
+
+from zsaa.serve import load
+from zsaa.serve.controller import Rung
+from zsaa.serve.traces import Outcome, bursts, steady
+
+SAMPLES = [("a good film", "positive"), ("a bad film", "negative"), ("a good bad film", "positive")]
+
+
+class Fake:
+    """Says positive of whatever is good and not bad, after a pause; every seventh request is refused, every eleventh
+    fails."""
+
+    def __init__(self, pause_s=0.005):
+        self.pause_s, self.asked, self.times = pause_s, 0, []
+
+    async def classify(self, request):
+        body = await request.json()
+        self.asked += 1
+        if "pruning" not in body:
+            self.times.append(asyncio.get_running_loop().time())
+            if len(self.times) % 7 == 0:
+                return web.json_response({}, status=429)
+            if len(self.times) % 11 == 0:
+                return web.json_response({}, status=500)
+        await asyncio.sleep(self.pause_s)
+        text = body["input"]
+        label = "positive" if "good" in text and "bad" not in text else "negative"
+        data = [{"label": label, "zsaa": {"alpha": 0.9 if "pruning" not in body else 1.0}}]
+        return web.json_response({"data": data, "usage": {"prompt_tokens": 3}})
+
+    async def models(self, request):
+        rungs = [{"alpha": 1.0, "ms": 5.0}, {"alpha": 0.9, "ms": 2.0}]
+        return web.json_response({"data": [{"id": "mood", "zsaa": {"rungs": rungs, "reference_tokens": 3}}]})
+
+    async def live(self, request):
+        lane = {"waiting": 1, "running": 2, "alpha": 0.9}
+        return web.json_response({"replicas": {"a": {"mood": lane}}})
+
+
+@contextlib.contextmanager
+def served(fake):
+    """On a free port of loopback, in a thread of its own."""
+    loop, ready, found, runners = asyncio.new_event_loop(), threading.Event(), [], []
+
+    async def start():
+        app = web.Application()
+        app.add_routes([web.post("/classify", fake.classify), web.get("/v1/models", fake.models)])
+        app.add_routes([web.get("/live", fake.live)])
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runners.append(runner)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        found.append(f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}")
+        ready.set()
+
+    def run():
+        loop.run_until_complete(start())
+        loop.run_forever()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    yield found[0]
+    asyncio.run_coroutine_threadsafe(runners[0].cleanup(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    made, started = Fake(), []
+
+    @contextlib.contextmanager
+    def server(options):
+        started.append(options)
+        with served(made) as address:
+            yield address
+
+    monkeypatch.setattr(load, "server", server)
+    monkeypatch.setattr(load, "samples_of", lambda count, seed: SAMPLES)
+    monkeypatch.setattr(load, "DRAIN_S", 1.0)
+    monkeypatch.setattr(load, "CALM_S", 0.3)
+    made.started = started
+    return made
+
+
+def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_path, monkeypatch, capsys):
+    given = ["--output", str(tmp_path), "--seconds", "1.5", "--profiles", "burst2,steady", "--probe-s", "0.3"]
+    monkeypatch.setattr(
+        "sys.argv", ["load", *given, "--policies", "stock,controller", "--rate", "30", "--", "--batch", "4"]
+    )
+    load.main()
+    result = json.loads((tmp_path / "results" / "serve.json").read_text())
+    assert [options[:2] for options in fake.started] == [["--policy", "stock"], ["--policy", "controller"]]
+    assert all(options[-2:] == ["--batch", "4"] for options in fake.started)
+    assert result["kind"] == "serve" and result["provenance"]["samples"] == 3 and result["capacity"] > 0
+    rows = {(row["policy"], row["profile"]): row for row in result["rows"]}
+    assert list(rows) == [(p, f) for p in ("stock", "controller") for f in ("burst 2x", "steady")]
+    for (_, name), row in rows.items():
+        assert row["requests"] == rows[("stock", name)]["requests"] > 20
+        assert row["answered"] + row["refused"] + row["lost"] == row["requests"]
+        assert row["refused"] > 0 and row["lost"] > 0 and row["mean_alpha"] == 0.9
+        assert 55 < row["accuracy"] < 80  # two texts of three are told rightly
+        assert row["seen"] and row["seen"][0][1:] == [0.9, 3]
+        assert row["simulated"]["answered"] > 0
+    assert "against_stock" not in rows[("stock", "steady")]
+    assert rows[("controller", "steady")]["against_stock"]["points"] == 0
+    assert "controller" in capsys.readouterr().out
+
+
+def test_requests_are_sent_when_they_are_due_however_slow_the_answers(fake):
+    fake.pause_s = 0.4
+    arrivals = [k / 20 for k in range(20)]
+
+    async def play():
+        with load.server([]) as address:
+            async with load.aiohttp.ClientSession(address) as session:
+                client = load.Client(session, SAMPLES)
+                return await client.play(arrivals, steady(1.0))
+
+    played = asyncio.run(play())
+    sent = [at - fake.times[0] for at in fake.times]
+    assert sent[-1] == pytest.approx(0.95, abs=0.3)  # one after the other would take eight seconds
+    answered = [outcome for outcome, _ in played if outcome.latency_ms is not None]
+    assert answered and all(outcome.latency_ms >= 400 for outcome in answered)
+
+
+def test_what_was_lost_against_alpha_1_counts_texts_that_both_answered():
+    def row(policy, right):
+        return {"policy": policy, "profile": "day", "right": right}
+
+    rows = [row("stock", [True, True, True, None]), row("floor", [True, False, None, True])]
+    stock, floor = (load._with_loss(r, rows) for r in rows)
+    assert floor["against_stock"]["n"] == 2 and floor["against_stock"]["points"] == -50
+    assert "against_stock" not in stock and "right" not in floor
+
+
+def test_the_simulator_is_told_what_was_measured():
+    played = [(Outcome(k / 4, 100.0, 1.0), 6) for k in range(40)]
+    rungs = [Rung(1.0, 100.0), Rung(0.9, 20.0)]
+    slow = load.simulated(rungs, "stock", 500.0, played, 3, bursts(2, 12), scale=2.0)
+    fast = load.simulated(rungs, "stock", 500.0, played, 3, bursts(2, 12), scale=1.0)
+    assert slow["violations"] > fast["violations"] == 0  # 400 ms of work every 250, or 200
+    assert slow["answered"] == 40
+
+
+def test_unknown_policies_and_profiles_are_refused(monkeypatch, capsys):
+    for option in ("--policies", "--profiles"):
+        monkeypatch.setattr("sys.argv", ["load", option, "best"])
+        with pytest.raises(SystemExit):
+            load.main()
+        assert "best" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start_is_told(monkeypatch):
+    monkeypatch.setattr(load, "_ready", lambda address: False)
+    with pytest.raises(RuntimeError, match="Start it alone"), load.server(["--no-such-option"]):
+        pass

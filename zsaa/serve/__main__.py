@@ -1,0 +1,99 @@
+"""`python -m zsaa.serve --model smollm2-135m` serves it on http://127.0.0.1:8000, on this machine or a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from dataclasses import fields
+
+from zsaa.serve.controller import POLICIES
+
+LOOPBACK = ("127.0.0.1", "localhost")
+KEY = "ZSAA_API_KEY"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m zsaa.serve", description=__doc__)
+    add = made.add_argument
+    add("--model", default="smollm2-135m", help="for completions: a packaged name, hub id or folder; 'none' for none")
+    add("--classifier", default=None, help="adapter or model folder for /classify; default: the shipped one; or 'none'")
+    add("--p95-ms", type=float, default=2000.0, help="the promise: 95%% of the answers take no longer")
+    add("--floor", type=float, default=None, help="least alpha of all; default: what --loss allows by --curve")
+    add("--loss", type=float, default=1.0, help="points of accuracy that the classifier may lose in a rush")
+    add(
+        "--curve",
+        default=None,
+        help="a result file: the classifier's accuracy by alpha; default: the shipped one's",
+    )
+    add("--policy", choices=POLICIES, default="controller", help="what to compare with")
+    add("--reference", type=int, default=256, help="tokens of a usual request, which is what costs are timed for")
+    add("--batch", type=int, default=8, help="requests in a batch at most")
+    add("--max-tokens", type=int, default=1024, help="of a prompt and its completion")
+    add("--max-jobs", type=int, default=256, help="requests in the house at most, of each replica and model")
+    add("--max-body", type=int, default=1 << 20, help="bytes")
+    add("--timeout-s", type=float, default=60.0, help="for one request")
+    add("--calibrate-s", type=float, default=10.0, help="seconds to time each model; 0: by multiply-accumulates")
+    add("--threads", type=int, default=None, help="of torch in each replica; default: the cores, shared")
+    add("--device", default="cpu")
+    add("--replicas", type=int, default=1)
+    add("--max-replicas", type=int, default=None, help="let Ray Serve start up to so many as the load asks for them")
+    add("--cpus", type=float, default=1.0, help="that each replica reserves in Ray")
+    add("--gpus", type=float, default=0.0)
+    add("--host", default="127.0.0.1", help=f"address to listen on; set {KEY} before you open it to others")
+    add("--port", type=int, default=8000)
+    add("--address", default=None, help="a Ray cluster to run on ('auto': the one of this machine); default: a new one")
+    return made
+
+
+def settings(chosen: argparse.Namespace):
+    """The replica's settings from the command line and the environment."""
+    from zsaa.serve.cluster import Settings
+
+    given = {f.name: getattr(chosen, f.name) for f in fields(Settings) if hasattr(chosen, f.name)}
+    for name in ("classifier", "curve"):
+        if given[name] is None:
+            del given[name]
+    for name in ("model", "classifier"):
+        if given.get(name) == "none":
+            given[name] = None
+    hosts = LOOPBACK if chosen.host in LOOPBACK else ()
+    return Settings(**given, key=os.environ.get(KEY) or None, hosts=hosts)
+
+
+def main() -> None:
+    chosen = parser().parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside that it runs
+    try:
+        import ray
+        from ray import serve
+    except ModuleNotFoundError as error:
+        sys.exit(f"the server needs {error.name}, which is not installed: pip install 'zsaa[serve]'")
+    from zsaa.serve.cluster import NAME, application
+
+    plan = settings(chosen)
+    if chosen.host not in LOOPBACK and plan.key is None:
+        print(f"warning: {chosen.host} can be reached by others, and no key is asked for. Set {KEY}.", file=sys.stderr)
+    local = {} if chosen.address else {"include_dashboard": False}
+    if not chosen.address:
+        local["num_cpus"] = max(os.cpu_count() or 1, (chosen.max_replicas or chosen.replicas) * chosen.cpus)
+    ray.init(address=chosen.address, log_to_driver=True, **local)
+    serve.start(http_options={"host": chosen.host, "port": chosen.port})
+    app = application(plan, chosen.replicas, chosen.max_replicas, chosen.cpus, chosen.gpus)
+    serve.run(app, name=NAME, route_prefix="/")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print(f"serving on http://{chosen.host}:{chosen.port}", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if not chosen.address:
+            serve.shutdown()
+            ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Real load on a real server: bursts and a day, by each policy, the answers graded. One command, one result file:
+
+    python -m zsaa.serve.load --output outputs/serve
+
+starts `python -m zsaa.serve` anew for each policy, on loopback, with the classifier alone; finds what alpha = 1 can
+serve (eight clients in turn), and sends held-out reviews as a Poisson process of 0.7 times that rate through each
+profile: the same texts at the same moments to every policy. A latency counts from the moment at which a request was
+due. Beside each run stands what the simulator says of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+
+import aiohttp
+
+from zsaa.data.tasks import load_task
+from zsaa.measure import output_folder, provenance, stats, write_json
+from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
+from zsaa.serve.simulate import describe, simulate
+from zsaa.serve.traces import Outcome, Profile, bursts, day, poisson, recovery_s, steady, summary, turns
+
+PORT = 8137
+DRAIN_S = 15.0  # after a profile: what is not answered by then is lost
+CALM_S = 4.0  # before the next one, so that it begins with an empty window
+UTILIZATION = 0.7  # of alpha = 1, outside of bursts
+CLIENTS = 8  # that find the capacity
+PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), "day": day, "steady": steady}
+
+Sample = tuple[str, str]  # a text, and the label that it should get
+
+
+@contextlib.contextmanager
+def server(options: Sequence[str], wait_s: float = 300.0) -> Iterator[str]:
+    """A server of its own process with these options; its address, once it is ready."""
+    command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(PORT), *options]
+    address, begun = f"http://127.0.0.1:{PORT}", time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not _ready(address):
+            if process.poll() is not None or time.monotonic() - begun > wait_s:
+                raise RuntimeError(f"the server was not ready. Start it alone to see why: {shlex.join(command)}")
+            time.sleep(0.5)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+class Client:
+    """Asks one server, and keeps what it saw."""
+
+    def __init__(self, session: aiohttp.ClientSession, samples: Sequence[Sample]):
+        self.session, self.samples = session, samples
+        self.seen: list[tuple[float, float, int]] = []  # second, least alpha, requests in the house
+
+    async def model(self) -> dict:
+        async with self.session.get("/v1/models") as response:
+            return (await response.json())["data"][0]
+
+    async def ask(self, index: int, **more) -> tuple[int, dict]:
+        """Status and content. index: of the sample."""
+        text = self.samples[index % len(self.samples)][0]
+        async with self.session.post("/classify", json={"input": text, **more}) as response:
+            return response.status, await response.json()
+
+    async def capacity(self, seconds: float) -> tuple[float, float]:
+        """Requests a second that are answered at alpha = 1 with CLIENTS always asking, and a request's mean tokens."""
+        numbers, begun, tokens = itertools.count(), time.monotonic(), []
+
+        async def one() -> None:
+            while time.monotonic() - begun < seconds:
+                status, content = await self.ask(next(numbers), pruning=False)
+                if status == 200:
+                    tokens.append(content["usage"]["prompt_tokens"])
+
+        await asyncio.gather(*(one() for _ in range(CLIENTS)))
+        if not tokens:
+            raise RuntimeError(
+                "the server answered nothing while its capacity was measured. Start it alone to see why."
+            )
+        return len(tokens) / (time.monotonic() - begun), sum(tokens) / len(tokens)
+
+    async def request(self, index: int, at: float, begun: float) -> tuple[Outcome, int]:
+        """What became of the request that is due at second `at`, and its tokens."""
+        await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
+        try:
+            status, content = await self.ask(index)
+        except (aiohttp.ClientError, asyncio.CancelledError):
+            return Outcome(at, None), 0
+        if status == 429:
+            return Outcome(at, None, refused=True), 0
+        if status != 200:
+            return Outcome(at, None), 0
+        (said,) = content["data"]
+        right = said["label"] == self.samples[index % len(self.samples)][1]
+        latency_ms = 1000 * (time.monotonic() - begun - at)
+        return Outcome(at, latency_ms, said["zsaa"]["alpha"], right=right), content["usage"]["prompt_tokens"]
+
+    async def watch(self, begun: float) -> None:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+                async with self.session.get("/live", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                    lanes = [lane for r in (await response.json())["replicas"].values() for lane in r.values()]
+                house = sum(lane["waiting"] + lane["running"] for lane in lanes)
+                self.seen.append((time.monotonic() - begun, min(lane["alpha"] for lane in lanes), house))
+            await asyncio.sleep(0.25)
+
+    async def play(self, arrivals: Sequence[float], profile: Profile) -> list[tuple[Outcome, int]]:
+        """One profile, from its first request to the last answer, or to DRAIN_S after its end."""
+        self.seen.clear()
+        begun = time.monotonic() + 0.5
+        watching = asyncio.ensure_future(self.watch(begun))
+        tasks = [asyncio.ensure_future(self.request(i, at, begun)) for i, at in enumerate(arrivals)]
+        await asyncio.wait(tasks, timeout=profile.seconds + 0.5 + DRAIN_S)
+        for task in tasks:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(CALM_S)
+        watching.cancel()
+        return [f if isinstance(f, tuple) else (Outcome(at, None), 0) for f, at in zip(found, arrivals)]
+
+
+def samples_of(count: int, seed: int) -> list[Sample]:
+    """Held-out film reviews with the names of their labels."""
+    task = load_task("imdb", test=count, seed=seed)
+    return [(text, task.label_names[label]) for text, label in zip(task.test["text"], task.test["label"])]
+
+
+def row_of(name: str, profile: Profile, played: list[tuple[Outcome, int]], seen: list, p95_ms: float) -> dict:
+    """A policy's row in the result: what was counted, and how alpha went."""
+    outcomes = [outcome for outcome, _ in played]
+    found = summary(outcomes, p95_ms, profile.seconds)
+    interval = stats.interval(found["correct"], found["graded"]) if found["graded"] else None
+    alphas = [(at, alpha) for at, alpha, _ in seen]
+    return {
+        "policy": name,
+        "profile": profile.name,
+        "seconds": profile.seconds,
+        **found,
+        "accuracy": round(100 * found["correct"] / found["graded"], 2) if found["graded"] else None,
+        "ci95": interval,
+        "turns": turns([alpha for _, alpha in alphas]),
+        "recovery_s": recovery_s(alphas, profile.bursts[-1][1]) if profile.bursts else None,
+        "seen": [[round(at, 2), round(alpha, 4), house] for at, alpha, house in seen],
+    }
+
+
+def simulated(rungs: Sequence[Rung], name: str, p95_ms: float, played, reference: int, profile: Profile, scale: float):
+    """What the simulator says of the same arrivals and lengths, where a request costs `scale` times what was
+    calibrated: the capacity at alpha = 1 was measured, and the rest is what the cost model says."""
+    tokens = [n for _, n in played if n]
+    mean = sum(tokens) / len(tokens) if tokens else reference
+    works = [(n or mean) / reference for _, n in played]
+    policy = policy_named(name, Policy(tuple(rungs), p95_ms))
+    ms = {rung.alpha: rung.ms * scale for rung in rungs}
+    run = simulate(
+        [outcome.at_s for outcome, _ in played], policy, lambda alpha, batch: ms[alpha] * sum(batch) / 1000, works
+    )
+    keys = ("answered", "refused", "violations", "goodput", "p50_ms", "p95_ms", "mean_alpha", "below_one", "recovery_s")
+    found = describe(run, policy, profile)
+    return {key: found[key] for key in keys}
+
+
+async def measure(chosen: argparse.Namespace, samples: Sequence[Sample]) -> dict:
+    """All policies, all profiles: the content of a result file, but for provenance."""
+    rows, rate, facts = [], chosen.rate, {}
+    profiles = [PROFILES[name](chosen.seconds) for name in chosen.profiles]
+    for name in chosen.policies:
+        options = ["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]
+        with server(options) as address:
+            limits = aiohttp.ClientTimeout(total=None)
+            connector = aiohttp.TCPConnector(limit=0)
+            async with aiohttp.ClientSession(address, timeout=limits, connector=connector) as session:
+                client = Client(session, samples)
+                about = await client.model()
+                await client.ask(0)
+                if rate is None or not facts:
+                    capacity, tokens = await client.capacity(chosen.probe_s)
+                    rate = UTILIZATION * capacity if rate is None else rate
+                    facts = {"capacity": round(capacity, 3), "mean_tokens": round(tokens, 1), "rate": round(rate, 3)}
+                ladder = [Rung(**rung) for rung in about["zsaa"]["rungs"]]
+                if name == "controller":
+                    facts |= {"rungs": about["zsaa"]["rungs"], "reference_tokens": about["zsaa"]["reference_tokens"]}
+                for number, profile in enumerate(profiles):
+                    played = await client.play(poisson(profile, rate, chosen.seed + number), profile)
+                    row = row_of(name, profile, played, client.seen, chosen.p95_ms)
+                    reference = about["zsaa"]["reference_tokens"]
+                    stock = ladder[0].ms if ladder[0].alpha == 1 else None
+                    scale = 1000 / facts["capacity"] / (stock * facts["mean_tokens"] / reference) if stock else 1.0
+                    row["simulated"] = simulated(
+                        ladder, "floor" if name == "floor" else name, chosen.p95_ms, played, reference, profile, scale
+                    )
+                    row["right"] = [outcome.right for outcome, _ in played]
+                    rows.append(row)
+                    print(
+                        f"{name:>10} {profile.name:>8}: {row['answered']} answered, {row['refused']} refused, "
+                        f"{row['violations']} late or lost, p95 {row['p95_ms']} ms, goodput {row['goodput']}/s",
+                        flush=True,
+                    )
+    return {**facts, "rows": [_with_loss(row, rows) for row in rows]}
+
+
+def _with_loss(row: dict, rows: Sequence[dict]) -> dict:
+    """The row with the points of accuracy that it lost against alpha = 1, on the texts that both answered."""
+    stock = next((r for r in rows if r["policy"] == "stock" and r["profile"] == row["profile"]), None)
+    both = [
+        (a, b) for a, b in zip(row["right"], stock["right"]) if a is not None and b is not None
+    ] if stock else []  # fmt: skip
+    found = {key: value for key, value in row.items() if key != "right"}
+    if both and row is not stock:
+        ones, others = ([int(pair[k]) for pair in both] for k in (0, 1))
+        gain, interval = stats.difference("accuracy", [1] * len(both), ones, others)
+        found["against_stock"] = {"n": len(both), "points": gain, "ci95": list(interval)}
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m zsaa.serve.load", description=__doc__.split("\n\n")[0])
+    add = made.add_argument
+    add("--output", default="outputs/serve", help="folder; the file is results/serve.json in it")
+    add("--seconds", type=float, default=48.0, help="of each profile")
+    add("--profiles", default="burst2,burst5,day", type=lambda text: text.split(","), help=f"of {', '.join(PROFILES)}")
+    add("--policies", default="stock,floor,admission,controller", type=lambda text: text.split(","))
+    add("--p95-ms", type=float, default=3000.0, help="the promise")
+    add("--rate", type=float, default=None, help="requests a second outside of bursts; default: 0.7 of the capacity")
+    add("--probe-s", type=float, default=10.0, help="seconds in which the capacity is measured")
+    add("--samples", type=int, default=400, help="held-out reviews, asked in turn")
+    add("--seed", type=int, default=0)
+    add("server", nargs="*", help="options of python -m zsaa.serve, after --: for example -- --replicas 2")
+    return made
+
+
+def main() -> None:
+    made = parser()
+    chosen = made.parse_args()
+    for given, known in ((chosen.profiles, PROFILES), (chosen.policies, POLICIES)):
+        if unknown := set(given) - set(known):
+            made.error(f"{sorted(unknown)} are not known; there are {', '.join(known)}.")
+    output, begun = output_folder(chosen.output), time.monotonic()
+    samples = samples_of(chosen.samples, chosen.seed)
+    content = asyncio.run(measure(chosen, samples))
+    command = shlex.join(["python", "-m", "zsaa.serve.load", *sys.argv[1:]])
+    facts = provenance(seed=chosen.seed, seconds=round(time.monotonic() - begun, 1), samples=len(samples))
+    path = write_json(
+        output / "results" / "serve.json",
+        {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, **content, "provenance": facts},
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
