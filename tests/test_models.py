@@ -737,6 +737,7 @@ def socks_is_there():
     return importlib.util.find_spec("socksio") is not None
 
 
+@pytest.mark.full
 @pytest.mark.skipif(socks_is_there(), reason="socksio is installed: a SOCKS proxy works")
 @pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
 def test_a_socks_proxy_is_named_with_what_it_needs(tmp_path, name):
@@ -777,6 +778,7 @@ def test_a_socks_proxy_is_named_for_data_sets_too(kind, tmp_path, monkeypatch):
         load_task("mrpc", source="hub")
 
 
+@pytest.mark.full
 def test_offline_mode_is_named(tmp_path):
     seconds, message = ask_hub(tmp_path, ["tiny"], HF_HUB_OFFLINE="1")["tiny"]
     assert seconds < 10

@@ -374,6 +374,7 @@ def test_methods_that_look_across_tokens_are_refused_by_name(method):
         zsaa.set_alpha(later, 0.5)
 
 
+@pytest.mark.full
 @pytest.mark.assets
 def test_lora_on_a_pretrained_model():
     from zsaa.models import AssetError, load_model, resolve

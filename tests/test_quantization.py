@@ -451,6 +451,7 @@ def test_a_learned_score_stays_in_float32_beside_quantized_weights(family, quant
 # ------------------------------------------------------------------------------------- pretrained and GPU
 
 
+@pytest.mark.full
 @pytest.mark.assets
 def test_nf4_of_pretrained_weights():
     """The first layers of SmolLM2: real weights have other scales than random ones."""

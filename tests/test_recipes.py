@@ -343,6 +343,7 @@ def _shared(folder, processes):
     distributed.on_first(lambda: torch.save(net.state_dict(), f"{folder}.pt"))
 
 
+@pytest.mark.full
 def test_two_processes_train_like_one(tmp_path):
     pytest.importorskip("transformers", minversion="5.18", reason="older Trainers do not train on several CPUs")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "hf")}

@@ -677,6 +677,7 @@ def test_the_demo_page_carries_the_current_script_and_style():
         assert text in page, "run: python -m zsaa.slider --refresh"
 
 
+@pytest.mark.full
 @pytest.mark.assets
 def test_the_demo_page_says_what_the_committed_model_says():
     from zsaa import finetune
