@@ -245,6 +245,7 @@ def test_windows_and_caps_are_refused():
         forward(tiny.make("gemma2", "base"), torch.ones(1, 4, dtype=torch.long), [4], 0.5, Variant())
 
 
+@pytest.mark.full
 def test_a_schedule_is_solved_from_what_drops_cost():
     config = tiny.make("llama", "base").config
     alpha, variant = sensitivity.only(2, 4, share=0.5)

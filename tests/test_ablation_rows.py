@@ -78,12 +78,12 @@ def two_reviews():
     "row",
     [
         "salience-spared",
-        "both-front",
+        pytest.param("both-front", marks=pytest.mark.full),
         "lora-plus",
-        "lora-wide",
-        "lora-crops-deep",
-        "wide-phrases",
-        "phrases-zipf",
+        pytest.param("lora-wide", marks=pytest.mark.full),
+        pytest.param("lora-crops-deep", marks=pytest.mark.full),
+        pytest.param("wide-phrases", marks=pytest.mark.full),
+        pytest.param("phrases-zipf", marks=pytest.mark.full),
         "votes-geometric",
     ],
 )
