@@ -463,3 +463,15 @@ def test_gated_models_say_how_to_get_access(tmp_path, monkeypatch, capsys):
         assert f"the model '{name}' is gated: accept its licence at https://huggingface.co/{name}" in told
         assert "`hf auth login`" in told and f"`hf download {name}`" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_alphas_decide_what_is_found_again(saved, tmp_path, monkeypatch):
+    folder, asked = mmlu_folder(tmp_path / "m"), []
+    monkeypatch.setattr(study, "once", lambda path, decides, compute: asked.append(decides) or {"rows": []})
+    shared = {"model": str(saved), "source": str(folder), "output_dir": tmp_path / "out"}
+    rows = {name: {t: dict(facts) for t, facts in row.items()} for name, row in paper.TABLE_3.items()}
+    mmlu.run(**shared), mmlu.run(**shared, controls=("alpha",))
+    rows["LLaMA-3-8B-4bit"][2.5]["alpha"] = 0.5
+    monkeypatch.setattr(paper, "TABLE_3", rows)
+    mmlu.run(**shared), mmlu.run(**shared, controls=("alpha",))
+    assert asked[0] != asked[2] and asked[1] == asked[3]

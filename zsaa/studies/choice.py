@@ -42,6 +42,8 @@ def measure(job: Job) -> dict:
     name = job.named(f"{about}-{Path(job.model).name}-{asked.form}-{asked.shots}shot{trained}")
     decides = {"model": model_record(job.model), "data": fingerprint(folder), "limit": job.test, "seed": job.seed}
     decides |= {"settings": asdict(asked), "train": job.train, "recipe": job.recipe and asdict(job.recipe)}
+    if "printed" in asked.controls:  # the paper's numbers are no code of the cache's key
+        decides["printed"] = {row: printed_for(row) for row in paper.TABLE_3}
 
     def compute() -> dict:
         questions = tasks(folder, asked.form, asked.shots, asked.subjects)  # before the weights, which can take minutes
