@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from zsaa.budget import Calibration
 from zsaa.kit.store import RESULTS
 from zsaa.serve import costs
 from zsaa.serve.controller import (
+    LEAST_TRUST,
     POLICIES,
     Controller,
     Policy,
@@ -45,7 +47,7 @@ def states(draw, policy):
     return State(
         draw(st.integers(0, len(policy.rungs) - 1)),
         draw(st.none() | st.floats(0, 100)),
-        draw(st.floats(1 / 8, 1)),
+        draw(st.floats(LEAST_TRUST, 1)),
         draw(st.none() | st.floats(0, 100)),
     )
 
@@ -53,7 +55,9 @@ def states(draw, policy):
 @st.composite
 def situations(draw):
     policy = draw(policies())
-    reading = Reading(draw(st.floats(0, 200)), draw(amounts), draw(amounts), draw(st.none() | amounts))
+    reading = Reading(
+        draw(st.floats(0, 200)), draw(amounts), draw(amounts), draw(st.none() | amounts), draw(st.floats(0.01, 100))
+    )
     return policy, draw(states(policy)), reading
 
 
@@ -70,11 +74,11 @@ def test_alpha_stays_between_the_floor_and_one_and_depends_on_nothing_else(situa
     assert step(policy, state, reading) == after
 
 
-@given(situations(), amounts, amounts, amounts)
-def test_more_of_anything_never_raises_alpha(situation, pending, rate, p95):
+@given(situations(), amounts, amounts, amounts, amounts)
+def test_more_of_anything_never_raises_alpha(situation, pending, rate, p95, pace):
     policy, state, reading = situation
     p95 = None if reading.p95_ms is None else reading.p95_ms + p95
-    worse = Reading(reading.now_s, reading.pending + pending, reading.rate + rate, p95)
+    worse = Reading(reading.now_s, reading.pending + pending, reading.rate + rate, p95, reading.pace + pace)
     assert alpha(policy, step(policy, state, worse)) <= alpha(policy, step(policy, state, reading))
 
 
@@ -94,7 +98,7 @@ def test_under_a_constant_load_it_turns_once_at_most_and_then_rests(situation, p
     now = max(reading.now_s, state.seen_s or 0, state.calm_since or 0)
     seen = [state.rung]
     for k in range(400):
-        state = step(policy, state, Reading(now + k * pause, reading.pending, reading.rate, reading.p95_ms))
+        state = step(policy, state, replace(reading, now_s=now + k * pause))
         seen.append(state.rung)
     moves = [math.copysign(1, b - a) for a, b in itertools.pairwise(seen) if a != b]
     assert sum(a != b for a, b in itertools.pairwise(moves)) <= 1
@@ -106,9 +110,10 @@ def test_under_a_constant_load_it_turns_once_at_most_and_then_rests(situation, p
 def test_who_is_refused_has_everybody_at_the_floor(situation, pending):
     """Never is anybody sent away while a lower alpha is still allowed."""
     policy, state, reading = situation
-    after = step(policy, state, Reading(reading.now_s, pending, reading.rate, reading.p95_ms))
-    seconds = retry_after(policy, after, pending)
-    if seconds is not None and (pending - 1) * policy.rungs[-1].ms > policy.share * after.trust * policy.p95_ms:
+    after = step(policy, state, replace(reading, pending=pending))
+    seconds = retry_after(policy, after, pending, reading.pace)
+    least_ms = policy.rungs[-1].ms * reading.pace
+    if seconds is not None and (pending - 1) * least_ms > policy.share * after.trust * policy.p95_ms:
         assert alpha(policy, after) == policy.floor
     assert seconds is None or (isinstance(seconds, int) and seconds >= 1)
 
@@ -200,6 +205,21 @@ def test_the_window_forgets():
     assert watch.reading(3.5, 1) == Reading(3.5, 1, rate=2.0, p95_ms=300.0)
     assert watch.reading(6.5, 0) == Reading(6.5, 0, rate=0.5, p95_ms=300.0)
     assert watch.reading(60, 0) == Reading(60, 0, rate=0, p95_ms=None)
+
+
+def test_the_pace_is_what_batches_took_lately():
+    controller = Controller(POLICY)
+    assert controller.watch.pace == 1.0
+    for _ in range(30):
+        controller.ran([(1.0, 2.0), (0.9, 1.0)], 1800)  # 2 x 400 + 100 were expected
+    assert controller.watch.pace == pytest.approx(2.0, rel=0.01)
+    controller.ran([(0.5, 1.0)], 1e9)  # no rung: nothing is known of it
+    assert controller.watch.pace == pytest.approx(2.0, rel=0.01)
+    for _ in range(30):
+        controller.ran([(1.0, 1.0)], 40)
+    assert controller.watch.pace == pytest.approx(0.1, rel=0.1)
+    assert controller.arrive(0.0, 1.0, 30.0) is None
+    assert alpha(POLICY, step(POLICY, State(), Reading(0, pending=20, pace=0.1))) == 1.0
 
 
 def test_two_controllers_that_see_the_same_do_the_same():

@@ -85,6 +85,19 @@ def test_a_rush_is_survived_and_forgotten(times):
         assert found["controller"]["below_one"] < 1 == found["floor"]["below_one"]
 
 
+@pytest.mark.parametrize("pace", [0.25, 3])
+def test_a_machine_that_is_not_as_fast_as_when_it_was_timed_is_found_out(pace):
+    """Nobody is refused who could have been served, and the promise is kept all the same: of arrivals that are scaled
+    with the machine, the promise too."""
+    policy, ms = Policy(RUNGS, p95_ms=2000 * pace), {rung.alpha: rung.ms * pace for rung in RUNGS}
+    profile = bursts(2, 120)
+    arrivals = poisson(profile, 0.7 * 2.5 / pace, 1)
+    run = simulate(arrivals, policy, lambda alpha, works: ms[alpha] * sum(works) / 1000)
+    found = describe(run, policy, profile)
+    assert found["violations"] < 0.1 and found["refused"] <= 0.03 * found["requests"]
+    assert 0.1 < found["below_one"] < 0.9
+
+
 def test_replicas_share_the_load():
     arrivals = poisson(steady(60), 8.0, 3)
     stock = policy_named("stock", POLICY)

@@ -4,8 +4,9 @@ simulator.
 A ladder of settings goes from alpha = 1 down to the floor, each with what a request costs there. At every batch the
 controller takes the highest rung at which what is in the house would be done within its share of the promised p95, and
 at which what arrives is no more than can be served. Down it goes at once, however far; up one rung at a time, and only
-after the stricter threshold of a calm spell has held for a while: so it does not swing. If the observed p95 is above
-the promise although the cost model says that all is well, the model is trusted less, until it is well again.
+after the stricter threshold of a calm spell has held for a while: so it does not swing. The scale of the
+cost model follows what batches really take; and if the observed p95 is above the promise although the model says that
+all is well, it is trusted less, until it is well again.
 
 Time comes with each reading; nothing here looks at a clock, draws a number or keeps a secret: the same readings give
 the same alphas.
@@ -18,9 +19,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-LEAST_TRUST = 1 / 8
+LEAST_TRUST = 1 / 4
 LATE, WELL = 1.0, 0.8  # times the promise: above the first trust falls, below the second it returns
-FALLS, RETURNS = 0.5, 2.0  # what trust is multiplied by in a second of either
+FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by in a second of either
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class Policy:
 class Reading:
     """What is seen at one moment. now_s: seconds of any clock that runs forward. pending: requests in the house,
     waiting and running, in requests of reference length (one of twice its length counts 2). rate: such requests that
-    arrive in a second. p95_ms: of the answers given lately, None if there were none."""
+    arrive in a second. p95_ms: of the answers given lately, None if there were none. pace: what batches took lately,
+    over what the cost model says; 2 on a machine that is half as fast as when it was timed."""
 
     now_s: float
     pending: float
     rate: float = 0.0
     p95_ms: float | None = None
+    pace: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def _rung(policy: Policy, reading: Reading, share: float, utilization: float) ->
     the server at most so busy; else the last. A request alone never waits for anybody, and is never pruned."""
     others = max(0.0, reading.pending - 1)
     for index, rung in enumerate(policy.rungs):
-        if others * rung.ms <= share * policy.p95_ms and reading.rate * rung.ms <= 1000 * utilization:
+        ms = rung.ms * reading.pace
+        if others * ms <= share * policy.p95_ms and reading.rate * ms <= 1000 * utilization:
             return index
     return len(policy.rungs) - 1
 
@@ -132,24 +136,26 @@ def _trust(policy: Policy, state: State, reading: Reading) -> float:
     return state.trust
 
 
-def retry_after(policy: Policy, state: State, pending: float) -> int | None:
+def retry_after(policy: Policy, state: State, pending: float, pace: float = 1.0) -> int | None:
     """None if a request may come in as the last of `pending` (itself included); else whole seconds after which it may
     try
     again: when even at the floor the house could not do them all within the promise, as far as the cost model is
     trusted."""
-    over = pending * policy.rungs[-1].ms - state.trust * policy.p95_ms
+    over = pending * policy.rungs[-1].ms * pace - state.trust * policy.p95_ms
     if not policy.admits or over <= 0 or pending <= 1:
         return None
     return max(1, math.ceil(over / 1000))
 
 
 class Watch:
-    """What happened in the last `window_s` seconds, of which readings are made."""
+    """What happened in the last `window_s` seconds, of which readings are made; and the pace, of the last ten batches
+    or so, which a silence does not change."""
 
     def __init__(self, window_s: float = 4.0):
         self.window_s = window_s
         self._arrivals: deque[tuple[float, float]] = deque()
         self._answers: deque[tuple[float, float]] = deque()
+        self._took = self._expected = 0.0
 
     def arrived(self, now_s: float, work: float) -> None:
         """A request of `work` reference requests arrived, whether or not it was let in."""
@@ -158,12 +164,22 @@ class Watch:
     def answered(self, now_s: float, latency_ms: float) -> None:
         self._answers.append((now_s, latency_ms))
 
+    def ran(self, expected_ms: float, took_ms: float) -> None:
+        """A batch ended. The first one counts half: the other half is for the cost model."""
+        keep = 0.8 if self._expected else 1.0
+        self._took = keep * (self._took or expected_ms) + took_ms
+        self._expected = keep * (self._expected or expected_ms) + expected_ms
+
+    @property
+    def pace(self) -> float:
+        return self._took / self._expected if self._expected and self._took else 1.0
+
     def reading(self, now_s: float, pending: float) -> Reading:
         for events in (self._arrivals, self._answers):
             while events and events[0][0] <= now_s - self.window_s:
                 events.popleft()
         rate = sum(work for _, work in self._arrivals) / self.window_s
-        return Reading(now_s, pending, rate, percentile([ms for _, ms in self._answers], 0.95))
+        return Reading(now_s, pending, rate, percentile([ms for _, ms in self._answers], 0.95), self.pace)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -190,7 +206,13 @@ class Controller:
         """A request of `work` arrives, of `pending` with it: None if it may come in, else the seconds to wait."""
         self.watch.arrived(now_s, work)
         self.look(now_s, pending)
-        return retry_after(self.policy, self.state, pending)
+        return retry_after(self.policy, self.state, pending, self.watch.pace)
+
+    def ran(self, works: Sequence[tuple[float, float]], took_ms: float) -> None:
+        """A batch of requests (alpha, work) took so long. One with an alpha that is no rung teaches nothing."""
+        costs = {rung.alpha: rung.ms for rung in self.policy.rungs}
+        if all(alpha in costs for alpha, _ in works):
+            self.watch.ran(sum(costs[alpha] * work for alpha, work in works), took_ms)
 
 
 POLICIES = ("controller", "admission", "stock", "floor")

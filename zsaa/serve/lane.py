@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from zsaa.serve.controller import Controller, Policy
-from zsaa.serve.engine import Classifier, Completer, Engine, Wish
+from zsaa.serve.engine import Classifier, Engine, Wish
 
 
 class Busy(Exception):
@@ -147,7 +147,9 @@ class Lane:
                 loop.call_soon_threadsafe(job.events.put_nowait, event)
 
             try:
-                await loop.run_in_executor(self.worker, self._run, here, tell)
+                ran = await loop.run_in_executor(self.worker, self._run, here, tell)
+                if ran is not None:
+                    self.controller.ran(*ran)
             except Exception as error:  # whatever a model raises; its words may hold a user's text, its kind does not
                 for job in here:
                     tell(job, Failed(type(error).__name__))
@@ -155,17 +157,24 @@ class Lane:
                 self.running -= ids
         return [None] * len(jobs)
 
-    def _run(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> None:
-        """In the worker thread."""
+    def _run(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> tuple[list, float] | None:
+        """In the worker thread. What ran, and the milliseconds that it took."""
         jobs = [job for job in jobs if not job.gone]  # some may have left while another lane had the worker
-        alphas = [job.alpha for job in jobs]
         if not jobs:
-            return
+            return None
+        begun = self.clock()
         if isinstance(self.engine, Classifier):
-            for job, logits in zip(jobs, self.engine.run([job.wish.ids for job in jobs], alphas)):
-                tell(job, Event(logits=tuple(logits), reason="stop"))
-            return
-        assert isinstance(self.engine, Completer)
+            self._classify(jobs, tell)
+        else:
+            self._write(jobs, tell)
+        return [(job.alpha, job.work) for job in jobs], 1000 * (self.clock() - begun)
+
+    def _classify(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> None:
+        found = self.engine.run([job.wish.ids for job in jobs], [job.alpha for job in jobs])
+        for job, logits in zip(jobs, found):
+            tell(job, Event(logits=tuple(logits), reason="stop"))
+
+    def _write(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> None:
 
         def told(index: int, piece: str, reason: str | None) -> None:
             tell(jobs[index], Event(piece, reason=reason))
@@ -174,7 +183,7 @@ class Lane:
             jobs[index].tokens += 1
             return jobs[index].gone
 
-        self.engine.run([job.wish for job in jobs], alphas, told, gone)
+        self.engine.run([job.wish for job in jobs], [job.alpha for job in jobs], told, gone)
 
     def live(self) -> dict:
         """What the page plots."""
@@ -186,6 +195,7 @@ class Lane:
             "alpha": self.controller.alpha,
             "floor": self.controller.policy.floor,
             "p95_ms": None if p95 is None else round(p95, 1),
+            "pace": round(self.controller.watch.pace, 4),
             "promise_ms": self.controller.policy.p95_ms,
             **{name: self.counts[name] for name in ("answered", "pruned", "refused", "left")},
         }

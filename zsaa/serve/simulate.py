@@ -75,8 +75,8 @@ def simulate(
         house.running = bool(taken)
         if taken:
             alpha = house.controller.look(now, house.pending)
-            done = now + service(alpha, [work for *_, work in taken])
-            heapq.heappush(events, (done, next(order), "done", (house, taken, alpha)))
+            took_s = service(alpha, [work for *_, work in taken])
+            heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))
 
     def arrive(index: int, now: float) -> None:
         house = min(draw.sample(houses, 2), key=lambda h: h.pending) if replicas > 1 else houses[0]
@@ -89,7 +89,8 @@ def simulate(
         if not house.running:
             start(house, now)
 
-    def done(house: Replica, taken: list, alpha: float, now: float) -> None:
+    def done(house: Replica, taken: list, alpha: float, took_s: float, now: float) -> None:
+        house.controller.ran([(alpha, work) for *_, work in taken], 1000 * took_s)
         for index, arrived, work in taken:
             house.pending = max(0.0, house.pending - work)
             latency_ms = 1000 * (now - arrived)
