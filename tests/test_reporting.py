@@ -10,6 +10,7 @@ import pytest
 from zsaa.kit import figures, paper, report, store, tables
 from zsaa.kit.report import grid, sections, view
 from zsaa.kit.report import write as pages
+from zsaa.kit.report.provenance import once
 from zsaa.kit.verdicts import Cell
 
 
@@ -106,13 +107,33 @@ def test_the_page_of_a_run(run):
         assert expected in said, expected
     assert "logs/01_table1.log" in page.links
     summary = re.search(r"Table 1</a></th>(.*?)<td class=\"share\"><div", text, re.DOTALL)[1]
-    assert re.findall(r"<td>(\d+)</td>", summary) == ["1", "1", "0", "1"]  # a number has its strongest verdict only
+    assert re.findall(r"<td>(\d+)</td>", summary) == [
+        "1",
+        "0",
+        "1",
+        "0",
+        "1",
+    ]  # a number has its strongest verdict only
     markdown = (run / "index.md").read_text()
-    assert "| Table 1 | 1 | 1 | 0 | 1 |" in markdown
+    assert "| Table 1 | 1 | 0 | 1 | 0 | 1 |" in markdown
     assert "paper 92.40<br>A 92.0 [91.0, 93.0] ✓ reproduced<br>B 88.0" in markdown
     assert "![What is <drawn>](figures/01_accuracy.png)" in markdown
     assert report.index(run, statuses).read_text() == text
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_what_runs_on_one_meter_read_at_the_same_time_counts_once():
+    """60 s at 10 W, and within them 30 s in which another run read 30 W; then 10 s at 5 W."""
+    runs = [
+        {"seconds": 60.0, "ended": 1060.0, "joules": 600.0},
+        {"seconds": 30.0, "ended": 1050.0, "joules": 900.0},
+        {"seconds": 10.0, "ended": 2000.0, "joules": 50.0},
+        {"seconds": 5.0, "ended": 1020.0, "joules": None},
+    ]
+    assert once(runs, lambda run: run["joules"]) == pytest.approx(30 * 10 + 900 + 50)
+    assert once(runs, lambda run: run["seconds"]) == pytest.approx(70)
+    assert once(runs[3:], lambda run: run["joules"]) is None
+    assert once([{"seconds": None, "ended": 0.0, "joules": 7.0}], lambda run: run["joules"]) == 7, "of no known length"
 
 
 def tables_frame():

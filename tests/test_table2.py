@@ -55,7 +55,7 @@ def test_every_number_of_the_paper_has_a_cell(result):
         **{(f"{t}x", "TTFT"): t for t in (2, 3)},
     }
     assert {c.verdict for c in cells} == {"not run"}
-    assert counts(cells) == {"reproduced": 0, "differs": 0, "substitute": 0, "not run": 14}
+    assert counts(cells) == {"reproduced": 0, "consistent": 0, "differs": 0, "substitute": 0, "not run": 14}
 
 
 def test_only_the_papers_score_on_the_papers_model_and_data_can_reproduce(result):

@@ -17,7 +17,7 @@ WHERE = dict(table="Table 1", row="2x", column="IMDB")
         ("differs", dict(published=92.6, ours=92.0, interval=(91.5, 92.5))),
         ("substitute", dict(published=92.3, ours=92.3, interval=(91.5, 92.5), substitute="data")),
         ("substitute", dict(published=None, ours=92.3, interval=(91.5, 92.5))),
-        ("reproduced", dict(published="MHA", ours="MHA")),
+        ("consistent", dict(published="MHA", ours="MHA")),
         ("differs", dict(published="MQA", ours="GQA")),
     ],
 )
@@ -33,4 +33,4 @@ def test_counts_are_of_the_papers_numbers():
         Cell("Table 1", "3x", "IMDB", published=92.2),
         Cell("Table 1", "13x", "IMDB", published=None, ours=50.0, interval=(49, 51)),
     ]
-    assert counts(cells) == {"reproduced": 1, "differs": 0, "substitute": 0, "not run": 1}
+    assert counts(cells) == {"reproduced": 1, "consistent": 0, "differs": 0, "substitute": 0, "not run": 1}

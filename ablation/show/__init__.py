@@ -20,7 +20,8 @@ from ablation.show.rows import (
     scorer_of,
     seed_of,
 )
-from ablation.show.tables import NOT_RUN, accuracy_table, ahead, paired_table
+from ablation.show.tables import NOT_RUN, accuracy_table, paired_table
+from zsaa.kit.equal import ahead
 
 __all__ = [
     "CONTINUED",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ablation.show.rows import curves, is_main, points_of, protagonists, scorer_of, seed_of
+from zsaa.kit.equal import right
 from zsaa.kit.figures.style import REFERENCE, STYLE, legend, multiples, panels
 from zsaa.kit.store import with_interval
+from zsaa.measure.stats import mean_difference
 
 
 def accuracy_figure(results: dict[str, dict], title: str):
-    """Accuracy against MAC reduction. Solid: the dial, dashed: inputs cut. `protagonists` are in colour with 95% bands,
-    further seeds of theirs hollow and without a line; all other rows of the same budget are thin, grey and without a
-    name (see `rows_figures`)."""
+    """Accuracy against MAC reduction. Solid: the dial, dashed: inputs cut. `protagonists` are in colour, the mean of
+    their seeds with the 95% band of the chance in the texts, and where there are several each seed hollow; all other
+    rows of the same budget are thin, grey and without a name (see `rows_figures`)."""
     import matplotlib.pyplot as plt
 
     drawn, heroes = [curve for curve in curves(results) if is_main(curve[1])], protagonists(results)
@@ -25,13 +29,9 @@ def accuracy_figure(results: dict[str, dict], title: str):
                 dashes = "-" if control == "alpha" else (0, (3, 1.5))
                 axis.plot(x, y, color="#BBBBBB", linewidth=0.5, linestyle=dashes, zorder=2)
                 continue
-            name, colour, marker, dashes = hero
-            if seed_of(result):
-                hollow = {"markerfacecolor": "white", "linestyle": "none", "zorder": 5}
-                axis.plot(x, y, color=colour, marker=marker, **hollow)
-                continue
-            axis.plot(x, y, color=colour, marker=marker, linewidth=1.5, linestyle=dashes, zorder=4, label=name)
-            axis.fill_between(x, *zip(*(r["ci95"] for r in rows)), color=colour, alpha=0.15, linewidth=0, zorder=3)
+            seeds = [points_of(r, c) for _, r, c in drawn if (r["row"], c) == (result["row"], control)]
+            if seed_of(result) == 0:
+                _hero(axis, seeds, hero)
         axis.plot([0.95, 1.05 * most], [50, 50], **REFERENCE)
         axis.set(xscale="log", xlabel="MAC reduction (log scale)", ylabel="accuracy (%)", xlim=(0.95, 1.05 * most))
         multiples(axis, [t for t in (1, 2, 3, 5, 7, 11) if t < 1.05 * most])
@@ -39,6 +39,19 @@ def accuracy_figure(results: dict[str, dict], title: str):
         legend(figure, columns=2)
     figure.set_label(_caption(results, title, n))
     return figure
+
+
+def _hero(axis, seeds: list[tuple], hero: tuple) -> None:
+    """The mean of the seeds in colour, each of several hollow. Each seed: see `points_of`."""
+    name, colour, marker, dashes = hero
+    x = seeds[0][1]
+    cells = [[rows[i] for rows, *_ in seeds if i < len(rows)] for i in range(len(x))]
+    found = [mean_difference([right(row) for row in rows], [np.zeros(rows[0]["n"])]) for rows in cells]
+    line = {"color": colour, "linewidth": 1.5, "linestyle": dashes, "zorder": 4, "label": name}
+    axis.plot(x, [mean for mean, _ in found], marker="none" if len(seeds) > 1 else marker, **line)
+    axis.fill_between(x, *zip(*(ends for _, ends in found)), color=colour, alpha=0.15, linewidth=0, zorder=3)
+    for _, x, y in seeds if len(seeds) > 1 else ():
+        axis.plot(x, y, color=colour, marker=marker, markerfacecolor="white", linestyle="none", markersize=3, zorder=5)
 
 
 def _caption(results: dict[str, dict], title: str, n: int) -> str:
@@ -50,9 +63,9 @@ def _caption(results: dict[str, dict], title: str, n: int) -> str:
         if result["row"] == row and is_main(result) and not seed_of(result)
     }
     text = (
-        f"{title}, n = {n:,}. Solid lines are the dial, dashed ones inputs that were cut; hollow markers another seed; "
-        "bands 95% intervals; grey the other rows of ablation/config.yaml with the same epochs, named in the figures "
-        "of all rows."
+        f"{title}, n = {n:,}. Solid lines are the dial, dashed ones inputs that were cut; where markers are hollow, "
+        "they are seeds and the line their mean; bands 95% intervals of the chance in the texts; grey the other rows "
+        "of ablation/config.yaml with the same epochs, named in the figures of all rows."
     )
     cost = "; ".join(f"{name} {result['log']['epochs_of_compute']:.2g}" for name, result in shown.items())
     text += f" Training MACs, in epochs at alpha = 1, on the same samples: {cost}."

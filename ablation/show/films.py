@@ -1,6 +1,9 @@
 """The test part of imdb_films: how far the dial is ahead of its rivals, and whether it loses what the paper prints.
 
 python -m ablation.show.films      prints the tables, as docs/findings/films.md has them
+
+Reviews of one film are not independent, so intervals and p-values take reviews by runs of neighbouring rows
+(`ablation.films.runs`), which hold whole films but for their ends.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ablation import films
 from ablation.show.rows import cell_at
 from zsaa.kit import paper
+from zsaa.kit.equal import at_equal_macs, right, said
 from zsaa.kit.store import RESULTS
-from zsaa.measure.stats import equivalence, from_bits, holm, mean_difference
+from zsaa.measure.stats import equivalence, holm, mean_difference, p_value
 
 PART = RESULTS / "ablation" / "imdb_films" / "test"
 DIAL = ("lora-crops-epochs3", "lora-crops-seed1-epochs3")  # the second is a failed training
@@ -43,11 +48,19 @@ RIVALS = {
 }
 
 
-def right(name: str, control: str, target: int, folder: Path = PART) -> list[int]:
-    """Which reviews a result has right at a setting; of layers and bags of words at their one."""
+def held(name: str, control: str, target: int, folder: Path = PART) -> np.ndarray:
+    """Which reviews a result has right at a setting (shares, where cut inputs have none with just the dial's MACs); of
+    layers and bags of words at their one."""
     result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    cell = cell_at(result, control, target if control in ("alpha", "ends") else result["rows"][0]["target"])
-    return from_bits(cell["right"], cell["n"])
+    if control == "ends":
+        return right(at_equal_macs([row for row in result["rows"] if row["control"] == control], target))
+    return right(cell_at(result, control, target if control == "alpha" else result["rows"][0]["target"]))
+
+
+def interval(name: str, control: str, target: int, folder: Path = PART) -> tuple[float, float]:
+    """The 95% interval of an accuracy, films together."""
+    found = held(name, control, target, folder)
+    return mean_difference([found], [0 * found], clusters=films.runs("test"))[1]
 
 
 def accuracies_table(folder: Path = PART):
@@ -58,7 +71,7 @@ def accuracies_table(folder: Path = PART):
     lines = []
     for name, cells in ways.items():
         found = {
-            t: 100 * np.mean([right(r, control, t, folder) for r in names]) for t, (names, control) in cells.items()
+            t: 100 * np.mean([held(r, control, t, folder) for r in names]) for t, (names, control) in cells.items()
         }
         lines.append({"accuracy": _named(name, cells), **{f"{t}x": _cell(found, t, "{:.1f}") for t in TARGETS}})
     return pd.DataFrame(lines)
@@ -66,16 +79,20 @@ def accuracies_table(folder: Path = PART):
 
 def ahead_table(dial: Sequence[str], folder: Path = PART):
     """A line per rival: points by which the dial (the mean of the seeds named) is ahead of the mean of the rival's
-    seeds, with paired 95% intervals over the reviews."""
+    seeds, with paired 95% intervals, films together. A star: not 0 by Holm's correction over the whole table."""
     import pandas as pd
 
+    leads, ps, together = {}, {}, films.runs("test")
+    for name, cells in RIVALS.items():
+        for target, (names, control) in cells.items():
+            ours = [held(seed, "alpha", target, folder) for seed in dial]
+            theirs = [held(seed, control, target, folder) for seed in names]
+            leads[name, target] = mean_difference(ours, theirs, clusters=together)
+            ps[name, target] = p_value(np.mean(ours, axis=0) - np.mean(theirs, axis=0), together)
+    sure = {cell for cell, p in zip(ps, holm(list(ps.values()))) if p < 0.05}
     lines = []
     for name, cells in RIVALS.items():
-        found = {}
-        for target, (names, control) in cells.items():
-            mine = [right(seed, "alpha", target, folder) for seed in dial]
-            gain, (low, high) = mean_difference(mine, [right(r, control, target, folder) for r in names])
-            found[target] = f"{gain:+.1f} [{low:.1f}, {high:.1f}]"
+        found = {t: said(leads[name, t]) + "*" * ((name, t) in sure) for t in cells}
         lines.append({"ahead of": _named(name, cells), **{f"{t}x": _cell(found, t, "{}") for t in TARGETS}})
     return pd.DataFrame(lines)
 
@@ -94,13 +111,13 @@ def losses_table(folder: Path = PART):
     p-value that the two are within MARGIN (two one-sided tests, Holm over the lines)."""
     import pandas as pd
 
-    whole = right(DIAL[0], "alpha", 1, folder)
+    whole, together = held(DIAL[0], "alpha", 1, folder), films.runs("test")
     lines, ps = [], []
     for target in TARGETS[1:]:
-        there = right(DIAL[0], "alpha", target, folder)
-        lost, (low, high) = mean_difference([whole], [there])
+        there = held(DIAL[0], "alpha", target, folder)
+        lost, (low, high) = mean_difference([whole], [there], clusters=together)
         printed = paper.TABLE_1[1]["IMDB"] - paper.TABLE_1[target]["IMDB"]
-        ps.append(equivalence([100 * (a - b) for a, b in zip(whole, there)], printed, MARGIN))
+        ps.append(equivalence(100 * (whole - there), printed, MARGIN, together))
         lines.append({"at": f"{target}x", "lost": f"{lost:.1f} [{low:.1f}, {high:.1f}]", "paper": f"{printed:.1f}"})
     name = f"within {MARGIN:g} points: p (Holm)"
     return pd.DataFrame([{**line, name: f"{p:.2g}"} for line, p in zip(lines, holm(ps))])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ablation.show.films import interval
 from zsaa.kit.figures.style import COLOURS, REFERENCE, STYLE, legend, multiples, panels
 from zsaa.kit.points import settings
 
@@ -29,7 +32,7 @@ def frontier_figure(points):
     """The points of the test part: means over seeds with their range, of the dial each seed by itself."""
     import matplotlib.pyplot as plt
 
-    tested = points[points["file"].str.startswith(FOLDER) & (points["metric"] == "accuracy")]
+    tested = points[points["file"].str.startswith(FOLDER) & points["metric"].isin(("accuracy", "target"))]
     tested = tested[(tested["recipe"] != "paper, 5 epochs") | (tested["file"] == CHOSEN)]
     bag = tested[tested["method"] == "bag of words"]
     with plt.rc_context(STYLE):
@@ -54,9 +57,10 @@ def _draw(axis, name: str, tested, line: tuple) -> None:
     cells = rows.groupby(rows["mac_reduction"].round(1))
     x, y = cells["mac_reduction"].mean(), cells["accuracy"].mean()
     axis.plot(x, y, color=colour, marker=marker, linestyle=dashes, label=name, zorder=4)
-    ends = (cells["accuracy_low"].min(), cells["accuracy_high"].max())
     if len(seeds) > 1:
         ends = (cells["accuracy"].min(), cells["accuracy"].max())
+    else:
+        ends = zip(*(interval(Path(row.file).stem, "alpha", row.target) for row in rows.itertuples()))
     axis.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
 
 
@@ -65,6 +69,7 @@ def _caption(tested, bag: float) -> str:
         f"IMDB, {tested['n'].max():,.0f} reviews of films that no training text is about, read once: accuracy of "
         "SmolLM2-135M against the reduction of MACs by the dial (zsaa+ by adapters, each seed by itself; the second "
         "training failed), by texts cut to both ends for adapters trained on such (two seeds), by the first 15, 10, 6 "
-        "or 3 layers alone (three seeds; bands: range of several seeds, else 95% intervals) and by the paper's recipe "
+        "or 3 layers alone (three seeds; bands: the range of several seeds, "
+        "else 95% intervals, films together) and by the paper's recipe "
         f"at the learning rate that validation chose; and of TF-IDF with a logistic regression ({bag:.1f}%)."
     )

@@ -17,15 +17,16 @@ from ablation.show.rows import (
     seed_of,
     short,
 )
-from ablation.show.tables import ahead
+from zsaa.kit.equal import ahead, at_equal_macs, control_rows
 from zsaa.kit.figures.style import CUTS, STYLE, panels
 
 
 def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[float, tuple[dict, dict]]]:
     """What row `ours` (None: see `own_row`) is set beside: rival -> target -> (our cell, the rival's), on the same
-    held-out texts. If ours has several seeds, the best way to cut inputs, means over seeds (lists of cells, of all
-    seeds that each has). The best cut inputs at each target (for every seed of ours; chosen among all seeds of theirs
-    and on these very texts, in the rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe,
+    held-out texts, at our cell's MACs (zsaa.kit.equal). If ours has several seeds, the best way to cut inputs, means
+    over seeds (lists of cells, of all seeds that each has). The best cut
+    inputs at each target (for every seed of ours; chosen among all seeds of theirs and on these very texts, in the
+    rival's favour), evidence in one drop, each kind of cut inputs, the paper's recipe,
     conventional fine-tuning under the dial, and our own scorer alone, if it has a verdict. Ours and rivals ran for the
     task's epochs, and rivals are seed 0 but for the best. Those that were not run are left out; {} without ours."""
     heroes, ours = protagonists(results), ours or own_row(results)
@@ -38,7 +39,7 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
     for _, result, control in curves(results):
         if not is_main(result) or result["row"] == ours:
             continue
-        rows = [r for r in result["rows"] if r["control"] == control]
+        rows = control_rows(result, control)
         if control in CUTS:
             ways.setdefault((result["row"], control), []).append(rows)
         if seed_of(result):
@@ -53,18 +54,16 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
             others[dials[result["row"]]] = rows
     found: dict[str, dict] = {}
 
-    def compare(name: str, result: dict, rival_at) -> None:
+    def compare(name: str, result: dict, lines: list[list[dict]]) -> None:
         for row in (r for r in result["rows"] if r["control"] == "alpha"):
-            there = [r for r in rival_at(row["target"]) if r is not None and r["n"] == row["n"]]
+            there = [at_equal_macs(rows, row["mac_reduction"]) for rows in lines]
+            there = [r for r in there if r is not None and r["n"] == row["n"]]
             if there:
                 found.setdefault(name, {})[row["target"]] = (row, max(there, key=lambda r: r["accuracy"]))
 
-    def at(rows: list[dict], target: float) -> dict | None:
-        return next((r for r in rows if r["target"] == target), None)
-
     for row in (r for r in mine[0]["rows"] if r["control"] == "alpha" and len(mine) > 1):
-        target = row["target"]
-        there = [[cell for rows in runs if (cell := at(rows, target))] for runs in ways.values()]
+        target, macs = row["target"], row["mac_reduction"]
+        there = [[cell for rows in runs if (cell := at_equal_macs(rows, macs))] for runs in ways.values()]
         there = [cells for cells in there if cells and all(cell["n"] == row["n"] for cell in cells)]
         if there:
             seeds = [cell for r in mine if (cell := cell_at(r, "alpha", target))]
@@ -73,12 +72,13 @@ def rivals(results: dict[str, dict], ours: str | None = None) -> dict[str, dict[
     cut = [rows for runs in ways.values() for rows in runs]
     for result in mine:
         suffix = f" (seed {seed_of(result)})" if seed_of(result) else ""
-        compare(f"best cut inputs{suffix}", result, lambda t: [at(rows, t) for rows in cut])
+        compare(f"best cut inputs{suffix}", result, cut)
     last = [name for name in dials.values() if name != EVIDENCE]  # one drop first, the plain dials last
     for name in sorted(others, key=lambda name: (name != EVIDENCE, name in last, not name.startswith("tuned"))):
-        compare(name, mine[0], lambda t, rows=others[name]: [at(rows, t)])
+        compare(name, mine[0], [others[name]])
     if alone := scorer_of(mine[0]):
-        compare(f"own scorer alone, {alone['mac_reduction']:.0f}x", mine[0], lambda t: [alone])
+        dial = {row["target"]: (row, alone) for row in mine[0]["rows"] if row["control"] == "alpha"}
+        found[f"own scorer alone, {alone['mac_reduction']:.0f}x"] = dial
     return found
 
 
@@ -106,7 +106,9 @@ def paired_figure(results: dict[str, dict], title: str, ours: str | None = None)
     figure.set_label(
         f"{title}: points by which {short(ours)} (row {ours}, seed 0, unless it says otherwise) is ahead of each rival "
         f"on the same texts, n = {n:,}, with paired 95% intervals (percentile bootstrap over these); white: undecided. "
-        "All ran for the same epochs. The best way to cut is that with the best mean over its seeds at each MAC "
+        "All ran for the same epochs. Short texts are cut to whole tokens: where cut inputs have no setting with the "
+        "dial's MACs, so many texts count from the next longer cut and the rest from the next shorter one that they "
+        "do. The best way to cut is that with the best mean over its seeds at each MAC "
         "reduction, of which it may have one to three. The best cut inputs are chosen at each MAC reduction among all "
         "seeds and on these very texts, in the rival's favour. Each interval is of one cell, and does not cover "
         "training seeds."

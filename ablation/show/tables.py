@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ablation.show.rows import budget_of, cell_at, curves, is_main, scorer_of
+from zsaa.kit.equal import ahead, at_equal_macs, control_rows
 from zsaa.kit.store import with_interval
-from zsaa.measure.stats import difference, from_bits, mean_difference
 
 NOT_RUN = "not run"
 
@@ -46,18 +46,10 @@ def _fair(result: dict, rival: dict) -> bool:
     return budget_of(rival) == budget_of(result) if equal else True
 
 
-def ahead(ours: dict | list[dict], rival: dict | list[dict]) -> tuple[float, tuple[float, float]]:
-    """Points by which one row of results is ahead of another on the same held-out texts, and the paired interval; of
-    lists, the rows of several seeds, their means."""
-    if isinstance(ours, list):
-        return mean_difference(*([from_bits(r["right"], r["n"]) for r in rows] for rows in (ours, rival)))
-    n = ours["n"]
-    return difference("accuracy", [1] * n, from_bits(ours["right"], n), from_bits(rival["right"], n))
-
-
 def paired_table(results: dict[str, dict], targets: Sequence[float], against: str = "paper"):
     """Points by which each curve is ahead of the row `against` on the same held-out texts, with the 95% interval of a
-    paired bootstrap, and a star where it leaves out 0. None where `against` was not run.
+    paired bootstrap, and a star where it leaves out 0, at the curve's own MACs (zsaa.kit.equal), whatever its target.
+    None where `against` was not run.
 
     against="truncation" takes at each target the best of the curves that read cut inputs, all seeds of them. Runs for
     the task's epochs are tested against truncation of the task's epochs, runs of equal compute against truncation of
@@ -77,8 +69,8 @@ def paired_table(results: dict[str, dict], targets: Sequence[float], against: st
                 rivals.append(scorer_of(result))
             for other, rival, side in all_curves:
                 cut = side != "alpha" and target > 1 and _fair(result, rival)
-                if cut if against == "truncation" else other == against:
-                    rivals.append(cell_at(rival, side, target))
+                if cell and (cut if against == "truncation" else other == against):
+                    rivals.append(at_equal_macs(control_rows(rival, side), cell["mac_reduction"]))
             rivals = [r for r in rivals if r is not None and cell is not None and r["n"] == cell["n"]]
             if not rivals or cell is None:
                 line[f"{target:g}x"] = "-"

@@ -10,8 +10,10 @@ from zsaa.budget import alpha_for
 from zsaa.kit import paper
 from zsaa.kit.architectures import config
 from zsaa.kit.audit import TABLE_3, floored, measured_reach, reach, table_3
-from zsaa.kit.labels import by_eq_2, training
+from zsaa.kit.equal import ahead, at_equal_macs, control_rows, said
+from zsaa.kit.labels import by_eq_2, label, training
 from zsaa.kit.store import rows_of
+from zsaa.kit.store import with_interval as _said
 from zsaa.kit.tables.table3 import CHANCE
 
 VERDICTS = ("borne out", "partly", "not borne out", "against its own numbers", "not tested")
@@ -61,10 +63,6 @@ def _find(curves: Sequence[dict], task: str, **recipe) -> dict | None:
 
 def _row(result: dict | None, control: str, target: float) -> dict | None:
     return next((r for r in rows_of(result, control) if r["target"] == target), None) if result else None
-
-
-def _said(row: dict) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
 
 
 def _apart(a: dict, b: dict) -> int:
@@ -169,53 +167,65 @@ def _of_both(held: Held, target: float, compare: Callable[[dict, dict], tuple[st
 
 
 def _can_be_eliminated(held: Held) -> tuple[str, str]:
-    pairs = [
-        (t, _row(held.sampled, "alpha", t), cut)
-        for t in paper.TABLE_1
-        if t > 1 and (cut := _row(held.usual, "last", t)) is not None
-    ]
-    if not pairs:
+    leads = {t: lead for t in paper.TABLE_1 if t > 1 and (lead := _over_last(_row(held.sampled, "alpha", t), held))}
+    if not leads:
         return "", ""
-    better = [t for t, dial, cut in pairs if _apart(dial, cut) > 0]
-    worse = [t for t, dial, cut in pairs if _apart(dial, cut) < 0]
-    last = pairs[-1]
+    better = [f"{t}x" for t, (_, (low, _)) in leads.items() if low > 0]
+    worse = [f"{t}x" for t, (_, (_, high)) in leads.items() if high < 0]
+    last = max(leads)
     evidence = (
-        f"against reading only the last tokens at equal MACs (IMDB): the dial is ahead at "
-        f"{', '.join(f'{t}x' for t in better) or 'no setting'}, behind at "
-        f"{', '.join(f'{t}x' for t in worse) or 'none'}; at {last[0]}x {_said(last[1])} against {_said(last[2])}"
+        f"against reading only the last tokens at equal MACs (IMDB, the same reviews): the dial is ahead at "
+        f"{', '.join(better) or 'no setting'}, behind at {', '.join(worse) or 'none'}; at {last}x {said(leads[last])}"
     )
     return evidence, "borne out" if len(better) > len(worse) else "not borne out"
 
 
+def _over_last(dial: dict | None, held: Held) -> tuple[float, tuple[float, float]] | None:
+    """How far a row of the dial's is ahead of conventional fine-tuning on the last tokens that equal MACs leave."""
+    if dial is None or held.usual is None:
+        return None
+    cut = at_equal_macs(control_rows(held.usual, "last"), dial["mac_reduction"])
+    return ahead(dial, cut) if cut else None
+
+
 def _soft_score(held: Held) -> tuple[str, str]:
+    """Against tokens kept by lot: after fine-tuning by the paper's score, and in choices without."""
+    parts, sure = [], []
+
+    def compare(name: str, result: dict, targets: Sequence[float]) -> None:
+        pairs = {t: [_row(result, control, t) for control in ("alpha", "random")] for t in targets}
+        if leads := {t: ahead(*pair) for t, pair in pairs.items() if all(pair)}:
+            sure.extend((low > 0) - (high < 0) for _, (low, high) in leads.values())
+            parts.append(f"{name}: " + ", ".join(f"{said(lead)} at {target}x" for target, lead in leads.items()))
+
+    for result in held.curves:
+        if result["recipe"].get("score", "column_sum") == "column_sum" and result["recipe"]["method"] != "zsaa+":
+            name = f"{label(result)}, n {result['rows'][0]['n']}"
+            compare(name, result, [t for t in paper.TABLE_1 if t > 1])
     choices = [r for r in held.of("choice") if _row(r, "random", 1.5)]
     # What is not told from chance with all tokens cannot tell which of them matter.
-    choices = [r for r in choices if (whole := _row(r, "alpha", 1)) and whole["ci95"][0] > CHANCE]
-    parts, ahead = [], []
-    for result in choices:
-        dial, lot, cut = (_row(result, control, 1.5) for control in ("alpha", "random", "last"))
+    for result in [r for r in choices if (whole := _row(r, "alpha", 1)) and whole["ci95"][0] > CHANCE]:
         trained = training(result, "questions").replace(";", ",")
-        parts.append(
-            f"{result['model']['name']}, {trained}, {result['task']['name']}, {result['task']['form']}: "
-            f"dial {_said(dial)}, tokens by lot {_said(lot)}" + (f", last tokens only {_said(cut)}" if cut else "")
+        compare(
+            f"{result['model']['name']}, {trained}, {result['task']['name']}, {result['task']['form']}", result, [1.5]
         )
-        ahead.append(_apart(dial, lot))
     if not parts:
         return "", ""
-    verdict = "borne out" if min(ahead) > 0 else "partly" if max(ahead) > 0 else "not borne out"
-    return "four-way choices at 1.5x fewer MACs: " + "; ".join(parts), verdict
+    verdict = "borne out" if min(sure) > 0 else "partly" if max(sure) > 0 else "not borne out"
+    return "points ahead of as many tokens kept by lot: " + "; ".join(parts), verdict
 
 
 def _with_lora(held: Held) -> tuple[str, str]:
     lora = _find(held.curves, "imdb", method="alpha-sampled", tuning="lora")
-    pair, cut = [_row(r, "alpha", 11) for r in (lora, held.usual)], _row(held.usual, "last", 11)
+    pair = [_row(r, "alpha", 11) for r in (lora, held.usual)]
     if not all(pair):
         return "", ""
+    lead = _over_last(pair[0], held)
     evidence = (
         f"with LoRA, IMDB at 11x: {_said(pair[0])}; conventional fine-tuning under the dial: {_said(pair[1])}"
-        + (f", and reading only the last tokens: {_said(cut)}" if cut else "")
+        + (f"; reading only the last tokens at equal MACs, the dial is ahead of it by {said(lead)}" if lead else "")
     )
-    strong = _apart(*pair) > 0, cut is None or _apart(pair[0], cut) >= 0
+    strong = _apart(*pair) > 0, lead is None or lead[1][1] >= 0
     return evidence, "borne out" if all(strong) else "partly" if strong[0] else "not borne out"
 
 

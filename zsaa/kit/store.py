@@ -65,10 +65,10 @@ def over_seeds(results: Sequence[dict]) -> list[dict]:
 
 def _mean(rows: list[dict]) -> dict:
     metric = "f1" if "f1" in rows[0] else "accuracy"
-    mean, interval, covers = stats.over_seeds([r[metric] for r in rows], [r["ci95"] for r in rows])
+    mean, interval, covers = stats.over_seeds([measured(r) for r in rows], [ends(r) for r in rows])
     # Of several seeds, only what they share and the means: sample by sample they have their own files.
     shared = {k: v for k, v in rows[0].items() if all(k in r and r[k] == v for r in rows)}
-    return {**shared, metric: round(mean, 2), "ci95": list(interval), "covers": covers}
+    return {**shared, metric: mean, "ci95": list(interval), "covers": covers}
 
 
 def rows_of(result: dict, control: str) -> list[dict]:
@@ -76,12 +76,23 @@ def rows_of(result: dict, control: str) -> list[dict]:
 
 
 def measured(row: dict) -> float:
-    """The task's metric: F1 where the row has it, else accuracy; percent. "ci95" is its interval."""
-    return row["f1"] if "f1" in row else row["accuracy"]
+    """The task's metric: F1 where the row has it, else accuracy; percent. As counted: files have it rounded, and what
+    is rounded twice may end on another digit."""
+    return 100 * row["correct"] / row["n"] if _counted(row) else row.get("f1", row["accuracy"])
+
+
+def ends(row: dict) -> tuple[float, float]:
+    """The 95% interval of `measured`."""
+    return stats.interval(row["correct"], row["n"], digits=None) if _counted(row) else tuple(row["ci95"])
+
+
+def _counted(row: dict) -> bool:
+    """Is the row's metric a share of its samples, of one run?"""
+    return "f1" not in row and "covers" not in row and "correct" in row
 
 
 def with_interval(row: dict) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(measured(row), *row["ci95"])
+    return "{:.1f} [{:.1f}, {:.1f}]".format(measured(row), *ends(row))
 
 
 def per_sample(row: dict) -> tuple[list[int], list[int]]:

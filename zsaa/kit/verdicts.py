@@ -1,4 +1,4 @@
-"""What became of each number that the paper prints: reproduced, differs, substitute, or not run."""
+"""What became of each number that the paper prints: reproduced, consistent, differs, substitute, or not run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-VERDICTS = ("reproduced", "differs", "substitute", "not run")
+VERDICTS = ("reproduced", "consistent", "differs", "substitute", "not run")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Cell:
     published: the paper's number; None where it prints none.
     ours: the number measured, in the paper's unit; None: not run.
     interval: its 95% interval (low, high), or, of a fact without chance that hangs on what the paper leaves open (the
-        length of its prompts), the range of what was measured. None for other facts, which must equal the paper's.
+        length of its prompts), the range of what was measured. None for facts that are not measured at all but stand in
+        a published configuration or follow from it, and must equal the paper's.
     n: samples behind `ours`.
     protocol: how it was measured, in a line.
     subject: the model and data that were measured.
@@ -40,13 +41,14 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """A substitute is never called reproduced, however close; nor is a number that the paper does not print."""
+        """A substitute is never called reproduced, however close; nor is a number that the paper does not print, nor a
+        fact, for which nothing was run: it is consistent with what was published, or differs."""
         if self.ours is None:
             return "not run"
         if self.substitute or self.published is None:
             return "substitute"
         if self.interval is None:
-            return "reproduced" if self.ours == self.published else "differs"
+            return "consistent" if self.ours == self.published else "differs"
         low, high = self.interval
         return "reproduced" if low <= self.published <= high else "differs"
 

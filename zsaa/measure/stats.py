@@ -17,10 +17,11 @@ from sklearn.metrics import f1_score
 DRAWS = 10_000
 
 
-def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion, in percent."""
+def interval(correct: int, n: int, digits: int | None = 2) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion, in percent; digits: None for all."""
     found = distributions.binomtest(correct, n).proportion_ci(method="wilson")
-    return round(100 * found.low, 2), round(100 * found.high, 2)
+    ends = float(100 * found.low), float(100 * found.high)
+    return ends if digits is None else (round(ends[0], digits), round(ends[1], digits))
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -37,7 +38,8 @@ def f1(labels: Sequence[int], predicted: Sequence[int]) -> float:
 
 def f1_interval(labels: Sequence[int], predicted: Sequence[int], seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap over samples."""
-    return _percentiles(_f1(_resampled(_counts(labels, predicted), seed)))
+    low, high = _percentiles(_f1(_resampled(_counts(labels, predicted), seed)))
+    return round(low, 2), round(high, 2)
 
 
 def difference(
@@ -56,29 +58,46 @@ def difference(
             return 100 * (tables * signs).sum(-1) / tables.sum(-1)
         return _score_of(tables, kinds, 1) - _score_of(tables, kinds, 2)
 
-    return round(float(gain(table)), 2), _percentiles(gain(_resampled(table, seed)))
+    return float(gain(table)), _percentiles(gain(_resampled(table, seed)))
 
 
 def mean_difference(
-    ones: Sequence[Sequence[int]], others: Sequence[Sequence[int]], seed: int = 0
+    ones: Sequence[Sequence[float]],
+    others: Sequence[Sequence[float]],
+    seed: int = 0,
+    clusters: Sequence[int] | None = None,
 ) -> tuple[float, tuple[float, float]]:
-    """`difference` in accuracy between the means of several runs each, which say of each sample whether it was right.
-    The interval covers the chance in the samples, not in the runs."""
-    gains, counts = np.unique(np.mean(ones, axis=0) - np.mean(others, axis=0), return_counts=True)
-    found = 100 * _resampled(counts, seed) @ gains / counts.sum()
-    return round(float(100 * counts @ gains / counts.sum()), 2), _percentiles(found)
+    """`difference` in accuracy between the means of several runs each, which say of each sample whether it was right
+    (or with which chance). The interval covers the chance in the samples, not in the runs. clusters: per sample the
+    number of the group that it came with; then whole groups are drawn, as samples of one are not independent."""
+    gains = np.mean(ones, axis=0) - np.mean(others, axis=0)
+    if clusters is None:
+        values, counts = np.unique(gains, return_counts=True)
+        found = _resampled(counts, seed) @ values / counts.sum()
+    else:
+        sums, sizes = _by_cluster(gains, clusters)
+        drawn = _resampled(np.ones(len(sums), dtype=int), seed)
+        found = drawn @ sums / (drawn @ sizes)
+    return 100 * float(gains.mean()), _percentiles(100 * found)
 
 
-def equivalence(differences: Sequence[float], expected: float, margin: float) -> float:
+def p_value(differences: Sequence[float], clusters: Sequence[int] | None = None) -> float:
+    """The two-sided p-value that the mean of paired differences, one per sample, is 0: see `equivalence`."""
+    mean, error, degrees = _mean(differences, clusters)
+    return float(2 * distributions.t.sf(abs(mean) / error, degrees)) if error else float(mean == 0)
+
+
+def equivalence(
+    differences: Sequence[float], expected: float, margin: float, clusters: Sequence[int] | None = None
+) -> float:
     """The p-value of two one-sided tests that the mean of paired differences, one per sample, lies within `margin` of
-    `expected` (the null hypothesis: it does not). By the normal distribution, so for hundreds of samples and more."""
+    `expected` (the null hypothesis: it does not). By Student's t, so for many samples; of `clusters` (see
+    `mean_difference`) for tens of them and more."""
     if margin <= 0:
         raise ValueError(f"margin is {margin}, and must be above 0: how far apart two equivalent values may lie.")
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    off = statistics.fmean(differences) - expected
-    if error == 0:
-        return float(abs(off) >= margin)
-    return float(distributions.norm.cdf((abs(off) - margin) / error))
+    mean, error, degrees = _mean(differences, clusters)
+    off = abs(mean - expected)
+    return float(distributions.t.cdf((off - margin) / error, degrees)) if error else float(off >= margin)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -141,6 +160,25 @@ def _resampled(counts: np.ndarray, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).multinomial(counts.sum(), counts / counts.sum(), size=DRAWS)
 
 
+def _by_cluster(values: np.ndarray, clusters: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the values, and their number, in each cluster."""
+    _, of = np.unique(clusters, return_inverse=True)
+    if len(of) != len(values) or of.max() == 0:
+        raise ValueError(
+            f"{len(of)} samples in {of.max() + 1} clusters: {len(values)} samples in two or more are needed."
+        )
+    return np.bincount(of, values), np.bincount(of)
+
+
+def _mean(values: Sequence[float], clusters: Sequence[int] | None) -> tuple[float, float, int]:
+    """The mean, its standard error, and the degrees of freedom."""
+    values = np.asarray(values, dtype=float)
+    off = values - values.mean()
+    sums = off if clusters is None else _by_cluster(off, clusters)[0]
+    k = len(sums)
+    return float(values.mean()), float(np.sqrt(k / (k - 1) * (sums**2).sum()) / len(values)), k - 1
+
+
 def _f1(counts: np.ndarray) -> np.ndarray:
     """F1 of counts [..., kinds]: what scikit-learn gives of the samples, for thousands of resamples at once."""
     hits, false, missed = counts[..., 0], counts[..., 1], counts[..., 2]
@@ -155,4 +193,4 @@ def _score_of(tables: np.ndarray, kinds: list, which: int) -> np.ndarray:
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (2.5, 97.5))
-    return round(float(low), 2), round(float(high), 2)
+    return float(low), float(high)

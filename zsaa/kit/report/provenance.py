@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import pairwise
 
 from zsaa.kit.labels import threads
 
@@ -50,6 +52,7 @@ def provenance_of(origin: str, name: str, result: dict) -> dict:
         "samples": ", ".join(samples) or "-",
         "seed": p.get("seed", "-"),
         "seconds": p.get("seconds"),
+        "ended": datetime.fromisoformat(p["date"]).timestamp() if p.get("date") else 0.0,
         "time": seconds_text(p.get("seconds")),
         "joules": (p.get("gpu_joules"), p.get("cpu_joules")),
         "energy": joules_text(p.get("gpu_joules"), p.get("cpu_joules")),
@@ -61,16 +64,31 @@ def provenance_of(origin: str, name: str, result: dict) -> dict:
 
 
 def hardware_of(rows: Sequence[dict]) -> list[dict]:
-    """Per device: how many result files, how long, how much energy."""
+    """Per kind of device: how many result files, how long, how much energy. Runs that shared a device each read its
+    whole meter, so what overlaps in time counts once."""
     found = []
     for device in dict.fromkeys(row["device"] for row in rows):
         mine = [row for row in rows if row["device"] == device]
-        joules = [
-            sum(values) if (values := [row["joules"][i] for row in mine if row["joules"][i] is not None]) else None
-            for i in (0, 1)
-        ]
+        joules = [once(mine, lambda row, i=i: row["joules"][i]) for i in (0, 1)]
         known = sum(any(value is not None for value in row["joules"]) for row in mine)
         energy = joules_text(*joules) + (f" (in {known} of {len(mine)} files)" if 0 < known < len(mine) else "")
-        seconds = sum(row["seconds"] or 0 for row in mine)
+        seconds = once(mine, lambda row: row["seconds"])
         found.append({"device": device, "files": len(mine), "time": seconds_text(seconds), "energy": energy})
     return found
+
+
+def once(rows: Sequence[dict], amount: Callable[[dict], float | None]) -> float | None:
+    """What was spent in all, of amounts that each run spent evenly up to its "ended" (seconds), where of runs at the
+    same time the one that spent most counts. Runs that say no length count in full. None: no amount is known."""
+    known = [(row, value) for row in rows if (value := amount(row)) is not None]
+    if not known:
+        return None
+    spans = [
+        (row["ended"] - row["seconds"], row["ended"], value / row["seconds"]) for row, value in known if row["seconds"]
+    ]
+    ends = sorted({end for start, stop, _ in spans for end in (start, stop)})
+    total = sum(value for row, value in known if not row["seconds"])
+    for start, stop in pairwise(ends):
+        rates = [rate for first, last, rate in spans if first <= start and stop <= last]
+        total += (stop - start) * max(rates, default=0.0)
+    return total

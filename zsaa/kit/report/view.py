@@ -144,6 +144,7 @@ def gather(sources: Sources, statuses: Sequence[dict] = ()) -> dict:
         "origins": list(sources.origins),
         "sections": sections,
         "totals": {origin: {verdict: total(origin, verdict) for verdict in VERDICTS} for origin in sources.origins},
+        "measured": {origin: _measured(sections, origin) for origin in sources.origins},
         "others": [{**_picture(path, sources.folder), "origin": first} for path in others],
         "loose": [path.read_text(encoding="utf-8") for path in loose],
         "notebooks": [_notebook(status, sources.folder) for status in statuses],
@@ -153,6 +154,14 @@ def gather(sources: Sources, statuses: Sequence[dict] = ()) -> dict:
         "meaning": MEANING,
         "sign": SIGN,
     }
+
+
+def _measured(sections: Sequence[dict], origin: str) -> dict[str, int]:
+    """How many of the paper's numbers one would have to measure, and of how many that gave the paper's."""
+    found = [
+        section["summary"][origin] for section in sections if origin in section["summary"] and not section["facts"]
+    ]
+    return {"all": sum(sum(s.values()) for s in found), "reproduced": sum(s["reproduced"] for s in found)}
 
 
 def _section(section: Section, sources: Sources, profiles: dict) -> dict:
@@ -165,6 +174,7 @@ def _section(section: Section, sources: Sources, profiles: dict) -> dict:
     return {
         "title": section.title,
         "about": section.about,
+        "facts": section.facts,
         "anchor": section.anchor,
         "grid": grid_of(cells) if cells else None,
         "cells": [(origin, cell, ours_text(cell), number(cell.published)) for origin, cell in cells],

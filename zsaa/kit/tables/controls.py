@@ -1,10 +1,11 @@
-"""The dial and its controls at equal MACs, and how far apart they are on the same samples."""
+"""The dial and its controls, and how far apart they are at equal MACs on the same samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from zsaa.kit import paper
+from zsaa.kit.equal import ahead, at_equal_macs, control_rows
 from zsaa.kit.labels import label
 from zsaa.kit.store import over_seeds, per_sample, rows_of, with_interval
 from zsaa.kit.tables.table1 import is_the_method
@@ -21,7 +22,7 @@ HOW = {
 
 
 def controls_table(results: Sequence[dict]):
-    """Values at equal MACs, as a DataFrame with a column for each data set, training and control: the dial; the dial's
+    """Values by MAC reduction, as a DataFrame with a column for each data set, training and control: the dial; its
     schedule with tokens kept at random; and the whole model on the first tokens, the last ones, or both ends. A row a
     target, "-" where it was not run. Cells that missed the target say what they reached."""
     import pandas as pd
@@ -50,8 +51,8 @@ def _by_data_set(results: Sequence[dict]) -> list[dict]:
 
 def differences_table(results: Sequence[dict]):
     """How many points the dial after a recipe's fine-tuning is ahead of each control at equal MACs, on the same
-    samples, with a paired 95% interval (held-out samples; one seed of each). A control counts whichever training it
-    comes after, on the same model; one that missed the target says what it reached."""
+    samples (zsaa.kit.equal says how), with a paired 95% interval (held-out samples; one seed of each). A control counts
+    whichever training it comes after, on the same model. What was compared at other MACs says at which."""
     import pandas as pd
 
     table, curves = [], _by_data_set(results)
@@ -66,8 +67,11 @@ def differences_table(results: Sequence[dict]):
                     continue
                 line = {"data set": ours["task"]["name"], "dial of": ours["name"]}
                 line["against"] = f"{other['name']}, {HOW[control]}"
-                rivals = {r["target"]: r for r in rows_of(other, control)}
-                pairs = [(row, rivals[row["target"]]) for row in rows_of(ours, "alpha") if row["target"] in rivals]
+                rivals = control_rows(other, control)
+                asked = {row["target"] for row in rows_of(other, control)}  # no settings between those that were run
+                mine = [row for row in rows_of(ours, "alpha") if row["target"] in asked]
+                pairs = [(row, at_equal_macs(rivals, row["mac_reduction"])) for row in mine]
+                pairs = [(row, rival) for row, rival in pairs if rival]
                 if pairs:
                     line["n"] = pairs[0][0]["n"]
                     table.append(line | {f"{row['target']}x": _difference(row, rival) for row, rival in pairs})
@@ -75,7 +79,9 @@ def differences_table(results: Sequence[dict]):
 
 
 def _difference(row: dict, rival: dict) -> str:
-    labels, predicted = per_sample(row)
-    metric = "f1" if "f1" in row else "accuracy"
-    points, (low, high) = stats.difference(metric, labels, predicted, per_sample(rival)[1])
-    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]{beyond(rival)}"
+    if "f1" in row:
+        labels, predicted = per_sample(row)
+        points, (low, high) = stats.difference("f1", labels, predicted, per_sample(rival)[1])
+    else:
+        points, (low, high) = ahead(row, rival)
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]{beyond(rival, row['mac_reduction'])}"

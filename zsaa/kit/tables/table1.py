@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zsaa.kit import paper
 from zsaa.kit.labels import label, stand_ins, status
-from zsaa.kit.store import measured, over_seeds, rows_of, with_interval
+from zsaa.kit.store import ends, measured, over_seeds, rows_of, with_interval
 from zsaa.kit.verdicts import Cell
 
 EXTRA = {"rotten_tomatoes": "Rotten Tomatoes"}  # data sets that the paper does not have
@@ -48,7 +48,7 @@ def _cell(where: dict, result: dict, target: float) -> Cell:
     if row.get("speedup"):
         how += f", {row['speedup']:.2f}x by the clock (batch {row['latency_batch']} of {row['latency_tokens']} tokens)"
     how += f"; interval: {row['covers']}"
-    return Cell(**where, **facts, ours=measured(row), interval=tuple(row["ci95"]), n=row["n"], protocol=how)
+    return Cell(**where, **facts, ours=measured(row), interval=ends(row), n=row["n"], protocol=how)
 
 
 def table_1(results: Sequence[dict]):

@@ -14,7 +14,7 @@ from zsaa.kit.labels import (
 )
 from zsaa.kit.points import settings
 from zsaa.kit.store import rows_of
-from zsaa.kit.tables.text import at_lengths, by_shape, over_lengths, short
+from zsaa.kit.tables.text import at_lengths, beyond, by_shape, over_lengths, short
 from zsaa.kit.verdicts import Cell
 
 
@@ -132,8 +132,9 @@ def _way(method: str) -> str:
 
 
 def table_2_controls(points):
-    """The dial and its controls at equal MACs, a row for each, from points of the kind "perplexity": times the stock
-    model's perplexity per token [95% interval, paired] and the share of next tokens that stay as they were."""
+    """The dial and its controls by MAC reduction, a row for each, from points of the kind "perplexity": times the stock
+    model's perplexity per token [95% interval, paired] and the share of next tokens that stay as they were. Short texts
+    are cut to whole tokens: what missed its reduction says what it reached."""
     import pandas as pd
 
     found, table = settings(points), []
@@ -154,7 +155,7 @@ def table_2_controls(points):
 
 def _against_stock(row: dict) -> str:
     ratio, low, high = map(short, (row["ratio"], row["ratio_low"], row["ratio_high"]))
-    return f"x{ratio} [{low}, {high}], {row['agreement']:.0f}% the same"
+    return f"x{ratio} [{low}, {high}], {row['agreement']:.0f}% the same{beyond(row)}"
 
 
 def table_2_settings(points):

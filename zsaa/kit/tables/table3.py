@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zsaa.kit import paper
 from zsaa.kit.labels import by_eq_2, choice_subject, device_of
-from zsaa.kit.store import rows_of
+from zsaa.kit.store import ends, measured, rows_of
 from zsaa.kit.tables.text import at_lengths, by_shape, over_lengths
 from zsaa.kit.verdicts import Cell
 
@@ -79,7 +79,7 @@ def _score_cell(where: dict, result: dict, row: dict) -> Cell:
         protocol += f"; not told from chance ({CHANCE}%)"
     others = [name.removeprefix("no ") for name in result["differs_from_the_paper"]]
     return Cell(
-        **where, ours=row["accuracy"], interval=tuple(row["ci95"]), n=row["n"], protocol=protocol,
+        **where, ours=measured(row), interval=ends(row), n=row["n"], protocol=protocol,
         subject=f"{choice_subject(result)}; {task['name']}, chance {CHANCE}%",
         substitute=", ".join(others), result=result["name"],
     )  # fmt: skip

@@ -10,7 +10,7 @@ from zsaa.kit.verdicts import Cell
 
 def table_4_cells(results: Sequence[dict]) -> list[Cell]:
     """Table 4: a Cell for each fact that the paper prints and each published configuration that bears on it (kind
-    "architectures"). These are facts without chance: they are the paper's, as printed, or they differ."""
+    "architectures"). Nothing is measured: facts of the published configurations agree with the paper's, or differ."""
     known = [(r, row) for r in results if r["kind"] == "architectures" for row in r["rows"]]
     cells = []
     for name, published in paper.TABLE_4.items():
@@ -42,6 +42,6 @@ def table_4(results: Sequence[dict]):
     for cell in table_4_cells(results):
         rows.setdefault(f"{cell.row} (paper)", {})[cell.column] = cell.published
         if cell.ours is not None:
-            shown = cell.ours if cell.verdict == "reproduced" else f"[{cell.ours}]"
+            shown = cell.ours if cell.verdict == "consistent" else f"[{cell.ours}]"
             rows.setdefault(cell.subject, {})[cell.column] = shown
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="model"), columns=list(paper.TABLE_4_COLUMNS))

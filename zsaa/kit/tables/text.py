@@ -39,10 +39,11 @@ def _ends(interval: tuple[float, float] | None) -> str:
     return "{:.{d}f} to {:.{d}f}".format(*interval, d=1 if max(interval) >= 20 else 2)
 
 
-def beyond(row: dict) -> str:
-    """What a row's MACs fall by, where that is not its target: short texts are cut to whole tokens, few of them."""
+def beyond(row: dict, asked: float | None = None) -> str:
+    """What a row's MACs fall by, where that is not what was asked for (its target, unless given): short texts are cut
+    to whole tokens, few of them."""
     reached = row["mac_reduction"]
-    return f" at {reached:.1f}x" if abs(reached / row["target"] - 1) > 0.05 else ""
+    return f" at {reached:.1f}x" if abs(reached / (asked or row["target"]) - 1) > 0.02 else ""
 
 
 def short(value: float) -> str:

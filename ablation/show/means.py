@@ -1,0 +1,48 @@
+"""Accuracy on IMDB at speed, means over seeds, as docs/findings.md has it.
+
+python -m ablation.show.means      prints the table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from zsaa.kit import paper
+from zsaa.kit.equal import at_equal_macs, control_rows, right
+from zsaa.kit.store import RESULTS
+from zsaa.measure.stats import mean_difference
+
+SEEDS = ("", "-seed1", "-seed2")
+COLUMNS = {  # result files, one per seed; control
+    "recipe `zsaa+`": (tuple(f"ablation/imdb/wide-tau2{seed}" for seed in SEEDS), "alpha"),
+    "`zsaa+` by adapters": (tuple(f"ablation/imdb/lora-crops{seed}-epochs5" for seed in SEEDS[:2]), "alpha"),
+    "the paper's recipe, its settings": (("imdb-alpha-sampled",), "alpha"),
+    "the same at our learning rate": (("ablation/imdb/paper-faster",), "alpha"),
+    "inputs cut to both ends": (tuple(f"ablation/imdb/truncated-ends-faster{seed}" for seed in SEEDS), "ends"),
+    "inputs cut to the last tokens": (tuple(f"ablation/imdb/truncated-last-faster{seed}" for seed in SEEDS), "last"),
+}
+
+
+def means_table(results: Path = RESULTS):
+    """A line per MAC reduction, a column per method: the mean accuracy of its seeds, with the 95% interval of the
+    chance in the reviews (percentile bootstrap, all seeds together); cut inputs at just these MACs."""
+    import pandas as pd
+
+    lines = [{"MACs": f"{target}x"} for target in paper.TABLE_1]
+    for name, (files, control) in COLUMNS.items():
+        seeds = [json.loads((results / f"{file}.json").read_text(encoding="utf-8")) for file in files]
+        title = f"{name} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        for target, line in zip(paper.TABLE_1, lines):
+            found = [right(at_equal_macs(control_rows(result, control), target)) for result in seeds]
+            mean, (low, high) = mean_difference(found, [np.zeros(len(found[0]))])
+            line[title] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    for target, line in zip(paper.TABLE_1, lines):
+        line["paper (GPT-2, at this speed-up)"] = f"{paper.TABLE_1[target]['IMDB']:.2f}"
+    return pd.DataFrame(lines)
+
+
+if __name__ == "__main__":
+    print(means_table().to_markdown(index=False, disable_numparse=True))
