@@ -12,8 +12,6 @@ import glob
 import hashlib
 import json
 import tempfile
-import zlib
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from torch import nn
 
 import zsaa
 from zsaa.data import choice, folders
+from zsaa.data.batching import own_seeds
 from zsaa.dial import rule
 from zsaa.evaluation.accuracy import tally
 from zsaa.evaluation.controls import applied, check_targets, cut, plan
@@ -168,7 +167,7 @@ class Reader(ZsaaLM):
 
     def _continue(self, contexts, *arguments):
         # A seed of a question's own, for the score "random", as in zsaa.evaluation.accuracy.predict.
-        with seeded([zlib.crc32(array("q", context).tobytes()) for context in contexts]):
+        with seeded(own_seeds(contexts)):
             return list(super()._continue(contexts, *arguments))
 
 
