@@ -12,8 +12,8 @@ PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 STRIP = "$$python" -m nbstripout --keep-id
 # One thread per test process: torch's own threads would fight over the cores.
-# By worksteal a process takes neighbours, which share fixtures, and helps the other when it has done.
-PYTEST = $(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) --dist worksteal
+# By loadscope a file is one process' own: what its tests share, such as a server, is made once.
+PYTEST = $(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) --dist loadscope
 
 .PHONY: help setup lint format test test-all test-rest compat figures report site lock clean distclean
 

@@ -240,6 +240,7 @@ def test_committed_rows_are_tested_in_pairs(tmp_path):
     assert len(main) < len(results) and show.rivals(main) == table, "rows of another budget are no rivals"
 
 
+@pytest.mark.full
 @each_task
 def test_committed_tables_know_seeds_scorers_and_rows_not_run(task):
     results, rows = show.load(COMMITTED, task), load_config()["rows"]

@@ -65,7 +65,9 @@ def test_a_hub_that_answers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "env", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=["closed", "offline"]
+    "env",
+    [{"HF_ENDPOINT": "http://127.0.0.1:9"}, pytest.param({"HF_HUB_OFFLINE": "1"}, marks=pytest.mark.full)],
+    ids=["closed", "offline"],
 )
 def test_no_hub_is_found_out_once_and_what_the_cache_holds_is_not_missing(tmp_path, env):
     snapshot = tmp_path / "hub/models--a--cached/snapshots/0000"

@@ -140,6 +140,7 @@ def test_compiled_training_follows_the_dial(monkeypatch):
         close(other, plain, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.full
 def test_a_model_that_was_compiled_before_takes_the_dial_on_and_off(monkeypatch):
     config = tiny.CONFIGS["llama"]()
     config.num_hidden_layers = 2

@@ -57,4 +57,4 @@ if [ "$#" = 0 ]; then
         done
     done
 fi
-OMP_NUM_THREADS=1 "$python" -m pytest -q -n "${JOBS:-2}" --dist worksteal "$@"
+OMP_NUM_THREADS=1 "$python" -m pytest -q -n "${JOBS:-2}" --dist loadscope "$@"
