@@ -34,6 +34,7 @@ SHOWS_ONLY = (  # without a number: files, and folders
             "catalogue",
             "claims",
             "energy",
+            "equal",
             "files",
             "labels",
             "needs",
