@@ -361,3 +361,31 @@ def test_the_live_numbers(serve):
     lanes = ask(app, "/live").json()["replicas"]["r1"]
     assert lanes["mood"]["answered"] == 1 and lanes["mood"]["alpha"] == 1.0 and lanes["mood"]["floor"] == 0.7
     assert lanes["tiny"]["p95_ms"] is None
+
+
+def test_a_soak_loses_nobody_and_leaves_nothing_behind(serve):
+    """Waves of requests of every kind, some of whose clients leave: each is answered or refused, and all places are
+    free."""
+    app, house = serve(rungs=RUNGS, p95_ms=300.0)
+
+    async def wave(k):
+        leave = asyncio.Event()
+        kinds = [("/classify", {"input": TEXT}), ("/v1/completions", {"prompt": TEXT, "max_tokens": 2})]
+        kinds.append(("/v1/completions", {"prompt": TEXT, "max_tokens": 2, "stream": True}))
+        stay = [call(app, *kinds[(k + i) % 3]) for i in range(9)]
+        left = [call(app, *kinds[i], leave=leave) for i in range(3)]
+        asyncio.get_running_loop().call_later(0.002 * (k % 4), leave.set)
+        answers = await asyncio.gather(*stay)
+        await asyncio.gather(*left, return_exceptions=True)
+        return [response.status for response in answers]
+
+    async def soak():
+        statuses = [status for k in range(12) for status in await wave(k)]
+        await asyncio.sleep(0.05)
+        return statuses, [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+    statuses, tasks = asyncio.run(soak())
+    assert len(statuses) == 108 and set(statuses) <= {200, 429} and statuses.count(200) > 50
+    assert tasks == []
+    for lane in house.lanes.values():
+        assert (lane.jobs, lane.running, lane.pending) == ({}, set(), 0)

@@ -20,6 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -40,7 +41,7 @@ Sample = tuple[str, str]  # a text, and the label that it should get
 
 
 @contextlib.contextmanager
-def server(options: Sequence[str], wait_s: float = 300.0) -> Iterator[str]:
+def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[str]:
     """A server of its own process with these options; its address, once it is ready."""
     command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(PORT), *options]
     address, begun = f"http://127.0.0.1:{PORT}", time.monotonic()
@@ -151,18 +152,20 @@ def row_of(name: str, profile: Profile, played: list[tuple[Outcome, int]], seen:
     """A policy's row in the result: what was counted, and how alpha went."""
     outcomes = [outcome for outcome, _ in played]
     found = summary(outcomes, p95_ms, profile.seconds)
-    interval = stats.interval(found["correct"], found["graded"]) if found["graded"] else None
+    graded = {}
+    if found["graded"]:
+        share = found["correct"] / found["graded"]
+        graded = {"accuracy": round(100 * share, 2), "ci95": stats.interval(found["correct"], found["graded"])}
     alphas = [(at, alpha) for at, alpha, _ in seen]
     return {
         "policy": name,
         "profile": profile.name,
         "seconds": profile.seconds,
         **found,
-        "accuracy": round(100 * found["correct"] / found["graded"], 2) if found["graded"] else None,
-        "ci95": interval,
+        **graded,
         "turns": turns([alpha for _, alpha in alphas]),
         "recovery_s": recovery_s(alphas, profile.bursts[-1][1]) if profile.bursts else None,
-        "seen": [[round(at, 2), round(alpha, 4), house] for at, alpha, house in seen],
+        "seen": [[round(at, 1), round(alpha, 4), house] for at, alpha, house in seen[::4]],  # once a second
     }
 
 
@@ -182,43 +185,59 @@ def simulated(rungs: Sequence[Rung], name: str, p95_ms: float, played, reference
     return {key: found[key] for key in keys}
 
 
+@dataclass
+class Measured:
+    """What is known so far. rate: requests a second outside of bursts, None before the first server was measured.
+    scale: what a request costs at alpha = 1, over what the cost model says. facts: for the result file."""
+
+    rate: float | None
+    scale: float = 1.0
+    facts: dict = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)
+
+    def found(self, capacity: float, tokens: float) -> None:
+        self.rate = UTILIZATION * capacity if self.rate is None else self.rate
+        self.facts = {"capacity": round(capacity, 3), "mean_tokens": round(tokens, 1), "rate": round(self.rate, 3)}
+
+    def told(self, ladder: Sequence[Rung], reference: int) -> None:
+        if ladder[0].alpha == 1:
+            expected_ms = ladder[0].ms * self.facts["mean_tokens"] / reference
+            self.scale = 1000 / self.facts["capacity"] / expected_ms
+            self.facts["scale"] = round(self.scale, 4)
+
+
 async def measure(chosen: argparse.Namespace, samples: Sequence[Sample]) -> dict:
     """All policies, all profiles: the content of a result file, but for provenance."""
-    rows, rate, facts = [], chosen.rate, {}
-    profiles = [PROFILES[name](chosen.seconds) for name in chosen.profiles]
+    so_far = Measured(chosen.rate)
     for name in chosen.policies:
-        options = ["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]
-        with server(options) as address:
-            limits = aiohttp.ClientTimeout(total=None)
-            connector = aiohttp.TCPConnector(limit=0)
-            async with aiohttp.ClientSession(address, timeout=limits, connector=connector) as session:
-                client = Client(session, samples)
-                about = await client.model()
-                await client.ask(0)
-                if rate is None or not facts:
-                    capacity, tokens = await client.capacity(chosen.probe_s)
-                    rate = UTILIZATION * capacity if rate is None else rate
-                    facts = {"capacity": round(capacity, 3), "mean_tokens": round(tokens, 1), "rate": round(rate, 3)}
-                ladder = [Rung(**rung) for rung in about["zsaa"]["rungs"]]
-                if name == "controller":
-                    facts |= {"rungs": about["zsaa"]["rungs"], "reference_tokens": about["zsaa"]["reference_tokens"]}
-                for number, profile in enumerate(profiles):
-                    played = await client.play(poisson(profile, rate, chosen.seed + number), profile)
-                    row = row_of(name, profile, played, client.seen, chosen.p95_ms)
-                    reference = about["zsaa"]["reference_tokens"]
-                    stock = ladder[0].ms if ladder[0].alpha == 1 else None
-                    scale = 1000 / facts["capacity"] / (stock * facts["mean_tokens"] / reference) if stock else 1.0
-                    row["simulated"] = simulated(
-                        ladder, "floor" if name == "floor" else name, chosen.p95_ms, played, reference, profile, scale
-                    )
-                    row["right"] = [outcome.right for outcome, _ in played]
-                    rows.append(row)
-                    print(
-                        f"{name:>10} {profile.name:>8}: {row['answered']} answered, {row['refused']} refused, "
-                        f"{row['violations']} late or lost, p95 {row['p95_ms']} ms, goodput {row['goodput']}/s",
-                        flush=True,
-                    )
-    return {**facts, "rows": [_with_loss(row, rows) for row in rows]}
+        with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as address:
+            options = {"timeout": aiohttp.ClientTimeout(total=None), "connector": aiohttp.TCPConnector(limit=0)}
+            async with aiohttp.ClientSession(address, **options) as session:
+                await _play_all(chosen, name, Client(session, samples), so_far)
+    return {**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]}
+
+
+async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_far: Measured) -> None:
+    """The rows of one policy."""
+    about = (await client.model())["zsaa"]
+    await client.ask(0)
+    if not so_far.facts:
+        so_far.found(*await client.capacity(chosen.probe_s))
+    ladder, reference = [Rung(**rung) for rung in about["rungs"]], about["reference_tokens"]
+    so_far.told(ladder, reference)
+    if name == "controller":
+        so_far.facts |= {"rungs": about["rungs"], "reference_tokens": reference}
+    for number, profile in enumerate(PROFILES[name](chosen.seconds) for name in chosen.profiles):
+        played = await client.play(poisson(profile, so_far.rate, chosen.seed + number), profile)
+        row = row_of(name, profile, played, client.seen, chosen.p95_ms)
+        row["simulated"] = simulated(ladder, name, chosen.p95_ms, played, reference, profile, so_far.scale)
+        row["right"] = [outcome.right for outcome, _ in played]
+        so_far.rows.append(row)
+        print(
+            f"{name:>10} {profile.name:>8}: {row['answered']} answered, {row['refused']} refused, "
+            f"{row['violations']} late or lost, p95 {row['p95_ms']} ms, goodput {row['goodput']}/s",
+            flush=True,
+        )
 
 
 def _with_loss(row: dict, rows: Sequence[dict]) -> dict:
