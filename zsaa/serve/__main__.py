@@ -66,6 +66,7 @@ def settings(chosen: argparse.Namespace):
 def main() -> None:
     chosen = parser().parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside that it runs
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: any other program would go before the server
     try:
         import ray
         from ray import serve
