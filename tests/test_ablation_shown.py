@@ -119,6 +119,7 @@ def test_committed_rows_are_drawn_by_name(task, tmp_path):
     figures.save_figure(figure, tmp_path / "accuracy")
 
 
+@pytest.mark.full
 @each_task
 def test_every_committed_row_has_its_panel_and_its_name(task, tmp_path):
     results, heroes = show.load(COMMITTED, task), show.protagonists(show.load(COMMITTED, task))
@@ -166,6 +167,7 @@ def test_committed_runs_of_other_budgets_are_told_apart_and_shown_last():
     assert list(results).index("conventional") < list(results).index("paper") < list(results).index("probe-geometric")
 
 
+@pytest.mark.full
 def test_committed_truncation_is_beaten_within_its_budget():
     """A run of the task's epochs never faces truncation of other budgets, nor does one of equal compute."""
     results = show.load(COMMITTED, "imdb")

@@ -308,6 +308,7 @@ class FakeText(FakeData):
         return "a"
 
 
+@pytest.mark.full
 def test_a_scorer_learns_where_answers_are_and_keeps_its_best_weights(lm):
     """The answer's chunk shares no word with the question: only the learned part can find it."""
     marks, rng = (90, 91, 92, 93), random.Random(0)

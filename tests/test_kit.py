@@ -39,6 +39,7 @@ def test_commands_that_result_files_name_are_still_there():
     assert all(find_spec(module) for module in commands)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", ["zsaa.audit", pytest.param("zsaa.architectures", marks=pytest.mark.full)])
 def test_an_old_name_runs_what_moved(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)

@@ -119,6 +119,7 @@ def test_functional_gradients_are_the_models(family):
         close(found[name], parameter.grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.full
 @trains
 def test_compiled_training_follows_the_dial(monkeypatch):
     config = tiny.CONFIGS["llama"]()

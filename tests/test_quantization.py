@@ -394,7 +394,9 @@ def test_full_tuning_of_a_quantized_model_is_refused(checkpoints, tmp_path):
         fine_tune(model, tokenizer, samples(), Recipe(), tmp_path, progress=False)
 
 
-@pytest.mark.parametrize(("family", "quantization"), [("llama", "nf4"), ("gpt2", "int8")])
+@pytest.mark.parametrize(
+    ("family", "quantization"), [("llama", "nf4"), pytest.param("gpt2", "int8", marks=pytest.mark.full)]
+)
 def test_qlora_learns_saves_and_loads(family, quantization, checkpoints, tmp_path):
     options = dict(kind="sequence-classification", quantization=quantization)
     model, tokenizer = load_model(checkpoints / family, **options)

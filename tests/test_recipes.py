@@ -108,7 +108,7 @@ def test_reductions_are_log_uniform_reproducible_and_differ_by_step_and_seed():
     assert torch.corrcoef(torch.stack((weak, strong)))[0, 1].abs() < 0.05, "independent of each other"
 
 
-@pytest.mark.parametrize("name", ["ladder", "salience", "zsaa+"])
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.full) for n in ("ladder", "salience")), "zsaa+"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_it_learns(name, tuning, tmp_path):
     changes = {"ladder": {"sampling": "ladder"}, "zsaa+": RECIPES["zsaa+"]}
@@ -139,7 +139,7 @@ def test_it_learns(name, tuning, tmp_path):
         assert 0.01 < (scorer.heads["0"][1][0].weight - before).abs().max() < 0.2, "60 steps at 1e-3, falling"
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.full), "lora"])
 def test_resuming_gives_the_same_weights(tuning, tmp_path, monkeypatch):
     recipe = Recipe.named("zsaa+", **{**OWN, "max_steps": 8, "tuning": tuning})
     whole, _ = run(recipe, tmp_path / "whole", save_steps=4)

@@ -316,6 +316,7 @@ def test_the_findings_quote_the_committed_results():
             assert cell == "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
 
 
+@pytest.mark.full
 def test_every_picture_fits_a_column_can_be_read_and_has_a_caption(monkeypatch):
     """85 mm, nothing smaller than 6 points, nothing that runs over the edge. If names differ: make figures, and remove
     what is drawn no longer."""

@@ -243,6 +243,7 @@ def test_autocast_to_another_half_precision_than_the_weights(lengths, grad, chos
     assert not grad or all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.no_grad()
