@@ -288,6 +288,7 @@ def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypa
             assert not ask(device, 40)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.filterwarnings("error:.*do not agree")
 def test_defaults_of_type_and_device_decide_nothing(dtype, monkeypatch):
@@ -303,7 +304,7 @@ def test_defaults_of_type_and_device_decide_nothing(dtype, monkeypatch):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.full)])
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
 def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
     """Where layers run again for the backward pass, dropped rows leave another way."""
