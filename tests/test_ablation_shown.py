@@ -47,7 +47,7 @@ def test_paired_tests_say_who_is_ahead(tmp_path):
     assert show.paired_table({"better": results["better"]}, (1, 2)) is None
     rows = {**load_config()["rows"]}
     accuracy = show.accuracy_table(results, (1, 2), rows).set_index("row")
-    assert accuracy.loc["truncated-last, last tokens", "2x"] == "100.0 [0.0, 100.0]"
+    assert accuracy.loc["truncated-last, last tokens", "2x"] == "100.0 [99.0, 100.0]", "as counted"
     assert accuracy.loc["merged", "2x"] == "not run" and len(accuracy) == len(rows) + 1
     assert accuracy.loc["paper", "what it shows"] == rows["paper"]["about"], "the configuration's words, not the run's"
     order = [name.split(",")[0] for name in accuracy.index]

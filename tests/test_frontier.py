@@ -106,7 +106,7 @@ def test_the_page_shows_the_tables_as_they_come_out():
     pages = [
         (RESULTS.parent / "docs/findings" / f"{name}.md").read_text(encoding="utf-8") for name in ("films", "accuracy")
     ]
-    for page, tables in zip(pages, (films.tables(), [means.means_table()])):
+    for page, tables in zip(pages, (films.tables(), [means.means_table(), means.cuts_table()])):
         for table in tables:
             assert films.markdown(table) in page
 
