@@ -123,4 +123,4 @@ def test_eq_2_stands_alone():
     tree = ast.parse(MODULES["zsaa.rule"].read_text(encoding="utf-8"))
     plain = {node.names[0].name for node in ast.walk(tree) if isinstance(node, ast.Import)}
     names = plain | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names <= {"__future__", "functools", "math", "dataclasses", "numbers", "typing"}
+    assert names <= {"__future__", "collections.abc", "functools", "math", "dataclasses", "numbers", "typing"}

@@ -1,5 +1,6 @@
 """The score that is asked by the question, against the independent masked reference and the study's own reader."""
 
+import base64
 import copy
 
 import pytest
@@ -282,8 +283,40 @@ def test_macs_count_the_scorer_once():
     assert zsaa.macs(config, 500, 1.0, **rule) == zsaa.macs(config, 500)
     spread = zsaa.macs(config, 500, 0.9, score="asked")
     assert spread == zsaa.macs(config, 500, 0.9) + price
+    assert zsaa.kept_counts(500, 0.01, 4, 1, "entry", "asked") == [36] * 4
+    assert zsaa.kept_counts(20, 0.01, 4, score="asked") == [20] * 4
     large = transformers.LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=30
     )
     alpha = zsaa.alpha_for(large, 800, 3.0, **rule)
     assert 2.99 < 3 <= zsaa.mac_reduction(large, 800, alpha, **rule) < 3.02
+
+
+@pytest.mark.parametrize("schedule", ["entry", "geometric"])
+def test_what_is_foretold_of_counts_and_bytes_knows_what_never_leaves(schedule):
+    model = model_of("llama", schedule=schedule, alpha=0.2)
+    counts = zsaa.kept_counts(70, 0.2, 4, TAU, schedule, "asked")
+    with torch.no_grad(), zsaa.trace(model) as t:
+        cache = model(tiny.tokens([70])[0], use_cache=True).past_key_values
+    assert counts == [layer[0] for layer in t.counts] == [36] * 4
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    rule = {"tau": TAU, "score": "asked", "schedule": schedule}
+    assert zsaa.cost.kv_bytes(model.config, 70, 0.2, itemsize=8, **rule) == held
+    row = zsaa.report(model, 70, [0.2]).iloc[0]
+    assert row["KV bytes"] == held and row["last layer"] == 36
+    assert (zsaa.report(model, 70)["last layer"] >= 36).all()
+
+
+def test_the_slider_shows_what_this_score_keeps():
+    slider = zsaa.slider(model_of("llama", alpha=0.2), tiny.tokenizer(), " w5 w6" * 35, accuracy=None, prefetch=False)
+    try:
+        assert slider.wait(60) and list(slider.meta["scores"]) == ["asked"] and slider.score == "asked"
+        costs, n = slider._engine.costs(70, slider.alphas, [TAU]), 4
+        low = costs["slot"][str(TAU)][0]
+        assert costs["top"][low] == 36 and costs["share"][low] == 36 / 70
+        depth = list(base64.b64decode(slider.point(slider.alphas[0], TAU)["depth"]))
+        assert sorted(depth) == [0] * 34 + [n] * 36
+        with pytest.raises(ValueError, match="this slider has no score 'random'. It offers: asked"):
+            slider.score = "random"
+    finally:
+        slider.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from zsaa.asked import Shape
 from zsaa.families import FAMILIES, SUPPORTED
-from zsaa.rule import ASKED, ASKERS, LEARNED, SINKS, Rule, entering
+from zsaa.rule import ASKED, LEARNED, Prices, Rule, counting
 from zsaa.salience import WIDTH
 
 
@@ -37,6 +37,19 @@ def scorer_macs(config: Any, score: str) -> int:
     """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
     head. The others are sums of what attention computes anyway, and count nothing; "asked" is paid per prompt."""
     return WIDTH * (config.hidden_size + 1) if score == LEARNED else 0
+
+
+def prices(config: Any, score: str = "column_sum") -> Prices:
+    """What the parts of a model with this `config` cost, and choosing by `score`: `Rule.macs` puts them together."""
+    entering, kept = layer_weights(config)
+    return Prices(
+        layers=config.num_hidden_layers,
+        entering=entering,
+        kept=kept,
+        pair=2 * attention_widths(config)[0],
+        scored=scorer_macs(config, score),
+        asked=Shape(config.hidden_size).macs if score == ASKED else None,
+    )
 
 
 def macs(
@@ -67,15 +80,17 @@ def kv_bytes(
     batch: int = 1,
     itemsize: int = 2,
     schedule: str = "geometric",
+    score: str | None = None,
 ) -> int:
     """Bytes of the keys and values that a prefill of `batch` texts of `n` tokens leaves in the cache.
 
-    itemsize: bytes per number (2 for float16 and bfloat16). A layer caches what entered it, N_{l-1} rows. The stock
-    model's sliding layers cache the last window - 1 rows only; a pruned cache evicts nothing (see zsaa/cache.py).
+    itemsize: bytes per number (2 for float16 and bfloat16). score: as in `kept_counts`. A layer caches what entered it,
+    N_{l-1} rows. The stock model's sliding layers cache the last window - 1 rows only; a pruned cache evicts nothing
+    (see zsaa/cache.py).
     """
     from transformers import DynamicCache
 
-    rows = entering(n, alpha, config.num_hidden_layers, tau, schedule)
+    rows = counting(tau, schedule, score).stages(n, alpha, config.num_hidden_layers)[:-1]
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         rows = [n if window is None else min(n, window - 1) for window in windows]
@@ -99,21 +114,8 @@ def total_macs(
     schedule: str = "geometric",
 ) -> int:
     """`macs`, summed over samples: how often each length occurs."""
-    per_entering_row, per_kept_row = layer_weights(config)
-    (q_dim, _), per_scored_row, layers = attention_widths(config), scorer_macs(config, score), config.num_hidden_layers
-    rule, total = Rule(tau, score, schedule), 0
-    for n, times in counted.items():
-        asks = min(n, ASKERS) if score == ASKED else 0
-        first, *counts = rule.stages(n, alpha, layers, min(n, asks + SINKS) if asks else 0)
-        cost = n * per_scored_row if first < n else 0
-        cost += Shape(config.hidden_size).macs(n - asks, asks) if asks and counts[-1] < n else 0
-        n = first
-        for kept in counts:
-            cost += n * per_entering_row + 2 * n * n * q_dim + kept * per_kept_row
-            cost += n * per_scored_row if kept < n else 0
-            n = kept
-        total += times * cost
-    return total
+    rule, priced = Rule(tau, score, schedule), prices(config, score)
+    return sum(times * rule.macs(priced, n, alpha) for n, times in counted.items())
 
 
 def mac_reduction(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -12,11 +13,28 @@ SPREAD = ("geometric", "rising")  # schedules that spread drops over the layers;
 ENTRY = "entry"  # the one that drops all before the first layer
 SCHEDULES = (*SPREAD, ENTRY)
 PLAIN = ("column_sum", "column_mean", "random")  # scores made of attention, see zsaa/score.py; the first is the paper's
-LEARNED = "salience"  # one that is not, see zsaa/salience.py
-ASKED = "asked"  # another, see zsaa/asked.py
+LEARNED = "salience"  # one that is not, see zsaa/learned/salience.py
+ASKED = "asked"  # another, see zsaa/learned/asked.py
 ASKERS, SINKS = 32, 4  # by that score the last tokens ask, where no question is given; these and the first never leave
 SUMS = PLAIN[:2]  # of the attention that a token receives in a layer
 SCORES = (*PLAIN, LEARNED, ASKED)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Multiply-accumulates of one model's parts, by which a rule tells what it costs (see `zsaa.cost.prices`).
+
+    entering, kept: of a layer, per row that enters it, and per row that it passes on; pair: per pair of rows that enter
+    it; scored: of a learned score, per row that enters a layer which drops some; asked: of one that is asked once, for
+    a prompt of (body, asking) tokens.
+    """
+
+    layers: int
+    entering: int
+    kept: int
+    pair: int
+    scored: int = 0
+    asked: Callable[[int, int], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,9 +60,9 @@ class Rule:
                 f"or another schedule ({', '.join(SPREAD)})."
             )
 
-    def counts(self, n: int, alpha: float, num_layers: int, exempt: int = 0) -> list[int]:
+    def counts(self, n: int, alpha: float, num_layers: int, exempt: int | None = None) -> list[int]:
         """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens, of which `exempt` are never
-        dropped: no layer keeps fewer.
+        dropped: no layer keeps fewer. None: those that the score itself keeps, where the call names none.
 
         Under "geometric", Eq. 2: N_l = max(floor(alpha N_{l-1}), tau), never more than N_{l-1}. Under "rising", not the
         paper's, layer l keeps alpha^w_l of what enters it (see `powers`): lower layers, where dropping costs most, drop
@@ -55,34 +73,51 @@ class Rule:
         """
         return self.stages(n, alpha, num_layers, exempt)[1:]
 
-    def stages(self, n: int, alpha: float, num_layers: int, exempt: int = 0) -> list[int]:
+    def stages(self, n: int, alpha: float, num_layers: int, exempt: int | None = None) -> list[int]:
         """What enters the first layer, and what each passes on: the `n` tokens before `counts`; under "entry", which
         drops before the first layer, as many as that passes on."""
-        return _stages(n, alpha, num_layers, self.tau, self.schedule, exempt)
+        alpha = check_alpha(alpha)
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
+        stages, least = [n], max(self.tau, self.exempt(n) if exempt is None else exempt)
+        for share in _shares(alpha, num_layers, self.schedule):
+            n = min(n, max(math.floor(share * n + 1e-6), least))
+            stages.append(n)
+        return [n, *stages[1:]] if self.schedule == ENTRY else stages
+
+    def exempt(self, n: int) -> int:
+        """How many of `n` tokens never leave by the score itself, where the call names no question and no others: by
+        "asked" those that ask, the last ones, and the first."""
+        return min(n, ASKERS + SINKS) if self.score == ASKED else 0
+
+    def macs(self, prices: Prices, n: int, alpha: float) -> int:
+        """Multiply-accumulates of one prefill of `n` tokens, the choosing included; see `zsaa.macs`."""
+        entering, *counts = self.stages(n, alpha, prices.layers)
+        total = n * prices.scored if entering < n else 0
+        if prices.asked is not None and counts[-1] < n:
+            asking = min(n, ASKERS)
+            total += prices.asked(n - asking, asking)
+        for kept in counts:
+            total += entering * prices.entering + entering * entering * prices.pair + kept * prices.kept
+            total += entering * prices.scored if kept < entering else 0
+            entering = kept
+        return total
 
 
 RULE = tuple(field.name for field in fields(Rule))
 
 
-def _stages(n: int, alpha: float, num_layers: int, tau: int, schedule: str, exempt: int = 0) -> list[int]:
-    alpha = check_alpha(alpha)
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
-    stages, least = [n], max(tau, exempt)
-    for share in _shares(alpha, num_layers, schedule):
-        n = min(n, max(math.floor(share * n + 1e-6), least))
-        stages.append(n)
-    return [n, *stages[1:]] if schedule == ENTRY else stages
+def kept_counts(
+    n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric", score: str | None = None
+) -> list[int]:
+    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`. score: needed
+    only for "asked", by which a question never leaves; the others keep equally many."""
+    return counting(tau, schedule, score).counts(n, alpha, num_layers)
 
 
-def entering(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
-    """Tokens that enter each layer, for a sequence of `n`; see `Rule.stages`."""
-    return _stages(n, alpha, num_layers, check_tau(tau), check_schedule(schedule))[:-1]
-
-
-def kept_counts(n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric") -> list[int]:
-    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`."""
-    return _stages(n, alpha, num_layers, check_tau(tau), check_schedule(schedule))[1:]
+def counting(tau: int, schedule: str, score: str | None = None) -> Rule:
+    """A rule that is only to count; without a score, by one that goes with every schedule."""
+    return Rule(tau, "random" if score is None else score, schedule)
 
 
 @functools.cache

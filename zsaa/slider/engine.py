@@ -144,17 +144,17 @@ class Engine:
         slots = {(n,) * self.num_layers: 0}
         per_slot: dict[str, list] = {"top": [], "share": [], "macs": [], "kv": []}
         of_tau: dict[str, list[int]] = {}
-        itemsize, schedule = self.decoder.dtype.itemsize, self.dial["schedule"]
+        itemsize, chosen = self.decoder.dtype.itemsize, {name: self.dial[name] for name in ("score", "schedule")}
         for tau in taus:
             of_tau[str(tau)] = row = [0] * len(alphas)
             for i in reversed(range(len(alphas))):
-                counts = tuple(kept_counts(n, alphas[i], self.num_layers, tau, schedule))
+                counts = tuple(kept_counts(n, alphas[i], self.num_layers, tau, **chosen))
                 row[i] = slots.setdefault(counts, len(slots))
                 if row[i] == len(per_slot["top"]):
                     per_slot["top"].append(counts[-1])
                     per_slot["share"].append(sum(counts) / (n * self.num_layers))
-                    per_slot["macs"].append(macs(self.config, n, alphas[i], tau, self.dial["score"], schedule))
-                    held = kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize, schedule=schedule)
+                    per_slot["macs"].append(macs(self.config, n, alphas[i], tau, **chosen))
+                    held = kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize, **chosen)
                     per_slot["kv"].append(held)
         return {"slot": of_tau, **per_slot, "predicted": self._calibrated(n, alphas)}
 
@@ -206,7 +206,7 @@ class Engine:
         n = len(ids)
         depth = bytearray([self.num_layers] * n)
         inputs = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": self.kind == "generate"}
-        pruned = kept_counts(n, alpha, self.num_layers, tau, self.dial["schedule"])[-1] < n
+        pruned = kept_counts(n, alpha, self.num_layers, tau, self.dial["schedule"], score)[-1] < n
         with self._set(alpha if pruned else 1.0, tau, score, stop):
             if not self._warm:  # the first pass of all reads the weights from disk
                 self.model(input_ids=inputs["input_ids"][:, :8], use_cache=False)

@@ -132,7 +132,8 @@ class Slider(anywidget.AnyWidget):
         if alpha is None:  # a dial may hold one alpha for each request of a batch
             alpha = dial["alpha"] if isinstance(dial["alpha"], float) and dial["alpha"] < 1 else 0.9
         alpha = check_alpha(alpha)
-        tau, score = check_tau(dial["tau"] if tau is None else tau), check_score(score or dial["score"])
+        self._scores = {name: _first_sentence(what) for name, what in _scores(dial).items()}
+        tau, score = check_tau(dial["tau"] if tau is None else tau), self._offered(score or dial["score"])
         self.taus = sorted({*TAUS, tau})
         self._samples = self._named(text, samples)
         self._new_tokens, self._prefetch = new_tokens, prefetch
@@ -151,7 +152,7 @@ class Slider(anywidget.AnyWidget):
             "alphas": self.alphas,
             "taus": self.taus,
             "schedule": dial["schedule"],
-            "scores": {name: _first_sentence(what) for name, what in _scores(dial).items()},
+            "scores": self._scores,
             "trained": list(trained) if trained else None,
             "accuracy": accuracy_curve(model, accuracy),
             "texts": [{k: v for k, v in sample.items() if k != "text"} for sample in self._samples],
@@ -196,7 +197,12 @@ class Slider(anywidget.AnyWidget):
 
     @traitlets.validate("score")
     def _valid_score(self, proposal):
-        return check_score(proposal["value"])
+        return self._offered(proposal["value"])
+
+    def _offered(self, score: Any) -> str:
+        if check_score(score) not in self._scores:
+            raise ValueError(f"this slider has no score {score!r}. It offers: {', '.join(self._scores)}.")
+        return score
 
     def _key(self, text: str, alpha: float, tau: int, score: str) -> str:
         """What a point is known by: settings that keep the same numbers of tokens by the same score are one point."""
@@ -499,7 +505,9 @@ def _first_sentence(function: Any) -> str:
 
 
 def _scores(dial: dict) -> dict[str, Any]:
-    """The scores to choose from, under the dial's schedule; a learned one only for a model that has learned it."""
+    """The scores to choose from, under the dial's schedule; a learned one only for a model that has learned it. By
+    "asked" a question never leaves, so that its settings keep other numbers of tokens: it stands alone."""
+    if dial["score"] == ASKED:
+        return {ASKED: Scorer}
     plain = {name: what for name, what in FUNCTIONS.items() if dial["schedule"] != ENTRY or name not in SUMS}
-    learned = {LEARNED: Salience, ASKED: Scorer}.get(dial["score"])
-    return {**plain, dial["score"]: learned} if learned else plain
+    return {**plain, LEARNED: Salience} if dial["score"] == LEARNED else plain
