@@ -22,9 +22,9 @@ from ablation.forward import Variant
 from ablation.scorers import Evidence, make, price
 from ablation.train import Training, curve, train
 from zsaa.data.tasks import load_task, tokenize
+from zsaa.learned.salience import FILE as SALIENCE_FILE
 from zsaa.measure import cached, provenance, write_json
 from zsaa.models import load_model
-from zsaa.salience import FILE as SALIENCE_FILE
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "ablation"

@@ -17,11 +17,11 @@ from pathlib import Path
 from ablation import run
 from ablation.forward import Variant
 from ablation.train import STRONGEST, Training
-from zsaa import salience
 from zsaa.data.tasks import load_task
 from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range, method_of
 from zsaa.kit.store import RESULTS
+from zsaa.learned import salience
 from zsaa.models import load_model
 from zsaa.rule import LEARNED, SPREAD, check_score
 

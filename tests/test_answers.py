@@ -14,8 +14,8 @@ from ablation.answers.data import Sample, judge
 from ablation.answers.model import adapt, adapters, merge
 from ablation.answers.reader import answer, at_answers, batch, ranks, read
 from ablation.answers.train import Dial, Row, _parts, reductions
-from zsaa.asked import FAR, Scorer, Shape
-from zsaa.salience import Affine
+from zsaa.learned.asked import FAR, Scorer, Shape
+from zsaa.learned.salience import Affine
 
 CHUNK = 8
 

@@ -16,7 +16,7 @@ METHOD = [
 ]
 ROOMS = {  # room -> its modules, without "zsaa."
     "method": METHOD,
-    "learned": ["asked", "salience"],  # scores that were taught
+    "learned": ["learned"],  # scores that were taught
     "fast": ["fast"],
     "kernels": ["kernels"],
     "files": ["kit.files", "kit.energy", "measure.checks"],  # used by everybody, know nobody

@@ -13,8 +13,9 @@ import zsaa
 from ablation.answers import teach
 from ablation.answers.data import Sample
 from ablation.answers.reader import at_answers, batch, ranks, read
-from zsaa import asked, finetune, salience
-from zsaa.asked import Scorer, Shape
+from zsaa import finetune
+from zsaa.learned import asked, salience
+from zsaa.learned.asked import Scorer, Shape
 
 ALPHA, TAU, NEW, CHUNK = 0.4, 3, 5, 4
 LENGTHS = [61, 40, 83]

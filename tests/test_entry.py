@@ -9,9 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa import attention, salience
+from zsaa import attention
+from zsaa.learned import salience
+from zsaa.learned.salience import Salience
 from zsaa.rule import Rule
-from zsaa.salience import Salience
 from zsaa.score import FUNCTIONS
 
 ALPHA, TAU, NEW = 0.4, 3, 5

@@ -238,7 +238,8 @@ def test_sums_from_the_log_sum_exp_of_pytorch(shape):
 @torch.no_grad()
 def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch):
     """The same as flash, though cuDNN only sees rows in steps of 128; a shorter sample's padding is harmless."""
-    from zsaa import attention as path
+    from zsaa.attention import Rows, attend_and_score
+    from zsaa.fast import attention as path
 
     (q, k, v), settings = inputs((2, 4, 2, rows, dim))
     real = torch.arange(rows, device=DEVICE) < torch.tensor([[rows], [rows // 2]], device=DEVICE)
@@ -246,13 +247,13 @@ def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch)
         pytest.skip("cuDNN is not the faster one here")
     assert path._cudnn(q, k, v, rows, settings["scale"]) is not None
     for mask in (None, real):
-        with_cudnn = path.attend_and_score(q, k, v, scale=settings["scale"], real=mask)
+        with_cudnn = attend_and_score(q, k, v, scale=settings["scale"], rows=Rows(real=mask))
         with monkeypatch.context() as patch:
             patch.setattr(path, "_takes_cudnn", lambda *args: False)
-            with_flash = path.attend_and_score(q, k, v, scale=settings["scale"], real=mask)
+            with_flash = attend_and_score(q, k, v, scale=settings["scale"], rows=Rows(real=mask))
         zeros = (0, 0, 0, path.padded_rows(q, k) - rows)
         padded = (torch.nn.functional.pad(x, zeros) for x in (q, k, v))
-        given = path.attend_and_score(*padded, scale=settings["scale"], rows=rows, real=mask)
+        given = attend_and_score(*padded, scale=settings["scale"], rows=Rows(rows, mask))
         for a, b in zip(given, with_cudnn):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
         seen = (real if mask is not None else torch.ones_like(real))[:, None, :, None]
@@ -263,7 +264,7 @@ def test_rows_are_rounded_up_for_cudnn_and_cut_off_again(rows, dim, monkeypatch)
 
 @pytest.mark.parametrize(("error", "refused"), [(RuntimeError, True), (torch.cuda.OutOfMemoryError, False)])
 def test_cudnn_is_given_up_where_it_refuses_not_where_memory_ran_out(error, refused, monkeypatch):
-    from zsaa import attention as path
+    from zsaa.fast import attention as path
 
     def raising(*args, **kwargs):
         raise error("no")
@@ -289,7 +290,7 @@ def test_blocks_fit_into_shared_memory(capability, bytes_, dim, monkeypatch):
 
 
 def test_buckets_are_few():
-    from zsaa.attention import _bucket
+    from zsaa.fast.attention import _bucket
 
     assert [_bucket(rows) for rows in (512, 513, 4097, 8192, 8193)] == [512, 640, 4224, 8192, 8448]
     assert len({_bucket(rows) for rows in range(512, 8193)}) == 61

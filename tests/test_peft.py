@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 import zsaa
-from zsaa import finetune, salience
+from zsaa import finetune
 from zsaa.dial import settings
+from zsaa.learned import salience
 
 ALPHA, TAU = 0.7, 3
 # PyTorch's RMSNorm in transformers rounds to float32 on the way, also in a float64 model; GPT-2 has none.

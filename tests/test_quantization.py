@@ -18,9 +18,9 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 import zsaa
-from zsaa import salience
 from zsaa.dial import settings
 from zsaa.finetune import Recipe, add_lora, fine_tune, load, prepare_quantized
+from zsaa.learned import salience
 from zsaa.models import BITSANDBYTES, AssetError, load_model
 
 bnb = pytest.importorskip("bitsandbytes")

@@ -18,11 +18,12 @@ import zsaa
 from ablation import forward as bench
 from ablation.scorers import Probe
 from ablation.train import Training, _passes
-from zsaa import finetune, salience
+from zsaa import finetune
 from zsaa.data.batching import pad
 from zsaa.dial import settings
 from zsaa.finetune import RECIPES, LadderTrainer, Recipe, draw_reductions, fine_tune, loop
 from zsaa.finetune.adapters import set_dropout
+from zsaa.learned import salience
 from zsaa.measure import distributed
 
 OWN = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-3, "strongest": 3.0}

@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 import zsaa
 from ablation import forward as bench
 from ablation import scorers as bench_scorers
-from zsaa import finetune, salience
+from zsaa import finetune
 from zsaa.cost import scorer_macs
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
+from zsaa.learned import salience
+from zsaa.learned.salience import FILE, Salience
 from zsaa.rule import SPREAD, kept_counts
-from zsaa.salience import FILE, Salience
 
 ALPHA = 0.7
 LENGTHS = [23, 60, 9]

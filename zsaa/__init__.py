@@ -1,5 +1,7 @@
 """zsaa: one dial, alpha, between a language model's speed and its accuracy, turned at inference without retraining."""
 
+import sys
+
 from zsaa.compat import check_transformers
 
 try:
@@ -9,10 +11,14 @@ try:
     from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
     from zsaa.families import SUPPORTED, UnsupportedModelError
     from zsaa.fast.dispatch import backends, use_backend
+    from zsaa.learned import asked, salience
     from zsaa.rule import kept_counts
 except ImportError:  # where transformers is so old that it lacks what the dial is built on, say that
     check_transformers()
     raise
+
+# Models that were pickled whole look for their scores where these once lay.
+sys.modules.update({"zsaa.asked": asked, "zsaa.salience": salience})
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,12 +7,13 @@ mask, and padding can never be seen by a real query.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsaa.fast import dispatch
+from zsaa.fast import attention as fast
 
 # Query rows per block: bounds the memory of the soft-score (batch x heads x block x rows), and lets a causal block
 # skip the keys that come after it. On a CPU small blocks stay in its cache, too: half the time at 512 rows.
@@ -84,81 +85,42 @@ def attend(
     return torch.matmul(p.to(v.dtype).flatten(2, 3), v).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
 
 
-def _flash(q, k, v, scale, dropout=0.0):
-    """Causal attention and its log-sum-exp. Pinned to one implementation: left to choose, PyTorch would take cuDNN on
-    Hopper, which plans anew for every number of rows, and a sampled alpha brings new ones at every training step."""
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True, False, scale=scale)[:2]
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of a prefill are there, and which may see which.
 
+    count: rows, where q, k and v have more, zeros that are not there (see `fast.attention.padded_rows`); None: as many
+    as they have. real: bool [batch, rows], or None if all are; padding gives no votes. positions: int64 [batch, rows],
+    needed only with a sliding `window` (in original positions). future: gives bool [rows, rows], True above the
+    diagonal, for a number of rows, if the caller shares one between layers.
+    """
 
-# cuDNN's attention: about half of flash's time on Hopper, but tens of milliseconds of planning for every new shape.
-CUDNN_LEAST_ROWS = 512
-_without_cudnn: set[tuple] = set()  # what it refused
+    count: int | None = None
+    real: Tensor | None = None
+    positions: Tensor | None = None
+    window: int | None = None
+    future: Callable[[int], Tensor | None] | None = None
 
+    def of(self, q: Tensor) -> int:
+        """How many rows of q [batch, heads, rows, dim] are there?"""
+        return q.shape[2] if self.count is None else self.count
 
-def _bucket(rows: int) -> int:
-    """`rows` rounded up to a multiple of 128, or to the next of 32 steps per octave: few shapes, so few plans."""
-    step = max(128, 1 << (rows - 1).bit_length() - 6)
-    return -(-rows // step) * step
+    def hidden(self, count: int, device: torch.device) -> Callable[[int, int], Tensor]:
+        """What gives, for queries [start, end) of `count`, the mask that is True where they must not look, of the last
+        keys before `end`."""
+        if self.window is not None:
+            index = torch.arange(count, device=device)
 
+            def outside(start: int, end: int) -> Tensor:
+                seen = visible(self.positions[:, start:end], self.positions[:, :end], self.window)[:, :, None]
+                return ~seen & (index[start:end, None] != index[None, :end])  # a padding row sees itself
 
-def _kind(q: Tensor, k: Tensor) -> tuple:
-    return q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1]
-
-
-def _takes_cudnn(q: Tensor, k: Tensor) -> bool:
-    if not q.is_cuda or q.shape[2] < CUDNN_LEAST_ROWS or q.shape[3] > 128 or torch.is_grad_enabled():
-        return False
-    hopper = torch.cuda.get_device_capability(q.device) >= (9, 0)
-    return hopper and torch.backends.cuda.cudnn_sdp_enabled() and _kind(q, k) not in _without_cudnn
-
-
-def padded_rows(q: Tensor, k: Tensor) -> int:
-    """How many rows attention would like of q [batch, heads, rows, dim], zeros after the real ones: more than there are
-    where cuDNN is to be used."""
-    return _bucket(q.shape[2]) if dispatch.kernels(q) is not None and _takes_cudnn(q, k) else q.shape[2]
-
-
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> tuple[Tensor, Tensor] | None:
-    """As `_flash`, without gradient; None if cuDNN refuses. Rows are causal, so zeros after the first `rows` decide
-    nothing: they are cut off again."""
-    # Heads lie beside each other in a row, as projections leave them: the output takes the layout of q.
-    pad = (0, 0, 0, 0, 0, _bucket(rows) - q.shape[2])
-    q, k, v = (F.pad(x.transpose(1, 2), pad).transpose(1, 2) if pad[-1] else x for x in (q, k, v))
-    try:
-        cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
-        output, lse, *_ = cudnn(q, k, v, None, True, 0.0, True, False, scale=scale)
-    except torch.cuda.OutOfMemoryError:  # says nothing of the next call
-        return None
-    except RuntimeError:
-        _without_cudnn.add(_kind(q, k))
-        return None
-    return output[:, :, :rows], lse.reshape(q.shape[:3])[:, :, :rows]
-
-
-def _with_kernels(
-    q: Tensor, k: Tensor, v: Tensor, *, rows, scale, softcap, dropout, real, positions, window, score
-) -> tuple[Tensor, Tensor | None] | None:
-    """`attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more pass for the
-    sums, in memory linear in the rows. None where PyTorch must do it."""
-    if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as PyTorch's own attention does under autocast
-        q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-    kernels = dispatch.kernels(q)
-    if kernels is None:
-        return None
-    lengths = None if real is None else real.sum(dim=1)
-    settings = {"scale": scale, "softcap": softcap, "lengths": lengths, "positions": positions, "window": window}
-    training = dropout or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
-    full = q, k, v
-    q, k, v = (x[:, :, :rows] for x in full)
-    if q.is_cuda and softcap is None and window is None:
-        # PyTorch's own, because they have a backward pass or are faster. Padding comes last: no mask is needed.
-        cudnn = _cudnn(*full, rows, scale) if not dropout and _takes_cudnn(q, k) else None
-        output, lse = cudnn or _flash(q, k, v, scale, dropout)
-    elif training:
-        return None  # our own has no backward pass
-    else:
-        output, lse = kernels.attention(q, k, v, **settings)
-    return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings) if score else None
+            return outside
+        future = None if self.future is None else self.future(count)
+        if future is not None:
+            return lambda start, end: future[start:end, start:end]
+        index = torch.arange(count, device=device)
+        return lambda start, end: index[start:end, None] < index[None, start:end]
 
 
 def attend_and_score(
@@ -169,75 +131,69 @@ def attend_and_score(
     scale: float,
     softcap: float | None = None,
     dropout: float = 0.0,
-    rows: int | None = None,
-    real: Tensor | None = None,
-    positions: Tensor | None = None,
-    window: int | None = None,
-    future: Callable[[int], Tensor | None] | None = None,
+    rows: Rows | None = None,
     score: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Causal self-attention and the attention that each row receives.
 
-    q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]; all three may have more rows, zeros that are not
-    there (see `padded_rows`), if `rows` is given. real: bool [batch, rows], or None if all rows are;
-    padding gives no votes. positions: int64 [batch, rows], needed only with a sliding `window` (in original positions).
-    future: gives bool [rows, rows], True above the diagonal, for a number of rows, if the caller shares one between
-    layers. score: False where nobody asks for the sums: the output is the same, and they are None.
+    q [batch, heads, rows, dim]; k, v [batch, kv_heads, rows, dim]. score: False where nobody asks for the sums: the
+    output is the same, and they are None.
 
     Returns the output [batch, heads, rows, dim] and the sums [batch, rows] of the soft-score over all heads and real
     queries, in float32 (float64 for float64 inputs), without gradient: the selection is not differentiable.
     """
-    rows = q.shape[2] if rows is None else rows
-    settings = {"softcap": softcap, "dropout": dropout, "real": real, "positions": positions, "window": window}
-    done = _with_kernels(q, k, v, rows=rows, scale=scale, score=score, **settings)
+    rows = Rows() if rows is None else rows
+    done = fast.attend_and_score(q, k, v, rows, scale=scale, softcap=softcap, dropout=dropout, score=score)
     if done is not None:
         return done
-    q, k, v = (x[:, :, :rows] for x in (q, k, v))
-    batch, heads = q.shape[:2]
+    q, k, v = (x[:, :, : rows.of(q)] for x in (q, k, v))
     # PyTorch's fused attention pays off where it has flash kernels or must keep the backward pass small; elsewhere the
     # soft-score is there anyway and gives the output at the price of one product.
-    fused = softcap is None and (q.is_cuda or (torch.is_grad_enabled() and q.requires_grad))
-    output = None
-    if fused:
-        mask = visible(positions, positions, window) if window is not None else None
-        if mask is not None:
-            # A padding row sees nothing: let it see itself, or its NaN would reach the gradients.
-            mask |= torch.eye(rows, dtype=torch.bool, device=q.device)
-        output = _sdpa(q, k, v, mask, scale, dropout, causal=mask is None)
-        if not score:
-            return output, None
-        q, k = q.detach(), k.detach()
+    if softcap is None and (q.is_cuda or (torch.is_grad_enabled() and q.requires_grad)):
+        output = _fused(q, k, v, rows, scale, dropout)
+        return output, _by_blocks(q.detach(), k.detach(), None, rows, scale)[1] if score else None
+    return _by_blocks(q, k, v, rows, scale, softcap, dropout, score)
 
-    grouped = q.unflatten(1, (k.shape[1], -1))
-    future = future(rows) if future is not None and window is None else None
-    block = max(16, BLOCK_ELEMENTS.get(q.device.type, 1 << 26) // (batch * heads * rows))
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, dropout: float) -> Tensor:
+    mask = None
+    if rows.window is not None:
+        mask = visible(rows.positions, rows.positions, rows.window)
+        # A padding row sees nothing: let it see itself, or its NaN would reach the gradients.
+        mask |= torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
+    return _sdpa(q, k, v, mask, scale, dropout, causal=mask is None)
+
+
+def _by_blocks(
+    q: Tensor, k: Tensor, v: Tensor | None, rows: Rows, scale: float, softcap=None, dropout=0.0, score=True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Output (None where no v is given) and sums by the soft-score itself, some queries at a time."""
+    (batch, heads, n, _), grouped = q.shape, q.unflatten(1, (k.shape[1], -1))
+    block = max(16, BLOCK_ELEMENTS.get(q.device.type, 1 << 26) // (batch * heads * n))
     block = min(block, BLOCK_ROWS.get(q.device.type, block))
-    index = torch.arange(rows, device=q.device) if future is None else None
+    hidden = rows.hidden(n, q.device)
     sums, blocks = None, []
-    for start in range(0, rows, block):
-        end = min(start + block, rows)
-        if window is not None:
-            hidden = ~visible(positions[:, start:end], positions[:, :end], window)[:, :, None]
-            hidden &= index[start:end, None] != index[None, :end]
-        elif future is not None:
-            hidden = future[start:end, start:end]
-        else:
-            hidden = index[start:end, None] < index[None, start:end]
-        p = _soft_score(grouped[:, :, :, start:end], k[:, :, :end], scale, softcap, hidden)
+    for start in range(0, n, block):
+        end = min(start + block, n)
+        p = _soft_score(grouped[:, :, :, start:end], k[:, :, :end], scale, softcap, hidden(start, end))
         if score:
-            with torch.no_grad():
-                if real is None:
-                    votes = p.sum(dim=(1, 2, 3))
-                else:  # padding does not vote
-                    votes = torch.matmul(real[:, None, start:end].to(p.dtype), p.sum(dim=(1, 2))).squeeze(1)
-                if end == rows and start == 0:
-                    sums = votes
-                else:
-                    sums = votes.new_zeros(batch, rows) if sums is None else sums
-                    sums[:, :end] += votes
-        if not fused:
+            votes = _votes(p, None if rows.real is None else rows.real[:, start:end])
+            if start == 0 and end == n:
+                sums = votes
+            else:
+                sums = votes.new_zeros(batch, n) if sums is None else sums
+                sums[:, :end] += votes
+        if v is not None:
             p = F.dropout(p, dropout) if dropout else p
             blocks.append(torch.matmul(p.to(v.dtype).flatten(2, 3), v[:, :, :end]).unflatten(2, p.shape[2:4]))
-    if not fused:
-        output = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)).flatten(1, 2)
-    return output, sums
+    if v is None:
+        return None, sums
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)).flatten(1, 2), sums
+
+
+@torch.no_grad()
+def _votes(p: Tensor, real: Tensor | None) -> Tensor:
+    """Sums [batch, keys] of a soft-score [batch, kv_heads, groups, queries, keys] over heads and real queries."""
+    if real is None:
+        return p.sum(dim=(1, 2, 3))
+    return torch.matmul(real[:, None].to(p.dtype), p.sum(dim=(1, 2))).squeeze(1)  # padding does not vote

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
-from zsaa.asked import Shape
 from zsaa.families import FAMILIES, SUPPORTED
+from zsaa.learned.asked import Shape
+from zsaa.learned.salience import WIDTH
 from zsaa.rule import ASKED, LEARNED, Prices, Rule, counting
-from zsaa.salience import WIDTH
 
 
 def attention_widths(config: Any) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
-from zsaa import asked, salience
 from zsaa.compat import check_transformers
 from zsaa.families import find_decoder
 from zsaa.fast.graphs import Graphs, check_mode, replaying
@@ -24,6 +23,7 @@ from zsaa.generation import find_owner, owner_class
 from zsaa.guards import is_wrapped, reads, refuse_dispatched, refuse_wrapped
 from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
 from zsaa.layer import MARK, pruned_class
+from zsaa.learned import asked, salience
 from zsaa.passes import Prefill
 from zsaa.rule import ASKED, LEARNED, RULE, SCHEDULES, Rule, check_alphas
 from zsaa.scope import opened
@@ -56,7 +56,7 @@ def enable(
     tau: least number of tokens that a layer keeps (the paper uses 5).
     score: "column_sum" (the paper's contribution), "column_mean" (per query that can see the token), "random" (a
         control), "salience" (learned, by zsaa.finetune; saved beside the model), or "asked" (learned, too: chunks of
-        tokens that the question asks for, see zsaa/asked.py; the question and the first tokens are never dropped).
+        tokens that the question asks for, see zsaa/learned/asked.py; it and the first tokens are never dropped).
     graphs: record prefills as CUDA graphs: "auto" when the same shapes come a second time, True at once, False never.
         Replays equal the pass they replace bit for bit; `captured` tells what is held.
     schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), "rising" (not the

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zsaa.asked import QUESTION
 from zsaa.cache import check_cache
 from zsaa.families import Family
 from zsaa.layer import MARK
+from zsaa.learned.asked import QUESTION
 from zsaa.rule import ASKERS, SINKS
 
 

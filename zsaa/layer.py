@@ -9,8 +9,9 @@ import functools
 
 from torch import Tensor, nn
 
-from zsaa.attention import attend, attend_and_score, padded_rows, rotate
+from zsaa.attention import Rows, attend, attend_and_score, rotate
 from zsaa.families import Family
+from zsaa.fast.attention import padded_rows
 from zsaa.fast.fused import add_norm, mlp
 from zsaa.passes import Decode, Prefill
 from zsaa.subclass import subclass
@@ -72,18 +73,9 @@ def _prefill(
     if cache is not None:
         columns = step.columns(layer)
         cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], columns, real is None, step.request.width)
-    output, sums = attend_and_score(
-        q,
-        k,
-        v,
-        score=step.plan.drops[layer] and step.scorer is None,
-        rows=n,
-        real=real,
-        positions=step.positions(layer) if window is not None else None,
-        window=window,
-        future=step.future,
-        **settings,
-    )
+    positions = step.positions(layer) if window is not None else None
+    rows, score = Rows(n, real, positions, window, step.future), step.plan.drops[layer] and step.scorer is None
+    output, sums = attend_and_score(q, k, v, rows=rows, score=score, **settings)
     sums = sums if step.scorer is None else step.judge(layer, hidden)
     return step.pass_on(layer, sums, hidden, output.transpose(1, 2).flatten(2))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zsaa.attention import rotate, visible
 from zsaa.fast import dispatch
+from zsaa.learned.salience import Learned
 from zsaa.rule import Rule
-from zsaa.salience import Learned
 from zsaa.score import FUNCTIONS, select
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from ablation.answers.judge import samples_of
 from ablation.answers.model import RANK
 from ablation.answers.run import ROWS, SCORERS
 from ablation.answers.train import STRONGEST
-from zsaa import finetune, salience
-from zsaa.asked import Scorer, Shape
+from zsaa import finetune
+from zsaa.learned import salience
+from zsaa.learned.asked import Scorer, Shape
 from zsaa.models import load_model
 
 BASE = "smollm2-135m"

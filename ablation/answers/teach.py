@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ablation.answers.data import Data, Sample
 from ablation.answers.reader import SINKS, Batch, at_answers, batch, read
-from zsaa.asked import Scorer, Shape
+from zsaa.learned.asked import Scorer, Shape
 
 HEADS = 8  # retrieval heads, chosen on the training split
 TARGETS = ("line", "answer", "gradient")

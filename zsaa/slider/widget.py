@@ -30,11 +30,11 @@ import anywidget
 import torch
 import traitlets
 
-from zsaa.asked import Scorer
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
+from zsaa.learned.asked import Scorer
+from zsaa.learned.salience import Salience
 from zsaa.measure import hardware, provenance
 from zsaa.rule import ASKED, ENTRY, LEARNED, SUMS, check_alpha, check_score, check_tau
-from zsaa.salience import Salience
 from zsaa.score import FUNCTIONS
 from zsaa.slider import page
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas

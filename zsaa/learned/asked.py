@@ -6,8 +6,8 @@ convolution of the token states). What all of them found, weighted by how much e
 neighbouring chunks. A score depends on its own sample alone: padding is masked everywhere.
 
 It sees what enters the first layer, so that tokens can leave before it (schedule "entry"). How it is taught: the study
-ablation/answers. Like the other learned score, zsaa/salience.py, it is a child of the decoder, computes in float32, and
-is saved in a file of its own. Not in the paper.
+ablation/answers. Like the other learned score, zsaa/learned/salience.py, it is a child of the decoder, computes in
+float32, and is saved in a file of its own. Not in the paper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zsaa.salience import Affine, Learned
+from zsaa.learned.salience import Affine, Learned
 
 FILE = "asked.safetensors"
 CHILD = "asked"  # its name in the decoder

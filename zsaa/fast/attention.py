@@ -1,0 +1,100 @@
+"""Attention that also gives what the sums need, by kernels: cuDNN's, flash attention or this package's own in Triton.
+
+The same as zsaa.attention, which asks here first, in memory linear in the rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsaa.fast import dispatch
+
+if TYPE_CHECKING:
+    from zsaa.attention import Rows
+
+
+def _flash(q, k, v, scale, dropout=0.0):
+    """Causal attention and its log-sum-exp. Pinned to one implementation: left to choose, PyTorch would take cuDNN on
+    Hopper, which plans anew for every number of rows, and a sampled alpha brings new ones at every training step."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, True, False, scale=scale)[:2]
+
+
+# cuDNN's attention: about half of flash's time on Hopper, but tens of milliseconds of planning for every new shape.
+CUDNN_LEAST_ROWS = 512
+_without_cudnn: set[tuple] = set()  # what it refused
+
+
+def _bucket(rows: int) -> int:
+    """`rows` rounded up to a multiple of 128, or to the next of 32 steps per octave: few shapes, so few plans."""
+    step = max(128, 1 << (rows - 1).bit_length() - 6)
+    return -(-rows // step) * step
+
+
+def _kind(q: Tensor, k: Tensor) -> tuple:
+    return q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1]
+
+
+def _takes_cudnn(q: Tensor, k: Tensor) -> bool:
+    if not q.is_cuda or q.shape[2] < CUDNN_LEAST_ROWS or q.shape[3] > 128 or torch.is_grad_enabled():
+        return False
+    hopper = torch.cuda.get_device_capability(q.device) >= (9, 0)
+    return hopper and torch.backends.cuda.cudnn_sdp_enabled() and _kind(q, k) not in _without_cudnn
+
+
+def padded_rows(q: Tensor, k: Tensor) -> int:
+    """How many rows attention would like of q [batch, heads, rows, dim], zeros after the real ones: more than there are
+    where cuDNN is to be used."""
+    return _bucket(q.shape[2]) if dispatch.kernels(q) is not None and _takes_cudnn(q, k) else q.shape[2]
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> tuple[Tensor, Tensor] | None:
+    """As `_flash`, without gradient; None if cuDNN refuses. Rows are causal, so zeros after the first `rows` decide
+    nothing: they are cut off again."""
+    # Heads lie beside each other in a row, as projections leave them: the output takes the layout of q.
+    pad = (0, 0, 0, 0, 0, _bucket(rows) - q.shape[2])
+    q, k, v = (F.pad(x.transpose(1, 2), pad).transpose(1, 2) if pad[-1] else x for x in (q, k, v))
+    try:
+        cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+        output, lse, *_ = cudnn(q, k, v, None, True, 0.0, True, False, scale=scale)
+    except torch.cuda.OutOfMemoryError:  # says nothing of the next call
+        return None
+    except RuntimeError:
+        _without_cudnn.add(_kind(q, k))
+        return None
+    return output[:, :, :rows], lse.reshape(q.shape[:3])[:, :, :rows]
+
+
+def attend_and_score(
+    q: Tensor, k: Tensor, v: Tensor, rows: Rows, *, scale: float, softcap: float | None, dropout: float, score: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """`zsaa.attention.attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more
+    pass for the sums. None where PyTorch must do it."""
+    if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as PyTorch's own attention does under autocast
+        q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
+    kernels = dispatch.kernels(q)
+    if kernels is None:
+        return None
+    lengths = None if rows.real is None else rows.real.sum(dim=1)
+    settings = {
+        "scale": scale,
+        "softcap": softcap,
+        "lengths": lengths,
+        "positions": rows.positions,
+        "window": rows.window,
+    }
+    training = dropout or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+    count, full = rows.of(q), (q, k, v)
+    q, k, v = (x[:, :, :count] for x in full)
+    if q.is_cuda and softcap is None and rows.window is None:
+        # PyTorch's own, because they have a backward pass or are faster. Padding comes last: no mask is needed.
+        cudnn = _cudnn(*full, count, scale) if not dropout and _takes_cudnn(q, k) else None
+        output, lse = cudnn or _flash(q, k, v, scale, dropout)
+    elif training:
+        return None  # our own has no backward pass
+    else:
+        output, lse = kernels.attention(q, k, v, **settings)
+    return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings) if score else None
