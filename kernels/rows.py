@@ -1,7 +1,7 @@
 """Choosing the rows that go on, and moving them, as Triton kernels: one launch each where PyTorch takes a dozen.
 
 `choose` picks the best-scored rows of each sample without sorting: the least score that still goes on is found bit by
-bit. `pass_on` copies what they need into the next stage, and what the others leave with to where it stays. `rotate`
+bit. `move` copies what they need into the next stage, and what the others leave with to where it stays. `rotate`
 applies the rotary embedding and lays rows out for attention. The same in plain PyTorch: zsaa.score.select,
 Prefill.take, zsaa.attention.rotate.
 """
@@ -79,7 +79,7 @@ def _fill(target, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["r_sample", "n", "width", "final_rows"])
-def _pass_on_kernel(
+def _move_kernel(
     hidden, output, kept, places, lengths, rows, next_hidden, next_output, final,
     h_sample, h_row, o_sample, o_row, r_sample, n, width, final_rows,
     CARRY: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr,
@@ -98,7 +98,7 @@ def _pass_on_kernel(
 
 
 @triton.jit(do_not_specialize=["n", "width", "r_sample", "final_rows"])
-def _pass_back_kernel(
+def _move_back_kernel(
     next_hidden, next_output, places, hidden, output, final, lengths, rows, r_sample, n, width, final_rows,
     CARRY: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -126,12 +126,12 @@ def _block(*sizes: int) -> dict:
     return {"BLOCK": block, "num_warps": max(1, min(8, block // 512))}
 
 
-def _pass_on(hidden, output, kept, places, lengths, rows, final):
+def _move(hidden, output, kept, places, lengths, rows, final):
     (batch, n, size), width, out_size = hidden.shape, kept.shape[1], output.shape[2]
     next_hidden, next_output = hidden.new_empty(batch, width, size), output.new_empty(batch, width, out_size)
     carry = final is not None
     with _on(hidden):
-        _pass_on_kernel[(n if carry else width, batch)](
+        _move_kernel[(n if carry else width, batch)](
             hidden, output, kept, places, lengths, rows, next_hidden, next_output, final if carry else hidden,
             *hidden.stride()[:2], *output.stride()[:2], rows.stride(0), n, width, final.shape[1] if carry else 0,
             CARRY=carry, HIDDEN=size, OUTPUT=out_size, **_block(size, out_size),
@@ -139,7 +139,7 @@ def _pass_on(hidden, output, kept, places, lengths, rows, final):
     return next_hidden, next_output
 
 
-class _PassOn(torch.autograd.Function):
+class _Move(torch.autograd.Function):
     """Passes `final` along too, if there is one: each layer writes rows of its own, so its gradient stays as it is."""
 
     @staticmethod
@@ -147,9 +147,9 @@ class _PassOn(torch.autograd.Function):
         ctx.save_for_backward(places, lengths, rows)
         ctx.sizes = kept.shape[1], hidden.shape[2], output.shape[2]
         if final is None:
-            return _pass_on(hidden, output, kept, places, lengths, rows, None)
+            return _move(hidden, output, kept, places, lengths, rows, None)
         ctx.mark_dirty(final)
-        return *_pass_on(hidden, output, kept, places, lengths, rows, final), final
+        return *_move(hidden, output, kept, places, lengths, rows, final), final
 
     @staticmethod
     def backward(ctx, next_hidden, next_output, final=None):
@@ -159,7 +159,7 @@ class _PassOn(torch.autograd.Function):
         hidden, output = next_hidden.new_empty(batch, n, size), next_output.new_empty(batch, n, out_size)
         final = final.contiguous() if carry else None
         with _on(places):
-            _pass_back_kernel[(n, batch)](
+            _move_back_kernel[(n, batch)](
                 next_hidden, next_output, places, hidden, output, final if carry else hidden, lengths, rows,
                 rows.stride(0), n, width, final.shape[1] if carry else 0,
                 CARRY=carry, HIDDEN=size, OUTPUT=out_size, **_block(size, out_size),
@@ -167,7 +167,7 @@ class _PassOn(torch.autograd.Function):
         return hidden, output, None, None, None, None, final
 
 
-def pass_on(
+def move(
     hidden: Tensor,
     output: Tensor,
     kept: Tensor,
@@ -186,9 +186,9 @@ def pass_on(
     if hidden.stride(-1) != 1 or output.stride(-1) != 1:
         raise ValueError("the last dimension of hidden and output must be contiguous; call .contiguous() on them.")
     if torch.is_grad_enabled() and (hidden.requires_grad or output.requires_grad):
-        passed = _PassOn.apply(hidden, output, kept, places, lengths, rows, final)
+        passed = _Move.apply(hidden, output, kept, places, lengths, rows, final)
         return passed if final is not None else (*passed, None)
-    return *_pass_on(hidden, output, kept, places, lengths, rows, final), final
+    return *_move(hidden, output, kept, places, lengths, rows, final), final
 
 
 @triton.jit

@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 METHOD = [
-    *("attention", "cache", "compat", "cost", "dial", "families", "generation", "guards", "hook", "layer", "passes"),
+    *("attention", "cache", "call", "compat", "cost", "dial", "families", "guards", "hook", "layer", "passes"),
     *("rule", "scope", "score", "subclass"),
 ]
 ROOMS = {  # room -> its modules, without "zsaa."
     "method": METHOD,
     "learned": ["learned"],  # scores that were taught
+    "heads": ["heads"],  # what a model with a head knows of a call
     "fast": ["fast"],
     "kernels": ["kernels"],
     "files": ["kit.files", "kit.energy", "measure.checks"],  # used by everybody, know nobody
@@ -33,8 +34,9 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "slider": ["slider"],
 }
 MAY = {
-    "method": "fast learned",
+    "method": "fast learned heads",
     "learned": "method",
+    "heads": "method",
     "fast": "method kernels",  # asks the method for its plain references, and records its passes
     "kernels": "fast",
     "files": "",

@@ -78,13 +78,13 @@ def chosen(batch, n, ragged, seed=0):
 @pytest.mark.parametrize(
     "sizes", [(2, 20, 24, 40), (1, 33, 100, 64)] + ([(4, 700, 4096, 5000)] if GPU else []), ids=str
 )
-def test_pass_on_moves_rows(sizes, ragged):
+def test_move_moves_rows(sizes, ragged):
     batch, n, size, out_size = sizes
     lengths, counts, rows, kept, places, passed = chosen(batch, n, ragged)
     hidden = torch.randn(batch, n, size, device=DEVICE, dtype=torch.float16)
     output = torch.randn(batch, n + 5, out_size, device=DEVICE, dtype=torch.float16)[:, :n]  # cut off a longer one
     final = torch.zeros(batch, n + 3, size, device=DEVICE, dtype=torch.float16)
-    *results, same = kernels.pass_on(hidden, output, kept, places, lengths, rows, final)
+    *results, same = kernels.move(hidden, output, kept, places, lengths, rows, final)
     assert same is final
     for x, y in zip((hidden, output), results):
         assert torch.equal(y, x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])))
@@ -97,7 +97,7 @@ def test_pass_on_moves_rows(sizes, ragged):
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_pass_on_has_the_gradient_of_indexing(ragged):
+def test_move_has_the_gradient_of_indexing(ragged):
     lengths, counts, rows, kept, places, passed = chosen(2, 20, ragged)
     hidden = torch.randn(2, 20, 24, device=DEVICE, requires_grad=True)
     output = torch.randn(2, 20, 40, device=DEVICE, requires_grad=True)
@@ -105,7 +105,7 @@ def test_pass_on_has_the_gradient_of_indexing(ragged):
     weights = [torch.randn(2, kept.shape[1], x.shape[2], device=DEVICE) * real for x in (hidden, output)]
     want = [x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (hidden, output)]
     for final in (None, torch.zeros(2, 23, 24, device=DEVICE)):
-        *ours, final = kernels.pass_on(hidden, output, kept, places, lengths, rows, final)
+        *ours, final = kernels.move(hidden, output, kept, places, lengths, rows, final)
         grads = []
         for x, y in zip(want, ours):
             assert torch.equal(x * real, y * real)
@@ -181,7 +181,7 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
     ids, mask, positions = (x.to(DEVICE) for x in tiny.tokens(lengths, padding="left"))
     given = dict(attention_mask=mask, position_ids=positions)
     calls = []
-    for name in ("choose", "pass_on", "rotate"):
+    for name in ("choose", "move", "rotate"):
         stock = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, _f=stock, _n=name, **k: calls.append(_n) or _f(*a, **k))
 
@@ -200,7 +200,7 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
             calls.clear()
             monkeypatch.setattr(dispatch, "_chosen", "auto")
             logits, kept, grads = run(grad)
-            assert set(calls) == {"choose", "pass_on", *(["rotate"] if family != "gpt2" else [])}
+            assert set(calls) == {"choose", "move", *(["rotate"] if family != "gpt2" else [])}
             monkeypatch.setattr(dispatch, "_chosen", "torch")
             want, want_kept, want_grads = run(grad)
             if kept == want_kept:  # a near tie may fall either way in half precision
@@ -268,7 +268,7 @@ def test_embeddings_may_lie_in_any_way(family, batch, monkeypatch):
         torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2 * b.abs().max().item())
 
 
-@pytest.mark.parametrize("broken", [None, "choose", "pass_on", "rotate"])
+@pytest.mark.parametrize("broken", [None, "choose", "move", "rotate"])
 def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
     device = torch.device(DEVICE)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
@@ -312,8 +312,8 @@ def test_recomputing_has_the_same_gradients(family, lengths, monkeypatch):
     monkeypatch.setattr(dispatch, "_chosen", "auto")
     ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths))
     grads, finals = [], []
-    pass_on = kernels.pass_on
-    monkeypatch.setattr(kernels, "pass_on", lambda *a: finals.append(a[-1] is not None) or pass_on(*a))
+    move = kernels.move
+    monkeypatch.setattr(kernels, "move", lambda *a: finals.append(a[-1] is not None) or move(*a))
     try:
         for again in (False, True):
             model = zsaa.enable(tiny.make(family, "base", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)

@@ -11,14 +11,15 @@ try:
     from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
     from zsaa.families import SUPPORTED, UnsupportedModelError
     from zsaa.fast.dispatch import backends, use_backend
+    from zsaa.heads import generation
     from zsaa.learned import asked, salience
     from zsaa.rule import kept_counts
 except ImportError:  # where transformers is so old that it lacks what the dial is built on, say that
     check_transformers()
     raise
 
-# Models that were pickled whole look for their scores where these once lay.
-sys.modules.update({"zsaa.asked": asked, "zsaa.salience": salience})
+# Models that were pickled whole look for their classes where these once lay.
+sys.modules.update({"zsaa.asked": asked, "zsaa.salience": salience, "zsaa.generation": generation})
 
 __version__ = "0.1.0"
 __all__ = [

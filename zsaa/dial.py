@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from zsaa.compat import check_transformers
 from zsaa.families import find_decoder
 from zsaa.fast.graphs import Graphs, check_mode, replaying
-from zsaa.generation import find_owner, owner_class
-from zsaa.guards import is_wrapped, reads, refuse_dispatched, refuse_wrapped
+from zsaa.guards import is_wrapped, refuse_dispatched, refuse_wrapped
+from zsaa.heads.classification import reads
+from zsaa.heads.generation import find_owner, owner_class
 from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
 from zsaa.layer import MARK, pruned_class
 from zsaa.learned import asked, salience

@@ -6,25 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from zsaa.cache import check_cache
+from zsaa.call import Call
 from zsaa.families import Family
 from zsaa.layer import MARK
 from zsaa.learned.asked import QUESTION
 from zsaa.rule import ASKERS, SINKS
 
 
-def check_call(decoder: nn.Module, call: dict, extra: dict, shape: tuple[int, int], seen: int) -> None:
-    """ValueError or NotImplementedError for arguments of a decoder's forward that cannot be pruned. call: those that it
-    names, extra: the others; shape: [batch, tokens] of the input, after `seen` cached tokens."""
-    check_cache(call.get("past_key_values"))
+def check_call(call: Call) -> None:
+    """TypeError, ValueError, NotImplementedError or RuntimeError for a call of a decoder that cannot be pruned."""
+    decoder = call.decoder
+    check_cache(call.cache)
     if torch.jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace would write one text's token counts into the graph. Use torch.compile, torch.export for "
             "each length and alpha, or set alpha to 1."
         )
-    if 0 in shape:
+    if 0 in call.shape:
         raise ValueError(
-            f"the input has no {'samples' if shape[0] == 0 else 'tokens'}: its shape is {tuple(shape)}. Give at least "
-            "one sample, and each at least one token."
+            f"the input has no {'samples' if call.shape[0] == 0 else 'tokens'}: its shape is {tuple(call.shape)}. Give "
+            "at least one sample, and each at least one token."
         )
     attention = getattr(decoder.config, "_attn_implementation", None) or "eager"
     if attention not in ("eager", "sdpa", "flex_attention") and "flash" not in attention:
@@ -33,34 +34,14 @@ def check_call(decoder: nn.Module, call: dict, extra: dict, shape: tuple[int, in
             'softmax attention: use "sdpa", "eager", "flex_attention" or a flash attention, or set alpha to 1 for this '
             "call."
         )
-    mask = call.get("attention_mask")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-        kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(
-            f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a "
-            "custom mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
-        )
-    if mask is not None and tuple(mask.shape) != (shape[0], seen + shape[1]):
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, but the input is {tuple(shape)} after {seen} cached "
-            f"tokens: it must have shape {(shape[0], seen + shape[1])}."
-        )
-    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if extra.get(name) is not None]
-    positions = call.get("position_ids")
-    if not packed and positions is not None and shape[1] > 1:
-        positions = torch.atleast_2d(positions).flatten(0, -2)
-        steps = positions[:, 1:] - positions[:, :-1]
-        if mask is not None:
-            new = mask[:, -shape[1] :] != 0
-            steps = steps.masked_fill(~(new[:, 1:] & new[:, :-1]), 1)
-        if bool((steps <= 0).any()):
-            packed = ["position_ids that restart or fall back"]
-    if packed:
+    _check_attention_mask(call)
+    if packed := _packed(call):
         raise ValueError(
             f"zsaa cannot prune packed sequences ({', '.join(packed)}): scores would mix separate texts. "
             "Give each text its own row and pad, or set alpha to 1 for this call."
         )
-    if extra.get("output_attentions") or call.get("output_attentions") or decoder.config.output_attentions:
+    asked = (call.extra.get("output_attentions"), call.named.get("output_attentions"), decoder.config.output_attentions)
+    if any(asked):
         raise ValueError(
             "output_attentions=True is not available with alpha < 1: pruned layers have no full attention matrix. "
             "Use zsaa.trace(model) to see what was kept, or set alpha to 1 for this call."
@@ -71,6 +52,37 @@ def check_call(decoder: nn.Module, call: dict, extra: dict, shape: tuple[int, in
             "zsaa needs non-reentrant gradient checkpointing. Call "
             "model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
         )
+
+
+def _check_attention_mask(call: Call) -> None:
+    mask, (batch, tokens) = call.attention_mask, call.shape
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a "
+            "custom mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
+        )
+    if tuple(mask.shape) != (batch, call.seen + tokens):
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, but the input is {(batch, tokens)} after {call.seen} "
+            f"cached tokens: it must have shape {(batch, call.seen + tokens)}."
+        )
+
+
+def _packed(call: Call) -> list[str]:
+    """What says that several texts lie in one row."""
+    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if call.extra.get(name) is not None]
+    positions, tokens = call.named.get("position_ids"), call.shape[1]
+    if packed or positions is None or tokens == 1:
+        return packed
+    positions = torch.atleast_2d(positions).flatten(0, -2)
+    steps = positions[:, 1:] - positions[:, :-1]
+    if (real := call.real) is not None:
+        new = real[:, -tokens:]
+        steps = steps.masked_fill(~(new[:, 1:] & new[:, :-1]), 1)
+    return ["position_ids that restart or fall back"] if bool((steps <= 0).any()) else []
 
 
 def is_wrapped(layer: nn.Module) -> bool:
@@ -240,57 +252,3 @@ def check_question(
         )
     stays = (part == QUESTION) | (real & (place <= SINKS))
     return part, stays if exempt is None else stays | exempt, max(asks)
-
-
-def reads(owner: nn.Module | None) -> str | None:
-    """How the head of `owner` reads the decoder: "row" for a classifier of transformers, which reads one row of each
-    sample (see `read_rows`); "own" for a subclass with a forward of its own, which may read others; else None."""
-    if not any(cls.__name__.endswith("ForSequenceClassification") for cls in type(owner).__mro__):
-        return None
-    return "row" if type(owner).forward.__module__.startswith("transformers.") else "own"
-
-
-def read_rows(how: str, ids: Tensor | None, mask: Tensor | None, shape: tuple[int, int], config) -> Tensor | None:
-    """The mask bool [batch, tokens] (None: all) of a classifier's texts, each of which ends in the row that its head
-    reads: what follows cannot influence that row, and is not to be kept in its place.
-
-    The head's rule is transformers': the last token that is not config.pad_token_id, or the first token if there is
-    none; the last column where no pad token is set, or embeddings are given. ValueError if that row is padding by the
-    mask, and, for a head with a forward of its own (how: "own"), if it is not the last real token.
-    """
-    batch, width = shape
-    pad = config.pad_token_id
-    if ids is None or pad is None:
-        if mask is None:
-            return None
-        read = torch.full((batch,), width - 1, device=mask.device)
-    else:
-        columns = torch.arange(width, device=ids.device)
-        read = ((ids != pad) * columns).argmax(dim=1)
-    columns = torch.arange(width, device=read.device)
-    real = torch.ones(shape, dtype=torch.bool, device=read.device) if mask is None else mask
-    after = real & (columns > read[:, None])
-    padded = ~real.gather(1, read[:, None])[:, 0]
-    wrong, longer = torch.stack([padded, after.any(dim=1)]).tolist()
-    if any(wrong):
-        sample = wrong.index(True)
-        rule = (
-            "the last row, as it is given inputs_embeds"
-            if ids is None
-            else f"the last token that is not {pad}, the pad"
-        )
-        rule = "the last row, as the model has no pad_token_id" if ids is not None and pad is None else rule
-        raise ValueError(
-            f"the classifier's head reads column {int(read[sample])} of sample {sample} ({rule}), which is padding by "
-            "its attention_mask. Pad on the left, pad with the model's pad_token_id, or set alpha to 1 for this call."
-        )
-    if not any(longer):
-        return mask
-    if how == "own":
-        sample = longer.index(True)
-        raise ValueError(
-            f"sample {sample} ends in tokens equal to the pad token ({pad}) that its attention_mask calls real. A head "
-            "with a forward of its own may read the last of them or the last before them, and only one is sure to be "
-            "kept. Mask them, set another pad_token_id, or set alpha to 1 for this call."
-        )
-    return real & ~after

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from zsaa.cache import is_empty, is_pruned, pruned_cache
+from zsaa.cache import pruned_cache
+from zsaa.call import Call
 from zsaa.families import Family
 from zsaa.fast.graphs import Graphs
-from zsaa.generation import MASKS, Prompt, given
 from zsaa.guards import (
     check_call,
     check_continued,
@@ -29,9 +29,10 @@ from zsaa.guards import (
     check_lengths,
     check_mask,
     check_question,
-    read_rows,
 )
-from zsaa.passes import Decode, Prefill, Request, plan
+from zsaa.heads.classification import read_rows
+from zsaa.heads.generation import Prompt
+from zsaa.passes import Decode, Given, Prefill, Request, plan
 from zsaa.rule import ASKED, LEARNED, Rule, check_alphas
 from zsaa.scope import innermost, opened, opened_anywhere
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from zsaa.dial import Trace
 
 DEFAULTS = {"alpha": 1.0, **asdict(Rule()), "alpha_range": None}
-PER_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # arguments of a decoder with one column per token
 
 Alpha = float | tuple[float, ...]  # a tuple: one per request of the batch
 
@@ -69,7 +69,7 @@ class Dial:
         self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
         self.warned = self.warned_of_hooks = False
         self.family = family
-        self.reads: str | None = None  # how the head reads the decoder, see `guards.reads`
+        self.reads: str | None = None  # how the head reads the decoder, see `heads.classification.reads`
         self.tracer: Trace | None = None  # of all passes outside of `trace` blocks
         self.graphs = Graphs()
         self.signature = inspect.signature(type(decoder).forward)
@@ -138,49 +138,30 @@ class Dial:
     @torch.compiler.disable
     def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
         """The hook: the arguments of a decoder's forward, with what this pass needs to prune."""
-        call = self.signature.bind_partial(decoder, *args, **kwargs).arguments
-        call.pop("self")
-        extra = call.pop("kwargs", {})
-        head, own = extra.pop("zsaa_head", False), any(name in extra for name in ("alpha", *MASKS))
-        alpha, masks = self._call_alpha(decoder, extra), {name: extra.pop(name) for name in MASKS if name in extra}
-        block = innermost(self, "trace")
+        call = Call(decoder, self.signature, args, kwargs)
+        alpha, block = self._call_alpha(call), innermost(self, "trace")
         trace = self.tracer if block is None else block.values["trace"]
-        cache, ids, embeds = (call.get(name) for name in ("past_key_values", "input_ids", "inputs_embeds"))
-        fresh = is_empty(cache)
-        pruned = is_pruned(cache) and not fresh
-        prefill = fresh and (least(alpha) < 1 or trace is not None)
-        stock = ((), {**call, **extra}) if own or head else None
-        if (ids is None) == (embeds is None):  # the stock decoder says what is wrong with that
-            return stock
-        tokens = ids if embeds is None else embeds[..., 0]
-        if not (pruned or prefill):
-            if least(alpha) < 1 and tokens.shape[-1] > 1:
+        begins = call.fresh and (least(alpha) < 1 or trace is not None)
+        if not (call.known and (call.seen or begins)):
+            if call.known and least(alpha) < 1 and call.tokens.shape[-1] > 1:
                 warnings.warn(
                     "alpha has no effect on this call: it continues a key/value cache that was not pruned, such as one "
                     "filled at alpha = 1, or the virtual tokens of prefix tuning. Start from an empty cache.",
                     stacklevel=2,
                 )
-            return stock
-        # GPT-2 takes several choices for each sample, [batch, choices, tokens], and sets them one below the other.
-        shape = (tokens.shape[:-1].numel(), tokens.shape[-1])
-        if tokens.dim() == 3 and isinstance(mask := call.get("attention_mask"), Tensor) and mask.dim() == 3:
-            call["attention_mask"] = mask.flatten(0, 1)
+            return call.stock()
         prompt = self._prompt()
         if prompt is not None:
-            prompt.check(call, cache.get_seq_length() if pruned else 0)
+            prompt.check(call)
         self._check_layers(decoder)
-        check_call(decoder, call, extra, shape, seen=cache.get_seq_length() if pruned else 0)
-        if pruned:
-            step = self._decode(decoder, call, cache, shape)
-        elif appended := self._appended(decoder, call):
-            call, step = self._prefill_and_decode(decoder, call, extra, alpha, appended, shape)
-        else:
-            how = "row" if head else self.reads if self.reads == "own" else None
-            masks = self._masks(masks, given(call).flatten(0, tokens.dim() - 2))
-            step = self._prefill(decoder, call, extra, alpha, trace, shape, how, masks)
-        # The stock decoder would now build a full-length mask. It returns a 4-D one as it is, and ours is never read.
-        call["attention_mask"] = torch.empty((1, 1, 1, 1), device=tokens.device)
-        return (), {**call, **extra, "zsaa": step}
+        check_call(call)
+        if call.seen:
+            check_continued(call.cache, self.family.num_layers(decoder))
+            return call.pruned(Decode(call.cache, call.shape, call.real, call.cache.layers[0].keys.device))
+        appended = 0 if prompt is None else prompt.appended(call.text, call.caches)
+        if appended:
+            return call.pruned(self._prefill_and_decode(call, alpha, appended))
+        return call.pruned(self._prefill(call, alpha, prompt, trace))
 
     def _check_layers(self, decoder: nn.Module) -> None:
         said = check_layers(decoder, self.family, self.family.num_layers(decoder))
@@ -188,134 +169,94 @@ class Dial:
             self.warned_of_hooks = True
             warnings.warn(said, stacklevel=3)
 
-    def _call_alpha(self, decoder: nn.Module, extra: dict) -> Alpha:
-        """The alpha of a call, taken out of its arguments if it is there."""
-        given = extra.pop("alpha", None)
-        if given is None:
-            if getattr(decoder, "_is_replica", False) and innermost(self, "alpha") is None:
-                self._check_replica()
+    def _call_alpha(self, call: Call) -> Alpha:
+        if call.own.get("alpha") is None:
+            replica = getattr(call.decoder, "_is_replica", False)
+            if replica and innermost(self, "alpha") is None and opened_anywhere(self, "alpha"):
+                raise RuntimeError(
+                    "torch.nn.DataParallel runs its copies of the model in threads of their own, in which no `with "
+                    "zsaa.at(...)` of yours is open: the alpha of that block would be ignored. Use zsaa.set_alpha, "
+                    "give alpha with the call, or run one process for each GPU."
+                )
             return self.alpha
-        given = check_alphas(given)
-        self.check_trained(given)
-        return given
+        alpha = check_alphas(call.own["alpha"])
+        self.check_trained(alpha)
+        return alpha
 
-    def _check_replica(self) -> None:
-        if opened_anywhere(self, "alpha"):
-            raise RuntimeError(
-                "torch.nn.DataParallel runs its copies of the model in threads of their own, in which no `with "
-                "zsaa.at(...)` of yours is open: the alpha of that block would be ignored. Use zsaa.set_alpha, give "
-                "alpha with the call, or run one process for each GPU."
-            )
+    def _prompt(self) -> Prompt | None:
+        block = innermost(self, "prompt")
+        return None if block is None else block.values["prompt"]
 
-    def _masks(self, given: dict[str, Tensor | None], read: Tensor) -> dict[str, Tensor]:
-        """The masks of a pass's tokens, by name: given with the call, or with the running `generate`, whose batch may
-        be a multiple of the requests."""
-        prompt, shape, masks = self._prompt(), read.shape[:2], {}
-        held = {} if prompt is None else prompt.masks_of(read)
-        for name, mask in {**held, **{name: mask for name, mask in given.items() if mask is not None}}.items():
-            batch = check_mask(name, mask).shape[0]
-            if 0 < batch < shape[0] and shape[0] % batch == 0:
-                mask = mask.repeat_interleave(shape[0] // batch, dim=0)
-            masks[name] = check_mask(name, mask, shape).to(read.device)
-        return masks
+    def _prefill_and_decode(self, call: Call, alpha: Alpha, appended: int) -> Decode:
+        """Run the prompt, which is pruned, and get ready for what `generate` has appended to it, which is not: all that
+        is left of the call."""
+        keep, decoder = call.caches, call.decoder
+        cache = pruned_cache(call.cache, self.family.num_layers(decoder))
+        call.named |= {"past_key_values": cache, "use_cache": True}
+        prompt, rest = call.split(appended)
+        before = decoder(**{**call.named, **prompt}, **{**call.extra, "alpha": alpha, "return_dict": True})
+        call.named |= rest
+        return Decode(cache, call.shape, call.real, call.device, before=before, keep=keep)
 
-    def _named(self, masks: dict[str, Tensor], ids: Tensor | None, mask: Tensor | None, shape, piece: bool) -> tuple:
-        """What the call's masks say of a pass: the columns that are never dropped (or None), how many of each sample;
-        and for score "asked" the parts that ask with the ids (or None), and the most that ask in a sample."""
+    def _prefill(self, call: Call, alpha: Alpha, prompt: Prompt | None, trace: Trace | None) -> Prefill:
+        (batch, width), real, decoder = call.shape, call.real, call.decoder
+        how = "row" if call.head else self.reads if self.reads == "own" else None
+        if how is not None:
+            real = read_rows(how, call)
+        piece = prompt is not None and prompt.is_piece(call.text)
+        if prompt is not None and real is not None and not piece:
+            check_last(real[:, -1])
+        lengths = check_lengths(real, call.shape, prompt.texts[0].shape[1] if piece else None)
+        exempt, counts, part, asks = self._stays(call, real, prompt, piece)
+        request = Request(
+            lengths=lengths,
+            width=width,
+            alphas=spread(alpha, batch),
+            rule=self.rule,
+            num_layers=self.family.num_layers(decoder),
+            carry=how != "row" or call.states,  # where one row is read, dropped tokens need no final state
+            device=call.device,
+            exempt=counts,
+            asks=asks,
+        )
+        shapes = plan(request)
+        if call.caches:
+            call.named["past_key_values"] = cache = pruned_cache(call.cache, request.num_layers)
+            if shapes.early:
+                all_real = torch.ones(batch, width, dtype=torch.bool, device=request.device)
+                cache.layers[0].given = all_real if real is None else real
+        given = Given(real if request.padded else None, exempt, part)
+        if part is not None and call.ids is not None:
+            given.ids = call.ids.reshape(call.shape)
+        scorer = getattr(decoder, self.rule.score) if self.rule.score in (LEARNED, ASKED) else None
+        return Prefill(request, shapes, given, scorer, call.states, trace)
+
+    def _stays(self, call: Call, real: Tensor | None, prompt: Prompt | None, piece: bool) -> tuple:
+        """What the masks of a pass say: the columns that are never dropped, bool [batch, tokens] (or None), and how
+        many that are in each sample; by score "asked" the part by which each column asks (or None), and the most that
+        ask in a sample. Masks are the call's, or those of the running `generate`, whose batch may be a multiple of the
+        requests."""
+        masks = {**({} if prompt is None else prompt.masks_of(call.text)), **call.masks}
+        for name, mask in masks.items():
+            times, rest = divmod(call.shape[0], check_mask(name, mask).shape[0] or call.shape[0])
+            mask = mask if rest or times < 2 else mask.repeat_interleave(times, dim=0)
+            masks[name] = check_mask(name, mask, call.shape).to(call.device)
         exempt, question = masks.get("exempt"), masks.get("question")
-        exempt, count = (None, ()) if exempt is None else check_exempt(exempt, mask)
+        exempt, counts = (None, ()) if exempt is None else check_exempt(exempt, real)
         if self.rule.score != ASKED:
             if question is not None:
                 raise ValueError(
                     f'question= is read by score="asked" alone, and this dial has score={self.rule.score!r}. Leave it '
                     "out (exempt= keeps tokens under every score), or enable that score."
                 )
-            return exempt, count, None, 0
+            return exempt, counts, None, 0
         if piece:
             raise ValueError(
                 'by score="asked" the question asks for tokens of the whole prompt, and prefill_chunk_size shows the '
                 "first piece alone. Leave it out, or set alpha to 1 for this call."
             )
-        ids = None if ids is None else ids.reshape(shape)
-        part, exempt, asks = check_question(question, exempt, mask, ids, shape)
-        _, count = check_exempt(exempt, mask)
-        return exempt, count, (part, ids), asks
-
-    def _appended(self, decoder: nn.Module, call: dict) -> int:
-        """How many columns of a pass on an empty cache come after the prompt, as far as `generate` says."""
-        prompt = self._prompt()
-        return 0 if prompt is None else prompt.appended(given(call), _wants_cache(decoder, call))
-
-    def _prompt(self) -> Prompt | None:
-        block = innermost(self, "prompt")
-        return None if block is None else block.values["prompt"]
-
-    def _prefill_and_decode(
-        self, decoder: nn.Module, call: dict, extra: dict, alpha: Alpha, appended: int, shape: tuple[int, int]
-    ) -> tuple[dict, Decode]:
-        """Run the prompt, which is pruned, and get ready for what `generate` has appended to it, which is not."""
-        keep = _wants_cache(decoder, call)
-        cache = pruned_cache(call.get("past_key_values"), self.family.num_layers(decoder))
-        name = "inputs_embeds" if call.get("input_ids") is None else "input_ids"
-        columns = [key for key in (name, *PER_TOKEN) if call.get(key) is not None]
-        prompt = {key: call[key][:, :-appended] for key in columns}
-        shared = {**call, "past_key_values": cache, "use_cache": True}
-        before = decoder(**{**shared, **prompt}, **{**extra, "alpha": alpha, "return_dict": True})
-        rest = {key: call[key][:, -appended:] for key in columns if key != "attention_mask"}
-        call = {**shared, **rest}
-        mask = None if call.get("attention_mask") is None else call["attention_mask"] != 0
-        device = call[name].device
-        return call, Decode(cache, (shape[0], appended), mask, device, before=before, keep=keep)
-
-    def _decode(self, decoder: nn.Module, call: dict, cache, shape: tuple[int, int]) -> Decode:
-        check_continued(cache, self.family.num_layers(decoder))
-        mask = call.get("attention_mask")
-        return Decode(cache, shape, None if mask is None else mask != 0, cache.layers[0].keys.device)
-
-    def _prefill(
-        self,
-        decoder: nn.Module,
-        call: dict,
-        extra: dict,
-        alpha: Alpha,
-        trace: Trace | None,
-        shape: tuple[int, int],
-        head: str | None,
-        masks: dict[str, Tensor],
-    ) -> Prefill:
-        ids, embeds, mask = (call.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        device = (ids if embeds is None else embeds).device
-        mask = None if mask is None else mask != 0
-        if head:
-            mask = read_rows(head, ids, mask, shape, decoder.config)
-        prompt = self._prompt()
-        piece = prompt is not None and prompt.is_piece(given(call))
-        if prompt is not None and mask is not None and not piece:
-            check_last(mask[:, -1])
-        lengths = check_lengths(mask, shape, prompt.texts[0].shape[1] if piece else None)
-        exempt, count, asked, asks = self._named(masks, ids, mask, shape, piece)
-        states = extra.get("output_hidden_states", call.get("output_hidden_states"))
-        states = bool(decoder.config.output_hidden_states if states is None else states is not False)
-        layers = self.family.num_layers(decoder)
-        request = Request(
-            lengths=lengths,
-            width=shape[1],
-            alphas=spread(alpha, shape[0]),
-            rule=self.rule,
-            num_layers=layers,
-            carry=head != "row" or states,  # where one row is read, dropped tokens need no final state
-            device=device,
-            exempt=count,
-            asks=asks,
-        )
-        scorer = getattr(decoder, self.rule.score) if self.rule.score in (LEARNED, ASKED) else None
-        shapes = plan(request)
-        if _wants_cache(decoder, call):
-            call["past_key_values"] = cache = pruned_cache(call.get("past_key_values"), layers)
-            if shapes.early:
-                real = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask
-                cache.layers[0].given = real
-        return Prefill(request, shapes, mask, scorer, states, trace, exempt, asked)
+        part, exempt, asks = check_question(question, exempt, real, call.ids, call.shape)
+        return exempt, check_exempt(exempt, real)[1], part, asks
 
 
 def least(alpha: Alpha) -> float:
@@ -334,12 +275,3 @@ def spread(alpha: Alpha, batch: int) -> tuple[float, ...]:
             "each request, or a single number for all."
         )
     return tuple(a for a in alpha for _ in range(times))
-
-
-def _wants_cache(decoder: nn.Module, call: dict) -> bool:
-    if decoder.training and getattr(decoder, "gradient_checkpointing", False):
-        return False
-    if call.get("past_key_values") is not None:
-        return True
-    use_cache = call.get("use_cache")
-    return bool(decoder.config.use_cache if use_cache is None else use_cache)

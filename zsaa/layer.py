@@ -32,7 +32,7 @@ def pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Module
         cache = kwargs.get("past_key_values", args[0] if args else None)
         prefill = isinstance(step, Prefill)
         if prefill and attention.layer_idx == 0:
-            hidden_states = step.enter(hidden_states)
+            hidden_states = step.begin(hidden_states)
         hidden_states, normed = add_norm(hidden_states, None, getattr(self, family.attention_norm))
         inputs = family.qkv(attention, normed), kwargs.get("position_embeddings"), cache
         settings = {
@@ -76,8 +76,8 @@ def _prefill(
     positions = step.positions(layer) if window is not None else None
     rows, score = Rows(n, real, positions, window, step.future), step.plan.drops[layer] and step.scorer is None
     output, sums = attend_and_score(q, k, v, rows=rows, score=score, **settings)
-    sums = sums if step.scorer is None else step.judge(layer, hidden)
-    return step.pass_on(layer, sums, hidden, output.transpose(1, 2).flatten(2))
+    step.choose(layer, sums if step.scorer is None else step.learned(layer, hidden), hidden)
+    return step.move(layer, hidden, output.transpose(1, 2).flatten(2))
 
 
 def _decode(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from zsaa.attention import rotate, visible
 from zsaa.fast import dispatch
-from zsaa.learned.salience import Learned
 from zsaa.rule import Rule
 from zsaa.score import FUNCTIONS, select
 
@@ -104,17 +103,32 @@ def _recomputed() -> bool:
 INPUT = -1  # in place of a stage: the columns of the input, before any token was dropped
 
 
+@dataclass
+class Given:
+    """What a prefill reads of its call beside the decoder's own arguments, each [batch, width] or None.
+
+    real: bool, the columns that are no padding; None: all. exempt: bool, those that are never dropped. part, ids:
+    int64, for score "asked": the part by which each column asks, and the token ids.
+    """
+
+    real: Tensor | None = None
+    exempt: Tensor | None = None
+    part: Tensor | None = None
+    ids: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in vars(self).items() if x is not None}
+
+
 class Prefill:
     """One pruned pass over whole inputs: which rows are alive, layer after layer.
 
     Inputs are compacted before the first layer (real tokens first), so padding costs nothing and decides nothing. The
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
-    mask: bool [batch, width], the real columns of the input; read only if some are not. exempt: bool [batch, width],
-    the columns that are never dropped, or None. rows: per stage int64 [batch, rows], the input rows that are alive, in
-    order. scorer: the learned score; None where another decides. asked: for score "asked", the parts that ask and the
-    ids, int64 [batch, width]. states: is what enters each layer asked for, too? trace: gets what was kept, once the
-    pass is through.
+    rows: per stage int64 [batch, rows], the input rows that are alive, in order. scorer: the learned score; None where
+    another decides. states: is what enters each layer asked for, too? trace: gets what was kept, once the pass is
+    through.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
@@ -123,20 +137,18 @@ class Prefill:
         self,
         request: Request,
         plan: Plan,
-        mask: Tensor | None,
-        scorer: Learned | None = None,
+        given: Given,
+        scorer: Any = None,
         states: bool = False,
         trace: Trace | None = None,
-        exempt: Tensor | None = None,
-        asked: tuple[Tensor, Tensor] | None = None,
     ):
-        self.request, self.plan, self.mask, self.scorer = request, plan, mask, scorer
-        self.states, self.trace, self.exempt, self.asked = states, trace, exempt, asked
+        self.request, self.plan, self.given, self.scorer = request, plan, given, scorer
+        self.states, self.trace = states, trace
         self.scores: Tensor | None = None  # of the input's columns, where they are given once
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
-        self.entered: dict[int, Tensor] = {}  # the states that entered a layer which dropped some; INPUT: all columns
-        self.input: Tensor | None = None  # the input's real columns [batch, rows], in order
+        self.left: dict[int, Tensor] = {}  # the states that entered a layer which dropped some; INPUT: all columns
+        self.input: Tensor  # the input's real columns [batch, rows], in order
         self.final: Tensor | None = None  # or: [batch, width, hidden_size], where they are written at once
         self._future: Tensor | None = None
 
@@ -148,12 +160,6 @@ class Prefill:
     def partial(self) -> bool:
         """Does the decoder's output need `complete`?"""
         return self.states
-
-    def reads(self) -> dict[str, Tensor]:
-        """What the pass reads of its call beside the decoder's own arguments, by name."""
-        given = {"mask": self.mask if self.request.padded else None, "exempt": self.exempt}
-        given |= {} if self.asked is None else dict(zip(("part", "ids"), self.asked))
-        return {name: x for name, x in given.items() if x is not None}
 
     def future(self, rows: int) -> Tensor | None:
         """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
@@ -175,42 +181,44 @@ class Prefill:
         columns = self.columns(stage)
         return (columns - self.input[:, :1]).clamp(min=-1) if self.request.padded else columns
 
-    def enter(self, hidden: Tensor) -> Tensor:
+    def begin(self, hidden: Tensor) -> Tensor:
         """Stage 0 of hidden states [batch, width, hidden_size]."""
         if not self.rows:
+            part, ids, real = self.given.part, self.given.ids, self.given.real
             self.input = self.plan.index.expand(hidden.shape[0], -1)
-            if self.request.padded:
-                self.input = (~self.mask).int().argsort(dim=1, stable=True)[:, : max(self.request.lengths)]
-            if self.asked is not None and (self.plan.early or any(self.plan.drops)):
-                part, ids = self.asked
-                real = self.mask if self.request.padded else torch.ones_like(ids, dtype=torch.bool)
+            if real is not None:
+                self.input = (~real).int().argsort(dim=1, stable=True)[:, : max(self.request.lengths)]
+            if part is not None and ids is not None and (self.plan.early or any(self.plan.drops)):
+                real = torch.ones_like(ids, dtype=torch.bool) if real is None else real
                 self.scores = self.scorer.rank(hidden, ids, part, real, self.request.asks)
             self.rows.append(self._early(hidden) if self.plan.early else self.input)
         if self.plan.early and self.request.carry:
-            self.entered.setdefault(INPUT, hidden)
+            self.left.setdefault(INPUT, hidden)
         if self.plan.compact:
             return self.take(hidden, self.rows[0])
         return hidden if hidden.stride(-1) == 1 else hidden.contiguous()  # inputs_embeds may lie in any way
 
+    @torch.no_grad()
     def _early(self, hidden: Tensor) -> Tensor:
         """The rows of the input that enter the first layer at all, chosen by its states."""
-        with torch.no_grad():
-            states = self.take(hidden, self.input) if self.request.padded else hidden
-            if self.scores is not None:
-                scores = self.scores.gather(1, self.input)
-            else:
-                scores = hidden.new_zeros(self.input.shape) if self.scorer is None else self.scorer(0, states)
-        scores, lengths = self._ranked(scores, self.plan.lengths, self.input), self.plan.lengths
-        ragged = min(self.request.lengths) < self.input.shape[1] or self.real[0] is not None
+        lengths, padding = self.plan.lengths, min(self.request.lengths) < self.input.shape[1]
+        if self.scores is not None:
+            scores = self.scores.gather(1, self.input)
+        elif self.scorer is not None:
+            scores = self.scorer(0, self.take(hidden, self.input) if self.request.padded else hidden)
+        else:
+            scores = hidden.new_zeros(self.input.shape)
+        scores = self._ranked(scores, lengths, self.input)
+        ragged = padding or self.real[0] is not None
         kept, _ = select(scores, lengths, self.plan.sizes[0], self.plan.widths[0], ragged)
         return self.input.gather(1, kept)
 
-    def _ranked(self, sums: Tensor | None, lengths: Tensor, rows: Tensor) -> Tensor:
-        """Scores of rows, of which each sample has so many: of the sums of attention or as they are, if learned, and
-        the highest for what is exempt."""
-        score = FUNCTIONS.get(self.request.rule.score)
-        scores = sums if score is None else score(sums, lengths)
-        return scores if self.exempt is None else scores.masked_fill(self.exempt.gather(1, rows), float("inf"))
+    def _ranked(self, scores: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
+        """Scores of rows, of which each sample has so many: made of the sums of attention or, if learned, as they are;
+        and the highest for what is exempt."""
+        score, exempt = FUNCTIONS.get(self.request.rule.score), self.given.exempt
+        scores = scores if score is None else score(scores, lengths)
+        return scores if exempt is None else scores.masked_fill(exempt.gather(1, rows), float("inf"))
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
@@ -235,55 +243,57 @@ class Prefill:
         cos, sin = (self.embeddings(layer, table) for table in tables)
         return *rotate(q, k, cos, sin), v
 
-    def judge(self, layer: int, hidden: Tensor) -> Tensor | None:
+    @torch.no_grad()
+    def learned(self, layer: int, hidden: Tensor) -> Tensor | None:
         """The learned score of the rows that enter `layer`, float32 [batch, rows], of their states, or as it was given
         to the input; None where all go on. No gradient passes: the choice has none (Eq. 3), and the score has a loss of
         its own."""
         if not self.plan.drops[layer]:
             return None
-        if self.scores is not None:
-            return self.scores.gather(1, self.rows[layer])
-        with torch.no_grad():
-            return self.scorer(layer, hidden)
+        return self.scorer(layer, hidden) if self.scores is None else self.scores.gather(1, self.rows[layer])
 
-    def pass_on(self, layer: int, sums: Tensor | None, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose by `sums` [batch, rows], or learned scores, what `layer` passes on, of its hidden states and its
-        attention's output [batch, rows, size]. sums may be None where it drops nothing."""
-        kernels = dispatch.row_kernels(hidden)
-        if layer not in self.choice:
-            self._choose(layer, sums, kernels)
-        if self.choice[layer] is None:
-            return hidden, output
-        (kept, places), carry = self.choice[layer], self.request.carry
-        # Under an autocast to another half precision than the embeddings', states become float32 in the first layer.
-        other = self.final is not None and self.final.dtype != hidden.dtype
-        if carry and (kernels is None or places is None or self.entered or other or self.states or _recomputed()):
-            self.entered.setdefault(layer, hidden)
-        elif carry and self.final is None:
-            self.final = hidden.new_zeros(hidden.shape[0], self.request.width, hidden.shape[2])
-        if kernels is None or places is None:
-            return self.take(hidden, kept), self.take(output, kept)
-        chosen = kept, places, self.plan.sizes[layer], self.rows[layer]
-        final = self.final if layer not in self.entered else None
-        hidden, output, final = kernels.pass_on(hidden, output, *chosen, final)
-        self.final = self.final if final is None else final
-        return hidden, output
-
-    def _choose(self, layer: int, sums: Tensor, kernels) -> None:
-        """Fill in `choice` of a layer, (indices into the rows that entered it, their places or None) or None where all
-        go on, and the rows that the next one gets."""
+    def choose(self, layer: int, scores: Tensor | None, like: Tensor) -> None:
+        """Choose by the sums of attention [batch, rows], or learned scores, what `layer` passes on, if that is not done
+        yet: indices into the rows that entered it, and the place of each row among them where a kernel chose; None
+        where all go on. like: a tensor of the states' kind."""
+        if layer in self.choice:
+            return
         before, after = self.plan.sizes[layer], self.plan.sizes[layer + 1]
-        rows, choice, width = self.rows[layer], None, self.plan.widths[layer + 1]
-        if self.plan.drops[layer]:
-            scores = self._ranked(sums, before, rows)
+        rows, width = self.rows[layer], self.plan.widths[layer + 1]
+        self.choice[layer] = None
+        if self.plan.drops[layer] and scores is not None:
+            scores, kernels = self._ranked(scores, before, rows), dispatch.row_kernels(like)
             if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
-                *choice, rows = kernels.choose(scores, before, after, width, rows)
+                kept, places, rows = kernels.choose(scores, before, after, width, rows)
             else:
                 ragged = self.real[layer] is not None or self.real[layer + 1] is not None
-                kept, _ = select(scores, before, after, width, ragged)
-                choice, rows = (kept, None), rows.gather(1, kept)
-        self.choice[layer] = choice
+                (kept, _), places = select(scores, before, after, width, ragged), None
+                rows = rows.gather(1, kept)
+            self.choice[layer] = kept, places
         self.rows.append(rows)
+
+    def move(self, layer: int, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """What `layer` passes on of its hidden states and its attention's output [batch, rows, size]."""
+        choice = self.choice[layer]
+        if choice is None:
+            return hidden, output
+        kept, places = choice
+        kernels = None if places is None else dispatch.row_kernels(hidden)
+        if self.request.carry:
+            # Under an autocast to another half precision than the embeddings', states become float32 in layer 0.
+            other = self.final is not None and self.final.dtype != hidden.dtype
+            if kernels is None or self.left or other or self.states or _recomputed():
+                self.left.setdefault(layer, hidden)
+            elif self.final is None:
+                self.final = hidden.new_zeros(hidden.shape[0], self.request.width, hidden.shape[2])
+        if kernels is None:
+            return self.take(hidden, kept), self.take(output, kept)
+        final = self.final if layer not in self.left else None
+        hidden, output, final = kernels.move(
+            hidden, output, kept, places, self.plan.sizes[layer], self.rows[layer], final
+        )
+        self.final = self.final if final is None else final
+        return hidden, output
 
     def end(self, hidden: Tensor) -> Tensor:
         """What the last layer passes on [batch, rows, hidden_size] as the decoder's output, see `scatter`."""
@@ -301,28 +311,22 @@ class Prefill:
             output.hidden_states = tuple(states)
         return output
 
-    def _padding(self, stage: int) -> bool:
-        """Is some row of a stage no token?"""
-        return self.request.padded if stage == INPUT else self.real[stage] is not None
-
     def scatter(self, hidden: Tensor, stage: int) -> Tensor:
         """Rows of a stage back to [batch, width, hidden_size]: a token that was dropped before has the state in which
         it entered its last layer, or, if it entered none, its embedding, so every real position has one; padding, and
         without `carry` dropped tokens, are zero."""
         batch, width = hidden.shape[0], self.request.width
-        dropped = ((layer, states) for layer, states in self.entered.items() if layer < stage)
-        stages = (*dropped, (stage, hidden))
-        whole = self.final is not None and self.final.dtype == hidden.dtype
-        if whole and not any(self._padding(stage) for stage, _ in stages):
+        inputs = (self.plan.index, self.given.real)
+        parts = [*((layer, states) for layer, states in self.left.items() if layer < stage), (stage, hidden)]
+        placed = [(*(inputs if at == INPUT else (self.rows[at], self.real[at])), states) for at, states in parts]
+        if self.final is not None and self.final.dtype == hidden.dtype and all(real is None for _, real, _ in placed):
             final = self.final.flatten(0, 1)
         else:
             final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
             if self.final is not None:
                 final[:-1] = self.final.flatten(0, 1)
-        for stage, states in stages:
-            rows, real = (self.plan.index, self.mask) if stage == INPUT else (self.rows[stage], self.real[stage])
+        for rows, real, states in placed:
             flat = rows + self.plan.samples * width
-            real = real if self._padding(stage) else None
             flat = flat if real is None else flat.masked_fill(~real, batch * width)
             final.index_copy_(0, flat.flatten(), states.flatten(0, 1).to(final.dtype))
         return final[: batch * width].unflatten(0, (batch, width))

@@ -182,9 +182,9 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
             want, _ = select(scores.clone(), lengths, counts, n - 5, True)
             failed += ["choose"] * (not (torch.equal(kept, want) and torch.equal(passed, want)))
             hidden, output = (torch.randn(3, n, size, generator=generator).half().to(device) for size in (96, 64))
-            moved = rows.pass_on(hidden, output, kept, places, lengths, index)
+            moved = rows.move(hidden, output, kept, places, lengths, index)
             expected = (x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])) for x in (hidden, output))
-            failed += ["pass_on"] * (not all(torch.equal(a, b) for a, b in zip(moved[:2], expected)))
+            failed += ["move"] * (not all(torch.equal(a, b) for a, b in zip(moved[:2], expected)))
             q, k, v = (torch.randn(3, n, h, 64, generator=generator).half().to(device) for h in (6, 2, 2))
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             angles = torch.rand(1, n, 64, generator=generator).to(device) * 6

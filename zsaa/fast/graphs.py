@@ -29,7 +29,7 @@ from torch.nn.modules import module as _module
 from zsaa.cache import pruned_cache
 from zsaa.fast import dispatch
 from zsaa.fast.packing import Packing, alike
-from zsaa.passes import Decode, Plan, Prefill, Request
+from zsaa.passes import Decode, Given, Plan, Prefill, Request
 from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of earlier versions look for empty here
 
 LIMIT = 16  # recordings per model
@@ -297,13 +297,11 @@ class Graphs:
             names = [name for name, *_ in key[1]]
             inputs = {name: call[name].clone() for name in names}
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
-            own = {f"zsaa.{name}": x.clone() for name, x in step.reads().items()}
-            mask, exempt = own.get("zsaa.mask"), own.get("zsaa.exempt")
-            asked = (own["zsaa.part"], own["zsaa.ids"]) if step.asked is not None else None
+            given = {name: x.clone() for name, x in step.given.tensors().items()}
 
             def run():
                 cache = pruned_cache(None, layers) if cached else None
-                again = Prefill(request, plan, mask, step.scorer, exempt=exempt, asked=asked)
+                again = Prefill(request, plan, Given(**given), step.scorer)
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
                 for layer in cache.layers if cached else ():
@@ -324,7 +322,7 @@ class Graphs:
                 raise RuntimeError("the replay of a recorded prefill differs from the prefill itself")
         if set(output.keys()) - {"last_hidden_state", "past_key_values"}:
             raise NotImplementedError(f"the decoder's output has fields of its own: {sorted(output.keys())}")
-        inputs |= own
+        inputs |= {f"zsaa.{name}": x for name, x in given.items()}
         nbytes += sum(x.nbytes for x in inputs.values())
         if nbytes + sum(r.nbytes for r in self.recordings.values()) > _budget(request.device):
             self.seen[key] = -(1 << 30)  # too large: no second try
@@ -343,7 +341,7 @@ class Graphs:
             if self.stream is not None and self.stream != stream:
                 stream.wait_stream(self.stream)
             self.stream = stream
-        own = {f"zsaa.{name}": x for name, x in call["zsaa"].reads().items()}
+        own = {f"zsaa.{name}": x for name, x in call["zsaa"].given.tensors().items()}
         for name, tensor in recording.inputs.items():
             tensor.copy_(own[name] if name in own else call[name])
         recording.graph.replay()

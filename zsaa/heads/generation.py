@@ -1,4 +1,4 @@
-"""The model around a pruned decoder: what only it knows of a call.
+"""Language models: where the prompt of a running `generate` ends.
 
 A forward pass cannot see where the prompt ends: assisted decoding appends candidates to it in the very first pass, and
 without a cache every pass holds the tokens generated so far. `generate` knows, and tells the decoder.
@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
 
 from zsaa.cache import is_pruned
+from zsaa.call import MASKS, Call
 from zsaa.guards import check_mask
 from zsaa.scope import opened
 from zsaa.subclass import saving, subclass
-
-MASKS = ("exempt", "question")  # of a prompt's tokens, given with the call: see `zsaa.enable`
 
 
 class Prompt:
@@ -76,23 +75,18 @@ class Prompt:
         other = read.dim() == self.texts[0].dim() and not begins(read, self.texts[0])
         return {} if other else self.masks
 
-    def check(self, call: dict, seen: int) -> None:
-        """Look at the arguments of a pass that follows `seen` cached tokens, and mend them: ValueError if it reads the
-        whole prompt once more than the cache holds of it."""
-        mask = call.get("attention_mask")
+    def check(self, call: Call) -> None:
+        """Look at a pass, and mend its mask: ValueError if it reads the whole prompt once more than the cache holds."""
+        mask = call.attention_mask
         if self.assistant and isinstance(mask, Tensor) and mask.dim() == 2:
             # An assistant's mask is inferred from the pad token, but where that follows a text it is one of its tokens.
-            call["attention_mask"] = (mask != 0).long().cummax(dim=1).values
-        if self.texts and 0 < seen < self.texts[0].shape[1] and begins(given(call), self.texts[0]):
+            call.named["attention_mask"] = (mask != 0).long().cummax(dim=1).values
+        if self.texts and 0 < call.seen < self.texts[0].shape[1] and begins(call.text, self.texts[0]):
             raise ValueError(
-                f"this call reads the whole prompt again after a cache that holds its first {seen} tokens, as assisted "
-                "decoding in transformers does. Let it start from an empty cache, or decode without candidates."
+                f"this call reads the whole prompt again after a cache that holds its first {call.seen} tokens, as "
+                "assisted decoding in transformers does. Let it start from an empty cache, or decode without "
+                "candidates."
             )
-
-
-def given(call: dict) -> Tensor:
-    """What a pass reads: ids [rows, tokens] or embeddings [rows, tokens, size]."""
-    return call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
 
 
 def begins(read: Tensor, text: Tensor) -> bool:
