@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ablation.forward import Variant, alpha_for, forward, macs
-from zsaa.cost import truncation_for
+from zsaa.budget import truncation_for
 
 
 @torch.inference_mode()

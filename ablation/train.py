@@ -19,7 +19,8 @@ from tqdm import tqdm
 from ablation.forward import Variant, alpha_for, forward, total_macs
 from ablation.forward import weights as schedule_weights
 from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
-from zsaa.cost import attention_widths, layer_weights, truncation_for
+from zsaa.budget import truncation_for
+from zsaa.cost import attention_widths, layer_weights
 from zsaa.data.batching import pad
 from zsaa.evaluation.accuracy import tally
 from zsaa.evaluation.controls import cut

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsaa.cost import truncation_for
+from zsaa.budget import truncation_for
 from zsaa.evaluation.accuracy import tally
 from zsaa.evaluation.controls import cut
 

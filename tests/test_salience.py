@@ -20,7 +20,7 @@ import zsaa
 from ablation import forward as bench
 from ablation import scorers as bench_scorers
 from zsaa import finetune
-from zsaa.cost import scorer_macs
+from zsaa.cost import prices
 from zsaa.dial import settings
 from zsaa.finetune import Recipe
 from zsaa.learned import salience
@@ -259,7 +259,7 @@ def test_macs_are_the_bench_s():
     """Those of two products per row that enters a layer which drops some."""
     config = tiny.CONFIGS["llama"]()
     price = bench_scorers.price("wide", config, bench.Variant(), 2)
-    assert scorer_macs(config, "salience") == 32 * 64 + 64 == price[0] and scorer_macs(config, "column_sum") == 0
+    assert prices(config, "salience").scored == 32 * 64 + 64 == price[0] and prices(config).scored == 0
     for schedule in SPREAD:
         for n, alpha in ((700, 0.9), (512, 0.8), (60, 0.4)):
             variant = bench.Variant(schedule=schedule, scorer_macs=price)

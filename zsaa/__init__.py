@@ -6,8 +6,8 @@ from zsaa.compat import check_transformers
 
 try:
     from zsaa import slider
-    from zsaa.budget import alpha_for, calibrate, report
-    from zsaa.cost import mac_reduction, macs, truncation_for
+    from zsaa.budget import alpha_for, calibrate, report, truncation_for
+    from zsaa.cost import mac_reduction, macs
     from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
     from zsaa.families import SUPPORTED, UnsupportedModelError
     from zsaa.fast.dispatch import backends, use_backend

@@ -10,7 +10,7 @@ from typing import Any
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.learned.asked import Shape
 from zsaa.learned.salience import WIDTH
-from zsaa.rule import ASKED, LEARNED, Prices, Rule, counting
+from zsaa.rule import ASKED, LEARNED, PAPER, Prices, Rule, counting
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
@@ -33,32 +33,22 @@ def layer_weights(config: Any) -> tuple[int, int]:
     return hidden * (q_dim + 2 * kv_dim), hidden * (q_dim + FAMILIES[kind].mlp_matrices * inner)
 
 
-def scorer_macs(config: Any, score: str) -> int:
-    """Multiply-accumulates that choosing costs per row that enters a layer which drops some: those of a learned score's
-    head. The others are sums of what attention computes anyway, and count nothing; "asked" is paid per prompt."""
-    return WIDTH * (config.hidden_size + 1) if score == LEARNED else 0
-
-
 def prices(config: Any, score: str = "column_sum") -> Prices:
-    """What the parts of a model with this `config` cost, and choosing by `score`: `Rule.macs` puts them together."""
+    """What the parts of a model with this `config` cost, and choosing by `score`; `Rule.macs` puts them together.
+    Scores made of attention are sums of what it computes anyway, and count nothing."""
     entering, kept = layer_weights(config)
     return Prices(
         layers=config.num_hidden_layers,
         entering=entering,
         kept=kept,
         pair=2 * attention_widths(config)[0],
-        scored=scorer_macs(config, score),
+        scored=WIDTH * (config.hidden_size + 1) if score == LEARNED else 0,
         asked=Shape(config.hidden_size).macs if score == ASKED else None,
     )
 
 
 def macs(
-    config: Any,
-    n: int,
-    alpha: float = 1.0,
-    tau: int = 5,
-    score: str = "column_sum",
-    schedule: str = "geometric",
+    config: Any, n: int, alpha: float = 1.0, tau: int = 5, score: str = "column_sum", schedule: str = "geometric"
 ) -> int:
     """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
 
@@ -66,10 +56,10 @@ def macs(
     rows^2 x head_dim x heads each, that is, causal attention counts as a full square (as most FLOP counters do), for
     the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
-    learned score is not (see `scorer_macs`). By score="asked" the last 32 tokens ask, and a scorer of the standard
+    learned score is not. By score="asked" the last 32 tokens ask, and a scorer of the standard
     shape (zsaa.asked.Shape) is counted.
     """
-    return total_macs(config, Counter([n]), alpha, tau, score, schedule)
+    return Rule(tau, score, schedule).macs(prices(config, score), n, alpha)
 
 
 def kv_bytes(
@@ -105,16 +95,9 @@ def histogram(lengths: int | Iterable[int]) -> Counter:
     return counted
 
 
-def total_macs(
-    config: Any,
-    counted: Counter,
-    alpha: float,
-    tau: int = 5,
-    score: str = "column_sum",
-    schedule: str = "geometric",
-) -> int:
+def total_macs(config: Any, counted: Counter, alpha: float, rule: Rule = PAPER) -> int:
     """`macs`, summed over samples: how often each length occurs."""
-    rule, priced = Rule(tau, score, schedule), prices(config, score)
+    priced = prices(config, rule.score)
     return sum(times * rule.macs(priced, n, alpha) for n, times in counted.items())
 
 
@@ -128,19 +111,4 @@ def mac_reduction(
 ) -> float:
     """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
     counted = histogram(lengths)
-    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, tau, score, schedule)
-
-
-def truncation_for(config: Any, lengths: int | Iterable[int], mac_reduction: float) -> int:
-    """The largest k such that cutting every input to k tokens reduces the stock model's MACs by `mac_reduction`.
-
-    The control that a dial must beat: the same compute, spent on fewer input tokens in all layers.
-    """
-    counted = histogram(lengths)
-    stock = total_macs(config, counted, 1.0)
-    low, high = 1, max(counted)  # k = low always reduces at least as much as k = high
-    while low < high:
-        middle = (low + high + 1) // 2
-        cut = sum(times * macs(config, min(n, middle)) for n, times in counted.items())
-        low, high = (middle, high) if stock / cut >= mac_reduction else (low, middle - 1)
-    return low
+    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, Rule(tau, score, schedule))

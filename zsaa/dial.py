@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zsaa.compat import check_transformers
 from zsaa.families import find_decoder
 from zsaa.fast.graphs import Graphs, check_mode, replaying
-from zsaa.guards import is_wrapped, refuse_dispatched, refuse_wrapped
+from zsaa.guards import is_wrapped, refuse_foreign
 from zsaa.heads.classification import reads
 from zsaa.heads.generation import find_owner, owner_class
 from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
@@ -81,8 +81,7 @@ def enable(
     layers, owner = getattr(decoder, family.layers), find_owner(model, decoder)
     dial = getattr(decoder, "_zsaa", None)
     if dial is None:
-        refuse_dispatched(layers, "Enable zsaa before dispatching the model.")
-        refuse_wrapped(layers, "Call zsaa.enable before they are.")
+        refuse_foreign(layers, "Enable zsaa before dispatching the model.", "Call zsaa.enable before they are.")
     saved = current_settings(decoder)
     turned = None if alpha is None else check_alphas(alpha)
     given = {"tau": tau, "score": score, "schedule": schedule}
@@ -124,8 +123,7 @@ def disable(model: nn.Module) -> nn.Module:
     if dial is not None:
         layers = getattr(decoder, family.layers)
         remedy = "accelerate.hooks.remove_hook_from_submodules(model) takes accelerate's off."
-        refuse_dispatched(layers, remedy)
-        refuse_wrapped(layers, "zsaa.set_alpha(model, 1.0) runs the stock code meanwhile.")
+        refuse_foreign(layers, remedy, "zsaa.set_alpha(model, 1.0) runs the stock code meanwhile.")
         for hook in dial.hooks:
             hook.remove()
         held = vars(decoder.config).get("zsaa")

@@ -51,6 +51,13 @@ def _gpt2_dropout(attention: nn.Module) -> float:
     return attention.attn_dropout.p
 
 
+def window_of(attention: nn.Module) -> int | None:
+    """A layer's sliding window in tokens; Mistral keeps it in the configuration, for all layers."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return getattr(attention.config, "sliding_window", None) if attention.config.model_type == "mistral" else None
+
+
 @dataclass(frozen=True)
 class Family:
     """Names of the parts of one decoder layer; `None` where a family has no such norm. Its functions have names, so

@@ -129,20 +129,17 @@ def _foreign_hooks(module: nn.Module) -> bool:
     return any(not name.startswith(OWN_HOOKS) for name in modules)
 
 
-def refuse_dispatched(layers: nn.ModuleList, remedy: str) -> None:
-    """RuntimeError if layers have a forward that is not their class's."""
+def refuse_foreign(layers: nn.ModuleList, dispatched: str, wrapped: str) -> None:
+    """RuntimeError, with this remedy, if layers have a forward that is not their class's; with that, if FSDP or
+    activation checkpointing have put classes of their own in their place."""
     if any("forward" in vars(layer) for layer in layers):
         raise RuntimeError(
             "another library has replaced the forward of single layers (accelerate does when it spreads a model over "
-            f"devices). {remedy}"
+            f"devices). {dispatched}"
         )
-
-
-def refuse_wrapped(layers: nn.ModuleList, remedy: str) -> None:
-    """FSDP and activation checkpointing put classes of their own in place of the layers'."""
-    wrapped = next((type(layer).__name__ for layer in layers if is_wrapped(layer)), None)
-    if wrapped:
-        raise RuntimeError(f"the decoder's layers are wrapped or sharded ({wrapped}). {remedy}")
+    other = next((type(layer).__name__ for layer in layers if is_wrapped(layer)), None)
+    if other:
+        raise RuntimeError(f"the decoder's layers are wrapped or sharded ({other}). {wrapped}")
 
 
 def check_continued(cache, num_layers: int) -> None:

@@ -16,23 +16,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from zsaa import guards
 from zsaa.cache import pruned_cache
 from zsaa.call import Call
 from zsaa.families import Family
 from zsaa.fast.graphs import Graphs
-from zsaa.guards import (
-    check_call,
-    check_continued,
-    check_exempt,
-    check_last,
-    check_layers,
-    check_lengths,
-    check_mask,
-    check_question,
-)
+from zsaa.fast.plans import plan
 from zsaa.heads.classification import read_rows
 from zsaa.heads.generation import Prompt
-from zsaa.passes import Decode, Given, Prefill, Request, plan
+from zsaa.passes import Decode, Given, Prefill, Request
 from zsaa.rule import ASKED, LEARNED, Rule, check_alphas
 from zsaa.scope import innermost, opened, opened_anywhere
 
@@ -154,9 +146,9 @@ class Dial:
         if prompt is not None:
             prompt.check(call)
         self._check_layers(decoder)
-        check_call(call)
+        guards.check_call(call)
         if call.seen:
-            check_continued(call.cache, self.family.num_layers(decoder))
+            guards.check_continued(call.cache, self.family.num_layers(decoder))
             return call.pruned(Decode(call.cache, call.shape, call.real, call.cache.layers[0].keys.device))
         appended = 0 if prompt is None else prompt.appended(call.text, call.caches)
         if appended:
@@ -164,7 +156,7 @@ class Dial:
         return call.pruned(self._prefill(call, alpha, prompt, trace))
 
     def _check_layers(self, decoder: nn.Module) -> None:
-        said = check_layers(decoder, self.family, self.family.num_layers(decoder))
+        said = guards.check_layers(decoder, self.family, self.family.num_layers(decoder))
         if said is not None and not self.warned_of_hooks:
             self.warned_of_hooks = True
             warnings.warn(said, stacklevel=3)
@@ -205,8 +197,8 @@ class Dial:
             real = read_rows(how, call)
         piece = prompt is not None and prompt.is_piece(call.text)
         if prompt is not None and real is not None and not piece:
-            check_last(real[:, -1])
-        lengths = check_lengths(real, call.shape, prompt.texts[0].shape[1] if piece else None)
+            guards.check_last(real[:, -1])
+        lengths = guards.check_lengths(real, call.shape, prompt.texts[0].shape[1] if piece else None)
         exempt, counts, part, asks = self._stays(call, real, prompt, piece)
         request = Request(
             lengths=lengths,
@@ -238,11 +230,11 @@ class Dial:
         requests."""
         masks = {**({} if prompt is None else prompt.masks_of(call.text)), **call.masks}
         for name, mask in masks.items():
-            times, rest = divmod(call.shape[0], check_mask(name, mask).shape[0] or call.shape[0])
+            times, rest = divmod(call.shape[0], guards.check_mask(name, mask).shape[0] or call.shape[0])
             mask = mask if rest or times < 2 else mask.repeat_interleave(times, dim=0)
-            masks[name] = check_mask(name, mask, call.shape).to(call.device)
+            masks[name] = guards.check_mask(name, mask, call.shape).to(call.device)
         exempt, question = masks.get("exempt"), masks.get("question")
-        exempt, counts = (None, ()) if exempt is None else check_exempt(exempt, real)
+        exempt, counts = (None, ()) if exempt is None else guards.check_exempt(exempt, real)
         if self.rule.score != ASKED:
             if question is not None:
                 raise ValueError(
@@ -255,8 +247,8 @@ class Dial:
                 'by score="asked" the question asks for tokens of the whole prompt, and prefill_chunk_size shows the '
                 "first piece alone. Leave it out, or set alpha to 1 for this call."
             )
-        part, exempt, asks = check_question(question, exempt, real, call.ids, call.shape)
-        return exempt, check_exempt(exempt, real)[1], part, asks
+        part, exempt, asks = guards.check_question(question, exempt, real, call.ids, call.shape)
+        return exempt, guards.check_exempt(exempt, real)[1], part, asks
 
 
 def least(alpha: Alpha) -> float:

@@ -10,7 +10,7 @@ import functools
 from torch import Tensor, nn
 
 from zsaa.attention import Rows, attend, attend_and_score, rotate
-from zsaa.families import Family
+from zsaa.families import Family, window_of
 from zsaa.fast.attention import padded_rows
 from zsaa.fast.fused import add_norm, mlp
 from zsaa.passes import Decode, Prefill
@@ -64,7 +64,7 @@ def _prefill(
     """Attention over the rows that enter a layer, and the choice of those that go on: their hidden states, and the
     heads' output for them [batch, rows, heads x head_dim]. The layer's keys and values go into `cache`, if there is
     one."""
-    layer, (q, k, v), window = attention.layer_idx, qkv, _window(attention)
+    layer, (q, k, v), window = attention.layer_idx, qkv, window_of(attention)
     real, n = step.real[layer], q.shape[2]
     window = window if window is not None and max(step.request.lengths) > window else None
     if tables is not None:
@@ -89,12 +89,5 @@ def _decode(
         q, k = rotate(q, k, *tables)
     cached = cache.layers[attention.layer_idx]
     k, v = cached.extend(k, v, step.columns, True, step.width)
-    mask = step.mask(cached, _window(attention))
+    mask = step.mask(cached, window_of(attention))
     return hidden, attend(q, k, v, mask, **settings).transpose(1, 2).flatten(2)
-
-
-def _window(attention: nn.Module) -> int | None:
-    """The layer's sliding window in tokens; Mistral keeps it on the config, for all layers."""
-    if hasattr(attention, "sliding_window"):
-        return attention.sliding_window
-    return getattr(attention.config, "sliding_window", None) if attention.config.model_type == "mistral" else None

@@ -5,7 +5,6 @@ The dial's hook makes one such object per pass and hands it to the layers; nothi
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from zsaa.attention import rotate, visible
 from zsaa.fast import dispatch
+from zsaa.fast import rows as fast
+from zsaa.fast.rows import Left
 from zsaa.rule import Rule
 from zsaa.score import FUNCTIONS, select
 
@@ -77,29 +78,6 @@ class Plan:
         ]
 
 
-@functools.lru_cache(maxsize=64)
-def _plan(request: Request, stream: int | None) -> Plan:
-    with torch.inference_mode(False):  # or a later pass could not save these tensors for its backward pass
-        return Plan(request)
-
-
-def plan(request: Request) -> Plan:
-    """The plan of a request, kept for the next pass of the same shapes on the same stream."""
-    if torch._C._len_torch_dispatch_stack():  # its tensors may be fake, as under torch.export: not for later passes
-        return Plan(request)
-    cuda = request.device.type == "cuda"
-    return _plan(request, torch.cuda.current_stream(request.device).cuda_stream if cuda else None)
-
-
-def _recomputed() -> bool:
-    """Does something decide what is saved for the backward pass here, as gradient checkpointing does? Then this layer
-    may run again, and must write nothing of its own where others look."""
-    if not torch.is_grad_enabled():
-        return False
-    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return hooks is None or hooks(True) is not None
-
-
 INPUT = -1  # in place of a stage: the columns of the input, before any token was dropped
 
 
@@ -127,8 +105,8 @@ class Prefill:
     choice of each layer is stored, so that a replay under gradient checkpointing repeats it instead of re-deciding.
 
     rows: per stage int64 [batch, rows], the input rows that are alive, in order. scorer: the learned score; None where
-    another decides. states: is what enters each layer asked for, too? trace: gets what was kept, once the pass is
-    through.
+    another decides. partial: is what enters each layer asked for, too, and so the output to be completed? trace: gets
+    what was kept, once the pass is through.
 
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
@@ -139,27 +117,21 @@ class Prefill:
         plan: Plan,
         given: Given,
         scorer: Any = None,
-        states: bool = False,
+        partial: bool = False,
         trace: Trace | None = None,
     ):
         self.request, self.plan, self.given, self.scorer = request, plan, given, scorer
-        self.states, self.trace = states, trace
+        self.partial, self.trace = partial, trace
         self.scores: Tensor | None = None  # of the input's columns, where they are given once
         self.rows: list[Tensor] = []
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
-        self.left: dict[int, Tensor] = {}  # the states that entered a layer which dropped some; INPUT: all columns
+        self.left = Left(request.width)
         self.input: Tensor  # the input's real columns [batch, rows], in order
-        self.final: Tensor | None = None  # or: [batch, width, hidden_size], where they are written at once
         self._future: Tensor | None = None
 
     @property
     def real(self) -> list[Tensor | None]:
         return self.plan.real
-
-    @property
-    def partial(self) -> bool:
-        """Does the decoder's output need `complete`?"""
-        return self.states
 
     def future(self, rows: int) -> Tensor | None:
         """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
@@ -193,7 +165,7 @@ class Prefill:
                 self.scores = self.scorer.rank(hidden, ids, part, real, self.request.asks)
             self.rows.append(self._early(hidden) if self.plan.early else self.input)
         if self.plan.early and self.request.carry:
-            self.left.setdefault(INPUT, hidden)
+            self.left.stages.setdefault(INPUT, hidden)
         if self.plan.compact:
             return self.take(hidden, self.rows[0])
         return hidden if hidden.stride(-1) == 1 else hidden.contiguous()  # inputs_embeds may lie in any way
@@ -262,12 +234,12 @@ class Prefill:
         rows, width = self.rows[layer], self.plan.widths[layer + 1]
         self.choice[layer] = None
         if self.plan.drops[layer] and scores is not None:
-            scores, kernels = self._ranked(scores, before, rows), dispatch.row_kernels(like)
-            if kernels is not None and scores.dtype == torch.float32 and scores.shape[1] <= kernels.CHOOSE_LIMIT:
-                kept, places, rows = kernels.choose(scores, before, after, width, rows)
+            scores, places = self._ranked(scores, before, rows), None
+            if chosen := fast.choose(scores, before, after, width, rows, like):
+                kept, places, rows = chosen
             else:
                 ragged = self.real[layer] is not None or self.real[layer + 1] is not None
-                (kept, _), places = select(scores, before, after, width, ragged), None
+                kept, _ = select(scores, before, after, width, ragged)
                 rows = rows.gather(1, kept)
             self.choice[layer] = kept, places
         self.rows.append(rows)
@@ -279,20 +251,16 @@ class Prefill:
             return hidden, output
         kept, places = choice
         kernels = None if places is None else dispatch.row_kernels(hidden)
-        if self.request.carry:
-            # Under an autocast to another half precision than the embeddings', states become float32 in layer 0.
-            other = self.final is not None and self.final.dtype != hidden.dtype
-            if kernels is None or self.left or other or self.states or _recomputed():
-                self.left.setdefault(layer, hidden)
-            elif self.final is None:
-                self.final = hidden.new_zeros(hidden.shape[0], self.request.width, hidden.shape[2])
+        at_once = kernels is not None and self.request.carry and not self.partial and self.left.at_once(layer, hidden)
+        if self.request.carry and not at_once:
+            self.left.stages.setdefault(layer, hidden)
         if kernels is None:
             return self.take(hidden, kept), self.take(output, kept)
-        final = self.final if layer not in self.left else None
+        sizes, rows = self.plan.sizes[layer], self.rows[layer]
         hidden, output, final = kernels.move(
-            hidden, output, kept, places, self.plan.sizes[layer], self.rows[layer], final
+            hidden, output, kept, places, sizes, rows, self.left.final if at_once else None
         )
-        self.final = self.final if final is None else final
+        self.left.final = final if at_once else self.left.final
         return hidden, output
 
     def end(self, hidden: Tensor) -> Tensor:
@@ -317,14 +285,15 @@ class Prefill:
         without `carry` dropped tokens, are zero."""
         batch, width = hidden.shape[0], self.request.width
         inputs = (self.plan.index, self.given.real)
-        parts = [*((layer, states) for layer, states in self.left.items() if layer < stage), (stage, hidden)]
+        parts = [*((layer, states) for layer, states in self.left.stages.items() if layer < stage), (stage, hidden)]
         placed = [(*(inputs if at == INPUT else (self.rows[at], self.real[at])), states) for at, states in parts]
-        if self.final is not None and self.final.dtype == hidden.dtype and all(real is None for _, real, _ in placed):
-            final = self.final.flatten(0, 1)
+        written = self.left.final
+        if written is not None and written.dtype == hidden.dtype and all(real is None for _, real, _ in placed):
+            final = written.flatten(0, 1)
         else:
             final = hidden.new_zeros(batch * width + 1, hidden.shape[2])  # the extra row takes the padding
-            if self.final is not None:
-                final[:-1] = self.final.flatten(0, 1)
+            if written is not None:
+                final[:-1] = written.flatten(0, 1)
         for rows, real, states in placed:
             flat = rows + self.plan.samples * width
             flat = flat if real is None else flat.masked_fill(~real, batch * width)
@@ -337,14 +306,14 @@ class Decode:
 
     mask: bool [batch, seen + new] or None, which of all tokens, those of earlier calls included, are real now.
     columns: int64 [batch, new], where the new tokens stand among all. before: what the decoder gave for the prompt, if
-    this very call began with one; keep: is the cache to be handed out, then?
+    this very call began with one, and the output is so to be completed; keep: is the cache to be handed out, then?
     """
 
     def __init__(
         self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device, before=None, keep: bool = True
     ):
         (batch, self.width), first = shape, cache.layers[0]
-        self.before, self.keep = before, keep
+        self.before, self.keep, self.partial = before, keep, before is not None
         self.columns = torch.arange(first.seen, first.seen + self.width, device=device).expand(batch, -1)
         self.hidden: Tensor | None = None  # bool [batch, seen + new]: tokens that are not real, where that matters
         if mask is not None and not (first.all_real and bool(mask.all())):
@@ -363,11 +332,6 @@ class Decode:
             if some:
                 self.hidden, self._hidden_before = ~mask, (~mask).cumsum(dim=1)
         self.positions = self._positions(self.columns)
-
-    @property
-    def partial(self) -> bool:
-        """Does the decoder's output need `complete`?"""
-        return self.before is not None
 
     def complete(self, output):
         """The decoder's output, behind what it gave for the prompt."""

@@ -203,3 +203,6 @@ def check_score(score: Any) -> str:
     if score not in SCORES:
         raise ValueError(f"unknown score {score!r}. Available: {', '.join(SCORES)}.")
     return score
+
+
+PAPER = Rule()

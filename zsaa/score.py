@@ -63,9 +63,6 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-SCORES = {"column_sum": column_sum, "column_mean": column_mean, "random": random}
-
-
 FUNCTIONS = dict(zip(PLAIN, (column_sum, column_mean, random), strict=True))
 
 

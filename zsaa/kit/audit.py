@@ -27,7 +27,7 @@ from zsaa.kit.labels import by_eq_2
 from zsaa.kit.store import load_results
 from zsaa.measure import provenance, write_json
 from zsaa.measure.checks import check_whole
-from zsaa.rule import kept_counts
+from zsaa.rule import Rule, kept_counts
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of a prompt; the paper gives none for Table 3
@@ -187,7 +187,7 @@ def curves(n: int = 512) -> list[dict]:
 def most(config: Any, lengths: int | Iterable[int], tau: int = 5) -> float:
     """The largest MAC reduction of Eq. 2 on inputs of these lengths: every layer but the first sees tau tokens."""
     counted = histogram(lengths)
-    return total_macs(config, counted, 1.0, tau) / total_macs(config, counted, 1e-9, tau)
+    return total_macs(config, counted, 1.0) / total_macs(config, counted, 1e-9, Rule(tau))
 
 
 def tokens_needed(config: Any, target: float, tau: int = 5) -> int:

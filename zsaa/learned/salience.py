@@ -45,7 +45,7 @@ class Affine(nn.Module):
 
 
 def head(hidden_size: int) -> nn.Sequential:
-    """One layer's: states [..., hidden_size] to scores [..., 1]. Its cost is counted in `zsaa.cost.scorer_macs`."""
+    """One layer's: states [..., hidden_size] to scores [..., 1]. Its cost is counted in `zsaa.cost.prices`."""
     scored = nn.Sequential(Affine(hidden_size, WIDTH), nn.GELU(), Affine(WIDTH, 1))
     norm = nn.LayerNorm(hidden_size, dtype=torch.float32)
     return nn.Sequential(norm, scored)  # nested as in the ablation, whose files fit
