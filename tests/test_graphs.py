@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa.fast import dispatch, graphs, plans
+from zsaa.fast import dispatch, graphs, plans, state
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -321,8 +321,8 @@ def test_replays_do_not_walk_over_the_modules(stand_in, monkeypatch):
     """What a recording depends on is looked up in flat lists; a walk takes as long as a small model's replay."""
     model, ids = model_of(graphs=True), tiny.tokens([23])[0]
     model(ids)
-    walks, walk = [], graphs._state
-    monkeypatch.setattr(graphs, "_state", lambda decoder: walks.append(1) or walk(decoder))
+    walks, walk = [], state.state_of
+    monkeypatch.setattr(state, "state_of", lambda decoder: walks.append(1) or walk(decoder))
     model(ids)
     assert not walks
     layer = model.model.layers[1]

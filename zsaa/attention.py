@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,14 +67,7 @@ def _soft_score(q, k, scale, softcap, hidden):
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None, dropout: float = 0.0
 ) -> Tensor:
     """Plain attention of new queries over a cache: q [batch, heads, rows, dim], k and v [batch, kv_heads, keys, dim],
     mask [batch, 1, rows, keys] or None for all visible. Returns [batch, heads, rows, dim]."""
@@ -109,10 +103,11 @@ class Rows:
         """What gives, for queries [start, end) of `count`, the mask that is True where they must not look, of the last
         keys before `end`."""
         if self.window is not None:
-            index = torch.arange(count, device=device)
+            index, positions = torch.arange(count, device=device), self.positions
+            assert positions is not None, "a sliding window counts positions"
 
             def outside(start: int, end: int) -> Tensor:
-                seen = visible(self.positions[:, start:end], self.positions[:, :end], self.window)[:, :, None]
+                seen = visible(positions[:, start:end], positions[:, :end], self.window)[:, :, None]
                 return ~seen & (index[start:end, None] != index[None, :end])  # a padding row sees itself
 
             return outside
@@ -158,6 +153,7 @@ def attend_and_score(
 def _fused(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, dropout: float) -> Tensor:
     mask = None
     if rows.window is not None:
+        assert rows.positions is not None, "a sliding window counts positions"
         mask = visible(rows.positions, rows.positions, rows.window)
         # A padding row sees nothing: let it see itself, or its NaN would reach the gradients.
         mask |= torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
@@ -166,7 +162,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, dropout: f
 
 def _by_blocks(
     q: Tensor, k: Tensor, v: Tensor | None, rows: Rows, scale: float, softcap=None, dropout=0.0, score=True
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Any, Tensor | None]:
     """Output (None where no v is given) and sums by the soft-score itself, some queries at a time."""
     (batch, heads, n, _), grouped = q.shape, q.unflatten(1, (k.shape[1], -1))
     block = max(16, BLOCK_ELEMENTS.get(q.device.type, 1 << 26) // (batch * heads * n))

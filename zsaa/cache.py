@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -15,6 +17,9 @@ class PrunedLayer(DynamicLayer):
     given: bool [batch, width], the real columns of the prompt, where some of them never entered the layer; else None.
     A layer that holds no pruned rows (never filled, or reset) works as the DynamicLayer that it also is.
     """
+
+    keys: Any
+    values: Any
 
     def __init__(self):
         super().__init__()
@@ -38,7 +43,7 @@ class PrunedLayer(DynamicLayer):
 
     def extend(self, keys: Tensor, values: Tensor, columns: Tensor, all_real: bool, seen: int):
         """Append rows; returns all keys and values. `seen` counts the tokens given to the model."""
-        if not self.pruned:
+        if self.columns is None:
             self.dtype, self.device = keys.dtype, keys.device
             self.keys, self.values, self.columns = keys, values, columns
             self.is_initialized, self.removable = True, 1
@@ -60,7 +65,7 @@ class PrunedLayer(DynamicLayer):
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.15 hands over a tensor
         if tokens_to_remove == 0:
             return
-        if not self.pruned:
+        if self.columns is None:
             super().crop(tokens_to_remove)
             return
         if tokens_to_remove > 0 or -tokens_to_remove > self.removable:
@@ -90,7 +95,7 @@ class PrunedLayer(DynamicLayer):
             return
         index = index.to(self.keys.device)
         self.keys, self.values = self.keys[index], self.values[index]
-        self.columns = self.columns[index] if self.pruned else None
+        self.columns = None if self.columns is None else self.columns[index]
         self.given = None if self.given is None else self.given[index]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -6,9 +6,10 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zsaa.cache import is_empty, is_pruned
+from zsaa.families import Part
 
 MASKS = ("exempt", "question")  # of a prompt's tokens, given with the call: see `zsaa.enable`
 PER_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # arguments with one column per token
@@ -22,7 +23,7 @@ class Call:
     cache empty, or none? seen: tokens in a pruned cache, which the call continues; else 0.
     """
 
-    def __init__(self, decoder: nn.Module, signature: inspect.Signature, args: tuple, kwargs: dict):
+    def __init__(self, decoder: Part, signature: inspect.Signature, args: tuple, kwargs: dict):
         self.decoder = decoder
         self.named: dict[str, Any] = signature.bind_partial(decoder, *args, **kwargs).arguments
         self.named.pop("self")
@@ -72,15 +73,11 @@ class Call:
         return self.tokens.shape[:-1].numel(), self.tokens.shape[-1]
 
     @property
-    def device(self) -> torch.device:
-        return self.named[self.reads].device
-
-    @property
     def attention_mask(self) -> Any:
         """As it was given, but for choices, which are set one below the other."""
         mask = self.named.get("attention_mask")
         choices = isinstance(mask, Tensor) and mask.dim() == 3 and self.tokens.dim() == 3
-        return mask.flatten(0, 1) if choices else mask
+        return mask.flatten(0, 1) if mask is not None and choices else mask
 
     @property
     def real(self) -> Tensor | None:
@@ -109,7 +106,7 @@ class Call:
     def pruned(self, step: object) -> tuple[tuple, dict]:
         """The arguments of a pass with this `Prefill` or `Decode`."""
         # The stock decoder would now build a full-length mask. It returns a 4-D one as it is, and ours is never read.
-        unread = torch.empty((1, 1, 1, 1), device=self.device)
+        unread = torch.empty((1, 1, 1, 1), device=self.tokens.device)
         return (), {**self.named, **self.extra, "attention_mask": unread, "zsaa": step}
 
     def split(self, appended: int) -> tuple[dict, dict]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Any
 
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.learned.asked import Shape
 from zsaa.learned.salience import WIDTH
-from zsaa.rule import ASKED, LEARNED, PAPER, Prices, Rule, counting
+from zsaa.rule import ASKED, LEARNED, Prices, Rule, counting
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
@@ -89,14 +88,15 @@ def kv_bytes(
 
 def histogram(lengths: int | Iterable[int]) -> Counter:
     """How often each length occurs."""
-    counted = Counter([lengths] if isinstance(lengths, Integral) else lengths)
+    counted = Counter(lengths if isinstance(lengths, Iterable) else [lengths])
     if not counted:
         raise ValueError("lengths is empty: give one length, or the token count of each sample.")
     return counted
 
 
-def total_macs(config: Any, counted: Counter, alpha: float, rule: Rule = PAPER) -> int:
+def total_macs(config: Any, counted: Counter, alpha: float, rule: Rule | None = None) -> int:
     """`macs`, summed over samples: how often each length occurs."""
+    rule = Rule() if rule is None else rule
     priced = prices(config, rule.score)
     return sum(times * rule.macs(priced, n, alpha) for n, times in counted.items())
 

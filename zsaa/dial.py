@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,10 +25,11 @@ from zsaa.heads.classification import reads
 from zsaa.heads.generation import find_owner, owner_class
 from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
 from zsaa.layer import MARK, pruned_class
-from zsaa.learned import asked, salience
+from zsaa.learned import salience, scorer_for
 from zsaa.passes import Prefill
-from zsaa.rule import ASKED, LEARNED, RULE, SCHEDULES, Rule, check_alphas
+from zsaa.rule import RULE, SCHEDULES, Rule, check_alphas
 from zsaa.scope import opened
+from zsaa.subclass import recast, restore
 
 _pruned_class = pruned_class  # pickles of earlier versions look for it here
 
@@ -84,31 +86,29 @@ def enable(
         refuse_foreign(layers, "Enable zsaa before dispatching the model.", "Call zsaa.enable before they are.")
     saved = current_settings(decoder)
     turned = None if alpha is None else check_alphas(alpha)
-    given = {"tau": tau, "score": score, "schedule": schedule}
+    given: dict[str, Any] = {"tau": tau, "score": score, "schedule": schedule}
     rule = Rule(**{name: saved[name] if given[name] is None else given[name] for name in RULE})
-    learned = {LEARNED: salience, ASKED: asked}.get(rule.score)
-    scorer = learned and learned.needed(decoder)
+    scorer = scorer_for(decoder, rule.score)
     graphs = None if graphs is None else check_mode(graphs)
-    trained = saved["alpha_range"]
     if dial is None:
         turned = _taken(saved["alpha"]) if turned is None else turned
         dial = Dial(decoder, family)
         object.__setattr__(decoder, "_zsaa", dial)
-        decoder.__class__ = replaying(type(decoder))
+        recast(decoder, replaying)
     for layer in layers:  # some may be new
         if not getattr(type(layer), MARK, False) and not is_wrapped(layer):
-            layer.__class__ = pruned_class(type(layer), family)
+            recast(layer, pruned_class, family)
     if owner is not None and not getattr(owner, "_zsaa_owner", False):
         dial.reads = reads(owner)
         if dial.reads == "row":
             dial.hooks.append(owner.register_forward_pre_hook(dial.before_head, with_kwargs=True))
-        owner.__class__ = owner_class(type(owner))
+        recast(owner, owner_class)
     if graphs is not None and graphs != dial.graphs.mode:
         dial.graphs = Graphs(graphs)
     if scorer is not None and scorer not in salience.scorers_of(model):
         salience.attach(model, scorer)
     dial.rule = rule
-    dial.trained = tuple(trained) if trained else None
+    dial.trained = saved["alpha_range"] and tuple(saved["alpha_range"])
     if turned is not None:
         dial.turn(turned)
     dial.record(decoder.config)
@@ -132,11 +132,11 @@ def disable(model: nn.Module) -> nn.Module:
         del decoder._zsaa
         for layer in layers:
             if MARK in vars(type(layer)):
-                layer.__class__ = type(layer).__bases__[0]
-        decoder.__class__ = type(decoder).__bases__[0]
+                restore(layer)
+        restore(decoder)
         owner = find_owner(model, decoder)
         if owner is not None and "_zsaa_owner" in vars(type(owner)):
-            owner.__class__ = type(owner).__bases__[0]
+            restore(owner)
         salience.detach(model)
     return model
 
@@ -159,9 +159,9 @@ def current_settings(decoder: nn.Module) -> dict:
     return {**DEFAULTS, **with_schedule({} if held is None or isinstance(held, Saved) else held)}
 
 
-def _taken(alpha: float | list[float]) -> Alpha:
+def _taken(saved: float | list[float]) -> Alpha:
     """An alpha that was saved with a model, and is now its own: to be said, if it is not the stock model's."""
-    alpha = check_alphas(alpha)
+    alpha = check_alphas(saved)
     if least(alpha) < 1:
         warnings.warn(
             f"alpha = {alpha} was saved with this model, and is taken. zsaa.enable(model, alpha=1) begins with the "
@@ -206,7 +206,7 @@ def captured(model: nn.Module) -> dict:
 def trained_for(model: nn.Module, alpha_range: tuple[float, float] | None) -> None:
     """Record the range of alpha that fine-tuning drew from; the dial warns once when turned below it."""
     decoder, dial = _dial(model)
-    dial.trained = tuple(alpha_range) if alpha_range else None
+    dial.trained = (alpha_range[0], alpha_range[1]) if alpha_range else None
     dial.record(decoder.config)
 
 

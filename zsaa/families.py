@@ -11,13 +11,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from zsaa.fast.linear import linear
 
+Part = Any  # a module of transformers: its family says which parts it has in turn
 
-def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+
+def _separate_qkv(attention: Part, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: [batch, heads, rows, head_dim] each."""
     q, k, v = (
         linear(projection, hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
@@ -28,30 +31,30 @@ def _separate_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor,
     return q, k, v
 
 
-def _fused_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fused_qkv(attention: Part, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """GPT-2's single c_attn: three tensors [batch, heads, rows, head_dim]."""
     heads = (part.unflatten(-1, (-1, attention.head_dim)) for part in attention.c_attn(hidden).chunk(3, dim=-1))
     q, k, v = (part.transpose(1, 2) for part in heads)
     return q, k, v
 
 
-def _output(attention: nn.Module, x: Tensor) -> Tensor:
+def _output(attention: Part, x: Tensor) -> Tensor:
     return linear(attention.o_proj, x)
 
 
-def _gpt2_output(attention: nn.Module, x: Tensor) -> Tensor:
+def _gpt2_output(attention: Part, x: Tensor) -> Tensor:
     return attention.resid_dropout(attention.c_proj(x))
 
 
-def _dropout(attention: nn.Module) -> float:
+def _dropout(attention: Part) -> float:
     return attention.attention_dropout
 
 
-def _gpt2_dropout(attention: nn.Module) -> float:
+def _gpt2_dropout(attention: Part) -> float:
     return attention.attn_dropout.p
 
 
-def window_of(attention: nn.Module) -> int | None:
+def window_of(attention: Part) -> int | None:
     """A layer's sliding window in tokens; Mistral keeps it in the configuration, for all layers."""
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window
@@ -70,14 +73,14 @@ class Family:
     mlp_norm: str
     mlp: str
     after_mlp_norm: str | None
-    qkv: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]
-    output: Callable[[nn.Module, Tensor], Tensor]
-    dropout: Callable[[nn.Module], float]
+    qkv: Callable[[Part, Tensor], tuple[Tensor, Tensor, Tensor]]
+    output: Callable[[Part, Tensor], Tensor]
+    dropout: Callable[[Part], float]
     mlp_matrices: int  # weight matrices in the MLP: 3 when gated (SwiGLU), 2 otherwise
     softcap: bool = False  # does its attention cap its logits, if the configuration says so?
     all_layers: bool = False  # does the decoder run all that it has, whatever config.num_hidden_layers says?
 
-    def num_layers(self, decoder: nn.Module) -> int:
+    def num_layers(self, decoder: Part) -> int:
         """How many layers a pass of `decoder` runs now: an early exit, or a user, may have told it to run fewer."""
         there = len(getattr(decoder, self.layers))
         return there if self.all_layers else min(there, decoder.config.num_hidden_layers)
@@ -143,21 +146,19 @@ class UnsupportedModelError(TypeError):
     """The model holds no decoder that the dial knows how to prune."""
 
 
-def only_last_logits(model: nn.Module) -> dict[str, int]:
+def only_last_logits(model: Part) -> dict[str, int]:
     """The keyword arguments by which a language model gives the logits of the last token only; none for others."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT passes all arguments on
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
 
 
-def _decoders(
-    module: nn.Module, name: str = "", seen: set[int] | None = None
-) -> Iterator[tuple[str, nn.Module, Family]]:
+def _decoders(module: nn.Module, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Part, Family]]:
     """Name, decoder and family of each supported decoder in `module`, itself included; none inside another."""
     seen = set() if seen is None else seen
     if id(module) in seen:
         return
     seen.add(id(module))
-    family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
+    family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", ""))
     # Its own layers: wrappers such as PeftModel hand on the attributes of what they wrap.
     if family and isinstance(module._modules.get(family.layers), nn.ModuleList):
         yield name, module, family
@@ -166,7 +167,7 @@ def _decoders(
         yield from _decoders(inner, f"{name}.{child}" if name else child, seen)
 
 
-def find_decoder(model: nn.Module) -> tuple[nn.Module, Family]:
+def find_decoder(model: nn.Module) -> tuple[Part, Family]:
     """The base decoder (`LlamaModel`, `GPT2Model`, ...) inside `model`, however deep PEFT or a task head wraps it.
 
     Raises UnsupportedModelError if there is none (it lists the supported families) or more than one, or if `model`

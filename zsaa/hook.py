@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,12 @@ class Dial:
     @property
     def alpha(self) -> Alpha:
         """Of a call that is made here and is given none."""
-        block = innermost(self, "alpha")
-        return self.own if block is None else block.values["alpha"]
+        return self._opened("alpha", self.own)
+
+    def _opened(self, name: str, otherwise: Any = None) -> Any:
+        """What an open block says here."""
+        block = innermost(self, name)
+        return otherwise if block is None else block.values[name]
 
     def settings(self) -> dict:
         """As calls made here have them."""
@@ -131,8 +135,7 @@ class Dial:
     def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
         """The hook: the arguments of a decoder's forward, with what this pass needs to prune."""
         call = Call(decoder, self.signature, args, kwargs)
-        alpha, block = self._call_alpha(call), innermost(self, "trace")
-        trace = self.tracer if block is None else block.values["trace"]
+        alpha, trace = self._call_alpha(call), self._opened("trace", self.tracer)
         begins = call.fresh and (least(alpha) < 1 or trace is not None)
         if not (call.known and (call.seen or begins)):
             if call.known and least(alpha) < 1 and call.tokens.shape[-1] > 1:
@@ -142,7 +145,7 @@ class Dial:
                     stacklevel=2,
                 )
             return call.stock()
-        prompt = self._prompt()
+        prompt: Prompt | None = self._opened("prompt")
         if prompt is not None:
             prompt.check(call)
         self._check_layers(decoder)
@@ -175,10 +178,6 @@ class Dial:
         self.check_trained(alpha)
         return alpha
 
-    def _prompt(self) -> Prompt | None:
-        block = innermost(self, "prompt")
-        return None if block is None else block.values["prompt"]
-
     def _prefill_and_decode(self, call: Call, alpha: Alpha, appended: int) -> Decode:
         """Run the prompt, which is pruned, and get ready for what `generate` has appended to it, which is not: all that
         is left of the call."""
@@ -188,7 +187,7 @@ class Dial:
         prompt, rest = call.split(appended)
         before = decoder(**{**call.named, **prompt}, **{**call.extra, "alpha": alpha, "return_dict": True})
         call.named |= rest
-        return Decode(cache, call.shape, call.real, call.device, before=before, keep=keep)
+        return Decode(cache, call.shape, call.real, call.tokens.device, before=before, keep=keep)
 
     def _prefill(self, call: Call, alpha: Alpha, prompt: Prompt | None, trace: Trace | None) -> Prefill:
         (batch, width), real, decoder = call.shape, call.real, call.decoder
@@ -198,7 +197,8 @@ class Dial:
         piece = prompt is not None and prompt.is_piece(call.text)
         if prompt is not None and real is not None and not piece:
             guards.check_last(real[:, -1])
-        lengths = guards.check_lengths(real, call.shape, prompt.texts[0].shape[1] if piece else None)
+        whole = prompt.texts[0].shape[1] if prompt is not None and piece else None
+        lengths = guards.check_lengths(real, call.shape, whole)
         exempt, counts, part, asks = self._stays(call, real, prompt, piece)
         request = Request(
             lengths=lengths,
@@ -207,7 +207,7 @@ class Dial:
             rule=self.rule,
             num_layers=self.family.num_layers(decoder),
             carry=how != "row" or call.states,  # where one row is read, dropped tokens need no final state
-            device=call.device,
+            device=call.tokens.device,
             exempt=counts,
             asks=asks,
         )
@@ -232,7 +232,7 @@ class Dial:
         for name, mask in masks.items():
             times, rest = divmod(call.shape[0], guards.check_mask(name, mask).shape[0] or call.shape[0])
             mask = mask if rest or times < 2 else mask.repeat_interleave(times, dim=0)
-            masks[name] = guards.check_mask(name, mask, call.shape).to(call.device)
+            masks[name] = guards.check_mask(name, mask, call.shape).to(call.tokens.device)
         exempt, question = masks.get("exempt"), masks.get("question")
         exempt, counts = (None, ()) if exempt is None else guards.check_exempt(exempt, real)
         if self.rule.score != ASKED:

@@ -6,11 +6,12 @@ One forward for all families; zsaa.families says where each keeps its parts.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from torch import Tensor, nn
 
 from zsaa.attention import Rows, attend, attend_and_score, rotate
-from zsaa.families import Family, window_of
+from zsaa.families import Family, Part, window_of
 from zsaa.fast.attention import padded_rows
 from zsaa.fast.fused import add_norm, mlp
 from zsaa.passes import Decode, Prefill
@@ -20,11 +21,11 @@ MARK = "_zsaa_layer"  # an attribute of the classes that are made here
 
 
 @functools.cache
-def pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Module]:
+def pruned_class(layer_class: Any, family: Family) -> type[nn.Module]:
     """A subclass of a decoder layer that prunes; it inherits gradient checkpointing."""
 
     def forward(self, hidden_states, *args, zsaa=None, **kwargs):
-        step: Prefill | Decode | None = zsaa
+        step: Any = zsaa  # a Prefill or a Decode
         if step is None:
             return super(pruned, self).forward(hidden_states, *args, **kwargs)
         attention = getattr(self, family.attention)
@@ -54,12 +55,12 @@ def pruned_class(layer_class: type[nn.Module], family: Family) -> type[nn.Module
         return step.end(hidden_states) if last else hidden_states
 
     members = {"forward": forward, MARK: True}
-    pruned = subclass(layer_class, pruned_class, (layer_class, family), members)
+    pruned: Any = subclass(layer_class, pruned_class, (layer_class, family), members)
     return pruned
 
 
 def _prefill(
-    step: Prefill, attention: nn.Module, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
+    step: Prefill, attention: Part, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
 ) -> tuple[Tensor, Tensor]:
     """Attention over the rows that enter a layer, and the choice of those that go on: their hidden states, and the
     heads' output for them [batch, rows, heads x head_dim]. The layer's keys and values go into `cache`, if there is
@@ -81,7 +82,7 @@ def _prefill(
 
 
 def _decode(
-    step: Decode, attention: nn.Module, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
+    step: Decode, attention: Part, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
 ) -> tuple[Tensor, Tensor]:
     """Attention of new tokens over a pruned cache, which they join; all of them go on."""
     q, k, v = qkv

@@ -112,13 +112,7 @@ class Prefill:
     """
 
     def __init__(
-        self,
-        request: Request,
-        plan: Plan,
-        given: Given,
-        scorer: Any = None,
-        partial: bool = False,
-        trace: Trace | None = None,
+        self, request: Request, plan: Plan, given: Given, scorer: Any = None, partial=False, trace: Trace | None = None
     ):
         self.request, self.plan, self.given, self.scorer = request, plan, given, scorer
         self.partial, self.trace = partial, trace

@@ -158,7 +158,7 @@ def check_alpha(alpha: Any) -> float:
             f"alpha must be a number in (0, 1], got {alpha!r} ({type(alpha).__name__}). "
             "alpha is the share of tokens that each layer keeps: 1 keeps all."
         )
-    if not 0 < alpha <= 1:  # also catches NaN
+    if not 0 < float(alpha) <= 1:  # also catches NaN
         raise ValueError(
             f"alpha must be in (0, 1], got {alpha}. alpha is the share of tokens that each layer keeps: 1 keeps all, "
             "0.9 drops a tenth per layer."
@@ -203,6 +203,3 @@ def check_score(score: Any) -> str:
     if score not in SCORES:
         raise ValueError(f"unknown score {score!r}. Available: {', '.join(SCORES)}.")
     return score
-
-
-PAPER = Rule()

@@ -36,7 +36,7 @@ _ALL: list[Scope] = []  # of all threads
 
 def _opener() -> FrameType | None:
     """The frame whose `with` block is being entered: this module's and contextlib's own are skipped."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     skipped = {__file__, contextlib.__file__}
     while frame is not None:
         within = frame.f_code.co_filename in skipped
@@ -89,7 +89,7 @@ def _of(owner: object, name: str) -> list[Scope]:
 
 
 def _stack() -> Iterator[FrameType]:
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
         frame = frame.f_back

@@ -49,8 +49,8 @@ def random(sums: Tensor, lengths: Tensor) -> Tensor:
     `seeded`; 0 outside of it). Every layer that drops something gets fewer rows than the last one that did, so each
     draws anew; and nothing else enters, so a sample's draws do not depend on its batch.
     """
-    seeds = _SEEDS.get()
-    seeds = torch.zeros_like(lengths) if seeds is None else lengths.new_tensor(seeds, dtype=torch.int64)
+    given = _SEEDS.get()
+    seeds = torch.zeros_like(lengths) if given is None else lengths.new_tensor(given, dtype=torch.int64)
     x = _mix(_mix(seeds) + lengths)[:, None] + torch.arange(sums.shape[1], device=sums.device)
     return (_mix(x) >> 8).float()  # the 24 bits that a float32 holds exactly
 

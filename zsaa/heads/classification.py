@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zsaa.call import Call
+from zsaa.families import Part
 
 
-def reads(owner: nn.Module | None) -> str | None:
+def reads(owner: Part) -> str | None:
     """How the head of `owner` reads the decoder: "row" for a classifier of transformers, which reads one row of each
     sample (see `read_rows`); "own" for a subclass with a forward of its own, which may read others; else None."""
     if not any(cls.__name__.endswith("ForSequenceClassification") for cls in type(owner).__mro__):

@@ -108,7 +108,7 @@ def find_owner(model: nn.Module, decoder: nn.Module) -> PreTrainedModel | None:
 
 
 @functools.cache
-def owner_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def owner_class(model_class: Any) -> type[PreTrainedModel]:
     """A subclass of a model with a head over a pruned decoder."""
 
     @functools.wraps(model_class.save_pretrained)
@@ -131,5 +131,5 @@ def owner_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     members = {"save_pretrained": save_pretrained, "_zsaa_owner": True}
     if issubclass(model_class, GenerationMixin):
         members["generate"] = generate
-    made = subclass(model_class, owner_class, (model_class,), members)
+    made: Any = subclass(model_class, owner_class, (model_class,), members)
     return made

@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from zsaa.families import Part
 from zsaa.learned.salience import Affine, Learned
 
 FILE = "asked.safetensors"
@@ -76,6 +78,8 @@ class Scorer(Learned):
     """A learned score, asked by the question: 32 tokens together, by the words that they share with it and by sense."""
 
     child, file = CHILD, FILE
+    canon: Tensor
+    idf: Tensor
 
     def __init__(self, shape: Shape, canon: Tensor, idf: Tensor):
         """canon: plain form of each token id; idf: of each plain form."""
@@ -99,8 +103,9 @@ class Scorer(Learned):
             nn.GELU(),
             nn.Conv1d(32, 1, 1),
         )
-        nn.init.zeros_(self.read[-1].weight)
-        nn.init.zeros_(self.read[-1].bias)
+        last: Any = self.read[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.words = nn.Parameter(torch.tensor([1.0, 0.5]))
 
     def forward(
@@ -219,7 +224,7 @@ def read(config, folder: str | Path) -> Scorer:
     return scorer.requires_grad_(False)
 
 
-def needed(decoder: nn.Module) -> Scorer:
+def needed(decoder: Part) -> Scorer:
     """The scorer on `decoder`, else the one that was saved with it; ValueError if there is none."""
     scorer, folder = getattr(decoder, CHILD, None), Path(getattr(decoder.config, "_name_or_path", "") or ".")
     if scorer is None and not (folder.parts and (folder / FILE).is_file()):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from zsaa.families import find_decoder
+from zsaa.families import Part, find_decoder
 
 FILE = "salience.safetensors"
 CHILD = "salience"  # its name in the decoder
@@ -222,7 +222,7 @@ def read(config, folder: str | Path) -> Salience:
     return scorer
 
 
-def needed(decoder: nn.Module) -> Salience:
+def needed(decoder: Part) -> Salience:
     """The scorer on `decoder`, else the one that was saved with it; ValueError if there is none, or one that lacks a
     head for a layer: each may drop tokens, under every schedule."""
     scorer, folder = getattr(decoder, CHILD, None), Path(getattr(decoder.config, "_name_or_path", "") or ".")

