@@ -8,6 +8,7 @@ import reference
 import tiny
 import torch
 import transformers
+from tiny import NEW, QUIET, TOLERANCE
 
 import zsaa
 from ablation.answers import teach
@@ -17,15 +18,8 @@ from zsaa import finetune
 from zsaa.learned import asked, salience
 from zsaa.learned.asked import Scorer, Shape
 
-ALPHA, TAU, NEW, CHUNK = 0.4, 3, 5, 4
+ALPHA, TAU, CHUNK = 0.4, 3, 4
 LENGTHS = [61, 40, 83]
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)
-QUIET = dict(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0, do_sample=False)
-
-
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
 
 
 def scorer_of(width=32, chunk=CHUNK, vocab=97):

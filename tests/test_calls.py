@@ -24,11 +24,6 @@ ALPHA, TAU = 0.7, 3
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)  # rotary tables are float32
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
 def dialed(family, head="causal-lm", alpha=ALPHA, **options):
     return zsaa.enable(tiny.make(family, head, **options), alpha=alpha, tau=TAU)
 

@@ -6,6 +6,7 @@ import pytest
 import reference
 import tiny
 import torch
+from tiny import NEW, QUIET, TOLERANCE
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
@@ -15,15 +16,8 @@ from zsaa.learned.salience import Salience
 from zsaa.rule import Rule
 from zsaa.score import FUNCTIONS
 
-ALPHA, TAU, NEW = 0.4, 3, 5
+ALPHA, TAU = 0.4, 3
 LENGTHS = [23, 9, 30]
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)
-QUIET = dict(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0, do_sample=False)
-
-
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
 
 
 def drawn(layer, hidden):

@@ -31,11 +31,6 @@ def real(x, mask, b):
     return x[b][mask[b] == 1]
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
 @pytest.mark.parametrize("head", tiny.HEADS)
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_alpha_one_is_the_stock_model_bit_for_bit(family, head, padding):

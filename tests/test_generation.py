@@ -15,11 +15,6 @@ TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 QUIET = dict(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
 def dialed(family, alpha=ALPHA, seed=0):
     return zsaa.enable(tiny.make(family, seed=seed), alpha=alpha, tau=TAU)
 

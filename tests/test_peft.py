@@ -76,11 +76,6 @@ def differ(a, b):
     return bool(((a - b).abs() > 0.1).any())
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
 @pytest.mark.parametrize(
     ("order", "head"), [*(("adapter first", head) for head in tiny.HEADS), ("dial first", "causal-lm")]
 )

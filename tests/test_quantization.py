@@ -58,11 +58,6 @@ def skip_without_gpu(request):
         pytest.skip("needs an NVIDIA GPU")
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
 def linears(model):
     return {name: module for name, module in model.named_modules() if isinstance(module, QUANTIZED)}
 

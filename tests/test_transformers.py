@@ -28,11 +28,6 @@ WAYS = {
 LOSSLESS = dict(rtol=1e-9, atol=1e-9)
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
 def same(a, b):
     """Equal bit for bit, through tuples of tensors, caches and outputs."""
     if isinstance(a, torch.Tensor):

@@ -20,6 +20,9 @@ CONFIGS = {
     ),
 }
 FAMILIES = list(CONFIGS)
+TOLERANCE = dict(rtol=1e-5, atol=1e-5)  # of a pruned pass in float64 to the masked reference
+NEW = 5  # tokens that are generated
+QUIET = dict(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0, do_sample=False)
 MIXED_CACHES = ("qwen2", "gemma2", "gemma3_text")  # of full and sliding layers
 HEADS = {
     "base": tf.AutoModel,
