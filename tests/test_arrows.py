@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
 ROOT = Path(__file__).parent.parent
 METHOD = [
     *("attention", "cache", "call", "compat", "cost", "dial", "families", "guards", "hook", "layer", "passes"),
@@ -116,8 +121,21 @@ def test_no_cycles():
 
 
 def test_the_method_is_small():
+    """At most 15 files and 2,500 lines, no function over 60 (its docstring aside)."""
     top = [MODULES[f"zsaa.{name}"] for name in METHOD]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in top) < 2800
+    assert len(top) <= 15
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in top) <= 2500
+    for path in top:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[0]
+                said = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+                assert node.end_lineno - node.lineno + 1 - said <= 60, f"{path.name}: {node.name} is long"
+
+
+def test_the_type_checker_looks_at_the_method():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
+    assert {f"zsaa/{name}.py" for name in METHOD} | {"zsaa/heads", "zsaa/learned"} <= {*listed}
 
 
 def test_eq_2_stands_alone():

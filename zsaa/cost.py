@@ -56,7 +56,7 @@ def macs(
     the stock model and the pruned one alike. Attention and its Q/K/V see N_{l-1} rows, the output projection and the
     MLP only the N_l kept ones. Embeddings, norms, activations, selection and the task head are left out; the head of a
     learned score is not. By score="asked" the last 32 tokens ask, and a scorer of the standard
-    shape (zsaa.asked.Shape) is counted.
+    shape (zsaa.learned.asked.Shape) is counted.
     """
     return Rule(tau, score, schedule).macs(prices(config, score), n, alpha)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import nn
 
 import zsaa
-from zsaa import asked, salience
 from zsaa.dial import settings, trained_for, with_schedule
 from zsaa.families import find_decoder
+from zsaa.learned import asked, salience
 from zsaa.rule import RULE
 
 SETTINGS_FILE = "zsaa.json"

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, TrainingArguments, set_seed
 
 import zsaa
-from zsaa import salience
 from zsaa.dial import trained_for
 from zsaa.finetune.adapters import add_lora, prepare_quantized, set_dropout
 from zsaa.finetune.checkpoints import last_checkpoint, note, refuse_another, training_of
@@ -21,6 +20,7 @@ from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.samples import check_samples
 from zsaa.finetune.sampling import alpha_range, rule_of
 from zsaa.finetune.trainer import AlphaSampler, DivergedError, FiniteTrainer, LadderTrainer
+from zsaa.learned import salience
 from zsaa.measure.checks import check_whole
 from zsaa.measure.distributed import on_first, place, start
 from zsaa.rule import LEARNED

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 import zsaa
-from zsaa import salience
 from zsaa.families import find_decoder
 from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.sampling import crop, draw_alpha, draw_reductions, reduced_to
+from zsaa.learned import salience
 from zsaa.measure.distributed import gather
 from zsaa.rule import LEARNED
 
