@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ablation.forward import Variant, alpha_for, forward, macs
+from ablation.forward import forward
+from ablation.variants import Variant, alpha_for, macs
 from zsaa.budget import truncation_for
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ablation.forward import Variant
+from ablation.curves import logits_of
 from ablation.scorers import make
-from ablation.train import Training, logits_of
+from ablation.training import Training
+from ablation.variants import Variant
 from zsaa.data.batching import pad
 from zsaa.families import find_decoder
 from zsaa.finetune import Recipe, add_lora

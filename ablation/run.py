@@ -18,9 +18,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ablation import continuation, depth, films, kept, words
-from ablation.forward import Variant
+from ablation.curves import curve
 from ablation.scorers import Evidence, make, price
-from ablation.train import Training, curve, train
+from ablation.train import train
+from ablation.training import Training
+from ablation.variants import Variant
 from zsaa.data.tasks import load_task, tokenize
 from zsaa.learned.salience import FILE as SALIENCE_FILE
 from zsaa.measure import cached, provenance, write_json

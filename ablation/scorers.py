@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablation.forward import Variant, between, counts, take
+from ablation.forward import between, take
+from ablation.variants import Variant, counts
 from ablation.words import Weights, fit
 from zsaa.cost import attention_widths
 

@@ -22,8 +22,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ablation import run
-from ablation.forward import Variant, alpha_for
-from ablation.train import logits_of
+from ablation.curves import logits_of
+from ablation.variants import Variant, alpha_for
 from zsaa.cost import attention_widths, layer_weights
 from zsaa.data.batching import pad
 from zsaa.finetune import SETTINGS_FILE
@@ -70,7 +70,7 @@ def sensitivity(
 
 
 def solve(costs: Sequence[float], config, length: int, mac_reduction: float, steps: int = 4000) -> list[float]:
-    """The weights of a schedule (see forward.weights) that costs least: drops d_l = -log(alpha_l) that minimise
+    """The weights of a schedule (see variants.weights) that costs least: drops d_l = -log(alpha_l) that minimise
     sum(costs_l d_l^2) while the MACs of `length` tokens fall by `mac_reduction`. By gradient, on shares instead of
     whole tokens."""
     layers, q_dim = config.num_hidden_layers, attention_widths(config)[0]

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablation import run
-from ablation.forward import Variant
-from ablation.train import STRONGEST, Training
+from ablation.training import STRONGEST, Training
+from ablation.variants import Variant
 from zsaa.data.tasks import load_task
 from zsaa.experiment import model_record, task_record, write_json
 from zsaa.finetune import SETTINGS_FILE, Recipe, alpha_range, method_of

@@ -1,4 +1,4 @@
-"""Fine-tuning of a classifier under one variant, and its accuracy along the dial: one row of the ablation."""
+"""Fine-tuning of a classifier under one variant."""
 
 from __future__ import annotations
 
@@ -8,214 +8,28 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ablation.forward import Variant, alpha_for, forward, total_macs
-from ablation.forward import weights as schedule_weights
-from ablation.scorers import GRADIENTS, KINDS, Evidence, Probe, Words, make
+from ablation.bend import Bend
+from ablation.curves import logits_of
+from ablation.forward import forward
+from ablation.merged import Merged
+from ablation.scorers import Evidence, Probe, Words, make
+from ablation.training import STRONGEST, Training
+from ablation.variants import Variant, alpha_for, total_macs
+from ablation.variants import weights as schedule_weights
 from zsaa.budget import truncation_for
-from zsaa.cost import attention_widths, layer_weights
 from zsaa.data.batching import pad
-from zsaa.evaluation.accuracy import tally
 from zsaa.evaluation.controls import cut
 from zsaa.families import find_decoder
 from zsaa.finetune import window
 
-SAMPLINGS = ("conventional", "alpha", "compute", "log", "sandwich", "ladder", "truncated", "cuts")
-CUTS = ("first", "last", "ends")
-ON_CUTS = ("truncated", "cuts")  # samplings of rows that know no dial
-STRONGEST = 12.0  # the largest MAC reduction that training draws
 ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a row is trained.
-
-    sampling: what each step draws. "conventional": nothing, alpha = 1; "alpha": alpha ~ U(alpha_range) (Eq. 3);
-        "compute": the share of the MACs, uniformly; "log": the MAC reduction, log-uniformly from 1 to STRONGEST;
-        "sandwich": alpha = 1, a log-uniform draw and STRONGEST in one step; "ladder": alpha = 1 and a log-uniform draw
-        from either half; "truncated": alpha = 1 on inputs cut log-uniformly, by `side`; "cuts": the ladder on cut
-        inputs, whole ones and two cuts in one step.
-    distill: weight of the divergence from the alpha = 1 pass of the same step (sandwich, ladder and cuts; of whole
-        inputs), or from the teacher's verdict, the rest is the labels'.
-    teacher: a result of the same task, by its name, whose model (run.py's --weights) has judged each whole text before.
-    layers: the model's first layers alone, so many; 0: all of them.
-    match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
-        length, squared.
-    deep: match the last token's states behind every layer, in the mean, not only the final one.
-    crops: the share of the texts that a step reads only a random window of, half of their tokens or more.
-    probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which
-        predicts each token's |state x gradient| in the alpha = 1 pass; "wide" the same with a hidden layer,
-        "salience" with a table of tokens, too, "wide-phrases" with phrases in the first layer; "words" scores tokens
-        by the weights of a bag of words (ablation/words.py), fitted to the same labels beforehand; "evidence" learns
-        on the way how much each token tells about the label by itself (see `Evidence`); "both" is evidence in the
-        first layer and "gradient" above; "votes" the same, but phrases vote, by what enters the first layer; "told"
-        adds what that saw to the kept states; "phrases" scores phrases in the first layer, by gradients as those
-        above; "notes" learns notes alone, and the variant's score decides.
-    everywhere: gradients teach the probe in pruned passes, too, among the tokens that are left there.
-    rivals: the last token, which is kept anyway, is left out of what gradients teach.
-    lengths: they teach |state| x |gradient|, not |state x gradient|.
-    warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
-        decides.
-    auxiliary: weight of the loss that trains "evidence".
-    ahead: epochs in which "evidence" is trained alone beforehand, through the first layers only, the model as it is.
-    weakest: the least MAC reduction that "log" draws; every 16th step is then at alpha = 1, lest it be forgotten.
-    start: a folder with a trained LoRA adapter to go on from.
-    half: compute in bfloat16 on a CPU, too.
-    lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights. Without dropout
-        they are computed as part of the weights, which is faster.
-    bends: the schedule is learned on the way (see `Bend`), from the variant's on.
-    compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
-        samples seen: at equal compute the cheaper draws see more samples.
-    """
-
-    sampling: str = "alpha"
-    alpha_range: tuple[float, float] = (0.5, 1.0)
-    side: str = "ends"
-    distill: float = 0.0
-    match: float = 0.0
-    deep: bool = False
-    crops: float = 0.0
-    probe: str = ""
-    everywhere: bool = False
-    rivals: bool = False
-    lengths: bool = False
-    warm: float = 0.0
-    auxiliary: float = 0.3
-    ahead: float = 0.0
-    weakest: float = 1.0
-    start: str = ""
-    half: bool = False
-    teacher: str = ""
-    layers: int = 0
-    lora: int = 0
-    bends: bool = False
-    epochs: float | None = 1.0
-    compute: float | None = None
-    learning_rate: float = 4e-5
-    batch_size: int = 32
-    dropout: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.sampling not in SAMPLINGS or self.side not in CUTS:
-            raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
-        taught = (self.distill and not self.teacher) or self.match or self.probe in GRADIENTS
-        if taught and self.sampling not in ("sandwich", "ladder", "cuts"):
-            raise ValueError(
-                f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
-            )
-        if self.sampling in ON_CUTS and (self.match or self.probe):
-            raise ValueError(f"match and probe are of the dial, which inputs that are cut do not know; got {self}.")
-        if self.teacher and not (self.distill and self.sampling == "conventional"):
-            raise ValueError(f"a teacher needs distill > 0, and conventional sampling; got {self}.")
-        if self.layers < 0 or (self.layers and self.sampling != "conventional"):
-            raise ValueError(f"layers must be 0 or more, and fewer than all are for conventional sampling; got {self}.")
-        if self.bends and not self.distill:
-            raise ValueError(f"bends needs distill > 0: the divergence from the alpha = 1 pass; got {self}.")
-        if self.probe not in KINDS or (self.epochs is None and self.compute is None):
-            raise ValueError(f"probe must be one of {KINDS}, epochs or compute must be given; got {self}.")
-
-
-class Bend:
-    """A schedule that is learned: the layers' weights are those given times the exponential of a line and a parabola
-    over depth. Each pruned pass tries a neighbour of the present bend; every ROUND passes a linear regression of the
-    log divergence from the alpha = 1 pass on what was tried, on the MAC reduction (and its square) and on time says
-    which way to go."""
-
-    SPREAD, ROUND, LONGEST = 0.4, 100, 0.2
-
-    def __init__(self, given: Sequence[float], seed: int):
-        depth = torch.linspace(-1, 1, len(given), dtype=torch.float64)
-        self.given = torch.tensor(given, dtype=torch.float64)
-        self.basis = torch.stack([depth, depth.square() - depth.square().mean()])
-        self.at, self.tried = torch.zeros(2, dtype=torch.float64), []
-        self.draw = torch.Generator().manual_seed(seed)
-
-    def weights(self, bend: Tensor | None = None) -> tuple[float, ...]:
-        found = self.given * ((self.at if bend is None else bend) @ self.basis).exp()
-        return tuple(schedule_weights(found.tolist(), len(found)))
-
-    def neighbour(self) -> Tensor:
-        return self.at + self.SPREAD * torch.randn(2, generator=self.draw, dtype=torch.float64)
-
-    def learn(self, bend: Tensor, mac_reduction: float, divergence: float) -> None:
-        size = math.log(mac_reduction)
-        self.tried.append([1.0, size, size * size, len(self.tried), *bend.tolist(), math.log(max(divergence, 1e-6))])
-        if len(self.tried) % self.ROUND == 0:
-            table = torch.tensor(self.tried[-2 * self.ROUND :], dtype=torch.float64)
-            slope = torch.linalg.lstsq(table[:, :-1], table[:, -1:], driver="gelsd").solution[4:6, 0]
-            self.at = self.at - slope * min(1.0, self.LONGEST / slope.norm().item())
-
-
-class Merged:
-    """LoRA adapters without dropout, computed as part of the weights: each linear layer multiplies by W + s B A once,
-    where peft multiplies three times. `merge` before a step's passes, `split` behind them (the gradients of B and A
-    from those of W + s B A), `release` at the end."""
-
-    def __init__(self, model: nn.Module):
-        self.layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
-        for layer in self.layers:
-            dropped = any(isinstance(m, nn.Dropout) and m.p for m in layer.lora_dropout.values())
-            if dropped or not isinstance(layer.base_layer, nn.Linear):
-                raise ValueError(f"only adapters of nn.Linear without dropout can be merged; got {layer}.")
-        shapes = [layer.base_layer.weight.shape for layer in self.layers]
-        self.groups = [[m for m, s in zip(self.layers, shapes) if s == shape] for shape in dict.fromkeys(shapes)]
-        self.weights: list[list[Tensor]] = []
-
-    @staticmethod
-    def _stacked(group) -> tuple[Tensor, Tensor, float]:
-        a = torch.stack([m.lora_A["default"].weight for m in group])
-        return a, torch.stack([m.lora_B["default"].weight for m in group]), group[0].scaling["default"]
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        self.weights = []
-        for group in self.groups:
-            a, b, scale = self._stacked(group)
-            whole = torch.stack([m.base_layer.weight for m in group]).baddbmm_(b, a, alpha=scale)
-            self.weights.append([w.detach().requires_grad_() for w in whole.unbind()])
-            for layer, weight in zip(group, self.weights[-1]):
-                layer.forward = partial(F.linear, weight=weight, bias=layer.base_layer.bias)
-
-    @torch.no_grad()
-    def split(self) -> None:
-        for group, weights in zip(self.groups, self.weights):
-            a, b, scale = self._stacked(group)
-            pull = torch.stack([w.grad for w in weights])
-            of_a, of_b = scale * b.mT @ pull, scale * pull @ a.mT
-            for layer, da, db in zip(group, of_a, of_b):
-                layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad = da, db
-
-    def release(self) -> None:
-        for layer in self.layers:
-            del layer.forward
-        self.weights = []
-
-
-def first_layers(config, n: int, layer: int) -> int:
-    """MACs of n tokens up to the attention output of a layer (0: the first)."""
-    entering, kept = layer_weights(config)
-    attention = n * entering + 2 * n * n * attention_widths(config)[0]
-    return (layer + 1) * attention + layer * n * kept
-
-
-def logits_of(
-    model: nn.Module, ids: Tensor, lengths: Sequence[int], alpha: float, variant: Variant, **more
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """float32 [batch, classes]: the task head on each sample's last token; that token's final state; and what each
-    layer passed on."""
-    hidden, trail = forward(model, ids, lengths, alpha, variant, **more)
-    last = (trail[-1] >= 0).sum(1) - 1
-    state = hidden[torch.arange(len(hidden), device=hidden.device), last]
-    return model.score(state).float(), state.float(), trail
 
 
 def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
@@ -472,61 +286,3 @@ def last_states(entered: dict[int, Tensor], trail: Sequence[Tensor]) -> list[Ten
         hidden, last = entered[layer], (trail[layer - 1] >= 0).sum(1) - 1
         found.append(hidden[torch.arange(len(hidden), device=hidden.device), last].float())
     return found
-
-
-@torch.no_grad()
-def accuracy(
-    model: nn.Module, samples: Sequence, labels: Sequence[int], alpha: float, variant: Variant, probe, batch_size: int,
-    votes_of: int | None = None,
-) -> dict:  # fmt: skip
-    """The tally of one setting (see `zsaa.evaluation.accuracy.tally`); votes_of: of the votes in this layer alone."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
-    right = [0] * len(samples)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        ids, _ = pad([samples[i] for i in batch], 0, device)
-        more = {"scorer": probe} if probe is not None else {}
-        logits, *_ = logits_of(model, ids, [len(samples[i]) for i in batch], alpha, variant, **more)
-        found = (logits if votes_of is None else probe.together[votes_of]).argmax(-1)
-        for i, answer in zip(batch, found.tolist()):
-            right[i] = int(answer == labels[i])
-    return tally(right)
-
-
-def curve(
-    model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, probe, targets,
-    batch_size: int = 192, sides: Sequence[str] = (),
-) -> list[dict]:  # fmt: skip
-    """Accuracy at each target MAC reduction; for the dial, and for inputs cut by each of `sides` at alpha = 1. Targets
-    out of reach are left out."""
-    config = find_decoder(model)[0].config
-    lengths = [len(s) for s in samples]
-    counted = Counter(lengths)
-    whole = total_macs(config, counted, 1.0, variant)
-    rows = []
-    if isinstance(probe, Evidence) and probe.deciding:
-        # What the votes know by themselves, at the price of what they look at in the first scored layer.
-        layer = min(map(int, probe.heads))
-        found = accuracy(model, samples, labels, 1.0, variant, probe, batch_size, votes_of=layer)
-        looked_at = 0 if variant.ahead else 1
-        only = sum(first_layers(config, n, layer) * looked_at + n * variant.scorer_macs[0] for n in lengths)
-        rows.append({"control": "scorer", "target": None, "mac_reduction": whole / only, **found})
-    for target in targets:
-        if training.sampling not in ON_CUTS:
-            try:
-                alpha = alpha_for(config, lengths, target, variant)
-            except ValueError:
-                continue
-            reached = whole / total_macs(config, counted, alpha, variant)
-            found = accuracy(model, samples, labels, alpha, variant, probe, batch_size)
-            rows.append({"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": reached, **found})
-        k = truncation_for(config, lengths, target)
-        for side in sides if target > 1 or training.sampling in ON_CUTS else ():
-            shorter = [cut(s, k, side) for s in samples]
-            reached = whole / total_macs(config, Counter(map(len, shorter)), 1.0, variant)
-            found = accuracy(model, shorter, labels, 1.0, variant, None, batch_size)
-            rows.append({"control": side, "target": target, "keep_tokens": k, "mac_reduction": reached, **found})
-            if target == 1:
-                break
-    return rows

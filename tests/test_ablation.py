@@ -12,11 +12,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import forward as ablation
+from ablation import variants as ablation
 from ablation import sensitivity
-from ablation.forward import SCHEDULES, SCORES, Variant, between, counts, forward
+from ablation.forward import SCORES, between, forward
+from ablation.variants import SCHEDULES, Variant, counts
 from ablation.scorers import Evidence
-from ablation.train import logits_of
+from ablation.curves import logits_of
 from zsaa.cost import mac_reduction
 from zsaa.cost import macs as package_macs
 from zsaa.rule import SPREAD as PACKAGED
@@ -211,7 +212,7 @@ def test_a_sample_does_not_depend_on_its_batch_and_gradients_flow(score, dropped
             torch.nn.init.normal_(head["read"].weight)
 
     def forward(*given):
-        return ablation.forward(*given, **({"scorer": notes} if dropped == "noted" else {}))
+        return forward(*given, **({"scorer": notes} if dropped == "noted" else {}))
 
     hidden, trail = forward(model, ids, LENGTHS, 0.6, variant)
     for sample, n in enumerate(LENGTHS):

@@ -15,9 +15,10 @@ from test_finetune import model, samples
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import forward as bench
+from ablation import variants as bench
 from ablation.scorers import Probe
-from ablation.train import Training, _passes
+from ablation.train import _passes
+from ablation.training import Training
 from zsaa import finetune
 from zsaa.data.batching import pad
 from zsaa.dial import settings

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from ablation import forward as bench
+from ablation import variants as bench
 from zsaa import attention
 from zsaa.rule import SCHEDULES, SPREAD, check_alpha, check_tau, powers
 from zsaa.score import FUNCTIONS, select

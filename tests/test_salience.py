@@ -17,8 +17,9 @@ from test_graphs import everything, held, on_gpu, same, stand_in  # noqa: F401 -
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import forward as bench
+from ablation import forward
 from ablation import scorers as bench_scorers
+from ablation import variants as bench
 from zsaa import finetune
 from zsaa.cost import prices
 from zsaa.dial import settings
@@ -76,7 +77,7 @@ def test_it_equals_the_bench(family, padding, schedule):
     model = tiny.make(family, "base")
     judge = opinionated(bench_scorers.Probe(model.config.hidden_size, range(4), wide=True))
     variant = bench.Variant(tau=3, schedule=schedule)
-    want, trail = bench.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA, variant, scorer=judge)
+    want, trail = forward.forward(model, tiny.tokens(LENGTHS)[0], LENGTHS, ALPHA, variant, scorer=judge)
     mine = Salience(model.config, range(4))
     mine.load_state_dict(judge.state_dict())
     salience.attach(model, mine.eval())
