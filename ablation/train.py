@@ -45,6 +45,42 @@ def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]
             yield from batches
 
 
+class _Weights:
+    """What is trained, and its optimizer, which keeps weights in float32 where the model computes in bfloat16."""
+
+    def __init__(self, model: nn.Module, probe: nn.Module | None, training: Training, device: torch.device):
+        self.of_model = self.exact = [p for p in model.parameters() if p.requires_grad]
+        if device.type == "cuda" or training.half:
+            self.exact = [p.detach().float().clone() for p in self.of_model]
+            model.to(torch.bfloat16)
+        groups = [{"params": self.exact, "lr": training.learning_rate}]
+        groups += [] if probe is None else probe.groups()
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
+        self.rates = [group["lr"] for group in groups]
+        self.merged = Merged(model) if training.lora and not training.dropout else None
+
+    def begin(self, warm: float, left: float) -> None:
+        """Before a step at these shares of the rates."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * warm * left
+        if self.merged:
+            self.merged.merge()
+
+    def learn(self) -> None:
+        """One step, by the gradients that are there."""
+        if self.merged:
+            self.merged.split()
+        apart = self.exact is not self.of_model
+        for p, low in zip(self.exact, self.of_model) if apart else ():
+            p.grad, low.grad = low.grad.float(), None
+        nn.utils.clip_grad_norm_(self.exact, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if apart:
+            with torch.no_grad():
+                torch._foreach_copy_(self.of_model, self.exact)
+
+
 def train(
     model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, progress=True,
     verdicts: Tensor | None = None,
@@ -61,23 +97,14 @@ def train(
             module.attention_dropout = training.dropout
     probe = make(training.probe, config, variant, max(labels) + 1, samples, labels)
     probe = probe if probe is None else probe.to(device)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    merged = Merged(model) if training.lora and not training.dropout else None
-    exact = weights
-    if device.type == "cuda" or training.half:
-        exact = [p.detach().float().clone() for p in weights]
-        model.to(torch.bfloat16)
-    groups = [{"params": exact, "lr": training.learning_rate}]
-    groups += [] if probe is None else probe.groups()
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda")
-    rates = [group["lr"] for group in groups]
+    weights = _Weights(model, probe, training, device)
     lengths = [len(s) for s in samples]
     epoch = total_macs(config, Counter(lengths), 1.0, variant)
     draw, crop = (random.Random(f"ablation {what} {training.seed}") for what in ("draws", "crops"))
     bend = Bend(schedule_weights(variant.schedule, config.num_hidden_layers), training.seed) if training.bends else None
     seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
     if training.ahead:
-        _votes_alone(model, probe, samples, labels, variant, training, optimizer, progress)
+        _votes_alone(model, probe, samples, labels, variant, training, weights.optimizer, progress)
     model.train()
     bar = tqdm(total=100, disable=not progress, mininterval=5, unit="%")
     for batch in _batches(lengths, training.batch_size, training.seed):
@@ -86,35 +113,22 @@ def train(
         done = max(shares, default=1.0)  # no epochs at all: the scorer alone
         if done >= 1:
             break
-        for group, rate in zip(optimizer.param_groups, rates):  # 5% warm-up, then linearly to zero
-            group["lr"] = rate * min(1.0, (step + 1) / 20, done / 0.05 + 0.05) * (1 - done)
+        weights.begin(min(1.0, (step + 1) / 20, done / 0.05 + 0.05), 1 - done)  # 5% warm-up, then linearly to zero
         texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
         texts = [window(text, crop) if crop.random() < training.crops else text for text in texts]
-        if merged:
-            merged.merge()
         taught = None if verdicts is None else verdicts[batch].to(device)
         loss, cost = _step(
             model, probe, texts, wanted, variant, training, draw, bend, warm=done < training.warm, taught=taught
         )
-        if merged:
-            merged.split()
-        if exact is not weights:
-            for p, low in zip(exact, weights):
-                p.grad, low.grad = low.grad.float(), None
-        nn.utils.clip_grad_norm_(exact, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if exact is not weights:
-            with torch.no_grad():
-                torch._foreach_copy_(weights, exact)
+        weights.learn()
         losses.append((done, loss))
         seen, spent, step = seen + len(batch), spent + cost, step + 1
         bar.n = round(100 * done)
         bar.set_postfix_str(f"loss {sum(v for _, v in losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
         bar.update(0)
     bar.close()
-    if merged:
-        merged.release()
+    if weights.merged:
+        weights.merged.release()
     model.eval()
     if probe is not None:
         probe.eval()
