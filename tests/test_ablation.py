@@ -12,12 +12,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 import zsaa
-from ablation import variants as ablation
 from ablation import sensitivity
-from ablation.forward import SCORES, between, forward
-from ablation.variants import SCHEDULES, Variant, counts
-from ablation.scorers import Evidence
+from ablation import variants as ablation
 from ablation.curves import logits_of
+from ablation.forward import SCORES, between, forward
+from ablation.scorers import Evidence
+from ablation.variants import SCHEDULES, Variant, counts
 from zsaa.cost import mac_reduction
 from zsaa.cost import macs as package_macs
 from zsaa.rule import SPREAD as PACKAGED

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 
 import zsaa
 from ablation import continuation, depth, run, ship
-from ablation.variants import Variant, counts
-from ablation.run import load_config
 from ablation.curves import logits_of
+from ablation.run import load_config
 from ablation.train import train
 from ablation.training import Training
+from ablation.variants import Variant, counts
 from zsaa import finetune
 from zsaa.rule import kept_counts
 

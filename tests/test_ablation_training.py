@@ -16,17 +16,17 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
-from ablation import variants as ablation
 from ablation import run, show, words
-from ablation.forward import forward
-from ablation.variants import Variant, counts
-from ablation.run import load_config
-from ablation.scorers import make, price
+from ablation import variants as ablation
 from ablation.bend import Bend
 from ablation.curves import curve, logits_of
+from ablation.forward import forward
 from ablation.merged import Merged
+from ablation.run import load_config
+from ablation.scorers import make, price
 from ablation.train import last_states, train
 from ablation.training import SAMPLINGS, Training
+from ablation.variants import Variant, counts
 from zsaa import finetune
 from zsaa.kit import figures
 

@@ -16,8 +16,8 @@ from test_models import save_tiny
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
 from ablation import films, kept, reading, run, train
-from ablation.variants import Variant, total_macs
 from ablation.training import Training
+from ablation.variants import Variant, total_macs
 from zsaa.data import packaged, tasks
 from zsaa.evaluation.controls import cut
 from zsaa.families import find_decoder

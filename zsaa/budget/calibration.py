@@ -26,7 +26,7 @@ from zsaa.dial import disable, enable
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.fast.graphs import Graphs
 from zsaa.measure import alternate, hash_of, provenance, write_json
-from zsaa.rule import RULE, check_alpha, powers
+from zsaa.rule import RULE, Rule, check_alpha, powers
 from zsaa.scope import opened
 
 NEAR = 0.999  # the largest alpha below 1 that is timed: the pruned code path, with hardly anything pruned
@@ -159,9 +159,11 @@ def _timed(model: nn.Module, key: dict, seconds: float, progress: bool) -> list[
 
 def timed_alphas(config: Any, n: int, rule: dict) -> list[float]:
     """The settings to time, from 1 downwards: evenly spread over the factors by which MACs can fall, down to one
-    at which each layer is left with tau tokens: the largest of two digits, which can be read and typed."""
+    at which each layer is left with tau tokens, or those that the score never drops: the largest of two digits, which
+    can be read and typed."""
     first = powers(config.num_hidden_layers, rule["schedule"])[0]  # no layer keeps a larger share
-    low = min(max(LEAST, _two_digits((rule["tau"] / n) ** (1 / first))), NEAR)
+    least = max(rule["tau"], Rule(**rule).exempt(n))
+    low = min(max(LEAST, _two_digits((least / n) ** (1 / first))), NEAR)
     targets = np.geomspace(1, max(1, mac_reduction(config, n, low, **rule)), POINTS)[1:-1]
     solved = {round(alpha_for_macs(config, Counter([n]), target, rule), 3) for target in targets.tolist()}
     return [1.0, *sorted({NEAR, low, *(a for a in solved if low < a < NEAR)}, reverse=True)]

@@ -41,8 +41,8 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
     if alphas is None:
         alphas = timed_alphas(config, key["n"], rule)
     alphas = map(check_alpha, [alphas] if isinstance(alphas, Real) else alphas)
-    layers, tau, schedule = config.num_hidden_layers, rule["tau"], rule["schedule"]
-    tokens = {alpha: kept_counts(key["n"], alpha, layers, tau, schedule) for alpha in alphas}
+    layers = config.num_hidden_layers
+    tokens = {alpha: kept_counts(key["n"], alpha, layers, **rule) for alpha in alphas}
     rows = [
         {**_work(config, key, alpha, counts, decoder.dtype.itemsize), **_time(calibration, alpha)}
         for alpha, counts in tokens.items()
@@ -71,7 +71,7 @@ def _work(config, key: dict, alpha: float, counts: list[int], itemsize: int) -> 
         "kept": round(sum(counts) / (n * len(counts)), 3),
         "GMACs": round(batch * macs(config, n, alpha, **rule) / 1e9, 3),
         "MAC reduction": round(mac_reduction(config, n, alpha, **rule), 2),
-        "KV bytes": kv_bytes(config, n, alpha, rule["tau"], batch, itemsize, rule["schedule"]),
+        "KV bytes": kv_bytes(config, n, alpha, batch=batch, itemsize=itemsize, **rule),
     }
 
 

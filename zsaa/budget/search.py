@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 from zsaa.cost import total_macs
+from zsaa.rule import Rule
 
 LEAST = 1e-5  # the smallest alpha that is tried
 
@@ -26,13 +27,13 @@ def alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, rule: di
     if mac_reduction == 1:
         return 1.0
     stock = total_macs(config, counted, 1.0)
-    most = stock / total_macs(config, counted, LEAST, **rule)
+    most = stock / total_macs(config, counted, LEAST, Rule(**rule))
     if not 1 <= mac_reduction <= most:
         raise ValueError(
             f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={rule['tau']} it ranges "
             f"from 1 to {most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
         )
-    return largest(lambda alpha: stock / total_macs(config, counted, alpha, **rule) >= mac_reduction, LEAST, 1.0)
+    return largest(lambda alpha: stock / total_macs(config, counted, alpha, Rule(**rule)) >= mac_reduction, LEAST, 1.0)
 
 
 def check_budget(name: str, value: Any) -> None:
