@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from zsaa.families import find_decoder
-from zsaa.guards import refuse_dispatched, refuse_wrapped
+from zsaa.guards import refuse_foreign
 
 ORIGIN = "zsaa_layers"  # a field of the configuration: which layers of the original model these are
 
@@ -34,8 +34,7 @@ def remove_layers(model: nn.Module, layers: Iterable[int]) -> nn.Module:
             "the model carries PEFT adapters, whose files name layers by number. Merge them (merge_and_unload), or "
             "remove layers before get_peft_model."
         )
-    refuse_dispatched(there, "Remove layers before the model is spread over devices.")
-    refuse_wrapped(there, "Remove layers before they are.")
+    refuse_foreign(there, "Remove layers before the model is spread over devices.", "Remove layers before they are.")
     kept = [number for number in range(len(there)) if number not in gone]
     origin = origin_of(model)
     setattr(decoder, family.layers, nn.ModuleList(there[number] for number in kept))
