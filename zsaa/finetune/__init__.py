@@ -7,8 +7,8 @@ Each optimizer step draws its own alpha ~ U(low, high), so that the model meets 
 The conventional fine-tuning beside it is the same run with alpha fixed at 1. Recipes are files, in recipes/.
 
 Not in the paper, and off unless a recipe says so: "ladder" steps, which see the whole text, a weak and a strong MAC
-reduction, the first teaching the others; a score that is learned on the way (zsaa/salience.py); and a schedule by which
-lower layers drop less.
+reduction, the first teaching the others; a score that is learned on the way (zsaa/learned/salience.py); and a schedule
+by which lower layers drop less.
 
 Several GPUs: start the same script with torchrun or `accelerate launch`, one process a GPU (DDP, or FSDP when
 accelerate is told so). All processes draw the same alpha.
