@@ -211,12 +211,12 @@ def test_a_sample_does_not_depend_on_its_batch_and_gradients_flow(score, dropped
         for head in notes.heads.values():
             torch.nn.init.normal_(head["read"].weight)
 
-    def forward(*given):
+    def passed(*given):
         return forward(*given, **({"scorer": notes} if dropped == "noted" else {}))
 
-    hidden, trail = forward(model, ids, LENGTHS, 0.6, variant)
+    hidden, trail = passed(model, ids, LENGTHS, 0.6, variant)
     for sample, n in enumerate(LENGTHS):
-        alone, own = forward(model, ids[sample : sample + 1, :n], [n], 0.6, variant)
+        alone, own = passed(model, ids[sample : sample + 1, :n], [n], 0.6, variant)
         assert [x[0].tolist() for x in own] == [x[sample][x[sample] >= 0].tolist() for x in trail]
         close = 1e-4 if dropped == "noted" else 1e-9  # notes are float32
         torch.testing.assert_close(hidden[sample, : alone.shape[1]], alone[0], rtol=close, atol=close)
