@@ -24,6 +24,7 @@ pytest.importorskip("ray.serve", reason="the server needs Ray Serve: pip install
 
 import zsaa
 from zsaa import finetune
+from zsaa.budget import Calibration
 from zsaa.serve import __main__ as command
 from zsaa.serve import cluster
 from zsaa.serve.engine import Classifier, Completer
@@ -231,6 +232,19 @@ def test_without_a_curve_of_its_own_a_language_model_is_not_pruned(folders):
     mood = Classifier(tiny.make("llama", "sequence-classification"), tiny.tokenizer())
     assert cluster.floor_for(mood, made) < 1.0
     assert cluster.floor_for(mood, options("--floor", "0.9")) == 0.9
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.9])
+def test_times_that_scatter_give_their_scale_alone(monkeypatch, noise):
+    """The ladder of a model whose floor was timed as no faster: believed only if the readings lay close together."""
+    engine = Classifier(tiny.make("llama", "sequence-classification"), tiny.tokenizer())
+    spread = [20 * (1 - noise / 2), 20 * (1 + noise / 2)]
+    rows = [{"alpha": alpha, "latency_ms": 20.0, "latency_ms_quartiles": spread} for alpha in (1.0, 0.999, 0.5)]
+    timed = Calibration(engine.config, {"n": 64, "batch": 1, **engine.rule}, rows, {})
+    monkeypatch.setattr(cluster.costs, "calibrated", lambda *arguments: timed)
+    rungs = cluster.ladder(engine, options("--reference", "64", "--floor", "0.7"))
+    assert (rungs[0].ms, rungs[0].alpha, rungs[-1].alpha) == (20.0, 1.0, 0.7)
+    assert (rungs[-1].ms < 20) == (noise > cluster.NOISY)
 
 
 def test_the_deployment_says_how_many_replicas_there_may_be():

@@ -29,6 +29,7 @@ ADAPTER = RESULTS / "adapters" / "imdb-lora-salience"
 CURVE = RESULTS / "imdb-lora-salience.json"
 LABELS = ("negative", "positive")  # of the shipped adapter
 NAME = "zsaa"
+NOISY = 0.25  # scatter of times above which only their scale is believed, which batches then correct
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,13 @@ def ladder(engine: Engine, settings: Settings) -> tuple[Rung, ...]:
         beside_ms = costs.decode_ms(engine, n, settings.batch) * settings.decode_tokens / settings.batch
     if settings.calibrate_s > 0:
         timed = costs.calibrated(engine.model, n, settings.batch, settings.calibrate_s)
-        return costs.ladder_by_time(timed, floor, beside_ms)
-    return costs.ladder_by_macs(engine.config, n, costs.prefill_ms(engine, n), floor, beside_ms, **engine.rule)
+        if timed.scatter <= NOISY:
+            return costs.ladder_by_time(timed, floor, beside_ms)
+        http.LOG.warning("the times scatter by %.0f%%: time is taken for proportional to MACs", 100 * timed.scatter)
+        stock_ms = timed.stock_ms / timed.key["batch"]
+    else:
+        stock_ms = costs.prefill_ms(engine, n)
+    return costs.ladder_by_macs(engine.config, n, stock_ms, floor, beside_ms, **engine.rule)
 
 
 def furnish(settings: Settings, replica: str = "local") -> http.House:
