@@ -296,26 +296,6 @@ def test_committed_results_carry_their_provenance(result):
             assert f"{int(r['right'], 16):b}".count("1") == r["correct"]
 
 
-def test_the_findings_quote_the_committed_results():
-    """Every accuracy in the findings' IMDB table, with its interval, stands in the result files."""
-    ablation = show.load(store.RESULTS / "ablation", "imdb")
-    long_run = next(r for r in COMMITTED if r["name"] == "imdb-alpha-sampled")
-    curves = [(ablation["wide-tau2"], "alpha"), (ablation["lora-crops-epochs5"], "alpha")]
-    curves += [(long_run, "alpha"), (ablation["paper-faster"], "alpha")]
-    curves += [(ablation["truncated-ends-faster"], "ends"), (ablation["truncated-last-faster"], "last")]
-    findings = (store.RESULTS.parent / "docs" / "findings" / "accuracy.md").read_text()
-    table = findings[findings.index("| MACs | recipe `zsaa+`") :].split("\n\n")[0]
-    lines = re.findall(r"^\| (\d+)x \|(.*)\|$", table, flags=re.MULTILINE)
-    assert [int(target) for target, _ in lines] == list(paper.TABLE_1)
-    for target, cells in lines:
-        *ours, published = (cell.strip() for cell in cells.split("|"))
-        assert published == f"{paper.TABLE_1[int(target)]['IMDB']:.1f}"
-        assert len(ours) == len(curves)
-        for (result, control), cell in zip(curves, ours):
-            row = next(r for r in store.rows_of(result, control) if r["target"] == int(target))
-            assert cell == "{:.1f} [{:.1f}, {:.1f}]".format(row["accuracy"], *row["ci95"])
-
-
 @pytest.mark.full
 def test_every_picture_fits_a_column_can_be_read_and_has_a_caption(monkeypatch):
     """85 mm, nothing smaller than 6 points, nothing that runs over the edge. If names differ: make figures, and remove
