@@ -32,7 +32,7 @@ from zsaa.serve.traces import Outcome, Profile, bursts, day, poisson, recovery_s
 
 PORT = 8137
 DRAIN_S = 15.0  # after a profile: what is not answered by then is lost
-CALM_S = 4.0  # before the next one, so that it begins with an empty window
+CALM_S = 8.0  # before each, so that it begins with an empty window and alpha back at 1
 UTILIZATION = 0.7  # of alpha = 1, outside of bursts
 CLIENTS = 8  # that find the capacity
 PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), "day": day, "steady": steady}
@@ -223,6 +223,7 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
     await client.ask(0)
     if not so_far.facts:
         so_far.found(*await client.capacity(chosen.probe_s))
+        await asyncio.sleep(CALM_S)
     ladder, reference = [Rung(**rung) for rung in about["rungs"]], about["reference_tokens"]
     so_far.told(ladder, reference)
     if name == "controller":
@@ -258,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m zsaa.serve.load", description=__doc__.split("\n\n")[0])
     add = made.add_argument
     add("--output", default="outputs/serve", help="folder; the file is results/serve.json in it")
-    add("--seconds", type=float, default=48.0, help="of each profile")
+    add("--seconds", type=float, default=45.0, help="of each profile")
     add("--profiles", default="burst2,burst5,day", type=lambda text: text.split(","), help=f"of {', '.join(PROFILES)}")
     add("--policies", default="stock,floor,admission,controller", type=lambda text: text.split(","))
     add("--p95-ms", type=float, default=3000.0, help="the promise")
