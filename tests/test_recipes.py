@@ -327,6 +327,7 @@ def test_language_models_are_refused(tmp_path):
             run(recipe, tmp_path, tiny.make("llama", dtype=torch.float32), rows)
 
 
+@pytest.mark.full
 def test_half_precision(tmp_path):
     """Autocast stays out of the scores."""
     trained, log = run(Recipe.named("zsaa+", **OWN, precision="bf16"), tmp_path, log_steps=1)
