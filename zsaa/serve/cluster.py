@@ -66,7 +66,7 @@ class Settings:
 
 
 def engines(settings: Settings) -> dict[str, Engine]:
-    """The models by name. From safetensors alone, and without any code that comes with a model."""
+    """The models by name, without any code that comes with them: weights are safetensors, or read as weights only."""
     safe = {"device": settings.device, "trust_remote_code": False}
     found: dict[str, Engine] = {}
     if settings.model is not None:
