@@ -93,9 +93,8 @@ def test_what_leaves_no_result_is_refused_before_it_is_computed(places, given, m
     assert not [p for p in places["out"].rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize(
-    "module", ["experiment", *(pytest.param(m, marks=pytest.mark.full) for m in ("perplexity", "glue"))]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("module", ["experiment", "perplexity", "glue"])
 def test_what_the_user_can_mend_is_said_in_a_line(module, tmp_path):
     """As a program: exit code 1, no traceback."""
     given = ["--source", str(tmp_path)]

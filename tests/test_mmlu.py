@@ -159,7 +159,7 @@ def by_hand(words, family, asked, alpha, cut_to=None):
     return bits
 
 
-@pytest.mark.parametrize(("form", "shots"), [("letters", 2), ("text", 0)])
+@pytest.mark.parametrize(("form", "shots"), [("letters", 2), pytest.param("text", 0, marks=pytest.mark.full)])
 def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
     folder = made(tmp_path / "c", monkeypatch) if form == "text" else mmlu_folder(tmp_path / "m")
     questions = choices.tasks(folder, form, shots)

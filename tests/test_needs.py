@@ -65,6 +65,7 @@ def test_a_hub_that_answers(tmp_path):
     assert "no public data set 'no/such'" in found["dataset:no/such"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "env",
     [{"HF_ENDPOINT": "http://127.0.0.1:9"}, pytest.param({"HF_HUB_OFFLINE": "1"}, marks=pytest.mark.full)],

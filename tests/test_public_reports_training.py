@@ -48,7 +48,7 @@ def trainer(model, folder, data=None, collator=None, **options):
 
 
 @trains
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("gemma2", marks=pytest.mark.full)])
 def test_gradient_accumulation_is_one_large_batch(family, tmp_path):
     """Samples of different lengths: the loss is a mean over all tokens of the step, not of the means."""
     found = []

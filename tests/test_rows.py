@@ -164,7 +164,7 @@ def test_rotate_has_the_gradient_of_the_rotation():
 MODELS = [
     ("llama", [18, 9], "causal-lm"),
     ("gpt2", [18, 18], "sequence-classification"),
-    ("qwen3", [9, 14], "causal-lm"),
+    pytest.param("qwen3", [9, 14], "causal-lm", marks=pytest.mark.full),
 ]
 if GPU:
     MODELS += [(f, [200, 90, 250], "causal-lm") for f in tiny.FAMILIES]
@@ -268,7 +268,9 @@ def test_embeddings_may_lie_in_any_way(family, batch, monkeypatch):
         torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2 * b.abs().max().item())
 
 
-@pytest.mark.parametrize("broken", [None, "choose", "move", "rotate"])
+@pytest.mark.parametrize(
+    "broken", [None, "choose", *(pytest.param(k, marks=pytest.mark.full) for k in ("move", "rotate"))]
+)
 def test_kernels_are_asked_once_whether_they_agree_with_pytorch(broken, monkeypatch):
     device = torch.device(DEVICE)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")

@@ -164,7 +164,7 @@ def test_a_copy_lives_on_its_own(family, copied):
     same(model(ids).logits, want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.full)])
 def test_casting_before_or_after_enabling_is_the_same(family, dtype):
     ids = tiny.tokens([23])[0]
     before = zsaa.enable(tiny.make(family).to(dtype), alpha=0.6, tau=3)
