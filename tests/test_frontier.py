@@ -111,6 +111,17 @@ def test_the_page_shows_the_tables_as_they_come_out():
             assert films.markdown(table) in page
 
 
+def test_the_readme_s_first_finding_is_in_the_tables():
+    accuracies, ahead = (table.set_index(table.columns[0]) for table in films.tables()[:2])
+    finding = (RESULTS.parent / "README.md").read_text(encoding="utf-8").split("## Five findings")[1].split("\n- ")[1]
+    at_3x = accuracies.loc["the dial, seed 0", "3x"]
+    lead = ahead.loc["first layers, distilled (3 seeds)", "3x"].strip("+*")
+    assert f"one training has {at_3x}% at\n  3x, {lead} more than a third of the layers, distilled" in finding
+    for rival, column in (("first layers, distilled (3 seeds)", "2x"), ("TF-IDF", "9x"), ("TF-IDF", "11x")):
+        low, high = ahead.loc[rival, column].split("[")[1].rstrip("]*").split(", ")
+        assert float(low) <= 0 <= float(high), f"told apart from {rival} at {column}"
+
+
 def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
     figure = frontier.frontier_figure(points.read())
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}

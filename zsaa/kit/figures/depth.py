@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from zsaa.kit.figures.style import COLOURS, STYLE, panels
+from zsaa.kit.figures.style import COLOURS, STYLE, legend, panels
 
 LOOKS = {
     "block": ("block, angular distance", COLOURS["alpha"], "o", "-"),
@@ -38,6 +38,7 @@ def depth_figure(result: dict):
         heat.grid(False)
         figure.colorbar(image, ax=heat, label="angular distance,\nleast to largest of a row", shrink=0.8)
         _costs(cost, result["rows"])
+        legend(figure)
     best = {row["removed"]: row["layers"] for row in result["rows"] if row["way"] == "block"}
     named = "; ".join(f"{n}: layers {block[0]} to {block[-1]}" for n, block in best.items())
     figure.set_label(
@@ -63,4 +64,4 @@ def _costs(axis, rows: list[dict]) -> None:
     axis.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
     axis.minorticks_off()
     axis.set_ylim(0.95, MOST * math.sqrt(1.1))
-    axis.legend(loc="lower right")
+    axis.set_xticks(sorted({row["removed"] for row in rows}))

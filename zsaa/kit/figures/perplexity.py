@@ -103,9 +103,8 @@ def perplexity_figures(points) -> dict:
     """A figure per text and protocol, by a short name: "reviews", "reviews_carry", "lambada", ..."""
     names = {"held-out IMDB reviews": "reviews", "held-out Rotten Tomatoes sentences": "sentences"}
     found = {}
-    for task, mine in points[points["file"].isin(points[points["metric"] == "ratio"]["file"])].groupby(
-        "task", sort=False
-    ):
+    along = [set(points[points["metric"] == metric]["file"]) for metric in ("ratio", "target")]  # layers have no target
+    for task, mine in points[points["file"].isin(set.intersection(*along))].groupby("task", sort=False):
         title, protocol = task.split("; ")[:2]
         name = names.get(title, title.split(",")[0].lower().replace(" ", "_"))
         found[name + "_carry" * protocol.startswith("carry-through")] = perplexity_figure(mine)
