@@ -104,7 +104,10 @@ def test_first_tokens_stand_in_for_the_papers_device(results):
     for row in other["rows"]:
         row["model"] = "gpt2-355m"
     assert {c.substitute for c in tables.table_2_cells([other]) if c.column == "TTFT"} == {"device, model"}
-    table = tables.table_2(tables.table_2_cells([result]))
+    apart = copy.deepcopy(result)  # two lengths of a tiny model may take the same time, and are then no range
+    for row in apart["rows"]:
+        row["speedup"] *= 1 + row["tokens"] / 100
+    table = tables.table_2(tables.table_2_cells([apart]))
     clock = table[table["corpus"].str.startswith("any")]
     assert list(clock["1x"]) == ["1x"] * 3 and clock["2x"].iloc[0] == "2x" and "[" in clock["3x"].iloc[1]
     assert list(clock["verdict"])[1:] == ["substitute"] * 2
