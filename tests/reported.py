@@ -16,6 +16,13 @@ few = pytest.mark.parametrize("family", FEW)
 trains = pytest.mark.usefixtures("gradients")
 
 
+@pytest.fixture(autouse=True)
+def no_gradients():
+    """Around every test of a file that imports it; `trains` turns them on again."""
+    with torch.no_grad():
+        yield
+
+
 def dialed(family, head="causal-lm", alpha=ALPHA, **options):
     return zsaa.enable(tiny.make(family, head, **options), alpha=alpha, tau=TAU)
 

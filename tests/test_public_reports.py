@@ -20,18 +20,12 @@ from reported import (
     close,
     dialed,
     few,
+    no_gradients,  # noqa: F401 - of every test here
     real,
     words,
 )
 
 import zsaa
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
 
 # ----------------------------------------------------------------------------------------------------------- generation
 

@@ -18,6 +18,7 @@ from reported import (
     dialed,
     few,
     layers,
+    no_gradients,  # noqa: F401 - of every test here
     real,
     words,
 )
@@ -26,13 +27,6 @@ from transformers.masking_utils import sdpa_mask
 
 import zsaa
 from zsaa.evaluation import harness
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
 
 # ------------------------------------------------------------------------------------- other people's code in the model
 

@@ -22,18 +22,13 @@ from reported import (
     dialed,
     few,
     layers,
+    no_gradients,  # noqa: F401 - of every test here
     trains,
 )
 from safetensors.torch import load_model, save_model
 from torch.nn.utils import prune
 
 import zsaa
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def rows(lengths):

@@ -13,7 +13,7 @@ import time
 
 import nbformat
 import pytest
-from trees import RUNNER, WRITE, driver, index, is_running, page_command, write
+from trees import RUNNER, WRITE, driver, index, is_running, page_command, wait, write
 
 from zsaa.kit.runner import errors, page, plan
 from zsaa.kit.runner.done import fingerprint
@@ -50,18 +50,14 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
     )
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen(driver(tree), preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL), **pipes)
-    deadline = time.monotonic() + 60
-    while not mark.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
+    wait(lambda: mark.exists() or process.poll() is not None, 60)
     process.send_signal(signum)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, out
     assert "1 of 2 notebooks are done" in out
     assert "Traceback" not in out
     for pid in map(int, mark.read_text().split()):
-        deadline = time.monotonic() + 10
-        while is_running(pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait(lambda pid=pid: not is_running(pid), 10)
         assert not is_running(pid)
     assert tree.done("first")
     assert not tree.done("second")
@@ -81,9 +77,7 @@ def test_an_ignored_signal_stays_ignored(tree, signum):
     tree.notebook("first", f"import time\nopen({str(mark)!r}, 'w').close()\ntime.sleep(2)", WRITE)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen(driver(tree), preexec_fn=lambda: signal.signal(signum, signal.SIG_IGN), **pipes)
-    deadline = time.monotonic() + 60
-    while not mark.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
+    wait(lambda: mark.exists() or process.poll() is not None, 60)
     process.send_signal(signum)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == errors.OK, out

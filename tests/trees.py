@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import nbformat
@@ -118,6 +119,13 @@ sys.exit(code)
 def driver(tree):
     code = DRIVER.format(path=str(RUNNER), page=page_command(PAGE), root=str(tree.root))
     return [sys.executable, "-I", "-c", code]
+
+
+def wait(done, seconds):
+    """Until done() is true, and no longer than so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def is_running(pid):

@@ -1,4 +1,4 @@
-"""What removing layers costs, untuned: perplexity without 10, 20, 40, 50% of the layers, chosen in three ways.
+"""What removing layers costs, untuned: perplexity without 10 to 50% of the layers, chosen in three ways.
 
     python -m zsaa.depth --model smollm2-135m --windows 200
 
@@ -23,7 +23,7 @@ import zsaa
 from zsaa.data.corpora import load_corpus
 from zsaa.depth.remove import remove_layers
 from zsaa.depth.similarity import Similarity, similarity
-from zsaa.evaluation.language import Window, bootstrap, pack, score, windows
+from zsaa.evaluation.language import Window, bootstrap, interval, pack, score, windows
 from zsaa.measure import cached, output_folder, provenance
 from zsaa.models import load_model
 
@@ -98,10 +98,6 @@ def curve(model: nn.Module, found: Similarity, samples: Sequence[Window], shares
         )
         print(f"{way:9} {n:2} layers fewer: perplexity {rows[-1]['perplexity']:.1f}", flush=True)
     return rows
-
-
-def interval(logs: np.ndarray) -> list[float]:
-    return [round(float(v), 4) for v in np.exp(np.percentile(logs, (2.5, 97.5)))]
 
 
 def run(model: str, corpus: str, source: str, texts: int, count: int, output_dir: str | Path, command: str) -> dict:

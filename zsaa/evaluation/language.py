@@ -229,7 +229,8 @@ def bootstrap(nll: np.ndarray, counts: np.ndarray, units: Sequence[int], seed: i
     return found
 
 
-def _interval(logs: np.ndarray) -> list[float]:
+def interval(logs: np.ndarray) -> list[float]:
+    """The 95% interval of perplexities, or of their ratios, from the logarithms that `bootstrap` drew."""
     return [round(float(v), 4) for v in np.exp(np.percentile(logs, (2.5, 97.5)))]
 
 
@@ -309,11 +310,11 @@ def _figures(found: Sequence[Window], scored: list, stock: list, seed: int) -> d
         "words": int(words.sum()),
         "n": len(found),
         "perplexity": round(float(np.exp(nll.sum() / counts.sum())), 4),
-        "ci95": _interval(logs),
+        "ci95": interval(logs),
         "word_perplexity": round(float(np.exp(nll.sum() / words.sum())), 4),
-        "word_ci95": _interval(word_logs),
+        "word_ci95": interval(word_logs),
         "ratio": round(float(np.exp((nll.sum() - base.sum()) / counts.sum())), 4),
-        "ratio_ci95": _interval(logs - bootstrap(base, counts, units, seed)),
+        "ratio_ci95": interval(logs - bootstrap(base, counts, units, seed)),
         "agreement": round(100 * float(torch.cat(same).double().mean()), 2),
         "agreement_first": round(100 * float(np.mean([bool(s[0]) for s in same])), 2),
         "nll": pack(nll),
