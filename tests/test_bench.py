@@ -10,6 +10,7 @@ import zsaa
 from zsaa import bench
 from zsaa.bench.device import roofline_ms
 from zsaa.fast import dispatch
+from zsaa.kit import points
 from zsaa.rule import Rule
 
 
@@ -219,6 +220,24 @@ def test_first_tokens_at_the_reductions_of_table_2(tmp_path):
         assert row["by_kernel_speedup"] == row["speedup"] > 0
     assert record["provenance"]["gpu_joules"] is None
     assert "--reductions 1.5 2" in record["command"] and str(tmp_path) not in record["command"]
+
+
+def test_a_question_s_first_token_is_timed_beside_stock_the_papers_rule_and_a_cut(tmp_path):
+    code, record = run(tmp_path, "question", "--model", "tiny", "--tokens", "300", "--reductions", "1.2")
+    stock, asked, column_sum, cut = record["rows"]
+    assert (code, record["kind"], [row["control"] for row in record["rows"]]) == (
+        0, "bench-question", ["alpha", "asked", "alpha", "last"]
+    )  # fmt: skip
+    assert (stock["speedup"], stock["mac_reduction"], stock["kept"]) == (1.0, 1.0, 300)
+    rule = {"score": "asked", "schedule": "entry"}
+    config = bench.build("tiny", 300, "cpu", torch.float32).config
+    assert asked["kept"] == cut["kept"] == zsaa.kept_counts(300, asked["alpha"], 3, **{"tau": 5, **rule})[-1]
+    assert asked["mac_reduction"] == round(zsaa.mac_reduction(config, 300, asked["alpha"], **rule), 3) >= 1.2
+    assert cut["mac_reduction"] > asked["mac_reduction"], "choosing is counted"
+    assert asked["kv_bytes"] == cut["kv_bytes"] < column_sum["kv_bytes"] < stock["kv_bytes"]
+    assert [(s["batch"], s["tokens"], s["latency_ms"] > 0) for s in record["scores"]] == [(1, 300, True)]
+    methods = points.of([record | {"name": "q"}]).method.unique().tolist()
+    assert methods == ["stock", "dial (score asked, schedule entry)", "dial", "last tokens only"]
 
 
 def test_nf4_models_are_built_layer_by_layer_and_equal_what_loading_leaves(monkeypatch):

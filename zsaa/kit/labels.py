@@ -130,12 +130,14 @@ METHODS = {
     "salient": "salient words only",
     "layers": "first layers only",
     "bag": "bag of words",
+    "asked": "dial (score asked, schedule entry)",
 }
 BENCHMARKS = {
     "bench-prefill": "prefill",
     "bench-memory": "prefill",
     "footprint": "prefill",
     "ttft": "prefill",
+    "bench-question": "prefill of a prompt that asks at its end",
     "bench-decode": "decoding",
     "bench-attention": "attention",
     "bench-train": "training step",
