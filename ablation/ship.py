@@ -3,8 +3,8 @@
 python -m ablation.run --task imdb --rows lora-crops --epochs 5 --save outputs/rows
 python -m ablation.ship outputs/rows/lora-crops --task imdb
 
-With --curve, the row's result becomes one of the kit's: results/<the folder's name>.json, of which Table 1, the figures
-and the slider know how a committed adapter was trained, and what it can do.
+With --curve, the row's result becomes one of the kit's: results/accuracy/<the folder's name>.json, of which Table 1,
+the figures and the slider know how a committed adapter was trained, and what it can do.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{options.folder} is ready for zsaa.finetune.load.")
     if options.curve:
         curve = curve_of(json.loads(options.curve.read_text()), options.folder, settings["max_length"])
-        write_json(RESULTS / f"{curve['name']}.json", curve)
+        write_json(RESULTS / "accuracy" / f"{curve['name']}.json", curve)
     return 0
 
 

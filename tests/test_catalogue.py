@@ -19,21 +19,28 @@ def test_the_committed_page_is_what_the_notes_and_the_files_say():
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "a.json").write_text(
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed/a.json").write_text(
         json.dumps({"kind": "x", "provenance": {"eval_samples": 1200, "date": "2000-01-02T"}})
     )
-    (tmp_path / "notes.yaml").write_text('- question: Why?\n  notes: [{files: ["a*.json"], what: "one | two"}]\n')
+    (tmp_path / "notes.yaml").write_text('- question: Why?\n  notes: [{files: ["speed/a*.json"], what: "one | two"}]\n')
     return tmp_path
 
 
 def test_a_file_without_a_note_and_a_note_without_a_file_are_named(folder):
-    assert "| `a*.json` | one \\| two | 1 | 1,200 | - | 2000-01-02 |" in catalogue.catalogue(folder)
-    (folder / "b.json").write_text((folder / "a.json").read_text())
-    with pytest.raises(ValueError, match=r"says nothing of b\.json: add a note"):
+    assert "| `speed/a*.json` | one \\| two | 1 | 1,200 | - | 2000-01-02 |" in catalogue.catalogue(folder)
+    (folder / "speed/b.json").write_text((folder / "speed/a.json").read_text())
+    with pytest.raises(ValueError, match=r"says nothing of speed/b\.json: add a note"):
         catalogue.catalogue(folder)
-    for name in ("a.json", "b.json"):
+    for name in ("speed/a.json", "speed/b.json"):
         (folder / name).unlink()
-    with pytest.raises(ValueError, match=r"notes of files that are not there: \[\['a\*\.json'\]\]"):
+    with pytest.raises(ValueError, match=r"notes of files that are not there: \[\['speed/a\*\.json'\]\]"):
+        catalogue.catalogue(folder)
+
+
+def test_a_file_that_lies_loose_is_refused(folder):
+    (folder / "speed/a.json").rename(folder / "a.json")
+    with pytest.raises(ValueError, match=r"lie loose in results/: \['a\.json'\]. Move them"):
         catalogue.catalogue(folder)
 
 

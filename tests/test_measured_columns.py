@@ -121,7 +121,7 @@ def test_tables_with_every_setting(results):
     assert sum(footprints["alpha"] == "1") == 2 * 2 * 3
     clocks = tables.ttft_table(points.of([results["ttft-gpt2"]]))
     assert len(clocks) == 2 * 2 * 3 and set(clocks["without CUDA graphs"]) == {"-"}
-    measured = RESULTS / "h100/prefill-small.json", RESULTS / "h100/prefill-small-no-fused.json"
+    measured = RESULTS / "speed/h100/prefill-small.json", RESULTS / "speed/h100/prefill-small-no-fused.json"
     fused, plain = (json.loads(path.read_text()) for path in measured)
     prefills = tables.prefill_table(points.of([fused, plain]))
     assert len(prefills) == len(fused["rows"]) + len(plain["rows"])

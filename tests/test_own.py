@@ -72,7 +72,7 @@ def test_a_name_that_is_neither_is_refused(tmp_path):
 
 
 def test_its_accuracies_are_drawn():
-    curve = points.read().query("file == 'imdb-lora-alpha-sampled.json'")
+    curve = points.read().query("file == 'accuracy/imdb-lora-alpha-sampled.json'")
     drawn = figures.accuracy_figures(curve.assign(task="mine", split="folder mine"))
     assert list(drawn) == ["mine"] and "folder mine" in drawn["mine"].get_label()
     assert not figures.accuracy_figures(curve.assign(task="other"))

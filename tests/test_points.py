@@ -52,7 +52,7 @@ def test_every_number_with_an_interval_that_the_papers_tables_show_is_a_point():
     cells = [*tables.table_1_cells(found), *tables.table_2_cells(found), *tables.table_3_cells(found)]
     held: dict[tuple, list[tuple]] = {}
     for row in COMMITTED.itertuples():
-        held.setdefault((row.file, row.n), []).append((row.value, row.low, row.high))
+        held.setdefault((row.file.rpartition("/")[2], row.n), []).append((row.value, row.low, row.high))
     shown = {(f"{c.result}.json", c.n, c.ours, *c.interval) for c in cells if c.n is not None}
     assert len(shown) > 80
     for file, n, *number in shown:  # as counted; in the files, rounded to two digits
@@ -60,8 +60,8 @@ def test_every_number_with_an_interval_that_the_papers_tables_show_is_a_point():
 
 
 def test_times_have_the_macs_of_the_batch_that_was_timed():
-    result = next(result for file, result in FOUND if file == "imdb-latency-h100.json")
-    mine = points.settings(COMMITTED[COMMITTED["file"] == "imdb-latency-h100.json"])
+    result = next(result for file, result in FOUND if file == "speed/imdb-latency-h100.json")
+    mine = points.settings(COMMITTED[COMMITTED["file"] == "speed/imdb-latency-h100.json"])
     assert len(mine) == len(result["rows"])
     for row, (_, setting) in zip(result["rows"], mine.iterrows()):
         assert setting["mac_reduction"] == row["latency_mac_reduction"]

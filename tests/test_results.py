@@ -322,7 +322,7 @@ def test_every_picture_fits_a_column_can_be_read_and_has_a_caption(monkeypatch):
 
 
 def test_controls_of_a_prefill_are_hollow_and_off_the_lines(tmp_path):
-    benchmarks = store.load_results(store.RESULTS / "h100", kind="bench-prefill")
+    benchmarks = store.load_results(store.RESULTS / "speed/h100", kind="bench-prefill")
     drawn = figures.prefill_figures(points.of(benchmarks))
     assert set(drawn) == {"speed", "roofline", "memory"}
     speed = drawn["speed"].axes[0]
@@ -338,7 +338,9 @@ def test_controls_of_a_prefill_are_hollow_and_off_the_lines(tmp_path):
 
 
 def test_memory_and_training_steps_are_drawn(tmp_path):
-    memory, training = (store.load_results(store.RESULTS / "h100", kind=f"bench-{n}") for n in ("memory", "train"))
+    memory, training = (
+        store.load_results(store.RESULTS / "speed/h100", kind=f"bench-{n}") for n in ("memory", "train")
+    )
     held, steps = figures.memory_figure(points.of(memory)), figures.training_figure(points.of(training))
     drawn = sum(len(line.get_xdata()) for line in held.axes[0].lines)
     assert drawn == 2 * sum(len(result["rows"]) for result in memory), "peak and cache of every row, none made up"

@@ -263,7 +263,7 @@ def test_rungs_from_macs_fall_evenly_to_the_floor():
 
 
 def test_the_floor_is_read_off_a_committed_curve():
-    result = json.loads((RESULTS / "imdb-lora-salience.json").read_text())
+    result = json.loads((RESULTS / "accuracy/imdb-lora-salience.json").read_text())
     curve = costs.curve_of(result)
     assert costs.floor_of(result, 100) == curve[-1][0]
     for loss in (0, 0.5, 1.0, 2.0):

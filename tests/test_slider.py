@@ -581,7 +581,7 @@ def test_accuracy_is_shown_for_the_committed_model_alone():
     with torch.no_grad():
         model.score.weight.copy_(head)
     curve = accuracy_curve(model)
-    result = json.loads((RESULTS / "imdb-lora-alpha-sampled.json").read_text())
+    result = json.loads((RESULTS / "accuracy/imdb-lora-alpha-sampled.json").read_text())
     rows = {row["alpha"]: row for row in result["rows"] if row["control"] == "alpha"}
     assert curve["source"] == "imdb-lora-alpha-sampled"
     assert {a: [value, low, high] for a, value, low, high in curve["points"]} == {

@@ -1,6 +1,6 @@
 """What other work on the machine costs: steps of SmolLM2-135M on the CPU, idle and beside busy processes, in turn.
 
-    python tools/busy.py --output results/cpu/busy.json
+    python tools/busy.py --output results/speed/cpu/busy.json
 
 Three settings of PyTorch's threads are compared: the library's own, one thread, and the kit's, which run_all.sh gives
 its kernels (zsaa.kit.runner.environment). "cost" is the loaded time over the idle time. The measure for it is the row

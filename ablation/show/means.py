@@ -21,7 +21,7 @@ SEEDS = ("", "-seed1", "-seed2")
 COLUMNS = {  # result files, one per seed; control
     "recipe `zsaa+`": (tuple(f"ablation/imdb/wide-tau2{seed}" for seed in SEEDS), "alpha"),
     "`zsaa+` by adapters": (tuple(f"ablation/imdb/lora-crops{seed}-epochs5" for seed in SEEDS[:2]), "alpha"),
-    "the paper's recipe, its settings": (("imdb-alpha-sampled",), "alpha"),
+    "the paper's recipe, its settings": (("accuracy/imdb-alpha-sampled",), "alpha"),
     "the same at our learning rate": (("ablation/imdb/paper-faster",), "alpha"),
     "inputs cut to both ends": (tuple(f"ablation/imdb/truncated-ends-faster{seed}" for seed in SEEDS), "ends"),
     "inputs cut to the last tokens": (tuple(f"ablation/imdb/truncated-last-faster{seed}" for seed in SEEDS), "last"),

@@ -14,12 +14,16 @@ import yaml
 from zsaa.kit.files import write_text
 from zsaa.kit.labels import device_of
 from zsaa.kit.report.write import render
-from zsaa.kit.store import RESULTS, all_results
+from zsaa.kit.store import QUESTIONS, RESULTS, all_results
 
 
 def catalogue(folder: str | Path = RESULTS) -> str:
     """The page, in Markdown. ValueError: a result file that no note matches, or a note that matches no file."""
     folder = Path(folder)
+    if loose := sorted(path.name for path in folder.glob("*.json")):
+        raise ValueError(
+            f"result files lie loose in results/: {loose}. Move them to a question's folder, such as {QUESTIONS}."
+        )
     questions = yaml.safe_load((folder / "notes.yaml").read_text(encoding="utf-8"))
     held = dict(all_results(folder))
     others = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -10,14 +10,17 @@ from zsaa.kit.labels import schedule_of
 from zsaa.measure import stats
 from zsaa.measure.stats import from_bits
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"  # measurements committed with the source
+RESULTS = Path(__file__).resolve().parents[2] / "results"  # measurements committed with the source, by question:
+QUESTIONS = ("accuracy", "language", "choices", "speed", "depth", "audit")  # what the kit's tables and figures show
+STUDIES = ("ablation/", "answers/")  # studies, which have tables and figures of their own
 
 
 def load_results(*folders: str | Path, kind: str | None = None) -> list[dict]:
-    """Result files (*.json) of the folders, by name; a damaged one raises ValueError with its path."""
+    """Result files (*.json) of the folders and of the QUESTIONS in them, by name; by default those of the checkout. A
+    damaged one raises ValueError with its path."""
     found = []
-    for folder in folders or (RESULTS,):
-        for path in sorted(Path(folder).glob("*.json")):
+    for folder in (Path(given) / part for given in folders or (RESULTS,) for part in ("", *QUESTIONS)):
+        for path in sorted(folder.glob("*.json")):
             try:
                 result = json.loads(path.read_text())
                 if kind is None or result["kind"] == kind:

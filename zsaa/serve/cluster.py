@@ -26,7 +26,7 @@ from zsaa.serve.engine import Classifier, Completer, Engine
 from zsaa.serve.lane import Lane
 
 ADAPTER = RESULTS / "adapters" / "imdb-lora-salience"
-CURVE = RESULTS / "imdb-lora-salience.json"
+CURVE = RESULTS / "accuracy" / "imdb-lora-salience.json"
 LABELS = ("negative", "positive")  # of the shipped adapter
 NAME = "zsaa"
 NOISY = 0.25  # scatter of times above which only their scale is believed, which batches then correct

@@ -54,8 +54,8 @@ def floor_of(result: dict, loss: float) -> float:
     """The smallest alpha that a measured curve allows: there, and at every alpha measured above it, the metric is at
     most `loss` points below alpha = 1. Only what was measured counts: nothing is read between the rows.
 
-    result: a result file with rows of control "alpha" (for example results/imdb-lora-salience.json); it holds for its
-    own task and model. ValueError: no such rows, or a loss below 0.
+    result: a result file with rows of control "alpha" (for example results/accuracy/imdb-lora-salience.json); it holds
+    for its own task and model. ValueError: no such rows, or a loss below 0.
     """
     if not 0 <= loss <= 100:
         raise ValueError(f"loss must be points of the metric in [0, 100], got {loss}.")

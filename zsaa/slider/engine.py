@@ -296,15 +296,15 @@ def accuracy_curve(model: nn.Module, which: str | Path | dict | None = "auto") -
     """The measured accuracy along alpha: {"points": [[alpha, accuracy in percent, low, high]], "n", "task", "tau",
     "score", "source"}; None where there is none for this very model, under the schedule of its dial.
 
-    which: a result file of kind "curve" (its content, its path, or its name in results/); None for no curve; "auto"
-    looks for a committed adapter whose trained head is, bit for bit, this model's head.
+    which: a result file of kind "curve" (its content, its path, or its name in results/accuracy); None for no curve;
+    "auto" looks for a committed adapter whose trained head is, bit for bit, this model's head.
     """
     if which == "auto":
         which = _committed_head(model)
     if which is None:
         return None
     if not isinstance(which, dict):
-        path = Path(which) if Path(which).suffix == ".json" else RESULTS / f"{which}.json"
+        path = Path(which) if Path(which).suffix == ".json" else RESULTS / "accuracy" / f"{which}.json"
         if not path.is_file():
             raise FileNotFoundError(f"no result file {path}. Give the path of one, or accuracy=None to show none.")
         which = json.loads(path.read_text())
@@ -332,6 +332,6 @@ def _committed_head(model: nn.Module) -> str | None:
             names = [name for name in weights.keys() if name.endswith("score.weight")]  # noqa: SIM118
             saved = [weights.get_tensor(name) for name in names]
         same = (s.shape == h.shape and torch.equal(s.to(h.dtype), h.detach().cpu()) for s in saved for h in heads)
-        if any(same) and (RESULTS / f"{file.parent.name}.json").is_file():
+        if any(same) and (RESULTS / "accuracy" / f"{file.parent.name}.json").is_file():
             return file.parent.name
     return None

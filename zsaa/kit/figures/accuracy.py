@@ -10,6 +10,7 @@ from zsaa.kit import paper
 from zsaa.kit.figures.style import COLOURS, CUTS, DATA_SETS, REFERENCE, STYLE, legend, multiples, panels
 from zsaa.kit.labels import METHODS
 from zsaa.kit.points import settings
+from zsaa.kit.store import STUDIES
 from zsaa.measure import stats
 
 
@@ -147,7 +148,7 @@ def _caption(found, metric: str, published: str | None) -> str:
 
 def accuracy_figures(points) -> dict:
     """One accuracy figure per data set of result files of the kind "curve", by task name; a user's own, too."""
-    points = points[~points["file"].str.contains("/")]  # the ablation has figures of its own
+    points = points[~points["file"].str.startswith(STUDIES)]  # they have figures of their own
     own = points[points["split"].str.startswith("folder ", na=False)]["task"].unique()
     columns = {name: title if title in paper.TABLE_1_COLUMNS else None for name, (title, *_) in DATA_SETS.items()}
     columns |= dict.fromkeys(own)

@@ -39,17 +39,17 @@ def _figures(all_points):
     for name, figure in accuracy_figures(all_points).items():
         yield f"accuracy_{name}", figure
     yield "figure2", figure_2(all_points)
-    yield "speed", speed_figure(of(r".*-latency-.*\.json"))
-    for name, figure in prefill_figures(of(r"h100/prefill-.*\.json")).items():
+    yield "speed", speed_figure(of(r"speed/.*-latency-.*\.json"))
+    for name, figure in prefill_figures(of(r"speed/h100/prefill-.*\.json")).items():
         yield f"h100_prefill_{name}", figure
-    yield "h100_attention", attention_figure(of(r"h100/attention\.json"))
-    yield "h100_memory", memory_figure(of(r"h100/memory-.*\.json"))
-    yield "h100_training", training_figure(of(r"h100/train\.json"))
+    yield "h100_attention", attention_figure(of(r"speed/h100/attention\.json"))
+    yield "h100_memory", memory_figure(of(r"speed/h100/memory-.*\.json"))
+    yield "h100_training", training_figure(of(r"speed/h100/train\.json"))
     for name, figure in perplexity_figures(all_points).items():
         yield f"perplexity_{name}", figure
-    yield "mmlu", choice_figure(of(r"mmlu-.*\.json"))
-    yield "choice", choice_figure(of(r"choice-.*\.json"))
-    yield "footprint", footprint_figure(of(r"footprint\.json"))
+    yield "mmlu", choice_figure(of(r"choices/mmlu-.*\.json"))
+    yield "choice", choice_figure(of(r"choices/choice-.*\.json"))
+    yield "footprint", footprint_figure(of(r"speed/footprint\.json"))
     for result in load_results(kind="preservation"):
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)

@@ -9,6 +9,7 @@ from zsaa.kit.figures.accuracy import curves, dial, short
 from zsaa.kit.figures.style import COLUMN, CUTS, DATA_SETS, STYLE, legend, multiples
 from zsaa.kit.labels import METHODS
 from zsaa.kit.points import settings
+from zsaa.kit.store import STUDIES
 
 LORA = (0, (8, 1.5))
 DASHES = {"first": (0, (1, 1)), "last": (0, (4, 1.5)), "ends": (0, (4, 1, 1, 1)), "random": (0, (1, 3))}
@@ -25,7 +26,7 @@ def figure_2(points):
     fine-tuning, inputs cut for the conventional model where there is one, and lengths under Eq. 2."""
     import matplotlib.pyplot as plt
 
-    points = points[~points["file"].str.contains("/")]
+    points = points[~points["file"].str.startswith(STUDIES)]
     found = curves(points[points["task"].isin(DATA_SETS)])
     lengths = settings(points[points["file"].isin(points[points["metric"] == "preserved"]["file"])])
     lengths = lengths[lengths["method"] == "dial"] if len(lengths) else lengths

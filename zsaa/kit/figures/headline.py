@@ -16,7 +16,7 @@ LINES = {  # name -> result files, one per seed; method, colour, marker, dashes
     "inputs cut to the last tokens, tuned on such (3)": (
         tuple(SEEDS.format(f"truncated-last-faster{seed}") for seed in ("", "-seed1", "-seed2")),
         "last tokens only", COLOURS["last"], "v", "--"),
-    "the paper's recipe, as we ran it (1)": (("imdb-alpha-sampled.json",), "dial", COLOURS["alpha"], "s", "-"),
+    "the paper's recipe, as we ran it (1)": (("accuracy/imdb-alpha-sampled.json",), "dial", COLOURS["alpha"], "s", "-"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from zsaa.kit.labels import threads
+from zsaa.kit.store import QUESTIONS
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -24,8 +25,8 @@ def joules_text(*joules: float | None) -> str:
 
 
 def flat(found: Sequence[tuple[str, dict]]) -> list[dict]:
-    """What `load_results` gives: the results of the folder itself."""
-    return [result for name, result in found if "/" not in name]
+    """What `load_results` gives: the results of the folder itself and of its QUESTIONS."""
+    return [result for name, result in found if name.rpartition("/")[0] in ("", *QUESTIONS)]
 
 
 def _data(task: dict | str | None) -> str:

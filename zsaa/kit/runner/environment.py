@@ -18,7 +18,7 @@ FOREIGN = ("PYTHON", "IPYTHON", "JUPYTER_", "MPLBACKEND", "MATPLOTLIBRC")
 # How OpenMP's threads wait for each other. By default they spin for milliseconds, and where other programs want the
 # cores, too, they spin while the thread that they wait for is not even running. GNU's library (PyTorch's on Linux) is
 # told to spin for microseconds, which bridges the gap between two operations; others wait without spinning. What both
-# cost: tools/busy.py, results/cpu/busy.json.
+# cost: tools/busy.py, results/speed/cpu/busy.json.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 
 
