@@ -2,7 +2,8 @@
 
 The package itself carries only what paid off, with kernels, caches and graphs; this pass is for comparing: any score,
 any schedule, any fate of the dropped tokens, batches of unequal lengths, gradients, on a CPU or a GPU. With the paper's
-settings it equals the package (tests/test_ablation.py). Models without sliding windows and softcapping only.
+settings it equals the package (tests/test_ablation.py). Models without softcapping only, and texts within their sliding
+window.
 """
 
 from __future__ import annotations
@@ -163,8 +164,12 @@ class _Pass:
         self.ids, self.variant, self.tail, self.scorer = ids, variant, tail, scorer
         self.layers = getattr(self.decoder, self.family.layers)
         config, device = self.decoder.config, ids.device
-        if config.model_type.startswith("gemma") or getattr(config, "sliding_window", None):
-            raise ValueError(f"no ablation for {config.model_type}: sliding windows and softcapping are not done here.")
+        window = getattr(config, "sliding_window", None) or ids.shape[1]
+        if self.family.softcap or ids.shape[1] > window:
+            raise ValueError(
+                f"no ablation for {config.model_type} and texts of {ids.shape[1]} tokens: softcapping is not done "
+                f"here, nor sliding windows; cut the texts to {window} tokens."
+            )
         self.gpt2 = config.model_type == "gpt2"
         # All shapes are known beforehand: one copy to the device, and no layer waits for it.
         counted = ((n, counts(n - tail, alpha, len(self.layers), variant)) for n in lengths)
@@ -176,12 +181,19 @@ class _Pass:
         if self.gpt2:
             self.hidden = self.decoder.drop(self.hidden + self.decoder.wpe(self.positions))
         else:
-            every = torch.arange(ids.shape[1], device=device)[None]
-            self.tables = [F.embedding(every, table[0]) for table in self.decoder.rotary_emb(embed.weight, every)]
+            self.tables = self._rotations(embed.weight, ids.shape[1])
         self.wide = torch.promote_types(self.hidden.dtype, torch.float32)
         self.stand_for = torch.ones(ids.shape, dtype=self.wide, device=device)
         self.beside: tuple[Tensor, ...] | None = None
         self.trail: list[Tensor] = []
+
+    def _rotations(self, like: Tensor, width: int) -> list[tuple[Tensor, Tensor]]:
+        """Of each layer the cosines and sines of `width` positions; Gemma 3 has two kinds of layers."""
+        every, kinds = torch.arange(width, device=like.device)[None], getattr(self.decoder.config, "layer_types", None)
+        if not self.decoder.config.model_type.startswith("gemma3"):
+            return [tuple(table[0] for table in self.decoder.rotary_emb(like, every))] * len(self.layers)
+        found = {kind: self.decoder.rotary_emb(like, every, kind) for kind in set(kinds)}
+        return [tuple(table[0] for table in found[kind]) for kind in kinds]
 
     def layer(self, number: int) -> None:
         """Let the rows through one layer, which may drop some."""
@@ -189,7 +201,7 @@ class _Pass:
         attention, sizes, rows = getattr(layer, family.attention), self.stages[:, number], self.hidden.shape[1]
         real = torch.arange(rows, device=self.ids.device) < sizes[:, None]
         drops = any(counted[number + 1] < counted[number] for counted in self.counts)
-        q, k, v, visible, output = self._attention(attention, getattr(layer, family.attention_norm), real, drops)
+        q, k, v, visible, output = self._attention(number, real, drops)
         learned = None
         watched = getattr(self.scorer, "watches", lambda layer: False)
         if self.scorer is not None and (drops or watched(number)):  # it may be in training
@@ -208,13 +220,18 @@ class _Pass:
             output = self._drop(number, output, scores, kept, wanted, real)
         padding = torch.arange(self.hidden.shape[1], device=self.ids.device) >= self.stages[:, number + 1, None]
         self.trail.append(self.positions.masked_fill(padding, -1))
-        self.hidden = self.hidden + family.output(attention, output)
+        self.hidden = self.hidden + self._after(layer, family.after_attention_norm, family.output(attention, output))
         normed = _normed(getattr(layer, family.mlp_norm), self.hidden)
-        self.hidden = self.hidden + getattr(layer, family.mlp)(normed)
+        self.hidden = self.hidden + self._after(layer, family.after_mlp_norm, getattr(layer, family.mlp)(normed))
 
-    def _attention(self, attention: nn.Module, norm: nn.Module, real: Tensor, drops: bool) -> tuple:
+    @staticmethod
+    def _after(layer: nn.Module, norm: str | None, x: Tensor) -> Tensor:
+        return x if norm is None else _normed(getattr(layer, norm), x)
+
+    def _attention(self, number: int, real: Tensor, drops: bool) -> tuple:
         """q, k, v of the rows (k and v also of dropped ones beside them), who sees whom, and the heads' output."""
         rows, device, variant, beside = self.hidden.shape[1], self.ids.device, self.variant, self.beside
+        attention, norm = (getattr(self.layers[number], n) for n in (self.family.attention, self.family.attention_norm))
         q, k, v = self.family.qkv(attention, _normed(norm, self.hidden))
         at, visible = self.positions, None
         plain = variant.dropped in ("gone", "noted") or (beside is None and variant.dropped == "keys")
@@ -226,7 +243,7 @@ class _Pass:
             seen = (beside[1][:, None, None] <= self.positions[:, None, :, None]) & beside[2][:, None, None]
             visible = torch.cat((visible.expand(len(self.ids), -1, -1, -1), seen), 3)
         if not self.gpt2:
-            cos, sin = (F.embedding(at, table[0].to(q.dtype)) for table in self.tables)
+            cos, sin = (F.embedding(at, table.to(q.dtype)) for table in self.tables[number])
             if beside is None:
                 q, k = rotate(q, k, cos, sin)
             else:
@@ -275,6 +292,8 @@ def _normed(norm: nn.Module, hidden: Tensor) -> Tensor:
     """norm(hidden); on a GPU transformers' RMSNorm in one kernel, not six: they are half of a small model's time."""
     if hidden.is_cuda and hasattr(norm, "variance_epsilon"):
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    if hidden.is_cuda and type(norm).__name__ == "Gemma3RMSNorm":
+        return F.rms_norm(hidden, norm.weight.shape, 1 + norm.weight, norm.eps)
     return norm(hidden)
 
 

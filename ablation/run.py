@@ -201,8 +201,8 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
 
 
 def judge(model, samples, labels, rule, training: Training, probe, targets, sides) -> list[dict]:
-    """The curve of a trained row; of a shortened model its one point."""
-    if not training.layers:
+    """The curve of a trained row; of a shortened model without a dial its one point."""
+    if not training.layers or training.sampling != "conventional":
         return curve(model, samples, labels, rule, training, probe, targets, sides=sides)
     return kept.by_fewer_layers(curve(model, samples, labels, rule, training, probe, [1]), model)
 

@@ -66,19 +66,21 @@ class _Weights:
         if self.merged:
             self.merged.merge()
 
-    def learn(self) -> None:
-        """One step, by the gradients that are there."""
+    def learn(self) -> Tensor:
+        """One step, by the gradients that are there, clipped to a length of 1; how long they were (no copy to the CPU,
+        which would wait for them)."""
         if self.merged:
             self.merged.split()
         apart = self.exact is not self.of_model
         for p, low in zip(self.exact, self.of_model) if apart else ():
             p.grad, low.grad = low.grad.float(), None
-        nn.utils.clip_grad_norm_(self.exact, 1.0)
+        length = nn.utils.clip_grad_norm_(self.exact, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if apart:
             with torch.no_grad():
                 torch._foreach_copy_(self.of_model, self.exact)
+        return length
 
 
 def train(
@@ -88,7 +90,8 @@ def train(
     """Fine-tune `model` (a sequence classifier, float32 weights) in place on samples (lists of token ids). verdicts
     [samples, classes]: the teacher's, as probabilities. On a GPU it is computed, and left, in bfloat16, while the
     optimizer keeps its weights in float32. Returns the trained probe, if there is one, and a log: steps, samples
-    seen, MACs spent in units of one epoch at alpha = 1, loss per 1/20 of the training, seconds."""
+    seen, MACs spent in units of one epoch at alpha = 1, loss per 1/20 of the training, the longest gradient of each
+    (before it is clipped), seconds."""
     torch.manual_seed(training.seed)
     decoder, _ = find_decoder(model)
     config, device = decoder.config, next(model.parameters()).device
@@ -102,7 +105,7 @@ def train(
     epoch = total_macs(config, Counter(lengths), 1.0, variant)
     draw, crop = (random.Random(f"ablation {what} {training.seed}") for what in ("draws", "crops"))
     bend = Bend(schedule_weights(variant.schedule, config.num_hidden_layers), training.seed) if training.bends else None
-    seen, spent, step, losses, started = 0, 0, 0, [], time.perf_counter()
+    seen, spent, step, losses, pulls, started = 0, 0, 0, [], [], time.perf_counter()
     if training.ahead:
         _votes_alone(model, probe, samples, labels, variant, training, weights.optimizer, progress)
     model.train()
@@ -113,14 +116,14 @@ def train(
         done = max(shares, default=1.0)  # no epochs at all: the scorer alone
         if done >= 1:
             break
-        weights.begin(min(1.0, (step + 1) / 20, done / 0.05 + 0.05), 1 - done)  # 5% warm-up, then linearly to zero
+        weights.begin(min(1.0, (step + 1) / 20, done / training.warmup + 0.05), 1 - done)
         texts, wanted = [samples[i] for i in batch], torch.tensor([labels[i] for i in batch], device=device)
         texts = [window(text, crop) if crop.random() < training.crops else text for text in texts]
         taught = None if verdicts is None else verdicts[batch].to(device)
         loss, cost = _step(
             model, probe, texts, wanted, variant, training, draw, bend, warm=done < training.warm, taught=taught
         )
-        weights.learn()
+        pulls.append(weights.learn())
         losses.append((done, loss))
         seen, spent, step = seen + len(batch), spent + cost, step + 1
         bar.n = round(100 * done)
@@ -135,11 +138,14 @@ def train(
     if device.type == "cuda":
         torch.cuda.synchronize()
     curve = [[v for share, v in losses if int(20 * share) == part] for part in range(20)]
+    pulls = torch.stack(pulls).tolist() if pulls else []
+    steepest = [[p for (share, _), p in zip(losses, pulls) if int(20 * share) == part] for part in range(20)]
     return probe, {
         "steps": step,
         "samples": seen,
         "epochs_of_compute": round(spent / epoch, 4),
         "loss": [round(sum(part) / len(part), 4) if part else None for part in curve],
+        "gradient": [round(max(part), 3) if part else None for part in steepest],
         "seconds": round(time.perf_counter() - started, 1),
         **({"schedule": [round(w, 3) for w in bend.weights()]} if bend else {}),
     }

@@ -42,6 +42,8 @@ class Training:
     lengths: they teach |state| x |gradient|, not |state x gradient|.
     warm: the first share of the training runs at alpha = 1 only, so that a learned score knows something before it
         decides.
+    warmup: the share of the training in which the learning rate rises to its highest, no fewer than 20 steps; from
+        there it falls linearly to 0.
     auxiliary: weight of the loss that trains "evidence".
     ahead: epochs in which "evidence" is trained alone beforehand, through the first layers only, the model as it is.
     weakest: the least MAC reduction that "log" draws; every 16th step is then at alpha = 1, lest it be forgotten.
@@ -66,6 +68,7 @@ class Training:
     rivals: bool = False
     lengths: bool = False
     warm: float = 0.0
+    warmup: float = 0.05
     auxiliary: float = 0.3
     ahead: float = 0.0
     weakest: float = 1.0
@@ -94,8 +97,12 @@ class Training:
             raise ValueError(f"match and probe are of the dial, which inputs that are cut do not know; got {self}.")
         if self.teacher and not (self.distill and self.sampling == "conventional"):
             raise ValueError(f"a teacher needs distill > 0, and conventional sampling; got {self}.")
-        if self.layers < 0 or (self.layers and self.sampling != "conventional"):
-            raise ValueError(f"layers must be 0 or more, and fewer than all are for conventional sampling; got {self}.")
+        if self.layers < 0 or (self.layers and self.sampling not in ("conventional", "alpha")):
+            raise ValueError(
+                f"layers must be 0 or more, and fewer than all are for sampling conventional or alpha; got {self}."
+            )
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup is a share of the training, above 0 and below 1; got {self}.")
         if self.bends and not self.distill:
             raise ValueError(f"bends needs distill > 0: the divergence from the alpha = 1 pass; got {self}.")
         if self.probe not in KINDS or (self.epochs is None and self.compute is None):

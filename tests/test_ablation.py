@@ -42,6 +42,18 @@ def test_the_package_s_settings_equal_the_package(family, score, schedule):
         torch.testing.assert_close(hidden[sample, : len(at_top)], expected[sample, at_top], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral", "qwen2"])
+def test_texts_within_the_window_equal_the_package(family):
+    model, lengths = zsaa.enable(tiny.make(family, "base"), tau=2), [9, 8, 5]
+    ids, mask, _ = tiny.tokens(lengths)
+    with zsaa.at(model, 0.7), torch.no_grad():
+        expected = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden, trail = forward(zsaa.disable(model), ids, lengths, 0.7, Variant(tau=2))
+    for sample, at_top in enumerate(trail[-1]):
+        at_top = at_top[at_top >= 0]
+        torch.testing.assert_close(hidden[sample, : len(at_top)], expected[sample, at_top], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_tail_equals_decoding_behind_the_pruned_prompt(family):
     model = zsaa.enable(tiny.make(family, "base"), alpha=0.7)
@@ -244,6 +256,8 @@ def test_scores_of_all_voters_are_the_soft_scores_columns():
 def test_windows_and_caps_are_refused():
     with pytest.raises(ValueError, match="no ablation for gemma2"):
         forward(tiny.make("gemma2", "base"), torch.ones(1, 4, dtype=torch.long), [4], 0.5, Variant())
+    with pytest.raises(ValueError, match="texts of 10 tokens.*cut the texts to 9"):
+        forward(tiny.make("gemma3_text", "base"), torch.ones(1, 10, dtype=torch.long), [10], 0.5, Variant())
 
 
 @pytest.mark.full

@@ -16,7 +16,8 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
-from ablation import run, show, words
+from ablation import kept, run, show, words
+from ablation import train as bench_train
 from ablation import variants as ablation
 from ablation.bend import Bend
 from ablation.curves import curve, logits_of
@@ -65,6 +66,34 @@ def test_every_sampling_trains_and_counts_its_compute(sampling):
     assert compute / 2 <= shorter["epochs_of_compute"] <= compute / 2 + 1.2  # ends with the step that reaches it
     again = train(classifier(), texts, labels, Variant(tau=1), training, progress=False)[1]
     assert {**again, "seconds": 0} == {**log, "seconds": 0}
+
+
+def test_the_rate_rises_for_its_share_and_the_log_has_the_longest_gradients(monkeypatch):
+    texts, labels = marked(64, 10, 0)
+    begun, begin = [], bench_train._Weights.begin
+    monkeypatch.setattr(bench_train._Weights, "begin", lambda s, w, left: begun.append((w, left)) or begin(s, w, left))
+    for warmup in (0.1, 0.5):
+        training = Training("conventional", epochs=10.0, batch_size=8, learning_rate=1e-3, warmup=warmup)
+        _, log = train(classifier(), texts, labels, Variant(), training, progress=False)
+        rates, begun[:] = [warm * left for warm, left in begun], []
+        done = [step / len(rates) for step in range(len(rates))]
+        top = rates.index(max(rates))
+        assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+        assert abs(done[top] - max(warmup, 20 / len(rates))) < 0.06
+        assert len(log["gradient"]) == 20 and all(length > 0 for length in log["gradient"])
+    with pytest.raises(ValueError, match="warmup is a share of the training, above 0"):
+        Training(warmup=0.0)
+
+
+def test_fewer_layers_may_have_a_dial():
+    texts, labels = marked(16, 30, 0)
+    training = Training("alpha", layers=2, alpha_range=(0.02, 1.0), epochs=1.0, batch_size=8)
+    model = classifier()
+    kept.shorten(model, training.layers)
+    probe, _ = train(model, texts, labels, Variant(tau=1), training, progress=False)
+    rows = run.judge(model, texts, labels, Variant(tau=1), training, probe, [1, 2], [])
+    assert [(row["control"], row["target"]) for row in rows] == [("alpha", 1), ("alpha", 2)]
+    assert model.config.num_hidden_layers == 2 and rows[1]["mac_reduction"] >= 2
 
 
 @pytest.mark.full
