@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
 
 from zsaa.cache import is_pruned
-from zsaa.call import MASKS, Call
-from zsaa.guards import check_mask
+from zsaa.call import Call
+from zsaa.heads import texts
 from zsaa.scope import opened
 from zsaa.subclass import saving, subclass
 
@@ -122,7 +122,7 @@ def owner_class(model_class: Any) -> type[PreTrainedModel]:
         if dial is None:
             kwargs = kwargs if alpha is None else {**kwargs, "alpha": alpha}  # stock says that it knows none
             return super(made, self).generate(inputs, *args, **kwargs)
-        masks = {name: check_mask(name, kwargs.pop(name)) for name in MASKS if kwargs.get(name) is not None}
+        masks = texts.masks_of(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
         prompt = Prompt(self, inputs, kwargs, masks)
         prompt.trim(kwargs.get("past_key_values"))
         with nullcontext() if alpha is None else dial.at(alpha), opened(dial, prompt=prompt):

@@ -13,6 +13,7 @@ float32, and is saved in a file of its own. Not in the paper.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zsaa.families import Part
+from zsaa.families import Part, find_decoder
 from zsaa.learned.salience import Affine, Learned
 
 FILE = "asked.safetensors"
 CHILD = "asked"  # its name in the decoder
 FAR = -1e4
+PIECE, RAREST = 32, 5.0  # tokens in which a word is counted once; what the rarest word counts
 QUESTION = 3  # of the parts that ask: 1 older turns, 2 the last turn, 3 the question; 0 does not ask
 
 
@@ -203,6 +205,38 @@ class Scorer(Learned):
         return torch.zeros_like(key, dtype=torch.float32).scatter(1, place, -key.float())
 
 
+def by_words(model: nn.Module, tokenizer: Any, texts: Iterable[str] = (), chunk: int = 32) -> Scorer:
+    """A scorer for `model` that nothing was taught: chunks of `chunk` tokens by the words that they share with the
+    question. `zsaa.salience.attach(model, ...)` puts it on, for every language model that the dial knows.
+
+    texts: documents of the kind that will be asked about: a word counts the more, the fewer of their pieces of 32
+    tokens it is in. Without any the tokenizer's order tells, which lists common pieces first.
+    """
+    canon, idf = words_of(find_decoder(model)[0].config.vocab_size, tokenizer, texts)
+    return Scorer(Shape(find_decoder(model)[0].config.hidden_size, 0, chunk=chunk), canon, idf).requires_grad_(False)
+
+
+def words_of(vocabulary: int, tokenizer: Any, texts: Iterable[str] = ()) -> tuple[Tensor, Tensor]:
+    """For a `Scorer`: the plain form of each token id, int64, and how rare each plain form is, float32 from 0 to
+    RAREST; each [vocabulary, or the tokenizer's if that is larger]."""
+    size = max(vocabulary, len(tokenizer))
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    first: dict[str, int] = {}
+    plain = [first.setdefault((piece or f"<{i}>").lstrip("Ġ▁").lower(), i) for i, piece in enumerate(pieces)]
+    canon = torch.tensor([*plain, *range(len(plain), size)])
+    seen, held = 0, torch.zeros(size)
+    for text in texts:
+        ids = canon[torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)]
+        for piece in ids.split(PIECE):
+            held[piece.unique()] += 1
+            seen += 1
+    if seen:
+        idf = torch.log((seen + 1) / (held + 0.5))
+    else:  # ids of one byte, then merges by how often they are wanted: a frequency by Zipf's law
+        idf = RAREST * torch.log((torch.arange(size) + 1) / 256) / torch.log(torch.tensor(max(size, 257) / 256))
+    return canon, idf.clamp(0, RAREST)
+
+
 def read(config, folder: str | Path) -> Scorer:
     """The scorer in `folder`, for a decoder with this `config`. ValueError for the file of another model, or of
     something else."""
@@ -230,7 +264,7 @@ def needed(decoder: Part) -> Scorer:
     if scorer is None and not (folder.parts and (folder / FILE).is_file()):
         raise ValueError(
             'score="asked" is learned, and this model has none: load a model or adapter that was saved with one by '
-            f"finetune.load (a plain save_pretrained leaves out {FILE}; finetune.save does not), or put one on it by "
-            "zsaa.salience.attach."
+            f"finetune.load (a plain save_pretrained leaves out {FILE}; finetune.save does not), or put one on it that "
+            "goes by words alone: zsaa.salience.attach(model, zsaa.asked.by_words(model, tokenizer))."
         )
     return read(decoder.config, folder) if scorer is None else scorer
