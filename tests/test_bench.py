@@ -222,6 +222,40 @@ def test_first_tokens_at_the_reductions_of_table_2(tmp_path):
     assert "--reductions 1.5 2" in record["command"] and str(tmp_path) not in record["command"]
 
 
+def test_stock_is_timed_compiled_too_and_what_fails_says_so(tmp_path, monkeypatch):
+    import zsaa.bench.baselines as baselines
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # the compiler itself takes half a minute
+    code, record = run(tmp_path, "baselines", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
+    found = {row["way"]: row for row in record["rows"]}
+    assert code == 0 and list(found) == ["stock", "compiled", "stock with a cache", "dial 0.5", "dial 0.5 by kernel"]
+    assert found["stock"]["speedup"] == 1 and found["dial 0.5"]["mac_reduction"] > 1 and record["not_run"] == {}
+    fastest = min(row["latency_ms"] for way, row in found.items() if "dial" not in way)
+    assert found["dial 0.5"]["over_best_stock"] == round(fastest / found["dial 0.5"]["latency_ms"], 3)
+
+    def broken(model):
+        model.forward = lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no compiler here"))
+        return model
+
+    monkeypatch.setattr(baselines, "compiled", broken)
+    _, record = run(tmp_path, "baselines", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
+    assert record["not_run"] == {"tiny, 1 x 40, compiled": "no compiler here"}
+    assert "compiled" not in [row["way"] for row in record["rows"]]
+    monkeypatch.setattr(
+        baselines, "compiled", lambda model: torch.nn.init.zeros_(model.lm_head.weight) is None or model
+    )
+    assert run(tmp_path, "baselines", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")[0] == 1
+
+
+def test_the_dial_fewer_layers_and_shorter_inputs_are_timed_side_by_side(tmp_path):
+    code, record = run(tmp_path, "rivals", "--model", "tiny", "--tokens", "60", "--reductions", "1.5", "3")
+    rows = {(row["control"], row["target"]): row for row in record["rows"]}
+    assert code == 0 and list(rows) == [("alpha", 1), *((c, t) for t in (1.5, 3) for c in ("alpha", "layers", "last"))]
+    assert (rows["layers", 1.5]["layers"], rows["layers", 3]["layers"], rows["alpha", 3]["layers"]) == (2, 1, 3)
+    assert rows["layers", 3]["mac_reduction"] == 3 and rows["alpha", 3]["mac_reduction"] >= 3
+    assert rows["last", 3]["kept"] < rows["last", 1.5]["kept"] < 60 and rows["last", 3]["mac_reduction"] >= 3
+
+
 def test_a_question_s_first_token_is_timed_beside_stock_the_papers_rule_and_a_cut(tmp_path):
     code, record = run(tmp_path, "question", "--model", "tiny", "--tokens", "300", "--reductions", "1.2")
     stock, asked, column_sum, cut = record["rows"]

@@ -6,6 +6,8 @@
     python -m zsaa.bench footprint --models llama3-8b gemma2-2b --storage nf4 float16    (Table 3, but for its scores)
     python -m zsaa.bench ttft --models gpt2-124m gpt2-355m --tokens 224 512 1024         (Table 2's speed-ups)
     python -m zsaa.bench question --model llama3-8b --tokens 8192 --batches 1 8 --reductions 2 3 5    (a long prompt's)
+    python -m zsaa.bench baselines --model llama3-8b --tokens 2048 8192 --alphas 0.97 0.9    (stock compiled, recorded)
+    python -m zsaa.bench rivals --tokens 256 --batches 1 32 --reductions 2 3 5 7 9 11        (dial, layers, cut inputs)
     python -m zsaa.bench memory --model llama3-8b --tokens 4096 8192 16384 32768 --alphas 0.9
     python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
     python -m zsaa.bench profile --model llama3-8b --tokens 8192 --alphas 0.97    (where the time goes)
@@ -13,8 +15,8 @@
 
 Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
 failed check ends the run. Variants are timed in turn, round after round; medians and quartiles go to one JSON file.
-`prefill`, `ttft`, `question`, `footprint` and `train` write it anew after every shape ("complete": false until the last
-one).
+`prefill`, `ttft`, `question`, `baselines`, `rivals`, `footprint` and `train` write it anew after every shape
+("complete": false until the last one).
 Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller.
 """
 
@@ -29,11 +31,13 @@ from pathlib import Path
 import torch
 
 from zsaa.bench.attention import bench_attention, bench_sweep
+from zsaa.bench.baselines import bench_baselines
 from zsaa.bench.decode import bench_decode
 from zsaa.bench.device import WrongNumbersError
 from zsaa.bench.memory import bench_footprint, bench_memory
 from zsaa.bench.prefill import bench_prefill, bench_profile, bench_ttft
 from zsaa.bench.question import bench_question
+from zsaa.bench.rivals import bench_rivals
 from zsaa.bench.shapes import MODELS
 from zsaa.bench.train import bench_train
 from zsaa.fast import dispatch
@@ -46,6 +50,8 @@ BENCHES = {
     "prefill": bench_prefill,
     "ttft": bench_ttft,
     "question": bench_question,
+    "baselines": bench_baselines,
+    "rivals": bench_rivals,
     "footprint": bench_footprint,
     "decode": bench_decode,
     "memory": bench_memory,
@@ -69,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batches", "--batch", nargs="+", type=int, default=[1])
     made.add_argument("--alphas", nargs="+", type=float, default=[0.99, 0.97, 0.9, 0.7])
     made.add_argument("--reductions", nargs="+", type=float, default=[t for t in paper.TABLE_2 if t != 1],
-                        help="ttft, question: of the MACs; alpha is solved for them")  # fmt: skip
+                        help="ttft, question, rivals: of the MACs; alpha is solved for them")  # fmt: skip
     made.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
                         help="footprint: of the weights")  # fmt: skip
     made.add_argument("--new", type=int, default=32, help="decode: tokens to generate")

@@ -1,0 +1,81 @@
+"""Milliseconds of what accuracy is compared of: the dial with its learned score, fewer layers, and shorter inputs."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from zsaa import dial
+from zsaa.bench.prefill import check_model, prefill
+from zsaa.bench.rows import print_rows
+from zsaa.bench.shapes import build
+from zsaa.budget import alpha_for, truncation_for
+from zsaa.cost import macs
+from zsaa.learned import salience
+from zsaa.measure import alternate
+from zsaa.rule import Rule
+
+RULE = Rule(score="salience", schedule="rising", tau=2)  # of zsaa+ by adapters
+
+
+@contextmanager
+def first_layers(config, count: int):
+    """The model runs its first `count` layers alone, inside the block."""
+    before, config.num_hidden_layers = config.num_hidden_layers, count
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = before
+
+
+def by_layers(model: nn.Module, ids: Tensor, count: int):
+    with first_layers(model.config, count):
+        return prefill(model, ids, 1.0)
+
+
+def ways(model: nn.Module, ids: Tensor, reductions: list[float]) -> dict[tuple, tuple]:
+    """(control, target) -> (what to run, its MAC reduction, alpha, layers, tokens), the whole model first."""
+    config, tokens = model.config, ids.shape[1]
+    whole, depth, found = macs(config, tokens), config.num_hidden_layers, {}
+    found["alpha", 1] = functools.partial(prefill, model, ids, 1.0), 1.0, 1.0, depth, tokens
+    for target in reductions:
+        alpha = alpha_for(config, tokens, target, **asdict(RULE))
+        fewer = whole / macs(config, tokens, alpha, **asdict(RULE))
+        found["alpha", target] = functools.partial(prefill, model, ids, alpha), fewer, alpha, depth, tokens
+        count = max(1, int(depth / target + 1e-9))
+        found["layers", target] = functools.partial(by_layers, model, ids, count), depth / count, 1.0, count, tokens
+        kept = truncation_for(config, tokens, target)
+        shorter = functools.partial(prefill, model, ids[:, -kept:], 1.0)
+        found["last", target] = shorter, whole / macs(config, kept), 1.0, depth, kept
+    return found
+
+
+def bench_rivals(args, device, dtype) -> dict:
+    """Time to the last token's logits at the MAC reductions of --reductions: the dial (salience with random heads,
+    drops that rise, tau 2), the first layers alone, and the stock model on the last tokens; all in turn."""
+    rows = []
+    for name in args.models:
+        model = build(name, max(args.tokens), device, dtype)
+        scorer = salience.Salience(model.config, range(model.config.num_hidden_layers)).to(device)
+        salience.attach(model, scorer.requires_grad_(False).eval())
+        dial.enable(model, **asdict(RULE))
+        for batch, tokens in itertools.product(args.batches, args.tokens):
+            ids = torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)
+            found = ways(model, ids, args.reductions)
+            for alpha in {alpha for _, _, alpha, *_ in found.values()} - {1.0}:
+                check_model(model, ids, alpha)
+            times = alternate(
+                {key: run for key, (run, *_) in found.items()}, repeats=args.repeats, seconds=args.seconds
+            )
+            for (control, target), (_, fewer, alpha, layers, kept) in found.items():
+                rows.append({"model": name, "batch": batch, "tokens": tokens, "control": control, "target": target,
+                             "alpha": alpha, "layers": layers, "kept": kept, "mac_reduction": round(fewer, 3),
+                             **times[control, target]})  # fmt: skip
+            args.keep({"rows": rows})
+    print_rows(rows, "model batch tokens control target layers kept mac_reduction latency_ms speedup")
+    return {"rows": rows}
