@@ -1,0 +1,177 @@
+"""The controller against its rivals by simulation, many rushes each, with costs that a measured run gives:
+
+    python -m zsaa.serve.study --output outputs/serve
+
+A request on a busy machine costs what its rung says, times a pace, and something beside it that no alpha makes less.
+Both are fitted to how long alpha = 1 and the floor, which decide nothing, took in the largest measured rush. The rest
+of the measured rows is predicted, and stands beside what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from zsaa.kit.store import RESULTS
+from zsaa.measure import output_folder, provenance, stats, write_json
+from zsaa.serve.cluster import Settings, engines
+from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
+from zsaa.serve.load import DRAIN_S, samples_of
+from zsaa.serve.simulate import Run, Service, describe, simulate
+from zsaa.serve.traces import Profile, bursts, poisson
+
+SHOWN = ("requests", "answered", "refused", "late", "lost", "violations", "goodput", "p50_ms", "p95_ms")
+ALPHA = ("mean_alpha", "below_one", "turns", "recovery_s")
+PACES, BESIDES_MS = [k / 20 for k in range(10, 41)], [10.0 * k for k in range(41)]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """pace: times what the rung says. beside_ms: for each request. scatter: standard deviation of the logarithm of what
+    one takes, over what it takes on average."""
+
+    pace: float
+    beside_ms: float
+    scatter: float = 0.0
+
+    def service(self, rungs: Sequence[Rung], seed: int = 0) -> Service:
+        ms, draw = {rung.alpha: rung.ms for rung in rungs}, random.Random(seed)
+
+        def took_s(alpha: float, works: list[float]) -> float:
+            each = (ms[alpha] * self.pace * work + self.beside_ms for work in works)
+            return sum(t * math.exp(draw.gauss(-(self.scatter**2) / 2, self.scatter)) for t in each) / 1000
+
+        return took_s
+
+
+@dataclass(frozen=True)
+class World:
+    """What a rush is played with. lengths: tokens of the requests, in turn. batch: requests that run at once, at
+    most."""
+
+    rungs: tuple[Rung, ...]
+    p95_ms: float
+    rate: float
+    reference: int
+    lengths: tuple[int, ...]
+    batch: int
+
+    def play(self, name: str, profile: Profile, costs: Costs, arrivals: int, first: int = 0, seed: int = 0) -> dict:
+        """One rush by this policy. arrivals: seed of the moments; first: sample that the first request asks of."""
+        at = poisson(profile, self.rate, arrivals)
+        works = [self.lengths[(first + k) % len(self.lengths)] / self.reference for k in range(len(at))]
+        policy = policy_named(name, Policy(self.rungs, self.p95_ms))
+        run = simulate(at, policy, costs.service(self.rungs, seed), works, batch=self.batch, seed=seed)
+        found = describe(_ended(run, profile), policy, profile)
+        return {key: found[key] for key in (*SHOWN, *ALPHA)}
+
+
+def _ended(run: Run, profile: Profile) -> Run:
+    """As the load generator sees it: what is not answered DRAIN_S after the end is lost."""
+    end = profile.seconds + DRAIN_S
+    over = (o.latency_ms is not None and o.at_s + o.latency_ms / 1000 > end for o in run.outcomes)
+    return replace(run, outcomes=[replace(o, latency_ms=None) if x else o for o, x in zip(run.outcomes, over)])
+
+
+def profile_of(row: dict) -> Profile:
+    """The burst that a measured row was sent."""
+    return bursts(float(row["profile"].removeprefix("burst ").removesuffix("x")), row["seconds"])
+
+
+def fit(world: World, rows: Sequence[dict], seeds: dict[str, int]) -> Costs:
+    """The costs, of a grid, at which these rows' p50 and p95 are closest to the measured ones, in logarithms."""
+
+    def error(costs: Costs) -> float:
+        found = [(row, world.play(row["policy"], profile_of(row), costs, seeds[row["profile"]])) for row in rows]
+        return sum(math.log(said[key] / row[key]) ** 2 for row, said in found for key in ("p50_ms", "p95_ms"))
+
+    return min(itertools.starmap(Costs, itertools.product(PACES, BESIDES_MS)), key=error)
+
+
+def compared(rows: Sequence[dict], seeds: int) -> list[dict]:
+    """Each policy's means over the seeds; of the controller also what it has more than each rival, seed by seed."""
+    found = []
+    for profile, name in itertools.product(dict.fromkeys(row["profile"] for row in rows), POLICIES):
+        mine = [row for row in rows if (row["profile"], row["policy"]) == (profile, name)]
+        means = {key: round(fmean(row[key] or 0 for row in mine), 4) for key in (*SHOWN, *ALPHA)}
+        recovered = [row["recovery_s"] for row in mine if row["recovery_s"] is not None]
+        means |= {"recovery_s": max(recovered, default=None), "recovered": len(recovered)}
+        found.append({"profile": profile, "policy": name, "n": seeds, **means, **_gain(rows, profile, name)})
+    return found
+
+
+def _gain(rows: Sequence[dict], profile: str, name: str) -> dict:
+    """Goodput of the controller less that of this policy: mean and its 95% interval over seeds."""
+    if name == "controller":
+        return {}
+    by = {(row["policy"], row["seed"]): row["goodput"] for row in rows if row["profile"] == profile}
+    gains = [value - by[name, seed] for (policy, seed), value in by.items() if policy == "controller"]
+    half, mean = stats.half_width(gains), fmean(gains)
+    return {"controller_gain": round(mean, 4), "gain_ci95": [round(mean - half, 4), round(mean + half, 4)]}
+
+
+def study(measured: dict, lengths: Sequence[int], batch: int, seeds: Sequence[int], scatter: float) -> dict:
+    rungs = tuple(Rung(**rung) for rung in measured["rungs"])
+    world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
+    # As zsaa.serve.load numbers them: the profiles in turn, from the run's own seed on.
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(row["profile"] for row in measured["rows"]))}
+    numbers = {name: measured["provenance"]["seed"] + k for name, k in numbers.items() if name.startswith("burst")}
+    rows = [row for row in measured["rows"] if row["profile"] in numbers]
+    largest = max(numbers, key=lambda name: profile_of({"profile": name, "seconds": 1.0}).most)
+    fitted = [row for row in rows if row["profile"] == largest and row["policy"] in ("stock", "floor")]
+    costs = fit(world, fitted, numbers)
+    predicted = [
+        {
+            **{key: row[key] for key in ("profile", "policy")},
+            "fitted": row in fitted,
+            "measured": {key: row[key] for key in (*SHOWN, "mean_alpha")},
+            "simulated": world.play(row["policy"], profile_of(row), costs, numbers[row["profile"]]),
+        }
+        for row in rows
+    ]
+    noisy, seconds = replace(costs, scatter=scatter), rows[0]["seconds"]
+    played = [
+        {"profile": profile.name, "policy": name, "seed": seed}
+        | world.play(name, profile, noisy, seed, 31 * seed, seed)
+        for profile in (bursts(2, seconds), bursts(5, seconds))
+        for name in POLICIES
+        for seed in seeds
+    ]
+    facts = {"pace": costs.pace, "beside_ms": costs.beside_ms, "scatter": scatter, "batch": batch}
+    return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": compared(played, len(seeds))}
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(prog="python -m zsaa.serve.study", description=__doc__.split("\n\n")[0])
+    add = made.add_argument
+    add("--output", default="outputs/serve", help="folder; the file is results/simulated.json in it")
+    add("--measured", default=str(RESULTS / "serving" / "serve.json"), help="a result file of zsaa.serve.load")
+    add("--batch", type=int, default=1, help="requests that ran at once in it")
+    add("--seeds", type=int, default=20)
+    add("--scatter", type=float, default=0.15, help="of what requests take: assumed, not measured")
+    add("--samples", type=int, default=400, help="reviews, as in the measured run")
+    chosen, begun = made.parse_args(), time.monotonic()
+    output, path = output_folder(chosen.output), Path(chosen.measured)
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    (engine,) = engines(Settings(model=None)).values()
+    texts = samples_of(chosen.samples, measured["provenance"]["seed"])
+    lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
+    content = study(measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter)
+    command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
+    facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
+    head = {"kind": "serve-simulated", "command": command, "measured": path.name}
+    print(write_json(output / "results" / "simulated.json", {**head, **content, "provenance": facts}))
+
+
+if __name__ == "__main__":
+    main()
