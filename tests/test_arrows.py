@@ -51,7 +51,7 @@ MAY = {
     "models": "method files",
     "data": "models files",
     "training": "method learned budget measure models data files package",
-    "evaluation": "method learned budget measure models data training files package",
+    "evaluation": "method learned heads budget measure models data training files package",
     "studies": "method depth learned fast kernels budget measure models data evaluation training files kit package",
     "kit": "method budget measure models data evaluation training files studies package",
     "serve": "method budget measure models data training files kit package",

@@ -14,6 +14,7 @@ from zsaa.kit.figures.headline import headline_figure
 from zsaa.kit.figures.memory import footprint_figure, memory_figure
 from zsaa.kit.figures.perplexity import perplexity_figure, perplexity_figures
 from zsaa.kit.figures.preservation import preservation_figure
+from zsaa.kit.figures.question import first_token_figure, passages_figure
 from zsaa.kit.figures.quickstart import kept_figure, reviews_figure, scores_figure, untuned_figure
 from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figure, training_figure
 from zsaa.kit.figures.style import COLOURS, COLUMN, CUTS, DATA_SETS, STYLE, panels, save_figure, show
@@ -34,11 +35,13 @@ __all__ = [
     "depth_figure",
     "draw_committed",
     "figure_2",
+    "first_token_figure",
     "footprint_figure",
     "headline_figure",
     "kept_figure",
     "memory_figure",
     "panels",
+    "passages_figure",
     "perplexity_figure",
     "perplexity_figures",
     "prefill_figures",
