@@ -64,6 +64,15 @@ def test_decode_leaves_the_caches_as_they_were(tmp_path):
     assert [row["kv_bytes"] for row in record["rows"]] == [2 * 2 * 16 * 4 * 120, 2 * 2 * 16 * 4 * 70]
 
 
+def test_generation_is_timed_beside_stock(tmp_path):
+    code, record = run(tmp_path, "generate", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--new", "4")
+    rows = record["rows"]
+    assert (code, [(row["how"], row["alpha"]) for row in rows]) == (
+        0, [("stock", 1), ("graphs", 0.5), ("by kernel", 0.5)])  # fmt: skip
+    assert all(row["ms_per_token"] > 0 and row["latency_ms"] > 3 * 0.9 * row["ms_per_token"] for row in rows)
+    assert rows[1]["token_speedup"] == pytest.approx(rows[0]["ms_per_token"] / rows[1]["ms_per_token"], rel=1e-2)
+
+
 def test_training_steps_are_paired(tmp_path):
     code, record = run(
         tmp_path, "train", "--model", "tiny", "--tokens", "20", "--batch", "2", "--alpha-range", "0.4", "0.6"
@@ -75,6 +84,19 @@ def test_training_steps_are_paired(tmp_path):
     assert row["slowest_sampled_ms"] >= row["sampled_ms"] >= row["sampled_host_ms"] > 0
     assert row["conventional_ms"] >= row["conventional_host_ms"] > 0
     assert 0 < row["ideal"] < 1
+    assert "ladder_ms" not in row and "profiles" not in record
+
+
+def test_ladder_steps_are_timed_beside_them(tmp_path):
+    options = ("--tokens", "24", "--batch", "2", "--ladder", "3", "--head", "sequence-classification", "--profiled")
+    code, record = run(tmp_path, "train", "--model", "tiny", "--alpha-range", "0.4", "0.6", *options)
+    (row,) = record["rows"]
+    assert (code, row["head"]) == (0, "sequence-classification")
+    assert row["ladder_over_conventional"] == pytest.approx(row["ladder_ms"] / row["conventional_ms"], abs=1e-3)
+    assert 1 + 1 / 3 < row["ladder_ideal"] < 3
+    assert [(p["step"], len(p["alphas"])) for p in record["profiles"]] == [
+        ("conventional", 1), ("sampled", 1), ("ladder", 3)]  # fmt: skip
+    assert all(p["ms"] >= sum(k["ms"] for k in p["longest"]) - 0.1 > 0 for p in record["profiles"])
 
 
 def test_memory_against_the_length(tmp_path):

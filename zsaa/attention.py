@@ -37,8 +37,7 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     both = torch.cat([q, k], dim=1)
     first, second = both.chunk(2, dim=-1)
     both = both * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
-    q, k = both.split([q.shape[1], k.shape[1]], dim=1)
-    return q, k
+    return both.split([q.shape[1], k.shape[1]], dim=1)
 
 
 def _sdpa(q, k, v, mask, scale, dropout, causal=False):

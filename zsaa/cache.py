@@ -86,17 +86,15 @@ class PrunedLayer(DynamicLayer):
 
     def reset(self) -> None:
         # As transformers does from 5.18 on. Before, it wrote zeros into the rows, which may be views of one tensor.
-        self.keys = self.values = None
-        self.is_initialized = False
-        self.columns, self.given, self.seen, self.removable, self.all_real = None, None, 0, 0, True
+        self.keys = self.values = self.columns = self.given = None
+        self.is_initialized, self.seen, self.removable, self.all_real = False, 0, 0, True
 
     def _index(self, index: Tensor) -> None:
         if self.get_seq_length() == 0:
             return
-        index = index.to(self.keys.device)
-        self.keys, self.values = self.keys[index], self.values[index]
-        self.columns = None if self.columns is None else self.columns[index]
-        self.given = None if self.given is None else self.given[index]
+        for name in ("keys", "values", "columns", "given"):
+            held = getattr(self, name)
+            setattr(self, name, None if held is None else held[index.to(held.device)])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._index(beam_idx)
@@ -131,7 +129,8 @@ def check_cache(cache) -> None:
             "past_key_values is a tuple, as transformers had it before version 5. Give a DynamicCache, or none."
         )
     plain = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
-    if not plain or any(type(c) not in (DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer) for c in cache.layers):
+    known = DynamicLayer, DynamicSlidingWindowLayer
+    if not plain or not all(isinstance(c, PrunedLayer) or type(c) in known for c in cache.layers):
         raise NotImplementedError(
             f"zsaa prunes into transformers' DynamicCache only, got {type(cache).__name__}"
             f"{' with offloading' if getattr(cache, 'offloading', False) else ''}. Drop cache_implementation, or set "

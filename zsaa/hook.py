@@ -190,10 +190,9 @@ class Dial:
         return Decode(cache, call.shape, call.real, call.tokens.device, before=before, keep=keep)
 
     def _prefill(self, call: Call, alpha: Alpha, prompt: Prompt | None, trace: Trace | None) -> Prefill:
-        (batch, width), real, decoder = call.shape, call.real, call.decoder
+        (batch, width), decoder = call.shape, call.decoder
         how = "row" if call.head else self.reads if self.reads == "own" else None
-        if how is not None:
-            real = read_rows(how, call)
+        real = call.real if how is None else read_rows(how, call)
         piece = prompt is not None and prompt.is_piece(call.text)
         if prompt is not None and real is not None and not piece:
             guards.check_last(real[:, -1])

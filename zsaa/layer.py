@@ -41,8 +41,7 @@ def pruned_class(layer_class: Any, family: Family) -> type[nn.Module]:
             "softcap": attention.attn_logit_softcapping if family.softcap else None,
             "dropout": family.dropout(attention) if self.training else 0.0,
         }
-        attended = _prefill if prefill else _decode
-        hidden_states, output = attended(step, attention, hidden_states, *inputs, settings)
+        hidden_states, output = (_prefill if prefill else _decode)(step, attention, hidden_states, *inputs, settings)
         output = family.output(attention, output)
         if family.after_attention_norm:
             output = getattr(self, family.after_attention_norm)(output)
@@ -85,10 +84,12 @@ def _decode(
     step: Decode, attention: Part, hidden: Tensor, qkv: tuple[Tensor, ...], tables, cache, settings: dict
 ) -> tuple[Tensor, Tensor]:
     """Attention of new tokens over a pruned cache, which they join; all of them go on."""
-    q, k, v = qkv
+    (q, k, v), window = qkv, window_of(attention)
+    if step.slots is not None:
+        return hidden, step.slots.attend(attention.layer_idx, q, k, v, tables, window=window, **settings)
     if tables is not None:
         q, k = rotate(q, k, *tables)
     cached = cache.layers[attention.layer_idx]
     k, v = cached.extend(k, v, step.columns, True, step.width)
-    mask = step.mask(cached, window_of(attention))
+    mask = step.mask(cached, window)
     return hidden, attend(q, k, v, mask, **settings).transpose(1, 2).flatten(2)

@@ -308,6 +308,7 @@ class Decode:
     ):
         (batch, self.width), first = shape, cache.layers[0]
         self.before, self.keep, self.partial = before, keep, before is not None
+        self.slots: Any = None  # fast.slots.Slots: where the new row goes, if not to the end of a longer cache
         self.columns = torch.arange(first.seen, first.seen + self.width, device=device).expand(batch, -1)
         self.hidden: Tensor | None = None  # bool [batch, seen + new]: tokens that are not real, where that matters
         if mask is not None and not (first.all_real and bool(mask.all())):

@@ -3,6 +3,7 @@
     python -m zsaa.bench attention --tokens 2048 8192
     python -m zsaa.bench prefill --model llama3-8b --tokens 2048 8192 --alphas 0.99 0.97 0.9
     python -m zsaa.bench decode --model smollm2-135m --tokens 2048 --alphas 0.97 0.9
+    python -m zsaa.bench generate --model smollm2-135m --tokens 512 --alphas 0.9 --new 64 --compiled
     python -m zsaa.bench footprint --models llama3-8b gemma2-2b --storage nf4 float16    (Table 3, but for its scores)
     python -m zsaa.bench ttft --models gpt2-124m gpt2-355m --tokens 224 512 1024         (Table 2's speed-ups)
     python -m zsaa.bench question --model llama3-8b --tokens 8192 --batches 1 8 --reductions 2 3 5    (a long prompt's)
@@ -15,9 +16,10 @@
 
 Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
 failed check ends the run. Variants are timed in turn, round after round; medians and quartiles go to one JSON file.
-`prefill`, `ttft`, `question`, `baselines`, `rivals`, `footprint` and `train` write it anew after every shape
-("complete": false until the last one).
-Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller.
+`prefill`, `ttft`, `question`, `baselines`, `rivals`, `generate`, `footprint` and `train` write it anew after every
+shape ("complete": false until the last one).
+Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller. What
+`generate` shows is what CUDA graphs of its steps give.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ import torch
 
 from zsaa.bench.attention import bench_attention, bench_sweep
 from zsaa.bench.baselines import bench_baselines
-from zsaa.bench.decode import bench_decode
+from zsaa.bench.decode import bench_decode, bench_generate
 from zsaa.bench.device import WrongNumbersError
 from zsaa.bench.memory import bench_footprint, bench_memory
 from zsaa.bench.prefill import bench_prefill, bench_profile, bench_ttft
 from zsaa.bench.question import bench_question
 from zsaa.bench.rivals import bench_rivals
-from zsaa.bench.shapes import MODELS
+from zsaa.bench.shapes import HEADS, MODELS
 from zsaa.bench.train import bench_train
 from zsaa.fast import dispatch
 from zsaa.kit import paper
@@ -54,6 +56,7 @@ BENCHES = {
     "rivals": bench_rivals,
     "footprint": bench_footprint,
     "decode": bench_decode,
+    "generate": bench_generate,
     "memory": bench_memory,
     "train": bench_train,
     "profile": bench_profile,
@@ -78,11 +81,16 @@ def parser() -> argparse.ArgumentParser:
                         help="ttft, question, rivals: of the MACs; alpha is solved for them")  # fmt: skip
     made.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
                         help="footprint: of the weights")  # fmt: skip
-    made.add_argument("--new", type=int, default=32, help="decode: tokens to generate")
+    made.add_argument("--new", type=int, default=32, help="decode, generate: tokens to generate")
+    made.add_argument("--compiled", action="store_true", help="generate: stock compiled, too (on a GPU; takes minutes)")
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
     made.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")
     made.add_argument("--alpha-range", nargs=2, type=float, default=[0.5, 1.0], help="train: alpha is drawn from it")
-    made.add_argument("--top", type=int, default=15, help="profile: kernels to show")
+    made.add_argument("--head", choices=HEADS, default="causal-lm", help="train: of the model")
+    made.add_argument("--ladder", type=float, metavar="STRONGEST",
+                      help="train: ladder steps, too, of MAC reductions up to this one")  # fmt: skip
+    made.add_argument("--profiled", action="store_true", help="train: where the time of a step of each kind goes")
+    made.add_argument("--top", type=int, default=15, help="profile, train: kernels to show")
     made.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     made.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
     made.add_argument("--backend", choices=dispatch.NAMES, default="auto")

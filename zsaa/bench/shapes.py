@@ -21,26 +21,31 @@ MODELS = {
 }  # fmt: skip
 
 
+HEADS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoModelForSequenceClassification"}
+
 # (head size, heads, key/value heads): LLaMA 3 8B, one with heads of 64, and small ones for the CPU
 ATTENTION_SHAPES = {"cuda": [(128, 32, 8), (128, 32, 32), (64, 32, 8)], "cpu": [(16, 4, 2)]}
 
 
-def build(name: str, tokens: int, device, dtype, storage: str | None = None) -> nn.Module:
+def build(name: str, tokens: int, device, dtype, storage: str | None = None, head: str = "causal-lm") -> nn.Module:
     """A model of that shape with random weights, made on the device, in eval mode, with the dial on.
 
+    head: one of HEADS; a classifier's pads are tokens 0.
     storage: "nf4" has the decoder's linear layers in 4 bits, made one by one: only one is ever there in `dtype`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     settings = dict(MODELS[name])
     kind = settings.pop("model_type")
     settings["n_positions" if kind == "gpt2" else "max_position_embeddings"] = max(tokens, 1024)
-    config = AutoConfig.for_model(kind, **settings)
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    if head != "causal-lm":
+        config.pad_token_id = 0
     # transformers has no SDPA that caps scores, as Gemma 2 does.
     how = {"attn_implementation": "eager" if kind == "gemma2" else "sdpa", "dtype": dtype}
     torch.manual_seed(0)
     with torch.device("meta" if storage == "nf4" else device):
-        model = AutoModelForCausalLM.from_config(config, **how)
+        model = getattr(transformers, HEADS[head]).from_config(config, **how)
     if storage == "nf4":
         _fill_nf4(model, torch.device(device), dtype)
     return dial.enable(model.eval())

@@ -214,3 +214,43 @@ def kernels(q: Tensor) -> ModuleType | None:
     from zsaa.kernels import attention
 
     return attention
+
+
+def step_kernels(keys: Tensor) -> ModuleType | None:
+    """The kernels of a decoding step over a cache of keys like these [batch, kv_heads, rows, dim], if they are to be
+    used, else None."""
+    if kernels(keys) is None or (keys.is_cuda and not _steps_agree(keys.device, keys.dtype)):
+        return None
+    from zsaa.kernels import decode
+
+    return decode
+
+
+@functools.cache
+def _steps_agree(device: torch.device, dtype: torch.dtype, rows: int = 600) -> bool:
+    """Are the kernels of a decoding step as near to the exact numbers on this GPU as PyTorch's? Warns if not."""
+    from zsaa.attention import attend, rotate
+    from zsaa.kernels import decode
+
+    failed = []
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):  # whatever is the default
+            generator = torch.Generator().manual_seed(0)
+            q, k, v = (torch.randn(2, h, 1, 64, generator=generator).to(device, dtype) for h in (6, 2, 2))
+            keys, values = (torch.randn(2, 2, rows + 1, 64, generator=generator).to(device, dtype) for _ in "kv")
+            columns = torch.arange(rows + 1).expand(2, -1).contiguous().to(device)
+            angles = torch.rand(1, 1, 64, generator=generator).to(device) * 6
+            tables = angles.cos().to(dtype), angles.sin().to(dtype)
+            table = torch.tensor([[x.data_ptr() for x in (keys, values, columns)] + [rows, rows + 1, rows]]).to(device)
+            turned = decode.append(q, k, v, tables, table, 0)
+            got = decode.attend(turned, 2, table, 0, 4, scale=0.125, window=500)
+            seen = (columns > rows - 500)[:, None, None]
+            wide, narrow = ([x.to(kind) for x in (q, k, *tables, keys, values)] for kind in (torch.float64, dtype))
+            exact, plain = (attend(rotate(*x[:4])[0], *x[4:], seen, scale=0.125, softcap=None) for x in (wide, narrow))
+            worst = (got.view(exact.shape).double() - exact).abs().max()
+            failed += ["attend"] * bool(~(worst <= 2 * (plain.double() - exact).abs().max() + 1e-3))
+            off = (keys[:, :, -1:].double() - rotate(*wide[:4])[1]).abs().max()
+            failed += ["append"] * bool(~(off <= 2e-2) | (values[:, :, -1:] != v).any())
+    except Exception as error:  # a compiler's, most likely
+        failed.append(f"{type(error).__name__}: {error}")
+    return _agreed(failed, f"kernels of decoding steps do not agree with PyTorch on {device}", "PyTorch does")

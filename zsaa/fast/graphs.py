@@ -1,4 +1,5 @@
-"""CUDA graphs: a pruned prefill is recorded once and then replayed, without Python launching every kernel again.
+"""CUDA graphs: a pruned prefill is recorded once and then replayed, without Python launching every kernel again; so are
+decoding steps (zsaa.fast.steps).
 
 How many tokens a layer keeps follows from the lengths and the dial's settings alone, so two passes of the same shapes
 run the same kernels in the same memory. Such a pass is recorded when its shapes come a second time, from the embedding
@@ -28,6 +29,7 @@ from zsaa.fast import dispatch
 from zsaa.fast import state as states
 from zsaa.fast.packing import Packing, alike
 from zsaa.fast.state import State
+from zsaa.fast.steps import Steps
 from zsaa.passes import Decode, Given, Plan, Prefill, Request
 from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of earlier versions look for empty here
 
@@ -121,6 +123,11 @@ class Graphs:
         self.pool: list = []
         self.calls = 0
         self.stream: torch.cuda.Stream | None = None
+        self.steps = Steps(self)
+
+    def new(self, device: torch.device) -> CudaGraph:
+        """A graph that shares its memory with the others."""
+        return CudaGraph(device, self.pool)
 
     def __deepcopy__(self, memo) -> Graphs:
         return Graphs(self.mode)  # of another model's memory
@@ -142,16 +149,22 @@ class Graphs:
         return forward(**call)
 
     def _key(self, decoder: nn.Module, call: dict) -> tuple | None:
-        """All that decides which kernels run; None for calls that must run as they are."""
+        """All that decides which kernels a prefill runs; None for calls that must run as they are."""
         step = call["zsaa"]
-        device = step.request.device
+        if step.trace is not None:
+            return None
+        cached = call["past_key_values"] is not None if "past_key_values" in call else False
+        key = self._shapes(decoder, call, step.request.device)
+        return None if key is None else (step.request, *key[:2], cached, *key[2:])
+
+    def step_key(self, decoder: nn.Module, call: dict) -> tuple | None:
+        """All that decides which kernels a decoding step runs, but for the bound on its rows; None as above."""
+        return self._shapes(decoder, call, call["zsaa"].columns.device)
+
+    def _shapes(self, decoder: nn.Module, call: dict, device: torch.device) -> tuple | None:
         if self.mode is False or device.type not in DEVICES or torch.is_grad_enabled() or decoder.training:
             return None
-        if (
-            step.trace is not None
-            or step.partial
-            or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-        ):
+        if call["zsaa"].partial or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return None
         if torch._C._len_torch_dispatch_stack() or _module._global_forward_hooks or _module._global_forward_pre_hooks:
             return None  # something watches all operations or modules, such as a counter: a replay runs none
@@ -166,10 +179,8 @@ class Graphs:
             return None
         kind = device.type
         autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-        precision = dispatch.matmul_precision()
-        cached = call["past_key_values"] is not None if "past_key_values" in call else False
         used = dispatch.backends(device)["used"], dispatch._fused
-        return step.request, shapes, plain, cached, autocast, precision, used
+        return shapes, plain, autocast, dispatch.matmul_precision(), used
 
     def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
         self.calls += 1
@@ -234,7 +245,7 @@ class Graphs:
             if self.seen[key] < 2:
                 run()  # what is compiled, planned or allocated at the first use is so before recording
             started = time.perf_counter()
-            graph = CudaGraph(request.device, self.pool)
+            graph = self.new(request.device)
             (output, tensors), nbytes = graph.record(run)
             # A recording is only as good as its replay: it must give what the pass itself gives for another input.
             for name in ("input_ids", "inputs_embeds"):
@@ -258,12 +269,7 @@ class Graphs:
         return self.recordings[key]
 
     def _replay(self, recording: Recording, call: dict):
-        cuda = recording.request.device.type == "cuda"
-        if cuda:
-            stream = torch.cuda.current_stream(recording.request.device)
-            if self.stream is not None and self.stream != stream:
-                stream.wait_stream(self.stream)
-            self.stream = stream
+        self.follow(recording.request.device)
         own = {f"zsaa.{name}": x for name, x in call["zsaa"].given.tensors().items()}
         for name, tensor in recording.inputs.items():
             tensor.copy_(own[name] if name in own else call[name])
@@ -278,6 +284,14 @@ class Graphs:
                 layer.extend(k, v, columns, padding is None, recording.request.width)
         values = {"last_hidden_state": hidden, "past_key_values": cache}
         return recording.output_class(**{name: values[name] for name in recording.names})
+
+    def follow(self, device: torch.device) -> None:
+        """Replays share their memory: one on another stream waits for the last one."""
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            if self.stream is not None and self.stream != stream:
+                stream.wait_stream(self.stream)
+            self.stream = stream
 
     def report(self) -> dict:
         rows = []
@@ -294,7 +308,9 @@ class Graphs:
                     "replays": recording.replays,
                 }
             )
-        return {"mode": self.mode, "graphs": rows, "bytes": sum(row["bytes"] for row in rows), "off": self.off}
+        steps = self.steps.report()
+        held = sum(row["bytes"] for row in (*rows, *steps))
+        return {"mode": self.mode, "graphs": rows, "steps": steps, "bytes": held, "off": self.off or self.steps.off}
 
 
 @functools.cache
@@ -308,6 +324,8 @@ def replaying(decoder_class: Any) -> type[nn.Module]:
             return _completed(step, stock, kwargs, self.config.return_dict)
         if isinstance(step, Prefill) and not torch.compiler.is_compiling():
             return self._zsaa.graphs.run(self, stock, kwargs)
+        if isinstance(step, Decode) and not torch.compiler.is_compiling():
+            return self._zsaa.graphs.steps.run(self, stock, kwargs)
         return stock(*args, **kwargs)
 
     @functools.wraps(decoder_class.save_pretrained)
