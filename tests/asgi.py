@@ -1,4 +1,4 @@
-"""A client that calls an ASGI application in this process and can leave in the middle; batches as Ray makes them."""
+"""A client that calls an ASGI application in this process and can leave in the middle."""
 
 import asyncio
 import json
@@ -64,27 +64,3 @@ async def call(app, path, body=None, method=None, headers=None, leave=None, chun
     await app(scope, receive, send)
     over.set()
     return response
-
-
-class Batches:
-    """What @serve.batch does: all that wait, up to `most`, run as one; one batch at a time."""
-
-    def __init__(self, take, most=8):
-        self.take, self.most, self.waiting, self.task, self.sizes = take, most, [], None, []
-
-    async def __call__(self, job):
-        future = asyncio.get_running_loop().create_future()
-        self.waiting.append((job, future))
-        if self.task is None or self.task.done():
-            self.task = asyncio.ensure_future(self._run())
-        return await future
-
-    async def _run(self):
-        await asyncio.sleep(0.005)
-        while self.waiting:
-            batch, self.waiting = self.waiting[: self.most], self.waiting[self.most :]
-            batch = [(job, future) for job, future in batch if not future.cancelled()]
-            self.sizes.append(len(batch))
-            for (_, future), answer in zip(batch, await self.take([job for job, _ in batch])):
-                if not future.done():
-                    future.set_result(answer)

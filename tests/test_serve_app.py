@@ -11,7 +11,7 @@ import tiny
 pytest.importorskip("fastapi", reason="the server needs FastAPI: pip install 'zsaa[serve]'")
 pytest.importorskip("prometheus_client", reason="the server needs prometheus-client: pip install 'zsaa[serve]'")
 
-from asgi import Batches, call
+from asgi import call
 from prometheus_client.parser import text_string_to_metric_families
 
 import zsaa
@@ -25,6 +25,19 @@ TEXT = " ".join(f"w{3 + (7 * i) % 94}" for i in range(30))
 CANARY = "w91 w92 w93 w94"
 RUNGS = (Rung(1.0, 100.0), Rung(0.9, 50.0), Rung(0.7, 20.0))
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+class Recorded(Lane):
+    """A lane that says of how many tokens each of its batches was made, and when these requests came."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.batches, self.born = [], []
+
+    async def take(self, jobs):
+        self.batches.append([len(job.wish.ids) for job in jobs])
+        self.born += [job.born for job in jobs]
+        await super().take(jobs)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +61,7 @@ def serve(engines):
         pools.append(ThreadPoolExecutor(1))
         lanes = {}
         for name, engine in engines.items():
-            lane = Lane(engine, Policy(rungs, p95_ms, admits), pools[-1], 30, max_jobs, timeout_s)
-            lane.enqueue = Batches(lane.take, most)
-            lanes[name] = lane
+            lanes[name] = Recorded(engine, Policy(rungs, p95_ms, admits), pools[-1], 30, max_jobs, timeout_s, most)
         house = House(lanes, "r1")
         return build(house, **options), house
 
@@ -104,7 +115,7 @@ def test_several_prompts_are_one_batch(serve, engines):
     prompts = [TEXT, "w3 w4", CANARY]
     said = ask(app, "/v1/completions", {"prompt": prompts, "max_tokens": 4, "temperature": 0}).json()
     assert [c["text"] for c in said["choices"]] == [alone(engines["tiny"], text, 1.0, 4) for text in prompts]
-    assert house.lanes["tiny"].enqueue.sizes == [3]
+    assert house.lanes["tiny"].batches == [[30, 2, 4]]
 
 
 def test_streams_carry_the_same_text(serve, engines):
@@ -215,7 +226,27 @@ def test_who_leaves_frees_the_place(serve, engines, stream):
     job, last = asyncio.run(run())
     assert last.status == 200 and job.tokens < 80
     assert lane.jobs == {} and lane.running == set()
-    assert lane.enqueue.sizes.count(1) <= 2  # the one that waited was never run
+    assert len(lane.batches) <= 2  # the one that waited was never run
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.7])
+def test_a_batch_is_made_when_the_model_is_free_of_those_that_have_waited_longest(serve, alpha):
+    """At alpha = 1 a classifier's are of like lengths; pruned inputs are compacted, so there none pads another."""
+    app, house = serve(rungs=(Rung(alpha, 1.0),), admits=False, most=3)
+    lane, lengths = house.lanes["mood"], [30, 28, 4, 3, 3, 30, 29]
+
+    async def rush():
+        sent = []
+        for length in lengths:
+            sent.append(asyncio.ensure_future(call(app, "/classify", {"input": " ".join(["w5"] * length)})))
+            await asyncio.sleep(0)
+        return [response.status for response in await asyncio.gather(*sent)]
+
+    assert asyncio.run(rush()) == [200] * 7
+    assert lane.born == sorted(lane.born) and len(lane.born) == 7  # nobody is overtaken
+    for batch in lane.batches:
+        assert len(batch) <= 3 and (alpha < 1 or max(batch) * len(batch) <= 1.25 * sum(batch))
+    assert max(map(len, lane.batches)) == 3
 
 
 def test_what_takes_too_long_is_given_up(serve):

@@ -1,4 +1,4 @@
-"""The house on Ray Serve, which brings replicas, batching, autoscaling, several nodes and HTTP; and what it is made of.
+"""The house on Ray Serve, which brings replicas, autoscaling, several nodes and HTTP; and what it is made of.
 
 Each replica is a whole server: its models, its queues, its controllers. Ray's router sends a request to the emptier of
 two replicas; /metrics and /live, asked of one, tell of all.
@@ -109,7 +109,7 @@ def ladder(engine: Engine, settings: Settings) -> tuple[Rung, ...]:
 
 
 def furnish(settings: Settings, replica: str = "local") -> http.House:
-    """A house with its lanes, but for `enqueue`."""
+    """A house with its lanes."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     worker = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -117,35 +117,21 @@ def furnish(settings: Settings, replica: str = "local") -> http.House:
     for name, engine in engines(settings).items():
         policy = policy_named(settings.policy, Policy(ladder(engine, settings), settings.p95_ms))
         reference = min(settings.reference, engine.max_tokens)
-        lanes[name] = Lane(engine, policy, worker, reference, settings.max_jobs, settings.timeout_s)
+        lanes[name] = Lane(engine, policy, worker, reference, settings.max_jobs, settings.timeout_s, settings.batch)
     return http.House(lanes, replica)
 
 
 class Replica:
-    """One server. Ray makes it, asks it for its application, and batches through `write` and `classify`."""
+    """One server. Ray makes it, and asks it for its application."""
 
     def __init__(self, content: dict):
         self.settings = Settings(**{**content, "hosts": tuple(content["hosts"])})
         self.name = serve.get_replica_context().replica_id.unique_id
         self.house = furnish(self.settings, self.name)
-        for lane in self.house.lanes.values():
-            lane.enqueue = self.classify if isinstance(lane.engine, Classifier) else self.write
-            lane.enqueue.set_max_batch_size(self.settings.batch)
 
     def __serve_build_asgi_app__(self):
         settings = self.settings
         return http.build(self.house, settings.key, settings.hosts, settings.max_body, self.gather)
-
-    def _lane(self, kind: type) -> Lane:
-        return next(lane for lane in self.house.lanes.values() if isinstance(lane.engine, kind))
-
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
-    async def write(self, jobs: list) -> list:
-        return await self._lane(Completer).take(jobs)
-
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
-    async def classify(self, jobs: list) -> list:
-        return await self._lane(Classifier).take(jobs)
 
     def snapshot(self) -> tuple[str, str, dict]:
         return self.house.snapshot()

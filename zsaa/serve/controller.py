@@ -4,9 +4,9 @@ simulator.
 A ladder of settings goes from alpha = 1 down to the floor, each with what a request costs there. At every batch the
 controller takes the highest rung at which what is in the house would be done within its share of the promised p95, and
 at which what arrives is no more than can be served. Down it goes at once, however far; up one rung at a time, and only
-after the stricter threshold of a calm spell has held for a while: so it does not swing. The scale of the
-cost model follows what batches really take; and if the observed p95 is above the promise although the model says that
-all is well, it is trusted less, until it is well again.
+after the stricter threshold of a calm spell has held for a while: so it does not swing. The cost model follows what
+batches really take: its scale, and what each request costs beside it, which no alpha makes less. If the observed p95 is
+above the promise although the model says that all is well, it is trusted less, until it is well again.
 
 Time comes with each reading; nothing here looks at a clock, draws a number or keeps a secret: the same readings give
 the same alphas.
@@ -20,8 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 LEAST_TRUST = 1 / 4
+LEAST_PACE = 1 / 100
 LATE, WELL = 1.0, 0.8  # times the promise: above the first trust falls, below the second it returns
-FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by in a second of either
+FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by when late, and in a second when well
+PRIOR, BESIDE = 0.1, 0.01  # of `Watch.costs`: weight of the calibrated pace, and of no costs beside it
+FORGETS = 0.85  # how much of its batches' weight is left at the next one
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Policy:
 
     rungs: from the highest alpha (1, unless it is fixed below) down to the floor; none costs more than the one before
     it. p95_ms: the promise, from arrival to the last byte. admits: may a request be turned away (429)?
-    share: of the promise, that what is in the house may take. busy, calm: utilization above which the controller goes
+    share: of the promise, that what is in the house may take. fills: of the promise, up to which requests are let in;
+    the rest is for what nobody foresees. busy, calm: utilization above which the controller goes
     down, and below which it may go up. hold_s: seconds of calm before each step up.
     """
 
@@ -47,9 +51,10 @@ class Policy:
     p95_ms: float
     admits: bool = True
     share: float = 0.7
-    calm_share: float = 0.35
+    fills: float = 0.85
+    calm_share: float = 0.2
     busy: float = 1.0
-    calm: float = 0.85
+    calm: float = 0.7
     hold_s: float = 0.5
 
     def __post_init__(self):
@@ -81,39 +86,47 @@ class Reading:
     """What is seen at one moment. now_s: seconds of any clock that runs forward. pending: requests in the house,
     waiting and running, in requests of reference length (one of twice its length counts 2). rate: such requests that
     arrive in a second. p95_ms: of the answers given lately, None if there were none. pace: what batches took lately,
-    over what the cost model says; 2 on a machine that is half as fast as when it was timed."""
+    over what the cost model says; 2 on a machine that is half as fast as when it was timed. beside_ms: what a request
+    took beside that, whatever its alpha."""
 
     now_s: float
     pending: float
     rate: float = 0.0
     p95_ms: float | None = None
     pace: float = 1.0
+    beside_ms: float = 0.0
+
+    def cost(self, rung: Rung) -> float:
+        """Milliseconds of a reference request on this rung, as batches took lately."""
+        return rung.ms * self.pace + self.beside_ms
 
 
 @dataclass(frozen=True)
 class State:
     """What the controller remembers. rung: index into the policy's rungs. calm_since: when the calm spell began that
-    has lasted until now, None if there is none. trust: in the cost model, (0, 1]. seen_s: time of the last reading."""
+    has lasted until now, None if there is none. trust: in the cost model, (0, 1]. seen_s: time of the last reading.
+    lowered_s: when trust was lowered last, None if it never was."""
 
     rung: int = 0
     calm_since: float | None = None
     trust: float = 1.0
     seen_s: float | None = None
+    lowered_s: float | None = None
 
 
 def step(policy: Policy, state: State, reading: Reading) -> State:
     """The state after one reading; `policy.rungs[state.rung].alpha` is the alpha of a batch that starts now."""
-    trust = _trust(policy, state, reading)
+    trust, lowered_s = _trust(policy, state, reading)
     here = min(state.rung, len(policy.rungs) - 1)
     needed = _rung(policy, reading, policy.share * trust, policy.busy)
     if needed > here:
-        return State(needed, None, trust, reading.now_s)
+        return State(needed, None, trust, reading.now_s, lowered_s)
     if _rung(policy, reading, policy.calm_share * trust, policy.calm) >= here:
-        return State(here, None, trust, reading.now_s)
+        return State(here, None, trust, reading.now_s, lowered_s)
     since = reading.now_s if state.calm_since is None else min(state.calm_since, reading.now_s)
     if reading.now_s - since < policy.hold_s:
-        return State(here, since, trust, reading.now_s)
-    return State(here - 1, reading.now_s, trust, reading.now_s)
+        return State(here, since, trust, reading.now_s, lowered_s)
+    return State(here - 1, reading.now_s, trust, reading.now_s, lowered_s)
 
 
 def _rung(policy: Policy, reading: Reading, share: float, utilization: float) -> int:
@@ -121,41 +134,43 @@ def _rung(policy: Policy, reading: Reading, share: float, utilization: float) ->
     the server at most so busy; else the last. A request alone never waits for anybody, and is never pruned."""
     others = max(0.0, reading.pending - 1)
     for index, rung in enumerate(policy.rungs):
-        ms = rung.ms * reading.pace
+        ms = reading.cost(rung)
         if others * ms <= share * policy.p95_ms and reading.rate * ms <= 1000 * utilization:
             return index
     return len(policy.rungs) - 1
 
 
-def _trust(policy: Policy, state: State, reading: Reading) -> float:
+def _trust(policy: Policy, state: State, reading: Reading) -> tuple[float, float | None]:
+    """Trust, and when it was lowered last. What was changed shows only in answers that are a promise's time away: until
+    then it does not return."""
     passed = 0.0 if state.seen_s is None else min(1.0, max(0.0, reading.now_s - state.seen_s))
     if reading.p95_ms is not None and reading.p95_ms > LATE * policy.p95_ms:
-        return max(LEAST_TRUST, state.trust * FALLS**passed)
-    if reading.p95_ms is None or reading.p95_ms < WELL * policy.p95_ms:
-        return min(1.0, state.trust * RETURNS**passed)
-    return state.trust
+        return max(LEAST_TRUST, state.trust * FALLS), reading.now_s
+    waits = state.lowered_s is not None and 0 <= reading.now_s - state.lowered_s < policy.p95_ms / 1000
+    if not waits and (reading.p95_ms is None or reading.p95_ms < WELL * policy.p95_ms):
+        return min(1.0, state.trust * RETURNS**passed), state.lowered_s
+    return state.trust, state.lowered_s
 
 
-def retry_after(policy: Policy, state: State, pending: float, pace: float = 1.0) -> int | None:
-    """None if a request may come in as the last of `pending` (itself included); else whole seconds after which it may
-    try
-    again: when even at the floor the house could not do them all within the promise, as far as the cost model is
-    trusted."""
-    over = pending * policy.rungs[-1].ms * pace - state.trust * policy.p95_ms
-    if not policy.admits or over <= 0 or pending <= 1:
+def retry_after(policy: Policy, state: State, reading: Reading, work: float = 1.0) -> int | None:
+    """None if a request of `work` may come in as the last of `reading.pending` (itself included); else whole seconds
+    after which it may try again: when even at the floor the house could not do them all within the promise, as far as
+    the cost model is trusted. Nobody who finds the house empty is turned away."""
+    over = reading.pending * reading.cost(policy.rungs[-1]) - policy.fills * state.trust * policy.p95_ms
+    if not policy.admits or over <= 0 or reading.pending <= max(1.0, work):
         return None
     return max(1, math.ceil(over / 1000))
 
 
 class Watch:
-    """What happened in the last `window_s` seconds, of which readings are made; and the pace, of the last ten batches
+    """What happened in the last `window_s` seconds, of which readings are made; and what batches cost, of the last ten
     or so, which a silence does not change."""
 
     def __init__(self, window_s: float = 4.0):
         self.window_s = window_s
         self._arrivals: deque[tuple[float, float]] = deque()
         self._answers: deque[tuple[float, float]] = deque()
-        self._took = self._expected = 0.0
+        self._sums = [0.0] * 5  # of batches: 1, x, x^2, y, xy; x: requests for each expected ms, y: ms for each such
 
     def arrived(self, now_s: float, work: float) -> None:
         """A request of `work` reference requests arrived, whether or not it was let in."""
@@ -164,22 +179,32 @@ class Watch:
     def answered(self, now_s: float, latency_ms: float) -> None:
         self._answers.append((now_s, latency_ms))
 
-    def ran(self, expected_ms: float, took_ms: float) -> None:
-        """A batch ended. The first one counts half: the other half is for the cost model."""
-        keep = 0.8 if self._expected else 1.0
-        self._took = keep * (self._took or expected_ms) + took_ms
-        self._expected = keep * (self._expected or expected_ms) + expected_ms
+    def ran(self, expected_ms: float, took_ms: float, work: float = 1.0) -> None:
+        """A batch of `work` reference requests ended."""
+        x, y = work / expected_ms, took_ms / expected_ms
+        self._sums = [FORGETS * old + new for old, new in zip(self._sums, (1.0, x, x * x, y, x * y))]
 
-    @property
-    def pace(self) -> float:
-        return self._took / self._expected if self._expected and self._took else 1.0
+    def costs(self) -> tuple[float, float]:
+        """(pace, beside_ms), fitted: a batch takes pace times what the model expects, and beside_ms for each request.
+        Batches of one rung do not tell these apart; then what they take too long counts as `beside`, since to promise
+        too little of a lower alpha is the safer error."""
+        n, x, xx, y, xy = self._sums
+        if not n:
+            return 1.0, 0.0
+        weight = n + PRIOR
+        level, slope = y + PRIOR, xx + BESIDE * (x / n) ** 2
+        beside = max(0.0, (weight * xy - x * level) / (weight * slope - x * x))
+        pace = (level - beside * x) / weight
+        return (pace, beside) if pace > LEAST_PACE else (LEAST_PACE, max(0.0, (xy - LEAST_PACE * x) / slope))
 
-    def reading(self, now_s: float, pending: float) -> Reading:
+    def reading(self, now_s: float, pending: float, since_s: float | None = None) -> Reading:
+        """The p95 is of the requests that arrived after `since_s`."""
         for events in (self._arrivals, self._answers):
             while events and events[0][0] <= now_s - self.window_s:
                 events.popleft()
         rate = sum(work for _, work in self._arrivals) / self.window_s
-        return Reading(now_s, pending, rate, percentile([ms for _, ms in self._answers], 0.95), self.pace)
+        times = [ms for at, ms in self._answers if since_s is None or at - ms / 1000 >= since_s]
+        return Reading(now_s, pending, rate, percentile(times, 0.95), *self.costs())
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -199,20 +224,24 @@ class Controller:
 
     def look(self, now_s: float, pending: float) -> float:
         """Take a reading; the alpha that follows from it."""
-        self.state = step(self.policy, self.state, self.watch.reading(now_s, pending))
+        self.state = step(self.policy, self.state, self.reading(now_s, pending))
         return self.alpha
+
+    def reading(self, now_s: float, pending: float) -> Reading:
+        return self.watch.reading(now_s, pending, self.state.lowered_s)
 
     def arrive(self, now_s: float, work: float, pending: float) -> int | None:
         """A request of `work` arrives, of `pending` with it: None if it may come in, else the seconds to wait."""
         self.watch.arrived(now_s, work)
         self.look(now_s, pending)
-        return retry_after(self.policy, self.state, pending, self.watch.pace)
+        return retry_after(self.policy, self.state, self.reading(now_s, pending), work)
 
     def ran(self, works: Sequence[tuple[float, float]], took_ms: float) -> None:
         """A batch of requests (alpha, work) took so long. One with an alpha that is no rung teaches nothing."""
         costs = {rung.alpha: rung.ms for rung in self.policy.rungs}
         if all(alpha in costs for alpha, _ in works):
-            self.watch.ran(sum(costs[alpha] * work for alpha, work in works), took_ms)
+            total = sum(work for _, work in works)
+            self.watch.ran(sum(costs[alpha] * work for alpha, work in works), took_ms, total)
 
 
 POLICIES = ("controller", "admission", "stock", "floor")

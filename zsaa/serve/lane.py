@@ -1,20 +1,25 @@
 """The queue before one model: who comes in, at which alpha a batch runs, and who has left meanwhile.
 
-A batch is put together by the host (Ray Serve's @serve.batch, through `enqueue`), runs in the host's one worker thread,
-and tells each request's own asyncio queue what happens to it. Everything else in here runs on the event loop.
+A batch is put together when the model is free, of those that have waited longest; it runs in the host's one worker
+thread, and tells each request's own asyncio queue what happens to it. Everything else in here runs on the event loop.
+(Ray Serve's @serve.batch puts the next batch together while the last one runs: of whoever came within its first
+milliseconds, which under load is one request.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from zsaa.serve.controller import Controller, Policy
 from zsaa.serve.engine import Classifier, Engine, Wish
+
+GATHER_S = 0.005  # that the first of a batch waits for others
+PADDED = 1.25  # columns of a classifier's batch at alpha = 1, over its tokens, at most: padding costs as much as tokens
 
 
 class Busy(Exception):
@@ -56,8 +61,8 @@ class Job:
 class Lane:
     """One engine, its controller and its queue.
 
-    reference: tokens of a request that counts as one. enqueue: hands a job to the host's batching, which calls `take`.
-    max_jobs: in the house at a time. timeout_s: for one request.
+    reference: tokens of a request that counts as one. max_jobs: in the house at a time. timeout_s: for one request.
+    batch: requests that run at once, at most.
     """
 
     def __init__(
@@ -68,12 +73,14 @@ class Lane:
         reference: int,
         max_jobs: int = 256,
         timeout_s: float = 60.0,
+        batch: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.engine, self.worker, self.reference, self.clock = engine, worker, reference, clock
         self.controller = Controller(policy)
-        self.max_jobs, self.timeout_s = max_jobs, timeout_s
-        self.enqueue: Callable[[Job], Awaitable[None]] | None = None
+        self.max_jobs, self.timeout_s, self.batch = max_jobs, timeout_s, batch
+        self.queue: deque[Job] = deque()
+        self.drain: asyncio.Task | None = None
         self.jobs: dict[int, Job] = {}
         self.running: set[int] = set()
         self.counts: Counter = Counter()
@@ -103,7 +110,9 @@ class Lane:
             self.counts["refused"] += 1
             raise Busy(retry)
         self.jobs[id(job)] = job
-        batch = asyncio.ensure_future(self.enqueue(job))
+        self.queue.append(job)
+        if self.drain is None or self.drain.done():
+            self.drain = asyncio.ensure_future(self._drain())
         try:
             while True:
                 left = job.born + self.timeout_s - self.clock()
@@ -122,8 +131,6 @@ class Lane:
             job.gone = True
             self.jobs.pop(id(job), None)
             self.running.discard(id(job))
-            if not batch.done():
-                batch.cancel()  # the host forgets one that waits; one that runs sees that the job is gone
             self.counts["left"] += job.alpha is None
 
     def _answered(self, job: Job) -> None:
@@ -132,30 +139,47 @@ class Lane:
         self.counts["answered"] += 1
         self.counts["pruned"] += job.alpha < 1
 
-    async def take(self, jobs: list[Job]) -> list[None]:
-        """Run a batch, as the host put it together."""
-        here = [job for job in jobs if not job.gone]
-        if here:
-            alpha = self.look()
-            for job in here:
-                job.alpha = alpha if job.asked is None else job.asked
-            ids = {id(job) for job in here}
-            self.running |= ids
-            loop = asyncio.get_running_loop()
+    async def _drain(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        while jobs := self._next():
+            await self.take(jobs)
 
-            def tell(job: Job, event: Event | Exception) -> None:
-                loop.call_soon_threadsafe(job.events.put_nowait, event)
+    def _next(self) -> list[Job]:
+        """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another."""
+        alpha, found, longest, tokens = self.look(), [], 0, 0
+        reads = isinstance(self.engine, Classifier)  # and writes nothing, for which batches would pay all the same
+        while self.queue and len(found) < self.batch:
+            job = self.queue[0]
+            if not job.gone:
+                longest, tokens = max(longest, len(job.wish.ids)), tokens + len(job.wish.ids)
+                stock = reads and (alpha if job.asked is None else job.asked) == 1
+                if found and stock and longest * (len(found) + 1) > PADDED * tokens:
+                    break
+                found.append(job)
+            self.queue.popleft()
+        return found
 
-            try:
-                ran = await loop.run_in_executor(self.worker, self._run, here, tell)
-                if ran is not None:
-                    self.controller.ran(*ran)
-            except Exception as error:  # whatever a model raises; its words may hold a user's text, its kind does not
-                for job in here:
-                    tell(job, Failed(type(error).__name__))
-            finally:
-                self.running -= ids
-        return [None] * len(jobs)
+    async def take(self, jobs: list[Job]) -> None:
+        """Run a batch."""
+        alpha = self.look()
+        for job in jobs:
+            job.alpha = alpha if job.asked is None else job.asked
+        ids = {id(job) for job in jobs}
+        self.running |= ids
+        loop = asyncio.get_running_loop()
+
+        def tell(job: Job, event: Event | Exception) -> None:
+            loop.call_soon_threadsafe(job.events.put_nowait, event)
+
+        try:
+            ran = await loop.run_in_executor(self.worker, self._run, jobs, tell)
+            if ran is not None:
+                self.controller.ran(*ran)
+        except Exception as error:  # whatever a model raises; its words may hold a user's text, its kind does not
+            for job in jobs:
+                tell(job, Failed(type(error).__name__))
+        finally:
+            self.running -= ids
 
     def _run(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> tuple[list, float] | None:
         """In the worker thread. What ran, and the milliseconds that it took."""
@@ -188,6 +212,7 @@ class Lane:
     def live(self) -> dict:
         """What the page plots."""
         p95 = self.controller.watch.reading(self.clock(), self.pending).p95_ms
+        pace, beside_ms = self.controller.watch.costs()
         return {
             "running": len(self.running),
             "waiting": max(0, self.waiting),
@@ -195,7 +220,8 @@ class Lane:
             "alpha": self.controller.alpha,
             "floor": self.controller.policy.floor,
             "p95_ms": None if p95 is None else round(p95, 1),
-            "pace": round(self.controller.watch.pace, 4),
+            "pace": round(pace, 4),
+            "beside_ms": round(beside_ms, 1),
             "promise_ms": self.controller.policy.p95_ms,
             **{name: self.counts[name] for name in ("answered", "pruned", "refused", "left")},
         }
