@@ -8,7 +8,8 @@ window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,6 +129,8 @@ def forward(
     tail: int = 0,
     scorer: nn.Module | None = None,
     entered: dict[int, Tensor] | None = None,
+    depth: int | None = None,
+    skipped: Collection[int] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """The decoder's last hidden states of the rows that reach the top, and which those are.
 
@@ -138,18 +141,26 @@ def forward(
         rows]) -> scores [batch, rows], or None: the variant's score decides. It may have a method watches(layer): is it
         called where nothing is dropped? For dropped="noted" it has read(layer, kept rows [batch, kept], how many of
         them are real [batch]) -> what is added to their states, of its last call.
-    entered: is filled with the hidden states that enter each layer.
+    entered: is filled with the hidden states that enter each layer. depth: the first so many layers run, None: all.
+    skipped: layers that are left out, in training; these may drop nothing.
 
     Returns hidden [batch, rows, size] after the final norm (real rows first, the sample's last token the last of them)
     and per layer the original positions that it passed on, int64 [batch, rows], -1 for padding.
     """
     step = _Pass(decoder, ids, lengths, alpha, variant, tail, scorer)
-    for number in range(len(step.layers)):
+    for number in range(depth or len(step.layers)):
         if entered is not None:
             entered[number] = step.hidden
-        step.layer(number)
-    final = step.decoder.ln_f if step.gpt2 else step.decoder.norm
-    return _normed(final, step.hidden), step.trail
+        if number in skipped:
+            step.trail.append(step.trail[-1])
+        else:
+            step.layer(number)
+    return final_norm(step.decoder)(step.hidden), step.trail
+
+
+def final_norm(decoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What the last layer's states go through before the head."""
+    return functools.partial(_normed, decoder.ln_f if hasattr(decoder, "ln_f") else decoder.norm)
 
 
 class _Pass:

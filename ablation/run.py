@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ablation import continuation, depth, films, kept, words
+from ablation import continuation, depth, exits, films, kept, words
 from ablation.curves import curve
 from ablation.scorers import Evidence, make, price
 from ablation.train import train
@@ -157,7 +157,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
         "data": {**settings, **limits}, "targets": targets, "sides": row.get("sides", []),
-        "ablation": _code("forward", "train", "scorers", "depth", "kept", "films"),
+        "ablation": _code("forward", "train", "scorers", "depth", "kept", "films", *["exits"] * bool(training.exits)),
         **({"saved": options.saved} if options.saved else {}),
     }  # fmt: skip
 
@@ -200,8 +200,10 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     return cached(path, unit, compute)
 
 
-def judge(model, samples, labels, rule, training: Training, probe, targets, sides) -> list[dict]:
-    """The curve of a trained row; of a shortened model without a dial its one point."""
+def judge(model, samples, labels, rule, training: Training, probe, targets, sides, splits=None) -> list[dict]:
+    """The curve of a trained row; of a shortened model without a dial its one point. splits: see `exits.curve`."""
+    if training.exits:
+        return exits.curve(model, samples, labels, rule, training, probe, targets, splits)
     if not training.layers or training.sampling != "conventional":
         return curve(model, samples, labels, rule, training, probe, targets, sides=sides)
     return kept.by_fewer_layers(curve(model, samples, labels, rule, training, probe, [1]), model)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ablation import exits
 from ablation.bend import Bend
 from ablation.curves import logits_of
 from ablation.forward import forward
@@ -233,7 +234,9 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
         chosen = slice(part * len(texts) // parts, (part + 1) * len(texts) // parts)
         share = len(lengths[chosen]) / len(lengths)
         some, verdicts = [view[chosen] for view in views], None if taught is None else taught[chosen]
-        loss, divergences = _passes(model, probe, some, wanted[chosen], alphas, variant, training, share, verdicts)
+        loss, divergences = _passes(
+            model, probe, some, wanted[chosen], alphas, variant, training, share, draw, verdicts
+        )
         first += share * loss
         for alpha, divergence in zip(alphas[1:], divergences if bend else ()):
             cost = (total_macs(config, Counter(lengths[chosen]), a, variant) for a in (1.0, alpha))
@@ -242,7 +245,7 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
 
 
 def _passes(
-    model, probe, views, wanted, alphas, variant, training, share: float, verdicts: Tensor | None = None
+    model, probe, views, wanted, alphas, variant, training, share: float, draw, verdicts: Tensor | None = None
 ) -> tuple[float, list[Tensor]]:
     """A forward and a backward pass at each alpha on its view of the texts, which are this share of the step's. The
     first loss, and how far the answers are from the teacher's: `verdicts`, or, of all but the first, the first's."""
@@ -255,16 +258,24 @@ def _passes(
         entered = {} if taught is not None and (alpha == 1.0 or training.everywhere) else None
         more = {"scorer": probe} if probe is not None else {}
         passed = {}
-        if entered is not None or training.deep:
-            more["entered"] = passed = _Retaining(entered, taught, training.deep)
+        every = training.deep or bool(training.exits)
+        if entered is not None or every:
+            more["entered"] = passed = _Retaining(entered, taught, every)
+        if training.skips and alpha == 1.0:
+            more["skipped"] = exits.skipped(training.skips, config.num_hidden_layers, draw)
         logits, state, trail = logits_of(model, ids, lengths, alpha, variant, **more)
-        states = [*last_states(passed, trail), state]
+        states = [*(last_states(passed, trail) if training.deep else ()), state]
         loss = F.cross_entropy(logits, wanted)
         if teacher is not None and training.distill:
             soft = F.kl_div(logits.log_softmax(-1), teacher, reduction="batchmean")
             loss = (1 - training.distill) * loss + training.distill * soft
             divergences.append(soft.detach())
         whole = loss
+        if training.exits:
+            depths = exits.drawn(training.exits, config.num_hidden_layers, draw)
+            said = exits.answers(model, passed, trail, depths)
+            example_of = logits.detach().softmax(-1) if teacher is None else teacher
+            whole = (loss + exits.loss(said, wanted, example_of, training.distill)) / 2
         if example is not None and training.match:
             apart = [(s - e).square().sum(-1) / e.square().sum(-1) for s, e in zip(states, example)]
             whole = whole + training.match * torch.stack(apart).mean()

@@ -28,6 +28,9 @@ class Training:
     match: weight of the distance between the last token's final state and that of the alpha = 1 pass, over the latter's
         length, squared.
     deep: match the last token's states behind every layer, in the mean, not only the final one.
+    exits: the head answers behind so many depths, too, drawn in every pass (all of them, if there are fewer), each
+        taught by the labels and, by `distill`, the last layer's answer of the alpha = 1 pass. (ablation/exits.py)
+    skips: layers left out of the alpha = 1 pass: the probability of the last, 0 of the first, rising in between.
     crops: the share of the texts that a step reads only a random window of, half of their tokens or more.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which
         predicts each token's |state x gradient| in the alpha = 1 pass; "wide" the same with a hidden layer,
@@ -76,6 +79,8 @@ class Training:
     half: bool = False
     teacher: str = ""
     layers: int = 0
+    exits: int = 0
+    skips: float = 0.0
     lora: int = 0
     bends: bool = False
     epochs: float | None = 1.0
@@ -89,7 +94,7 @@ class Training:
         if self.sampling not in SAMPLINGS or self.side not in CUTS:
             raise ValueError(f"sampling must be one of {SAMPLINGS} and side one of {CUTS}; got {self}.")
         taught = (self.distill and not self.teacher) or self.match or self.probe in GRADIENTS
-        if taught and self.sampling not in ("sandwich", "ladder", "cuts"):
+        if taught and self.sampling not in ("sandwich", "ladder", "cuts") and not (self.exits and not self.probe):
             raise ValueError(
                 f"distill, match and gradients need the alpha = 1 pass of a sandwich or ladder; got {self}."
             )
@@ -103,6 +108,10 @@ class Training:
             )
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is a share of the training, above 0 and below 1; got {self}.")
+        if self.exits and (self.teacher or self.layers or self.sampling not in ("conventional", "ladder")):
+            raise ValueError(f"exits teach themselves, in conventional or ladder steps of all layers; got {self}.")
+        if self.skips and not self.exits:
+            raise ValueError(f"skips are of a training with exits; got {self}.")
         if self.bends and not self.distill:
             raise ValueError(f"bends needs distill > 0: the divergence from the alpha = 1 pass; got {self}.")
         if self.probe not in KINDS or (self.epochs is None and self.compute is None):

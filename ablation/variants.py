@@ -155,13 +155,13 @@ def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
     return found
 
 
-def macs(config, n: int, alpha: float, variant: Variant) -> int:
-    """Multiply-accumulates of a prefill of n tokens, in zsaa.cost's convention; kept keys count with the projections to
-    keys and values, and in the attention of those that go on."""
+def macs(config, n: int, alpha: float, variant: Variant, depth: int | None = None) -> int:
+    """Multiply-accumulates of a prefill of n tokens, in zsaa.cost's convention, of the first `depth` layers; kept keys
+    count with the projections to keys and values, and in the attention of those that go on."""
     entering_weights, kept_weights = layer_weights(config)
     (q_dim, kv_dim), size = attention_widths(config), config.hidden_size  # a config is slow to read
     total, alive, scoring = 0, n, variant.scorer_macs[0]
-    for kept in counts(n, alpha, config.num_hidden_layers, variant):
+    for kept in counts(n, alpha, config.num_hidden_layers, variant)[:depth]:
         beside = n - alive if variant.dropped == "keys" else 0
         asking = kept if variant.ahead else alive
         total += alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
@@ -172,16 +172,16 @@ def macs(config, n: int, alpha: float, variant: Variant) -> int:
     return total
 
 
-def total_macs(config, counted: Counter, alpha: float, variant: Variant) -> int:
+def total_macs(config, counted: Counter, alpha: float, variant: Variant, depth: int | None = None) -> int:
     """The sum of `macs` over lengths, each as often as `counted` says; at once, where the schedule is shares of what
     enters: training asks for it dozens of times a step."""
     if named(variant.schedule)[0] in COUNTS or variant.reference is not None or variant.dropped == "keys":
-        return sum(times * macs(config, n, alpha, variant) for n, times in counted.items())
+        return sum(times * macs(config, n, alpha, variant, depth) for n, times in counted.items())
     entering_weights, kept_weights = layer_weights(config)
     (q_dim, _), size = attention_widths(config), config.hidden_size
     alive, times = (np.array(list(x), dtype=np.int64) for x in (counted.keys(), counted.values()))
     floor, total, scored = np.minimum(alive, variant.tau), 0, np.zeros_like(alive, dtype=bool)
-    for share in _shares(alpha, variant.schedule, config.num_hidden_layers):
+    for share in _shares(alpha, variant.schedule, config.num_hidden_layers)[:depth]:
         kept = np.minimum(alive, np.maximum(np.floor(share * alive + 1e-6).astype(np.int64), floor))
         asking = kept if variant.ahead else alive
         total = total + alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
@@ -192,16 +192,21 @@ def total_macs(config, counted: Counter, alpha: float, variant: Variant) -> int:
     return int((total * times).sum())
 
 
-def alpha_for(config, lengths: Sequence[int], mac_reduction: float, variant: Variant) -> float:
-    """The largest alpha that divides the MACs of samples of these lengths by `mac_reduction`, to 1e-4."""
+def alpha_for(
+    config, lengths: Sequence[int], mac_reduction: float, variant: Variant, depth: int | None = None
+) -> float:
+    """The largest alpha that divides the MACs of samples of these lengths by `mac_reduction`, to 1e-4, where the first
+    `depth` layers run."""
     if mac_reduction <= 1:
         return 1.0
     counted = Counter(lengths)
 
     def total(alpha: float) -> int:
-        return total_macs(config, counted, alpha, variant)
+        return total_macs(config, counted, alpha, variant, depth)
 
-    whole, low, high = total(1.0), 1e-4, 1.0
+    whole, low, high = total_macs(config, counted, 1.0, variant), 1e-4, 1.0
+    if whole / total(1.0) >= mac_reduction:
+        return 1.0
     if whole / total(low) < mac_reduction:
         raise ValueError(f"{variant} cannot reach {mac_reduction}x on these samples.")
     while high - low > 1e-4:

@@ -71,7 +71,7 @@ def test_settings_of_earlier_versions_are_read_if_their_schedule_is_there(tmp_pa
             rule = {"tau": 7, "score": "column_mean", "schedule": schedule or "geometric"}
             assert zsaa.alpha_for(model, 300, 2) == zsaa.alpha_for(model.config, 300, 2, **rule)
             found = settings(zsaa.enable(model))
-            assert found == {"alpha": 0.4, **rule, "alpha_range": None}
+            assert found == {"alpha": 0.4, **rule, "alpha_range": None, "depth": None, "depth_range": None}
             assert model.config.zsaa == found
             continue
         want = model(ids).logits

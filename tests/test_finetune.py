@@ -218,7 +218,7 @@ def test_it_learns_saves_and_loads_with_the_dial_ready(tuning, tmp_path):
     losses = [loss for _, loss in log["loss"]]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
     rule = {"tau": 4, "score": "column_sum", "schedule": "geometric"}
-    assert settings(trained) == {"alpha": 1.0, **rule, "alpha_range": (0.6, 1.0)}
+    assert settings(trained) == {"alpha": 1.0, **rule, "alpha_range": (0.6, 1.0), "depth": None, "depth_range": None}
     folder = tmp_path / "model"
     file = json.loads((folder / ("zsaa.json" if tuning == "lora" else "config.json")).read_text())
     assert (file if tuning == "lora" else file["zsaa"])["alpha_range"] == [0.6, 1.0]
@@ -411,7 +411,7 @@ def test_folders_of_earlier_versions_are_loaded_if_their_schedule_is_there(adapt
         file.write_text(json.dumps(written))
         again, _ = finetune.load(folder, kind="sequence-classification")
         rule = {"tau": 3, "score": "column_mean", **(schedule or {"schedule": "geometric"})}
-        assert settings(again) == {"alpha": 1.0, **rule, "alpha_range": None}
+        assert settings(again) == {"alpha": 1.0, **rule, "alpha_range": None, "depth": None, "depth_range": None}
     entry["schedule"] = "once"
     file.write_text(json.dumps(written))
     with pytest.raises(ValueError, match=r"with schedule 'once'.*only 'geometric' .*, 'rising' and 'entry' are"):

@@ -20,7 +20,8 @@ ALPHA, TAU = 0.7, 3
 # PyTorch's RMSNorm in transformers rounds to float32 on the way, also in a float64 model; GPT-2 has none.
 TOLERANCE = {family: dict(rtol=1e-6, atol=1e-6) for family in tiny.FAMILIES}
 TOLERANCE["gpt2"] = dict(rtol=1e-11, atol=1e-11)
-SETTINGS = {"alpha": ALPHA, "tau": TAU, "score": "column_sum", "schedule": "geometric", "alpha_range": None}
+RULE = {"tau": TAU, "score": "column_sum", "schedule": "geometric"}
+SETTINGS = {"alpha": ALPHA, **RULE, "alpha_range": None, "depth": None, "depth_range": None}
 FEW = ["llama", "gpt2"]
 
 

@@ -8,7 +8,7 @@ try:
     from zsaa import slider
     from zsaa.budget import alpha_for, calibrate, report, truncation_for
     from zsaa.cost import mac_reduction, macs
-    from zsaa.dial import at, captured, disable, enable, set_alpha, settings, trace
+    from zsaa.dial import at, captured, disable, enable, set_alpha, set_depth, settings, trace
     from zsaa.families import SUPPORTED, UnsupportedModelError
     from zsaa.fast.dispatch import backends, use_backend
     from zsaa.heads import generation
@@ -37,6 +37,7 @@ __all__ = [
     "macs",
     "report",
     "set_alpha",
+    "set_depth",
     "settings",
     "slider",
     "trace",

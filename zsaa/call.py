@@ -18,9 +18,9 @@ PER_TOKEN = ("attention_mask", "position_ids", "token_type_ids")  # arguments wi
 class Call:
     """The arguments of one call, by name.
 
-    named: those that the decoder's forward names; extra: the others, which it hands down; own: ours, alpha and MASKS,
-    where they came with the call. head: does a classifier ask, whose head reads one row of each sample? fresh: is the
-    cache empty, or none? seen: tokens in a pruned cache, which the call continues; else 0.
+    named: those that the decoder's forward names; extra: the others, which it hands down; own: ours, alpha, depth and
+    MASKS, where they came with the call. head: does a classifier ask, whose head reads one row of each sample? fresh:
+    is the cache empty, or none? seen: tokens in a pruned cache, which the call continues; else 0.
     """
 
     def __init__(self, decoder: Part, signature: inspect.Signature, args: tuple, kwargs: dict):
@@ -29,7 +29,7 @@ class Call:
         self.named.pop("self")
         self.extra: dict[str, Any] = self.named.pop("kwargs", {})
         self.head = bool(self.extra.pop("zsaa_head", False))
-        self.own = {name: self.extra.pop(name) for name in ("alpha", *MASKS) if name in self.extra}
+        self.own = {name: self.extra.pop(name) for name in ("alpha", "depth", *MASKS) if name in self.extra}
         self.fresh = is_empty(self.cache)
         self.seen: int = 0 if self.fresh or not is_pruned(self.cache) else self.cache.get_seq_length()
 
@@ -99,9 +99,10 @@ class Call:
         wanted = self.extra.get("output_hidden_states", self.named.get("output_hidden_states"))
         return bool(self.decoder.config.output_hidden_states if wanted is None else wanted is not False)
 
-    def stock(self) -> tuple[tuple, dict] | None:
-        """The arguments of a pass by the stock code; None: as they came."""
-        return ((), {**self.named, **self.extra}) if self.own or self.head else None
+    def stock(self, step: object = None) -> tuple[tuple, dict] | None:
+        """The arguments of a pass by the stock code, with this `Stop`, if it is to end early; None: as they came."""
+        stops = {} if step is None else {"zsaa": step}
+        return ((), {**self.named, **self.extra, **stops}) if self.own or self.head or stops else None
 
     def pruned(self, step: object) -> tuple[tuple, dict]:
         """The arguments of a pass with this `Prefill` or `Decode`."""

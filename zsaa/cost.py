@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from zsaa.depth.stop import check_depth
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.learned.asked import Shape
 from zsaa.learned.salience import WIDTH
@@ -32,9 +33,9 @@ def layer_weights(config: Any) -> tuple[int, int]:
     return hidden * (q_dim + 2 * kv_dim), hidden * (q_dim + FAMILIES[kind].mlp_matrices * inner)
 
 
-def prices(config: Any, score: str = "column_sum") -> Prices:
-    """What the parts of a model with this `config` cost, and choosing by `score`; `Rule.macs` puts them together.
-    Scores made of attention are sums of what it computes anyway, and count nothing."""
+def prices(config: Any, score: str = "column_sum", depth: int | None = None) -> Prices:
+    """What the parts of a model with this `config` cost, and choosing by `score`; `Rule.macs` puts them together, of
+    the first `depth` layers. Scores made of attention are sums of what it computes anyway, and count nothing."""
     entering, kept = layer_weights(config)
     return Prices(
         layers=config.num_hidden_layers,
@@ -43,13 +44,21 @@ def prices(config: Any, score: str = "column_sum") -> Prices:
         pair=2 * attention_widths(config)[0],
         scored=WIDTH * (config.hidden_size + 1) if score == LEARNED else 0,
         asked=Shape(config.hidden_size).macs if score == ASKED else None,
+        depth=depth if depth is None else check_depth(depth, config.num_hidden_layers),
     )
 
 
 def macs(
-    config: Any, n: int, alpha: float = 1.0, tau: int = 5, score: str = "column_sum", schedule: str = "geometric"
+    config: Any,
+    n: int,
+    alpha: float = 1.0,
+    tau: int = 5,
+    score: str = "column_sum",
+    schedule: str = "geometric",
+    depth: int | None = None,
 ) -> int:
-    """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`.
+    """Multiply-accumulates of one prefill of `n` tokens through the decoder layers of a model with this `config`, the
+    first `depth` of them or all.
 
     Convention: every linear layer costs rows x inputs x outputs; QK^T and the weighted sum over V cost
     rows^2 x head_dim x heads each, that is, causal attention counts as a full square (as most FLOP counters do), for
@@ -58,7 +67,7 @@ def macs(
     learned score is not. By score="asked" the last 32 tokens ask, and a scorer of the standard
     shape (zsaa.learned.asked.Shape) is counted.
     """
-    return Rule(tau, score, schedule).macs(prices(config, score), n, alpha)
+    return Rule(tau, score, schedule).macs(prices(config, score, depth), n, alpha)
 
 
 def kv_bytes(
@@ -70,12 +79,13 @@ def kv_bytes(
     itemsize: int = 2,
     schedule: str = "geometric",
     score: str | None = None,
+    depth: int | None = None,
 ) -> int:
     """Bytes of the keys and values that a prefill of `batch` texts of `n` tokens leaves in the cache.
 
-    itemsize: bytes per number (2 for float16 and bfloat16). score: as in `kept_counts`. A layer caches what entered it,
-    N_{l-1} rows. The stock model's sliding layers cache the last window - 1 rows only; a pruned cache evicts nothing
-    (see zsaa/cache.py).
+    itemsize: bytes per number (2 for float16 and bfloat16). score: as in `kept_counts`. depth: as in `macs`. A layer
+    caches what entered it, N_{l-1} rows. The stock model's sliding layers cache the last window - 1 rows only; a pruned
+    cache evicts nothing (see zsaa/cache.py).
     """
     from transformers import DynamicCache
 
@@ -83,7 +93,7 @@ def kv_bytes(
     if alpha == 1:
         windows = (getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
         rows = [n if window is None else min(n, window - 1) for window in windows]
-    return 2 * batch * attention_widths(config)[1] * sum(rows) * itemsize
+    return 2 * batch * attention_widths(config)[1] * sum(rows[:depth]) * itemsize
 
 
 def histogram(lengths: int | Iterable[int]) -> Counter:
@@ -94,10 +104,10 @@ def histogram(lengths: int | Iterable[int]) -> Counter:
     return counted
 
 
-def total_macs(config: Any, counted: Counter, alpha: float, rule: Rule | None = None) -> int:
+def total_macs(config: Any, counted: Counter, alpha: float, rule: Rule | None = None, depth: int | None = None) -> int:
     """`macs`, summed over samples: how often each length occurs."""
     rule = Rule() if rule is None else rule
-    priced = prices(config, rule.score)
+    priced = prices(config, rule.score, depth)
     return sum(times * rule.macs(priced, n, alpha) for n, times in counted.items())
 
 
@@ -108,7 +118,8 @@ def mac_reduction(
     tau: int = 5,
     score: str = "column_sum",
     schedule: str = "geometric",
+    depth: int | None = None,
 ) -> float:
-    """MACs of the stock model over MACs at `alpha`, summed over samples of these `lengths` (tokens)."""
+    """MACs of the stock model over MACs at `alpha` and `depth`, summed over samples of these `lengths` (tokens)."""
     counted = histogram(lengths)
-    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, Rule(tau, score, schedule))
+    return total_macs(config, counted, 1.0) / total_macs(config, counted, alpha, Rule(tau, score, schedule), depth)

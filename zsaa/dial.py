@@ -9,7 +9,6 @@ what is kept beside it (plans, recordings of CUDA graphs) follows from the shape
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,16 +17,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from zsaa.compat import check_transformers
+from zsaa.depth.stop import check_depth
+from zsaa.dials.settings import Range, Saved, current_settings, taken
+from zsaa.dials.trace import Trace
 from zsaa.families import find_decoder
 from zsaa.fast.graphs import Graphs, check_mode, replaying
 from zsaa.guards import is_wrapped, refuse_foreign
 from zsaa.heads.classification import reads
 from zsaa.heads.generation import find_owner, owner_class
-from zsaa.hook import DEFAULTS, Alpha, Dial, Saved, least
+from zsaa.hook import Dial
 from zsaa.layer import MARK, pruned_class
 from zsaa.learned import salience, scorer_for
-from zsaa.passes import Prefill
-from zsaa.rule import RULE, SCHEDULES, Rule, check_alphas
+from zsaa.rule import RULE, Rule, check_alphas
 from zsaa.scope import opened
 from zsaa.subclass import recast, restore
 
@@ -49,6 +50,7 @@ def enable(
     score: str | None = None,
     graphs: bool | str | None = None,
     schedule: str | None = None,
+    depth: int | None = None,
 ) -> nn.Module:
     """Put the dial on `model`, in place, and return it.
 
@@ -66,16 +68,18 @@ def enable(
         paper's: lower layers keep more, upper ones less, the top is left with the same; see `zsaa.kept_counts`), or
         "entry" (not the paper's: the share alpha enters the first layer, and goes through all; with scores that need no
         attention).
+    depth: layers that run, the first ones, 1 to all; then the final norm and the head (not the paper's; for models that
+        were trained so, see zsaa/depth). At alpha = 1 it is the stock code of those layers that runs.
 
-    Calls then take, beside their own arguments, `alpha` (of this call, or one for each request) and `exempt`, a bool
-    mask [batch, tokens] of prompt tokens that are never dropped; no layer keeps fewer, and the last token is always
-    one. By score="asked" also `question`, a mask of the tokens that ask: True, or as whole numbers 3 for the question,
+    Calls then take, beside their own arguments, `alpha` (of this call, or one for each request), `depth` and `exempt`,
+    a bool mask [batch, tokens] of prompt tokens that are never dropped; no layer keeps fewer, and the last token is
+    always one. By score="asked" also `question`, a mask of the tokens that ask: True, or as whole numbers 3 for the question,
     2 for the turn before it, 1 for older ones; without it the last 32 do. `generate` takes texts in place of masks, and
     `document`, all but which is exempt: see zsaa/heads/texts.py.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =
-    "geometric". Calling it again changes the settings. graphs is never saved, and "auto" at first. Raises
+    "geometric", all layers. Calling it again changes the settings. graphs is never saved, and "auto" at first. Raises
     UnsupportedModelError (a TypeError) for other models, TypeError or ValueError for settings out of range.
     """
     check_transformers()
@@ -86,12 +90,13 @@ def enable(
         refuse_foreign(layers, "Enable zsaa before dispatching the model.", "Call zsaa.enable before they are.")
     saved = current_settings(decoder)
     turned = None if alpha is None else check_alphas(alpha)
+    depth = depth if depth is None else check_depth(depth, len(layers))
     given: dict[str, Any] = {"tau": tau, "score": score, "schedule": schedule}
     rule = Rule(**{name: saved[name] if given[name] is None else given[name] for name in RULE})
     scorer = scorer_for(decoder, rule.score)
     graphs = None if graphs is None else check_mode(graphs)
     if dial is None:
-        turned = _taken(saved["alpha"]) if turned is None else turned
+        turned, depth = taken(saved, turned, depth)
         dial = Dial(decoder, family)
         object.__setattr__(decoder, "_zsaa", dial)
         recast(decoder, replaying)
@@ -108,9 +113,12 @@ def enable(
     if scorer is not None and scorer not in salience.scorers_of(model):
         salience.attach(model, scorer)
     dial.rule = rule
-    dial.trained = saved["alpha_range"] and tuple(saved["alpha_range"])
+    dial.trained, dial.trained_depth = (saved[name] and tuple(saved[name]) for name in ("alpha_range", "depth_range"))
+    dial.layers = len(layers)
     if turned is not None:
         dial.turn(turned)
+    if depth is not None:
+        dial.stop_at(depth)
     dial.record(decoder.config)
     return model
 
@@ -150,43 +158,17 @@ def set_alpha(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> None
     dial.record(decoder.config)
 
 
-def current_settings(decoder: nn.Module) -> dict:
-    """The settings of a decoder's dial; where it is off, those that `enable` would take: saved, else the defaults."""
-    dial, held = getattr(decoder, "_zsaa", None), getattr(decoder.config, "zsaa", None)
-    if dial is not None:
-        return dial.settings()
-    # Those of another model, alive, that has the same configuration or one that this was copied from, are not ours.
-    return {**DEFAULTS, **with_schedule({} if held is None or isinstance(held, Saved) else held)}
-
-
-def _taken(saved: float | list[float]) -> Alpha:
-    """An alpha that was saved with a model, and is now its own: to be said, if it is not the stock model's."""
-    alpha = check_alphas(saved)
-    if least(alpha) < 1:
-        warnings.warn(
-            f"alpha = {alpha} was saved with this model, and is taken. zsaa.enable(model, alpha=1) begins with the "
-            "stock model.",
-            stacklevel=3,
-        )
-    return alpha
-
-
-def with_schedule(saved: dict) -> dict:
-    """Settings from a file, with their schedule: versions that wrote none had Eq. 2 alone. ValueError for one that is
-    not there, or no longer: what was trained or measured under it cannot be had again."""
-    schedule = saved.get("schedule", DEFAULTS["schedule"])
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"these settings were saved with schedule {schedule!r}, which is not there: only 'geometric' (Eq. 2 of the "
-            "paper), 'rising' and 'entry' are available. Train the model anew, or go back to the version that saved "
-            "them."
-        )
-    return {**saved, "schedule": schedule}
+def set_depth(model: nn.Module, depth: int | None) -> None:
+    """Run the first `depth` layers from now on, as `set_alpha` turns alpha; None: all. Takes effect at the next call
+    that begins with an empty cache; one that was filled at another depth cannot be continued (ValueError)."""
+    decoder, dial = _dial(model)
+    dial.stop_at(depth)
+    dial.record(decoder.config)
 
 
 def settings(model: nn.Module) -> dict:
-    """The dial's settings as a call made here would have them: {"alpha", "tau", "score", "schedule", "alpha_range"}
-    (the last: trained for, or None). RuntimeError if the dial is off."""
+    """The dial's settings as a call made here would have them: {"alpha", "tau", "score", "schedule", "alpha_range",
+    "depth", "depth_range"} (ranges: trained for, or None; depth None: all layers). RuntimeError if the dial is off."""
     return _dial(model)[1].settings()
 
 
@@ -203,56 +185,29 @@ def captured(model: nn.Module) -> dict:
     return _dial(model)[1].graphs.report()
 
 
-def trained_for(model: nn.Module, alpha_range: tuple[float, float] | None) -> None:
-    """Record the range of alpha that fine-tuning drew from; the dial warns once when turned below it."""
+def trained_for(model: nn.Module, alpha_range: Range, depth_range: Range = None) -> None:
+    """Record the ranges of alpha and depth that fine-tuning drew from; the dial warns once when turned below them."""
     decoder, dial = _dial(model)
     dial.trained = (alpha_range[0], alpha_range[1]) if alpha_range else None
+    dial.trained_depth = (depth_range[0], depth_range[1]) if depth_range else None
     dial.record(decoder.config)
 
 
 @contextmanager
-def at(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> Iterator[nn.Module]:
-    """`with zsaa.at(model, 0.3): ...` runs the block at that alpha, and leaves the model's own as it is.
+def at(
+    model: nn.Module, alpha: float | Sequence[float] | Tensor | None = None, depth: int | None = None
+) -> Iterator[nn.Module]:
+    """`with zsaa.at(model, 0.3): ...` runs the block at that alpha, and leaves the model's own as it is; with depth=15
+    through the first 15 layers. What is not given stays as it was.
 
     It holds for calls of this thread and task. A thread that is started inside has the model's own alpha: give it one
     with the call, `model.generate(..., alpha=0.3)`. In a generator it holds while the generator runs.
     """
     _, dial = _dial(model)
-    with dial.at(alpha):
+    if alpha is None and depth is None:
+        raise TypeError("zsaa.at turns a dial: give alpha, depth or both.")
+    with dial.at(alpha, depth):
         yield model
-
-
-class Trace:
-    """What the last prefill under `trace` kept; positions count from the first real token of each sample.
-
-    counts: list over layers of lists over samples, N_l. lengths: N_0 of each sample. kept: list over layers of lists
-    over samples of int64 tensors, the original positions that the layer passed on.
-    """
-
-    def __init__(self):
-        self._seen: tuple[list[list[int]], list[int], list[Tensor]] | None = None
-
-    def record(self, step: Prefill) -> None:
-        """Keep what a prefill kept, and nothing else of it: a trace may live long."""
-        positions = [step.positions(stage) for stage in range(1, len(step.rows))]
-        self._seen = step.plan.counts, list(step.request.lengths), positions
-
-    def _get(self, what: int):
-        if self._seen is None:
-            raise RuntimeError("no prefill has run under this trace yet.")
-        return self._seen[what]
-
-    @property
-    def counts(self) -> list[list[int]]:
-        return self._get(0)
-
-    @property
-    def lengths(self) -> list[int]:
-        return self._get(1)
-
-    @property
-    def kept(self) -> list[list[Tensor]]:
-        return [[p[p >= 0].cpu() for p in layer] for layer in self._get(2)]
 
 
 @contextmanager

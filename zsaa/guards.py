@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from zsaa.cache import check_cache
 from zsaa.call import Call
+from zsaa.depth.stop import check_filled
 from zsaa.families import Family
 from zsaa.layer import MARK
-from zsaa.learned.asked import QUESTION
-from zsaa.rule import ASKERS, SINKS
 
 
 def check_call(call: Call) -> None:
@@ -90,9 +89,9 @@ def is_wrapped(layer: nn.Module) -> bool:
     return any(cls.__module__.startswith("torch.distributed.") for cls in type(layer).__mro__)
 
 
-def check_layers(decoder: nn.Module, family: Family, num_layers: int) -> str | None:
-    """RuntimeError if a pruned pass would not do what was made of the layers since `enable`. Returns what is to be
-    said, once, of hooks that it calls with fewer rows than the input has."""
+def check_layers(decoder: nn.Module, family: Family, num_layers: int, prunes: bool = True) -> str | None:
+    """RuntimeError if a pass that prunes, or only ends early, would not do what was made of the layers since `enable`.
+    Returns what is to be said, once, of hooks that it calls with fewer rows than the input has."""
     said = None
     for number, layer in enumerate(getattr(decoder, family.layers)[:num_layers]):
         attention, kind = getattr(layer, family.attention), type(layer)
@@ -104,6 +103,8 @@ def check_layers(decoder: nn.Module, family: Family, num_layers: int) -> str | N
                 f"with layer_idx {attention.layer_idx}): layers were replaced or put in another order. Number their "
                 "attention's layer_idx from 0 on, and call zsaa.enable(model) again."
             )
+        if not prunes:
+            continue
         # Under accelerate's hooks, which move weights that an attention has none of, its forward is the old one.
         forward = vars(attention).get("_old_forward") or vars(attention).get("forward") or type(attention).forward
         own = not (getattr(forward, "__module__", None) or "").startswith("transformers.")
@@ -142,14 +143,10 @@ def refuse_foreign(layers: nn.ModuleList, dispatched: str, wrapped: str) -> None
         raise RuntimeError(f"the decoder's layers are wrapped or sharded ({other}). {wrapped}")
 
 
-def check_continued(cache, num_layers: int) -> None:
-    """ValueError for a pruned cache that a pass through `num_layers` layers cannot continue."""
+def check_continued(cache, depth: int) -> None:
+    """ValueError for a pruned cache that a pass through `depth` layers cannot continue."""
     seen = [layer.get_seq_length() for layer in cache.layers]
-    if len(seen) < num_layers:
-        raise ValueError(
-            f"this key/value cache was filled by {len(seen)} layers, and the model now runs {num_layers}: it cannot be "
-            "continued. Start from an empty cache, or set config.num_hidden_layers back."
-        )
+    check_filled(len(seen), depth)
     if len(set(seen)) > 1:
         raise ValueError(
             "this key/value cache is incomplete: an earlier call that was to fill it failed, or ran fewer layers "
@@ -218,34 +215,3 @@ def check_exempt(exempt: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int
             "so pad it on the same side."
         )
     return mine, tuple(counts)
-
-
-def check_question(
-    question: Tensor | None, exempt: Tensor | None, mask: Tensor | None, ids: Tensor | None, shape: tuple[int, int]
-) -> tuple[Tensor, Tensor, int]:
-    """Who asks, by score "asked": the part of each column, int64 [batch, tokens] (0: does not ask); the columns that
-    are never dropped, those of the question and the first tokens beside `exempt`; and the most that ask in a sample.
-
-    question: as the call gave it; None: the last tokens ask. mask: bool [batch, tokens], which are real, or None.
-    ValueError for a sample in which no real token is the question's, and for other parts than 0 to 3."""
-    if ids is None:
-        raise ValueError(
-            'score="asked" compares words, and this call gives inputs_embeds: give input_ids, use another score, or '
-            "set alpha to 1 for this call."
-        )
-    real = torch.ones(shape, dtype=torch.bool, device=ids.device) if mask is None else mask
-    place = real.long().cumsum(dim=1)
-    if question is None:
-        part = QUESTION * (real & (place[:, -1:] - place < ASKERS)).long()
-    else:
-        part = (QUESTION * question if question.dtype == torch.bool else question.long()) * real
-    known = ((part >= 0) & (part <= QUESTION)).all(dim=1)
-    wrong = ~(known & (part == QUESTION).any(dim=1))
-    asks, wrong = torch.stack([(part > 0).sum(dim=1), wrong.long()]).tolist()
-    if any(wrong):
-        raise ValueError(
-            f"question names no real token of sample {wrong.index(1)}, or parts that there are not: it must be True "
-            "(or 3) where a token is the question's; 2 and 1 tell the turn before it and older ones, 0 the rest."
-        )
-    stays = (part == QUESTION) | (real & (place <= SINKS))
-    return part, stays if exempt is None else stays | exempt, max(asks)

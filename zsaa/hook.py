@@ -1,14 +1,14 @@
 """The hook on an enabled decoder: each forward pass gets a Prefill or a Decode of its own, and the alpha that it has.
 
 Which alpha a call has: the one that it is given (`model(..., alpha=0.9)`, `model.generate(..., alpha=0.9)`), else that
-of the `at` block which it runs in, else the model's own, set by `enable` and `set_alpha`.
+of the `at` block which it runs in, else the model's own, set by `enable` and `set_alpha`. Likewise which depth.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -19,37 +19,20 @@ from torch import Tensor, nn
 from zsaa import guards
 from zsaa.cache import pruned_cache
 from zsaa.call import Call
+from zsaa.depth.stop import Stop, check_depth, check_stock_cache, untrained
+from zsaa.dials.settings import DEFAULTS, Alpha, Mark, Range, Saved, least
 from zsaa.families import Family
 from zsaa.fast.graphs import Graphs
 from zsaa.fast.plans import plan
 from zsaa.heads.classification import read_rows
 from zsaa.heads.generation import Prompt
+from zsaa.learned.asked import check_question
 from zsaa.passes import Decode, Given, Prefill, Request
 from zsaa.rule import ASKED, LEARNED, Rule, check_alphas
 from zsaa.scope import innermost, opened, opened_anywhere
 
 if TYPE_CHECKING:
-    from zsaa.dial import Trace
-
-DEFAULTS = {"alpha": 1.0, **asdict(Rule()), "alpha_range": None}
-
-Alpha = float | tuple[float, ...]  # a tuple: one per request of the batch
-
-
-class Mark:
-    """Says whose settings a configuration holds: of the dial that has the same mark. Copied and pickled along with the
-    model, in which both then have the same new one."""
-
-
-class Saved(dict):
-    """Settings in a configuration (`config.zsaa`), written by a living dial and not read from a file."""
-
-    def __init__(self, settings: dict, mark: Mark):
-        super().__init__(settings)
-        self.mark = mark
-
-    def __reduce__(self):
-        return Saved, (dict(self), self.mark)
+    from zsaa.dials.trace import Trace
 
 
 class Dial:
@@ -58,9 +41,12 @@ class Dial:
     def __init__(self, decoder: nn.Module, family: Family):
         self.own: Alpha  # where no block and no call says otherwise
         self.own, self.rule = DEFAULTS["alpha"], Rule()
-        self.trained: tuple[float, float] | None = None  # the range of alpha that fine-tuning drew from
-        self.warned = self.warned_of_hooks = False
+        self.own_depth: int | None = None  # None: all layers
+        self.trained: Range = None  # of alpha, what fine-tuning drew from
+        self.trained_depth: Range = None
+        self.warned = self.warned_of_depth = self.warned_of_hooks = False
         self.family = family
+        self.layers = family.num_layers(decoder)
         self.reads: str | None = None  # how the head reads the decoder, see `heads.classification.reads`
         self.tracer: Trace | None = None  # of all passes outside of `trace` blocks
         self.graphs = Graphs()
@@ -69,8 +55,8 @@ class Dial:
         self.mark = Mark()
 
     def __getstate__(self) -> dict:
-        # What caches results by a hash of the model, as datasets does, must see the alpha that calls have now.
-        return {**vars(self), "in_force": self.alpha}
+        # What caches results by a hash of the model, as datasets does, must see what is set for calls now.
+        return {**vars(self), "in_force": (self.alpha, self.depth)}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update({name: value for name, value in state.items() if name != "in_force"})
@@ -80,6 +66,11 @@ class Dial:
         """Of a call that is made here and is given none."""
         return self._opened("alpha", self.own)
 
+    @property
+    def depth(self) -> int | None:
+        """Likewise; None: all layers."""
+        return self._opened("depth", self.own_depth)
+
     def _opened(self, name: str, otherwise: Any = None) -> Any:
         """What an open block says here."""
         block = innermost(self, name)
@@ -87,11 +78,12 @@ class Dial:
 
     def settings(self) -> dict:
         """As calls made here have them."""
-        return {"alpha": self.alpha, **asdict(self.rule), "alpha_range": self.trained}
+        ranges = {"alpha_range": self.trained, "depth": self.depth, "depth_range": self.trained_depth}
+        return {"alpha": self.alpha, **asdict(self.rule), **ranges}
 
     def saved(self) -> Saved:
         """The settings that are saved with the model: blocks are none of its."""
-        return Saved({**self.settings(), "alpha": self.own}, self.mark)
+        return Saved({**self.settings(), "alpha": self.own, "depth": self.own_depth}, self.mark)
 
     def record(self, config) -> None:
         """Write the settings into the decoder's configuration, unless it holds those of another model that shares it;
@@ -102,20 +94,38 @@ class Dial:
 
     def turn(self, alpha: Alpha) -> None:
         """Set the model's own alpha; inside an `at` block, that block's, too."""
-        self.check_trained(alpha)
-        self.own = alpha
-        block = innermost(self, "alpha")
+        self.own = self.checked_alpha(alpha)
+        self._in_block("alpha", self.own)
+
+    def stop_at(self, depth: int | None) -> None:
+        """Set the model's own depth; inside an `at` block, that block's, too."""
+        self.own_depth = None if depth is None else self.checked_depth(depth)
+        self._in_block("depth", self.own_depth)
+
+    def _in_block(self, name: str, value: Any) -> None:
+        block = innermost(self, name)
         if block is not None:
-            block.values["alpha"] = alpha
+            block.values[name] = value
 
-    def at(self, alpha: float | Sequence[float] | Tensor) -> AbstractContextManager:
-        """A block in which calls have this alpha, but for those that are given one."""
+    def at(
+        self, alpha: float | Sequence[float] | Tensor | None = None, depth: int | None = None
+    ) -> AbstractContextManager:
+        """A block in which calls have this alpha and depth, but for those that are given some."""
+        given: dict[str, Any] = {} if alpha is None else {"alpha": self.checked_alpha(alpha)}
+        return opened(self, **given if depth is None else {**given, "depth": self.checked_depth(depth)})
+
+    def checked_depth(self, depth: int) -> int:
+        """As `check_depth`; warns, once, of a depth that the model was not trained for."""
+        depth = check_depth(depth, self.layers)
+        low, high = self.trained_depth or (self.layers, self.layers)
+        if not low <= depth <= high and depth < self.layers and not self.warned_of_depth:
+            self.warned_of_depth = True
+            warnings.warn(untrained(depth, self.trained_depth), stacklevel=5)
+        return depth
+
+    def checked_alpha(self, alpha: Any) -> Alpha:
+        """As `check_alphas`; warns, once, of an alpha below those that the model was trained for."""
         alpha = check_alphas(alpha)
-        self.check_trained(alpha)
-        return opened(self, alpha=alpha)
-
-    def check_trained(self, alpha: Alpha) -> None:
-        """Warn, once, of an alpha below those that the model was trained for."""
         # alpha = 1 is the stock model, trained for or not.
         if self.trained and not self.warned and least(alpha) < min(self.trained[0], 1.0):
             self.warned = True
@@ -124,6 +134,7 @@ class Dial:
                 "fine-tuned for; expect accuracy to fall off.",
                 stacklevel=4,
             )
+        return alpha
 
     @torch.compiler.disable
     def before_head(self, model: nn.Module, args: tuple, kwargs: dict):
@@ -135,7 +146,10 @@ class Dial:
     def before_forward(self, decoder: nn.Module, args: tuple, kwargs: dict):
         """The hook: the arguments of a decoder's forward, with what this pass needs to prune."""
         call = Call(decoder, self.signature, args, kwargs)
-        alpha, trace = self._call_alpha(call), self._opened("trace", self.tracer)
+        alpha = self._of_call(call, "alpha", self.own, self.checked_alpha)
+        depth = self._of_call(call, "depth", self.own_depth, self.checked_depth)
+        layers, trace = self.family.num_layers(decoder), self._opened("trace", self.tracer)
+        depth = layers if depth is None else min(depth, layers)
         begins = call.fresh and (least(alpha) < 1 or trace is not None)
         if not (call.known and (call.seen or begins)):
             if call.known and least(alpha) < 1 and call.tokens.shape[-1] > 1:
@@ -144,19 +158,28 @@ class Dial:
                     "filled at alpha = 1, or the virtual tokens of prefix tuning. Start from an empty cache.",
                     stacklevel=2,
                 )
-            return call.stock()
+            return self._stock(call, depth, layers)
         prompt: Prompt | None = self._opened("prompt")
         if prompt is not None:
             prompt.check(call)
         self._check_layers(decoder)
         guards.check_call(call)
         if call.seen:
-            guards.check_continued(call.cache, self.family.num_layers(decoder))
+            guards.check_continued(call.cache, depth)
             return call.pruned(Decode(call.cache, call.shape, call.real, call.cache.layers[0].keys.device))
         appended = 0 if prompt is None else prompt.appended(call.text, call.caches)
         if appended:
-            return call.pruned(self._prefill_and_decode(call, alpha, appended))
-        return call.pruned(self._prefill(call, alpha, prompt, trace))
+            return call.pruned(self._prefill_and_decode(call, alpha, depth, appended))
+        return call.pruned(self._prefill(call, alpha, depth, prompt, trace))
+
+    def _stock(self, call: Call, depth: int, layers: int) -> tuple[tuple, dict] | None:
+        """The arguments of a pass by the stock code, through `depth` of its `layers`."""
+        if call.known and (depth < layers or not call.fresh):
+            check_stock_cache(call.cache, depth, layers)
+        if depth == layers or not call.known:
+            return call.stock()
+        guards.check_layers(call.decoder, self.family, layers, prunes=False)
+        return call.stock(Stop(depth, call.states))
 
     def _check_layers(self, decoder: nn.Module) -> None:
         said = guards.check_layers(decoder, self.family, self.family.num_layers(decoder))
@@ -164,32 +187,31 @@ class Dial:
             self.warned_of_hooks = True
             warnings.warn(said, stacklevel=3)
 
-    def _call_alpha(self, call: Call) -> Alpha:
-        if call.own.get("alpha") is None:
-            replica = getattr(call.decoder, "_is_replica", False)
-            if replica and innermost(self, "alpha") is None and opened_anywhere(self, "alpha"):
-                raise RuntimeError(
-                    "torch.nn.DataParallel runs its copies of the model in threads of their own, in which no `with "
-                    "zsaa.at(...)` of yours is open: the alpha of that block would be ignored. Use zsaa.set_alpha, "
-                    "give alpha with the call, or run one process for each GPU."
-                )
-            return self.alpha
-        alpha = check_alphas(call.own["alpha"])
-        self.check_trained(alpha)
-        return alpha
+    def _of_call(self, call: Call, name: str, own: Any, check: Callable[[Any], Any]) -> Any:
+        """The alpha or depth of a call: what it is given, else what is set where it is made."""
+        if call.own.get(name) is not None:
+            return check(call.own[name])
+        replica = getattr(call.decoder, "_is_replica", False)
+        if replica and innermost(self, name) is None and opened_anywhere(self, name):
+            raise RuntimeError(
+                "torch.nn.DataParallel runs its copies of the model in threads of their own, in which no `with "
+                f"zsaa.at(...)` of yours is open: the {name} of that block would be ignored. Use zsaa.set_{name}, give "
+                f"{name} with the call, or run one process for each GPU."
+            )
+        return self._opened(name, own)
 
-    def _prefill_and_decode(self, call: Call, alpha: Alpha, appended: int) -> Decode:
+    def _prefill_and_decode(self, call: Call, alpha: Alpha, depth: int, appended: int) -> Decode:
         """Run the prompt, which is pruned, and get ready for what `generate` has appended to it, which is not: all that
         is left of the call."""
-        keep, decoder = call.caches, call.decoder
-        cache = pruned_cache(call.cache, self.family.num_layers(decoder))
+        keep, decoder, dials = call.caches, call.decoder, {"alpha": alpha, "depth": depth}
+        cache = pruned_cache(call.cache, depth)
         call.named |= {"past_key_values": cache, "use_cache": True}
         prompt, rest = call.split(appended)
-        before = decoder(**{**call.named, **prompt}, **{**call.extra, "alpha": alpha, "return_dict": True})
+        before = decoder(**{**call.named, **prompt}, **{**call.extra, **dials, "return_dict": True})
         call.named |= rest
         return Decode(cache, call.shape, call.real, call.tokens.device, before=before, keep=keep)
 
-    def _prefill(self, call: Call, alpha: Alpha, prompt: Prompt | None, trace: Trace | None) -> Prefill:
+    def _prefill(self, call: Call, alpha: Alpha, depth: int, prompt: Prompt | None, trace: Trace | None) -> Prefill:
         (batch, width), decoder = call.shape, call.decoder
         how = "row" if call.head else self.reads if self.reads == "own" else None
         real = call.real if how is None else read_rows(how, call)
@@ -209,10 +231,11 @@ class Dial:
             device=call.tokens.device,
             exempt=counts,
             asks=asks,
+            stop=depth,
         )
         shapes = plan(request)
         if call.caches:
-            call.named["past_key_values"] = cache = pruned_cache(call.cache, request.num_layers)
+            call.named["past_key_values"] = cache = pruned_cache(call.cache, depth)
             if shapes.early:
                 all_real = torch.ones(batch, width, dtype=torch.bool, device=request.device)
                 cache.layers[0].given = all_real if real is None else real
@@ -246,12 +269,8 @@ class Dial:
                 'by score="asked" the question asks for tokens of the whole prompt, and prefill_chunk_size shows the '
                 "first piece alone. Leave it out, or set alpha to 1 for this call."
             )
-        part, exempt, asks = guards.check_question(question, exempt, real, call.ids, call.shape)
+        part, exempt, asks = check_question(question, exempt, real, call.ids, call.shape)
         return exempt, guards.check_exempt(exempt, real)[1], part, asks
-
-
-def least(alpha: Alpha) -> float:
-    return min(alpha) if isinstance(alpha, tuple) else alpha
 
 
 def spread(alpha: Alpha, batch: int) -> tuple[float, ...]:

@@ -25,10 +25,12 @@ def pruned_class(layer_class: Any, family: Family) -> type[nn.Module]:
     """A subclass of a decoder layer that prunes; it inherits gradient checkpointing."""
 
     def forward(self, hidden_states, *args, zsaa=None, **kwargs):
-        step: Any = zsaa  # a Prefill or a Decode
-        if step is None:
-            return super(pruned, self).forward(hidden_states, *args, **kwargs)
+        step: Any = zsaa  # None, a Prefill, a Decode, or a Stop: how far the stock code goes
         attention = getattr(self, family.attention)
+        if step is not None and attention.layer_idx >= step.depth:
+            return hidden_states
+        if step is None or step.stock:
+            return super(pruned, self).forward(hidden_states, *args, **kwargs)
         # GPT-2 passes the cache by position, the others by name.
         cache = kwargs.get("past_key_values", args[0] if args else None)
         prefill = isinstance(step, Prefill)
@@ -50,7 +52,7 @@ def pruned_class(layer_class: Any, family: Family) -> type[nn.Module]:
         if family.after_mlp_norm:
             output = getattr(self, family.after_mlp_norm)(output)
         hidden_states = hidden_states + output
-        last = prefill and attention.layer_idx == step.request.num_layers - 1
+        last = prefill and attention.layer_idx == step.depth - 1
         return step.end(hidden_states) if last else hidden_states
 
     members = {"forward": forward, MARK: True}

@@ -21,7 +21,7 @@ from zsaa.rule import Rule
 from zsaa.score import FUNCTIONS, select
 
 if TYPE_CHECKING:
-    from zsaa.dial import Trace
+    from zsaa.dials.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Request:
 
     lengths: real tokens of each sample; width: columns of the input; alphas: one per sample. exempt: tokens of each
     sample that are never dropped, the last included; empty where the call names none. asks: the most tokens of a sample
-    that ask, by score "asked".
+    that ask, by score "asked". stop: the pass ends behind so many of the num_layers; None: it goes through all.
     """
 
     lengths: tuple[int, ...]
@@ -42,6 +42,12 @@ class Request:
     device: torch.device
     exempt: tuple[int, ...] = ()
     asks: int = 0
+    stop: int | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many layers the pass goes through."""
+        return self.num_layers if self.stop is None else self.stop
 
     @property
     def padded(self) -> bool:
@@ -61,7 +67,7 @@ class Plan:
         lengths, device = request.lengths, request.device
         given = zip(lengths, request.alphas, request.exempt or repeat(0))
         counts = (request.rule.stages(n, alpha, request.num_layers, exempt) for n, alpha, exempt in given)
-        stages = [list(stage) for stage in zip(*counts)]
+        stages = [list(stage) for stage in zip(*counts)][: request.depth + 1]
         self.counts = stages[1:]
         self.early = stages[0] != list(lengths)
         self.compact = request.padded or self.early
@@ -111,6 +117,8 @@ class Prefill:
     Not a dataclass: FSDP looks into those for tensors to cast, and hands each layer a copy.
     """
 
+    stock = False
+
     def __init__(
         self, request: Request, plan: Plan, given: Given, scorer: Any = None, partial=False, trace: Trace | None = None
     ):
@@ -126,6 +134,10 @@ class Prefill:
     @property
     def real(self) -> list[Tensor | None]:
         return self.plan.real
+
+    @property
+    def depth(self) -> int:
+        return self.request.depth
 
     def future(self, rows: int) -> Tensor | None:
         """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
@@ -261,7 +273,7 @@ class Prefill:
         """What the last layer passes on [batch, rows, hidden_size] as the decoder's output, see `scatter`."""
         if self.trace is not None:
             self.trace.record(self)
-        return self.scatter(hidden, self.request.num_layers)
+        return self.scatter(hidden, self.depth)
 
     def complete(self, output):
         """The decoder's output, with states [batch, width, hidden_size] of all tokens in place of those that are left:
@@ -303,10 +315,12 @@ class Decode:
     this very call began with one, and the output is so to be completed; keep: is the cache to be handed out, then?
     """
 
+    stock = False
+
     def __init__(
         self, cache, shape: tuple[int, int], mask: Tensor | None, device: torch.device, before=None, keep: bool = True
     ):
-        (batch, self.width), first = shape, cache.layers[0]
+        (batch, self.width), first, self.depth = shape, cache.layers[0], len(cache.layers)
         self.before, self.keep, self.partial = before, keep, before is not None
         self.slots: Any = None  # fast.slots.Slots: where the new row goes, if not to the end of a longer cache
         self.columns = torch.arange(first.seen, first.seen + self.width, device=device).expand(batch, -1)
@@ -331,6 +345,8 @@ class Decode:
     def complete(self, output):
         """The decoder's output, behind what it gave for the prompt."""
         before = self.before
+        if before is None:
+            return output
         output.last_hidden_state = torch.cat([before.last_hidden_state, output.last_hidden_state], dim=1)
         if output.get("hidden_states") is not None:
             pairs = zip(before.hidden_states, output.hidden_states, strict=True)

@@ -24,9 +24,10 @@ SCORES = (*PLAIN, LEARNED, ASKED)
 class Prices:
     """Multiply-accumulates of one model's parts, by which a rule tells what it costs (see `zsaa.cost.prices`).
 
-    entering, kept: of a layer, per row that enters it, and per row that it passes on; pair: per pair of rows that enter
-    it; scored: of a learned score, per row that enters a layer which drops some; asked: of one that is asked once, for
-    a prompt of (body, asking) tokens.
+    layers: of the model, by which Eq. 2 counts; depth: those that run, the first ones, None for all. entering, kept: of
+    a layer, per row that enters it, and per row that it passes on; pair: per pair of rows that enter it; scored: of a
+    learned score, per row that enters a layer which drops some; asked: of one that is asked once, for a prompt of
+    (body, asking) tokens.
     """
 
     layers: int
@@ -35,6 +36,7 @@ class Prices:
     pair: int
     scored: int = 0
     asked: Callable[[int, int], int] | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Rule:
         if prices.asked is not None and counts[-1] < n:
             asking = min(n, ASKERS)
             total += prices.asked(n - asking, asking)
-        for kept in counts:
+        for kept in counts[: prices.depth]:
             total += entering * prices.entering + entering * entering * prices.pair + kept * prices.kept
             total += entering * prices.scored if kept < entering else 0
             entering = kept

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zsaa.dial import current_settings
+from zsaa.dials.settings import current_settings
 from zsaa.families import find_decoder
 from zsaa.fast.dispatch import backends, matmul_precision
 from zsaa.measure import hardware, hash_of

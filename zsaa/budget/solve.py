@@ -11,9 +11,8 @@ from zsaa.budget.calibration import calibrate
 from zsaa.budget.saved import rule_of
 from zsaa.budget.search import alpha_for_macs, check_budget
 from zsaa.cost import histogram
-from zsaa.dial import current_settings
+from zsaa.dials.settings import DEFAULTS, current_settings
 from zsaa.families import find_decoder
-from zsaa.hook import DEFAULTS
 
 
 def alpha_for(

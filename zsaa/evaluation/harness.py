@@ -31,7 +31,8 @@ from transformers import PreTrainedModel
 import zsaa
 from zsaa import models
 from zsaa.data.batching import pad, positions
-from zsaa.dial import settings, trained_for, with_schedule
+from zsaa.dial import settings, trained_for
+from zsaa.dials.settings import with_schedule
 from zsaa.finetune import SETTINGS_FILE
 from zsaa.rule import check_alpha, check_schedule, check_score, check_tau
 

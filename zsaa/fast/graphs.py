@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from zsaa.cache import pruned_cache
+from zsaa.depth.stop import Stop
 from zsaa.fast import dispatch
 from zsaa.fast import state as states
 from zsaa.fast.packing import Packing, alike
@@ -225,7 +226,7 @@ class Graphs:
         self, key: tuple, state: states.State, decoder: nn.Module, forward: Callable, call: dict
     ) -> Recording | None:
         step, cached = call["zsaa"], key[3]
-        request, plan, layers = step.request, step.plan, step.request.num_layers
+        request, plan, layers = step.request, step.plan, step.depth
         # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.
         with torch.inference_mode(False), torch.no_grad(), _casting(request.device.type):
             names = [name for name, *_ in key[1]]
@@ -339,10 +340,13 @@ def replaying(decoder_class: Any) -> type[nn.Module]:
     return made
 
 
-def _completed(step: Prefill | Decode, forward: Callable, call: dict, return_dict: bool):
+def _completed(step: Prefill | Decode | Stop, forward: Callable, call: dict, return_dict: bool):
     """forward(**call), and what `step` has to add to it."""
     wanted = call.get("return_dict")
-    output = step.complete(forward(**{**call, "return_dict": True}))
+    output = forward(**{**call, "return_dict": True})
+    if (states := output.get("hidden_states")) is not None:  # layers that were passed by have none of their own
+        output.hidden_states = (*states[: step.depth], states[-1])
+    output = step.complete(output)
     return output if (return_dict if wanted is None else wanted) else output.to_tuple()
 
 

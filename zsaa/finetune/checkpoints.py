@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from zsaa.dial import with_schedule
+from zsaa.dials.settings import with_schedule
 from zsaa.families import find_decoder
 from zsaa.finetune.recipe import Recipe
 from zsaa.measure import hash_of, write_json

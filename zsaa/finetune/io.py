@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import nn
 
 import zsaa
-from zsaa.dial import settings, trained_for, with_schedule
+from zsaa.dial import settings, trained_for
+from zsaa.dials.settings import with_schedule
 from zsaa.families import find_decoder
 from zsaa.learned import asked, salience
 from zsaa.rule import RULE
@@ -44,9 +45,11 @@ def save(model: nn.Module, tokenizer, folder: str | Path, weights: dict | None =
 
 
 def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
-    """A model (or adapter, on its base model) saved by `save`, with its tokenizer and the dial ready at alpha = 1.
+    """A model (or adapter, on its base model) saved by `save`, with its tokenizer and the dial ready at alpha = 1, all
+    layers running.
 
-    The dial knows the range of alpha that the model was trained for, and warns once when it is turned beyond it.
+    The dial knows the ranges of alpha and depth that the model was trained for, and warns once when it is turned beyond
+    them.
     Keyword arguments go to `zsaa.models.load_model`.
     """
     from zsaa.models import load_model
@@ -65,6 +68,8 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
     for learned in (salience, asked):
         if (Path(folder) / learned.FILE).is_file():
             salience.attach(model, learned.read(find_decoder(model)[0].config, folder))
-    zsaa.enable(model, alpha=1.0, **{name: saved[name] for name in RULE})
-    trained_for(model, saved["alpha_range"])
+    layers = find_decoder(model)[0].config.num_hidden_layers
+    zsaa.enable(model, alpha=1.0, depth=layers, **{name: saved[name] for name in RULE})
+    zsaa.set_depth(model, None)
+    trained_for(model, saved["alpha_range"], saved.get("depth_range"))
     return model, tokenizer

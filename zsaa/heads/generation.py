@@ -7,7 +7,6 @@ without a cache every pass holds the tokens generated so far. `generate` knows, 
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -117,15 +116,16 @@ def owner_class(model_class: Any) -> type[PreTrainedModel]:
             return super(made, self).save_pretrained(*args, **kwargs)
 
     @functools.wraps(getattr(model_class, "generate", None) or save_pretrained)
-    def generate(self, inputs=None, *args, alpha=None, **kwargs):
+    def generate(self, inputs=None, *args, alpha=None, depth=None, **kwargs):
         dial = getattr(self.base_model, "_zsaa", None)
         if dial is None:
-            kwargs = kwargs if alpha is None else {**kwargs, "alpha": alpha}  # stock says that it knows none
+            given = {"alpha": alpha, "depth": depth}  # stock says that it knows none
+            kwargs |= {name: value for name, value in given.items() if value is not None}
             return super(made, self).generate(inputs, *args, **kwargs)
         masks = texts.masks_of(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
         prompt = Prompt(self, inputs, kwargs, masks)
         prompt.trim(kwargs.get("past_key_values"))
-        with nullcontext() if alpha is None else dial.at(alpha), opened(dial, prompt=prompt):
+        with dial.at(alpha, depth), opened(dial, prompt=prompt):
             return super(made, self).generate(inputs, *args, **kwargs)
 
     members = {"save_pretrained": save_pretrained, "_zsaa_owner": True}

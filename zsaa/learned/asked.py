@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from zsaa.families import Part, find_decoder
 from zsaa.learned.salience import Affine, Learned
+from zsaa.rule import ASKERS, SINKS
 
 FILE = "asked.safetensors"
 CHILD = "asked"  # its name in the decoder
@@ -268,3 +269,34 @@ def needed(decoder: Part) -> Scorer:
             "goes by words alone: zsaa.salience.attach(model, zsaa.asked.by_words(model, tokenizer))."
         )
     return read(decoder.config, folder) if scorer is None else scorer
+
+
+def check_question(
+    question: Tensor | None, exempt: Tensor | None, mask: Tensor | None, ids: Tensor | None, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor, int]:
+    """Who asks, by score "asked": the part of each column, int64 [batch, tokens] (0: does not ask); the columns that
+    are never dropped, those of the question and the first tokens beside `exempt`; and the most that ask in a sample.
+
+    question: as the call gave it; None: the last tokens ask. mask: bool [batch, tokens], which are real, or None.
+    ValueError for a sample in which no real token is the question's, and for other parts than 0 to 3."""
+    if ids is None:
+        raise ValueError(
+            'score="asked" compares words, and this call gives inputs_embeds: give input_ids, use another score, or '
+            "set alpha to 1 for this call."
+        )
+    real = torch.ones(shape, dtype=torch.bool, device=ids.device) if mask is None else mask
+    place = real.long().cumsum(dim=1)
+    if question is None:
+        part = QUESTION * (real & (place[:, -1:] - place < ASKERS)).long()
+    else:
+        part = (QUESTION * question if question.dtype == torch.bool else question.long()) * real
+    known = ((part >= 0) & (part <= QUESTION)).all(dim=1)
+    wrong = ~(known & (part == QUESTION).any(dim=1))
+    asks, wrong = torch.stack([(part > 0).sum(dim=1), wrong.long()]).tolist()
+    if any(wrong):
+        raise ValueError(
+            f"question names no real token of sample {wrong.index(1)}, or parts that there are not: it must be True "
+            "(or 3) where a token is the question's; 2 and 1 tell the turn before it and older ones, 0 the rest."
+        )
+    stays = (part == QUESTION) | (real & (place <= SINKS))
+    return part, stays if exempt is None else stays | exempt, max(asks)

@@ -21,7 +21,8 @@ from torch import nn
 
 import zsaa
 from zsaa.cost import kv_bytes, macs
-from zsaa.dial import current_settings, settings, trained_for
+from zsaa.dial import settings, trained_for
+from zsaa.dials.settings import current_settings
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.kit.labels import schedule_of
 from zsaa.kit.store import RESULTS

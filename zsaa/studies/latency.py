@@ -11,7 +11,8 @@ import torch
 
 import zsaa
 from zsaa.data.tasks import load_task, tokenize
-from zsaa.dial import rule, settings, with_schedule
+from zsaa.dial import rule, settings
+from zsaa.dials.settings import with_schedule
 from zsaa.evaluation.controls import check_targets, plan
 from zsaa.evaluation.latency import longest, time_batch
 from zsaa.families import find_decoder

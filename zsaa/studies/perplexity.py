@@ -11,7 +11,8 @@ from datasets import Dataset
 
 import zsaa
 from zsaa.data.corpora import Corpus, load_corpus
-from zsaa.dial import current_settings, rule, settings
+from zsaa.dial import rule, settings
+from zsaa.dials.settings import current_settings
 from zsaa.evaluation.controls import check_targets
 from zsaa.evaluation.language import DRAWS, Window, bos_of, controls_of, curve, pack, protocol_for, pruned, windows
 from zsaa.evaluation.latency import time_first_token
