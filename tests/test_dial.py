@@ -48,11 +48,11 @@ def test_alpha_turns_between_calls(model):
 def test_enable_again_changes_the_settings_and_a_bad_one_changes_nothing(model):
     chosen = {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "rising"}
     zsaa.enable(model, **chosen)
-    assert settings(model) == {**chosen, "alpha_range": None}
+    assert settings(model) == {**chosen, "alpha_range": None, "depth": None, "depth_range": None}
     for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}, {"schedule": "luck"}, {"schedule": "once"}):
         with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum|unknown schedule"):
             zsaa.enable(model, **{"alpha": 0.9, "tau": 9, **bad})
-    assert settings(model) == {**chosen, "alpha_range": None}
+    assert settings(model) == {**chosen, "alpha_range": None, "depth": None, "depth_range": None}
     assert settings(zsaa.enable(model, alpha=0.5)) == {**chosen, "alpha": 0.5, "alpha_range": None}
 
 

@@ -73,9 +73,9 @@ def enable(
 
     Calls then take, beside their own arguments, `alpha` (of this call, or one for each request), `depth` and `exempt`,
     a bool mask [batch, tokens] of prompt tokens that are never dropped; no layer keeps fewer, and the last token is
-    always one. By score="asked" also `question`, a mask of the tokens that ask: True, or as whole numbers 3 for the question,
-    2 for the turn before it, 1 for older ones; without it the last 32 do. `generate` takes texts in place of masks, and
-    `document`, all but which is exempt: see zsaa/heads/texts.py.
+    always one. By score="asked" also `question`, a mask of the tokens that ask: True, or as whole numbers 3 for the
+    question, 2 for the turn before it, 1 for older ones; without it the last 32 do. `generate` takes texts in place of
+    masks, and `document`, all but which is exempt: see zsaa/heads/texts.py.
 
     What is not given stays as it was: on this model, or when it was saved (`config.zsaa`, which `save_pretrained`
     writes and stock transformers ignores); at first the paper's: alpha = 1, tau = 5, score = "column_sum", schedule =

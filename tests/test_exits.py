@@ -1,0 +1,125 @@
+"""A classifier that answers behind every layer: against models of so many layers; its curves against plain counting."""
+
+import random
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from ablation import exits
+from ablation.run import judge
+from ablation.train import train
+from ablation.training import Training
+from ablation.variants import Variant, alpha_for, counts, macs, total_macs
+from zsaa.depth import remove_layers
+from zsaa.evaluation.accuracy import tally
+
+SAMPLES = [tiny.tokens([n], seed=n)[0][0].tolist() for n in (9, 17, 5, 30, 12, 21)]
+LABELS = [0, 1, 1, 0, 1, 0]
+
+
+def model():
+    return tiny.make("llama", "sequence-classification", dtype=torch.float32)
+
+
+def first(depth):
+    return remove_layers(model(), range(depth, 4)) if depth < 4 else model()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+def test_the_answers_are_those_of_models_of_fewer_layers(alpha):
+    rule, net = Variant(tau=2), model()
+    said = exits.asked(net, SAMPLES, alpha, rule, None, [2, 3, 4], batch_size=4)
+    for depth, answers in zip((2, 3, 4), said):
+        alone = exits.asked(first(depth), SAMPLES, alpha, rule, None, [depth])[0]
+        torch.testing.assert_close(answers, alone)
+        if alpha == 1:
+            stock = torch.cat([first(depth)(torch.tensor([ids])).logits for ids in SAMPLES]).detach()
+            torch.testing.assert_close(answers, stock, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(said[0], said[2])
+
+
+def test_costs_are_of_the_layers_that_run():
+    config, rule = model().config, Variant(tau=2, schedule="rising")
+    from collections import Counter
+
+    for alpha in (1.0, 0.6):
+        whole = total_macs(config, Counter([40]), alpha, rule)
+        assert whole == macs(config, 40, alpha, rule) == macs(config, 40, alpha, rule, depth=4)
+        assert total_macs(config, Counter([40]), alpha, rule, 2) == macs(config, 40, alpha, rule, 2) < whole
+    alpha = alpha_for(config, [40], 4.0, rule, depth=3)
+    stock = macs(config, 40, 1.0, rule)
+    assert stock / macs(config, 40, alpha, rule, 3) >= 4 > stock / macs(config, 40, alpha + 0.02, rule, 3)
+    assert alpha_for(config, [40], 2.0, rule, depth=2) == 1.0 and len(counts(40, alpha, 4, rule)) == 4
+
+
+def test_the_loss_is_the_mean_over_depths():
+    torch.manual_seed(0)
+    said, wanted, teacher = torch.randn(3, 5, 2), torch.tensor([0, 1, 1, 0, 1]), torch.rand(5, 2).softmax(-1)
+    hard = torch.stack([F.cross_entropy(one, wanted) for one in said]).mean()
+    soft = torch.stack([F.kl_div(one.log_softmax(-1), teacher, reduction="batchmean") for one in said]).mean()
+    torch.testing.assert_close(exits.loss(said, wanted, teacher, 0.0), hard)
+    torch.testing.assert_close(exits.loss(said, wanted, teacher, 0.25), 0.75 * hard + 0.25 * soft)
+
+
+def test_depths_are_drawn_from_all_parts_of_the_range():
+    draw = random.Random(0)
+    assert exits.drawn(29, 30, draw) == list(range(3, 30)) and exits.drawn(1, 4, draw) == [3]
+    found = [exits.drawn(3, 30, draw) for _ in range(200)]
+    assert all(3 <= a < 12 <= b < 21 <= c < 30 for a, b, c in found) and {a for a, *_ in found} == set(range(3, 12))
+    left = [exits.skipped(0.5, 30, draw) for _ in range(2000)]
+    share = [sum(at in one for one in left) / 2000 for at in range(30)]
+    assert share[0] == 0 and exits.skipped(0.0, 30, draw) == frozenset()
+    assert share[29] == pytest.approx(0.5, abs=0.05) and share[15] == pytest.approx(
+        0.5 * (2 ** (15 / 29) - 1), abs=0.05
+    )
+
+
+def test_a_text_leaves_where_it_is_sure():
+    sure = torch.tensor([[[2.0, 0.0], [9.0, 0.0]], [[0.0, 9.0], [0.0, 9.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    right = torch.tensor([1, 0])
+    found = exits.by_confidence(sure, [3, 4, 6], right, 0.95)
+    assert (found["mean_layers"], found["mac_reduction"]) == (3.5, pytest.approx(6 / 3.5))
+    assert found["right"] == tally([1, 1])["right"]
+    never = exits.by_confidence(sure, [3, 4, 6], right, 1.0)
+    assert never["mean_layers"] == 6.0 and never["accuracy"] == 100.0
+
+
+@pytest.mark.parametrize("sampling", ["conventional", "ladder"])
+def test_it_learns_at_every_depth_and_is_judged(sampling, monkeypatch):
+    monkeypatch.setattr(exits, "SHALLOWEST", 1)
+    monkeypatch.setattr(exits, "DEPTHS", (2, 3))
+    rule, net = Variant(tau=2), model()
+    more = {"probe": "gradient"} if sampling == "ladder" else {"skips": 0.2}
+    training = Training(
+        sampling=sampling, exits=9, distill=0.5, epochs=8, batch_size=3, learning_rate=3e-3, dropout=0.0, **more
+    )
+    before = exits.asked(net, SAMPLES, 1.0, rule, None, [1, 2, 3, 4])
+    probe, _ = train(net, SAMPLES, LABELS, rule, training, progress=False)
+    after = exits.asked(net, SAMPLES, 1.0, rule, None, [1, 2, 3, 4])
+    wanted = torch.tensor(LABELS)
+    for was, now in zip(before, after):
+        assert F.cross_entropy(now, wanted) < F.cross_entropy(was, wanted)
+    rows = judge(net, SAMPLES, LABELS, rule, training, probe, [1, 3], [])
+    layers = [row for row in rows if row["control"] == "layers"]
+    assert [row["layers"] for row in layers] == [1, 2, 3, 4]
+    for row, answers in zip(layers, after):
+        assert row["right"] == tally((answers.argmax(-1) == wanted).int().tolist())["right"]
+    assert sum(row["control"] == "confidence" for row in rows) == len(exits.SURE)
+    both = [(row["target"], row["layers"]) for row in rows if row["control"] in ("both", "alpha")]
+    assert both == ([(1, 4), (3, 2), (3, 3), (3, 4)] if sampling == "ladder" else [])
+    assert all(row["mac_reduction"] >= row["target"] for row in rows if row["control"] in ("both", "alpha"))
+    if sampling == "ladder":
+        splits = exits.best_splits(rows)
+        again = judge(net, SAMPLES, LABELS, rule, training, probe, [1, 3], [], splits)
+        assert [(r["target"], r["layers"]) for r in again if r["control"] == "both"] == [(3, splits[3])]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"exits": 2, "teacher": "conventional", "distill": 0.5}, {"exits": 2, "sampling": "alpha"}, {"skips": 0.1}],
+)
+def test_settings_that_do_not_go_together(wrong):
+    with pytest.raises(ValueError, match=r"exits teach themselves|skips are of|teacher needs"):
+        Training(**{"sampling": "conventional", **wrong})
