@@ -13,6 +13,8 @@ import transformers
 import zsaa
 from zsaa.dial import settings, trained_for
 
+WHOLE = {"alpha_range": None, "depth": None, "depth_range": None}  # trained for nothing, all layers
+
 
 @pytest.fixture
 def model():
@@ -48,12 +50,12 @@ def test_alpha_turns_between_calls(model):
 def test_enable_again_changes_the_settings_and_a_bad_one_changes_nothing(model):
     chosen = {"alpha": 0.4, "tau": 7, "score": "column_mean", "schedule": "rising"}
     zsaa.enable(model, **chosen)
-    assert settings(model) == {**chosen, "alpha_range": None, "depth": None, "depth_range": None}
+    assert settings(model) == {**chosen, **WHOLE}
     for bad in ({"alpha": 2}, {"tau": 0}, {"score": "luck"}, {"schedule": "luck"}, {"schedule": "once"}):
         with pytest.raises(ValueError, match="alpha|tau|unknown score 'luck'. Available: column_sum|unknown schedule"):
             zsaa.enable(model, **{"alpha": 0.9, "tau": 9, **bad})
-    assert settings(model) == {**chosen, "alpha_range": None, "depth": None, "depth_range": None}
-    assert settings(zsaa.enable(model, alpha=0.5)) == {**chosen, "alpha": 0.5, "alpha_range": None}
+    assert settings(model) == {**chosen, **WHOLE}
+    assert settings(zsaa.enable(model, alpha=0.5)) == {**chosen, "alpha": 0.5, **WHOLE}
 
 
 def test_settings_of_earlier_versions_are_read_if_their_schedule_is_there(tmp_path):
@@ -71,7 +73,7 @@ def test_settings_of_earlier_versions_are_read_if_their_schedule_is_there(tmp_pa
             rule = {"tau": 7, "score": "column_mean", "schedule": schedule or "geometric"}
             assert zsaa.alpha_for(model, 300, 2) == zsaa.alpha_for(model.config, 300, 2, **rule)
             found = settings(zsaa.enable(model))
-            assert found == {"alpha": 0.4, **rule, "alpha_range": None, "depth": None, "depth_range": None}
+            assert found == {"alpha": 0.4, **rule, **WHOLE}
             assert model.config.zsaa == found
             continue
         want = model(ids).logits

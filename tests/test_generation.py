@@ -236,7 +236,7 @@ def test_save_and_load_keep_the_settings(family, head, tmp_path):
     reloaded = zsaa.enable(stock)
     found = zsaa.dial.settings(reloaded)
     rule = {"tau": 4, "score": "column_mean", "schedule": "rising"}
-    assert found == {"alpha": 0.6, **rule, "alpha_range": (0.5, 1.0)}
+    assert found == {"alpha": 0.6, **rule, "alpha_range": (0.5, 1.0), "depth": None, "depth_range": None}
     torch.testing.assert_close(reloaded(ids)[0], want, rtol=1e-9, atol=1e-9)
     with pytest.warns(UserWarning, match="below the range"):
         zsaa.set_alpha(reloaded, 0.4)
