@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ablation.answers import controls, cost, ship, teach, train
+from ablation.answers import controls, cost, school, ship, teach, train, writer
 from ablation.answers import judge as judging
-from ablation.answers.data import Sample, judge
+from ablation.answers.data import Data, Sample, judge
 from ablation.answers.model import adapt, adapters, merge
-from ablation.answers.reader import answer, at_answers, batch, ranks, read
+from ablation.answers.reader import answer, at_answers, batch, chunks_of, ranks, read
 from ablation.answers.train import Dial, Row, _parts, reductions
+from zsaa.learned import asked
 from zsaa.learned.asked import FAR, Scorer, Shape
 from zsaa.learned.salience import Affine
 
@@ -70,11 +71,11 @@ def test_real_dropping_equals_masked_dropping(lm):
     b = batch(samples, "cpu")
     scores = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
     keep = torch.tensor([[40, 20], [30, 14], [60, 30]])
-    rows = read(lm, b, (1, 3), keep, lambda x: scores, chunk=CHUNK)
+    rows = read(lm, b, (1, 3), keep, lambda x: scores, unit=chunks_of(b, CHUNK))
     logs, gold, owner = at_answers(lm, rows, b)
     for i, s in enumerate(samples):
         n, total = int(b.prompt[i]), int(b.total[i])
-        rank = ranks(scores, b, CHUNK)[i, :total]
+        rank = ranks(scores, b, chunks_of(b, CHUNK))[i, :total]
         alive = [torch.ones(total, dtype=torch.bool), rank < keep[i, 0], rank < keep[i, 0], rank < keep[i, 1]]
         assert [int(a[:n].sum()) for a in alive] == [n, *keep[i, [0, 0, 1]].tolist()]
         assert all(a[n:].all() and a[:4].all() and a[b.region[i] : n].all() for a in alive)
@@ -95,10 +96,10 @@ def test_answers_are_those_of_the_model_and_its_masked_pass(lm):
         assert said == want[0, n:].tolist()
     scores, keep = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([[30], [22]])
     for i, said in enumerate(
-        answer(lm, b, end=-1, limit=6, steps=(2,), keep=keep, choose=lambda x: scores, chunk=CHUNK)
+        answer(lm, b, end=-1, limit=6, steps=(2,), keep=keep, choose=lambda x: scores, unit=chunks_of(b, CHUNK))
     ):
         n = int(b.prompt[i])
-        stays = ranks(scores, b, CHUNK)[i, :n] < keep[i, 0]
+        stays = ranks(scores, b, chunks_of(b, CHUNK))[i, :n] < keep[i, 0]
         ids = b.ids[i, :n]
         for token in said:
             alive = torch.cat([stays, torch.ones(len(ids) - n, dtype=torch.bool)])
@@ -178,18 +179,21 @@ def fake_data():
 
 def test_every_control_keeps_what_it_says_and_the_question():
     s = Sample(tuple(range(1, 81)), (81, 82), (83, 84), (20, 70, 90), (3,), (33, 34), ("x",))
-    for kind in controls.KINDS:
-        short = controls.cut(s, 47, kind, fake_data(), random.Random(0), size=CHUNK)
+    for kind, way in controls.WAYS.items():
+        worth = {"given": list(range(90))}.get(way.by)
+        short = controls.cut(s, 47, kind, fake_data(), random.Random(0), worth, size=CHUNK)
         prompt = short.body + short.older + short.last + short.line
         assert len(prompt) == 47 and short.line == s.line
         region = prompt[: -len(s.line)]
         assert list(region) == sorted(region), kind
-        if kind in controls.WHOLE:
+        if not way.turns:
             assert short.older + short.last == s.older + s.last
         if kind == "lexical":
             assert {20, 70} <= set(short.body)
-        if kind == "oracle":
-            assert {33, 34, 35} <= set(short.body)
+        if way.knows:
+            assert {34, 35} <= set(short.body)
+            assert short.body[short.gold[0] : short.gold[1] + 1] == (34, 35)
+        assert (short.gold is not None) == ({34, 35} <= set(short.body))
     assert controls.cut(s, 47, "last", fake_data(), random.Random(0)).body[-1] == 84
     assert controls.cut(s, 500, "bm25", fake_data(), random.Random(0)) == s
     few = controls.cut(s, 11, "learned", fake_data(), random.Random(0), [0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0], CHUNK)
@@ -383,3 +387,54 @@ def test_a_scorer_of_the_study_is_one_of_the_package(tmp_path, monkeypatch):
     assert torch.equal(again(*given), scorer(*given))
     with pytest.raises(ValueError, match="'d2' looks at what enters layer 2"):
         ship.scorer_from(tmp_path / "scorer.pt", "d2", 32)
+
+
+def test_written_turns_end_at_the_first_line_that_is_none():
+    ask, say, end = [7, 8], [9, 8], 5
+    data = SimpleNamespace(own_question=ask, own_answer=say, newline=end, stories=[[1, 2, 3, 2]], text=str)
+    first, second = [*ask, 20, 21, end], [*say, 3, end]
+    made = list(writer.turns(data, 0, [*first, *second, *ask, 22, end, *say, 2, end, *say, 2, end, *first]))
+    assert [t["line"] for t in made] == [[*first, *say], [*ask, 22, end, *say]]
+    assert [t["answer"] for t in made] == [[3, end], [2, end]] and [t["at"] for t in made] == [2, None]
+    assert made[1]["last"] == [*first, *second] and made[1]["older"] == []
+
+
+def test_a_scorers_lesson_finds_its_passage_among_others():
+    """What heads looked at is told of the chunks where the question's own passage stands, wherever that is."""
+    stories = [[10 + i] * 30 for i in range(6)]
+    data = Data.__new__(Data)
+    data.stories, data.split, data.pre, data.sep = stories, ["train"] * 6, [1], [2]
+    turn = {"older": [3], "last": [4, 4], "line": [5], "answer": [6], "at": 7, "span": 2, "references": ["a"]}
+    data.turns = [{**turn, "story": 2}]
+    share = torch.arange(1.0, 36.0)
+    for seed in range(4):
+        s = data.sample(0, 3, random.Random(seed))
+        found = school.target(s, share, len(s.body) + 5)
+        own = [i for i, t in enumerate(s.body) if t == 12]
+        assert found[own].tolist() == share[1:31].tolist() and found[len(s.body) :].tolist() == [33, 34, 35, 0, 0]
+        assert found.sum() == share.sum()
+        assert s.gold == (own[7], own[8])
+
+
+@pytest.mark.parametrize("longest", [4, 24])
+def test_chunks_that_are_sentences_end_where_these_do(longest):
+    pieces = ["Ġa", "Ġb", ".", '."', '"', "Ċ", "c"]
+    shape = Shape(8, 0, chunk=longest, sentences=True, bm25=True)
+    scorer = Scorer(shape, torch.arange(7), torch.ones(7), asked.marks(pieces))
+    ids = torch.tensor([[0, 1, 2, 0, 6, 2, 6, 4, 1, 3, 1, 2, 4, 0, 5, 5, 1, 0, 0, 0, 0, 0]])
+    real = torch.arange(22)[None] < 21
+    cuts = [3, 10, 13, 15, 16] if longest > 4 else [3, 7, 10, 13, 15, 16, 19]
+    want = [sum(i >= c for c in cuts) for i in range(21)]
+    assert scorer.units(ids, real)[0].tolist() == [*want, 0]
+    alone = scorer.units(ids[:, :21], real[:, :21])
+    assert torch.equal(alone[0], scorer.units(ids, real)[0, :21])
+
+
+def test_bm25_of_chunks_is_that_of_the_rival():
+    words, ask = [[3, 4, 5, 3], [6, 7], [8, 3, 9]], [3, 7, 20]
+    body = torch.tensor([[w for unit in words for w in unit]])
+    scorer = Scorer(Shape(8, 0, sentences=True, bm25=True), torch.arange(30), torch.ones(30), torch.zeros(30).byte())
+    unit = torch.tensor([[0] * 4 + [1] * 2 + [2] * 3])
+    times, rare = scorer._same_words(body, body > 0, torch.tensor([ask]), torch.tensor([[3, 3, 3]]), unit, 3)
+    found = scorer._bm25(times, rare > 0, [torch.ones(1, 3)], torch.tensor([[4, 2, 3]]))[0, 0]
+    assert found.tolist() == pytest.approx(controls.bm25(set(ask), words), abs=1e-5)

@@ -13,7 +13,7 @@ from tiny import NEW, QUIET, TOLERANCE
 import zsaa
 from ablation.answers import teach
 from ablation.answers.data import Sample
-from ablation.answers.reader import at_answers, batch, ranks, read
+from ablation.answers.reader import at_answers, batch, chunks_of, ranks, read
 from zsaa import finetune
 from zsaa.learned import asked, salience
 from zsaa.learned.asked import Scorer, Shape
@@ -118,7 +118,7 @@ def test_it_equals_the_study(width):
     b = batch(samples, "cpu")
     scores = teach.look(scorer, lm.model.embed_tokens(b.ids), b)
     keep = torch.tensor([[30], [41]])
-    logs, _, owner = at_answers(lm, read(lm, b, (0,), keep, lambda x: scores, chunk=CHUNK), b)
+    logs, _, owner = at_answers(lm, read(lm, b, (0,), keep, lambda x: scores, unit=chunks_of(b, CHUNK)), b)
     salience.attach(lm, scorer)
     for i, s in enumerate(samples):
         n, k = int(b.prompt[i]), int(keep[i])
@@ -128,7 +128,7 @@ def test_it_equals_the_study(width):
         with zsaa.trace(lm) as t, torch.no_grad():
             first = lm(prompt, question=question)
             rest = lm(torch.tensor([s.answer[:-1]]), past_key_values=first.past_key_values).logits
-        stays = ranks(scores, b, CHUNK)[i, :n] < k
+        stays = ranks(scores, b, chunks_of(b, CHUNK))[i, :n] < k
         assert t.kept[0][0].tolist() == torch.where(stays)[0].tolist()
         found = torch.cat([first.logits[:, -1:], rest], dim=1)[0].log_softmax(-1)
         torch.testing.assert_close(found, logs[owner == i], rtol=1e-4, atol=1e-4)

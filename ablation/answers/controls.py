@@ -9,54 +9,107 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ablation.answers.data import Data, Sample
 
 CHUNK = 32  # tokens
 
-KINDS = ("last", "ends", "random", "lexical", "lexical-all", "bm25", "oracle")
-WHOLE = ("lexical", "bm25", "oracle")  # they keep the turns before the question whole, and shorten the passages
+
+@dataclass(frozen=True)
+class Way:
+    """What is picked, the best first. turns: those before the question may go; otherwise they stay whole. units:
+    chunks of so many tokens, 0 for sentences. asks: the last turn asks as well as the question."""
+
+    by: str  # random, words, bm25, given (scores come from elsewhere), ends or last (no units)
+    turns: bool = True
+    units: int = CHUNK
+    asks: bool = True
+    knows: bool = False  # where the answer is: no rival
 
 
-def cut(sample: Sample, tokens: int, kind: str, data: Data, rng: random.Random, worth=None, size=CHUNK):
-    """The prompt at `tokens` tokens in all. A pick that fits in part is taken from its beginning. worth: of the
-    region's chunks of `size` tokens, for kind "learned"."""
-    turns = () if kind in WHOLE else sample.older + sample.last
-    region = sample.body + turns
-    left = max(0, tokens - (len(sample.older + sample.last + sample.line) - len(turns)))
-    if left >= len(region):
-        return sample
-    if kind == "last":
-        picked = region[len(region) - left :]
-    elif kind == "ends":
-        picked = region[: left // 2] + region[len(region) - (left - left // 2) :]
-    else:
-        units = sentences(region, data) if kind == "bm25" else [(i, i + size) for i in range(0, len(region), size)]
-        if worth is None:
-            worth = _worth(sample, region, units, kind, data, rng)
-        order = sorted(range(len(units)), key=lambda i: worth[i], reverse=True)
-        got = {}
-        for i in order:
-            got[i] = region[units[i][0] : units[i][1]][:left]
-            left -= len(got[i])
-        picked = tuple(t for i in sorted(got) for t in got[i])
-    if turns:
-        return replace(sample, body=picked, older=(), last=(), gold=None)
-    return replace(sample, body=picked, gold=None)
+WAYS = {
+    "last": Way("last"),
+    "ends": Way("ends"),
+    "random": Way("random"),
+    "lexical": Way("words", turns=False),
+    "lexical-all": Way("words"),
+    "lexical-16": Way("words", units=16),
+    "bm25": Way("bm25", turns=False, units=0),
+    "bm25-all": Way("bm25", units=0),
+    "bm25-all-line": Way("bm25", units=0, asks=False),
+    "bm25-16": Way("bm25", units=16),
+    "bm25-16-line": Way("bm25", units=16, asks=False),
+    "minilm": Way("given", units=0),
+    "perplexity": Way("given", units=1),
+    "oracle": Way("words", turns=False, knows=True),
+    "oracle-all": Way("bm25", units=0, knows=True),
+}
+KINDS = tuple(WAYS)
 
 
-def _worth(sample: Sample, region, units, kind: str, data: Data, rng: random.Random) -> list[float]:
-    if kind == "random":
+@dataclass(frozen=True)
+class Picks:
+    """A sample's region, and its tokens' places in the order in which they are picked, unit by unit."""
+
+    sample: Sample
+    turns: bool
+    places: tuple[range, ...]
+
+    def cut(self, tokens: int) -> Sample:
+        """The prompt at `tokens` tokens in all. A unit that fits in part is taken from its beginning."""
+        s = self.sample
+        turns = s.older + s.last if self.turns else ()
+        region, exempt = s.body + turns, len(s.older + s.last + s.line) - len(turns)
+        left = max(0, tokens - exempt)
+        if left >= len(region):
+            return s
+        stay: list[int] = []
+        for unit in self.places:
+            stay += unit[: left - len(stay)]
+            if len(stay) >= left:
+                break
+        stay.sort()
+        found = None
+        if s.gold is not None and set(range(s.gold[0], s.gold[1] + 1)) <= set(stay):
+            found = (stay.index(s.gold[0]), stay.index(s.gold[1]))
+        body = tuple(region[i] for i in stay)
+        return replace(s, body=body, gold=found, **({"older": (), "last": ()} if turns else {}))
+
+
+def picks(sample: Sample, kind: str, data: Data, rng: random.Random, worth=None, size: int = CHUNK) -> Picks:
+    """worth: of the region's units, for kinds "given"; of chunks of `size` tokens, for kind "learned"."""
+    way = WAYS.get(kind) or Way("given", units=size)
+    region = sample.body + (sample.older + sample.last if way.turns else ())
+    n = len(region)
+    if way.by in ("last", "ends"):
+        last = list(range(n - 1, -1, -1))
+        both = [i // 2 if i % 2 else n - 1 - i // 2 for i in range(n)]
+        return Picks(sample, way.turns, tuple(range(i, i + 1) for i in (last if way.by == "last" else both)))
+    units = sentences(region, data) if way.units == 0 else [(i, min(n, i + way.units)) for i in range(0, n, way.units)]
+    if worth is None:
+        worth = _worth(sample, region, units, way, data, rng)
+    order = sorted(range(len(units)), key=lambda i: worth[i], reverse=True)
+    return Picks(sample, way.turns, tuple(range(*units[i]) for i in order))
+
+
+def cut(sample: Sample, tokens: int, kind: str, data: Data, rng: random.Random, worth=None, size: int = CHUNK):
+    """The prompt at `tokens` tokens in all."""
+    return picks(sample, kind, data, rng, worth, size).cut(tokens)
+
+
+def _worth(sample: Sample, region, units, way: Way, data: Data, rng: random.Random) -> Sequence[float]:
+    if way.by == "random":
         return [rng.random() for _ in units]
     canon, idf = data.canon, data.idf
-    asked = {canon[t] for t in sample.line + sample.last}
+    asked = {canon[t] for t in sample.line + (sample.last if way.asks else ())}
     words = [[canon[t] for t in region[a:b]] for a, b in units]
-    if kind == "bm25":
+    if way.by == "bm25":
         worth = bm25(asked, words)
     else:
         worth = [sum(idf.get(w, 5.0) for w in asked & set(unit)) for unit in words]
-    if kind == "oracle" and sample.gold:
+    if way.knows and sample.gold:
         first, last = sample.gold
         worth = [w + 1e6 * (a <= last and first < b) for w, (a, b) in zip(worth, units)]
     return worth

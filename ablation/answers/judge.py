@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from ablation.answers import cost
-from ablation.answers.controls import cut
-from ablation.answers.data import Data, judge
+from ablation.answers.controls import Picks, picks
+from ablation.answers.data import Data, Sample, judge
 from ablation.answers.reader import answer, batch, read
 from ablation.answers.teach import look, mixed
 from ablation.answers.train import Dial
 
 REDUCTIONS = (2.0, 3.0, 5.0, 7.0, 11.0)
+TOKENS, MOST = 100_000, 512  # of a batch, padding included, and samples
 
 
 def samples_of(data: Data, split: str, passages: int, limit: int | None):
@@ -24,12 +26,26 @@ def samples_of(data: Data, split: str, passages: int, limit: int | None):
     return [data.sample(i, passages, random.Random(f"judge-{i}")) for i in turns]
 
 
-def judged(lm, samples, data: Data, device, dial: Dial | None = None, reduction: float = 1.0, history=False, size=128):
+def length(s: Sample) -> int:
+    return len(s.body + s.older + s.last + s.line)
+
+
+def lots(samples: Sequence[Sample], tokens: int = TOKENS, most: int = MOST) -> Iterator[list[int]]:
+    """Numbers of samples of about the same length, as many as a batch may hold."""
+    lot: list[int] = []
+    for i in sorted(range(len(samples)), key=lambda i: length(samples[i])):
+        if lot and (len(lot) == most or (len(lot) + 1) * length(samples[i]) > tokens):
+            yield lot
+            lot = []
+        lot.append(i)
+    if lot:
+        yield lot
+
+
+def judged(lm, samples, data: Data, device, dial: Dial | None = None, reduction: float = 1.0, history=False):
     """A record: mean EM and F1, each question's, and the reduction of MACs that was reached."""
     began, em, f1, reached = time.time(), [0.0] * len(samples), [0.0] * len(samples), []
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].body))
-    for j in range(0, len(order), size):
-        index = order[j : j + size]
+    for index in lots(samples):
         b = batch([samples[i] for i in index], device, answers=False, history=history)
         with mixed(device):
             said = answer(lm, b, data.newline, **(dial.how(b, reduction) if dial else {}))
@@ -43,21 +59,24 @@ def judged(lm, samples, data: Data, device, dial: Dial | None = None, reduction:
     return record | ({"reached": round(sum(reached) / len(reached), 3)} if reached else {})
 
 
-def shortened(lm, samples, data: Data, device, kind: str, reduction: float, scorer=None):
-    """A record for a control; or for prompts cut to the chunks that a scorer of the embeddings likes best
-    ("learned"), its cost counted."""
-    shape, rng, cuts, reached = cost.shape_of(lm.config), random.Random(5), [], []
-    worth = chunk_scores(lm, scorer, samples, device) if kind == "learned" else [None] * len(samples)
-    for s, w in zip(samples, worth):
-        n, price = length(s), scorer.macs(len(s.body + s.older + s.last), length(s) - len(s.body)) if w else 0
-        may = cost.whole(shape, n, 1 / (1 / reduction - price / cost.macs(shape, n)))
-        cuts.append(cut(s, may, kind, data, rng, w, *([scorer.shape.chunk] if w else [])))
+def picked(samples, kind: str, data: Data, worth=None, size: int = 32) -> list[Picks]:
+    """What `shortened` cuts by. worth: by sample, where scores come from elsewhere."""
+    rng = random.Random(5)
+    return [picks(s, kind, data, rng, w, size) for s, w in zip(samples, worth or [None] * len(samples))]
+
+
+def shortened(lm, plan: Sequence[Picks], data: Data, device, reduction: float, prices: Sequence[int] | None = None):
+    """A record for prompts cut at equal MACs, with the share of known answers that are still in them. prices: what
+    choosing costs in each sample; where it costs more than there is, nothing but what is exempt stays."""
+    shape, cuts, reached = cost.shape_of(lm.config), [], []
+    for plan_of, price in zip(plan, prices or [0] * len(plan)):
+        n = length(plan_of.sample)
+        left = 1 / reduction - price / cost.macs(shape, n)
+        cuts.append(plan_of.cut(cost.whole(shape, n, 1 / left) if left > 0 else 1))
         reached.append(cost.macs(shape, n) / (cost.macs(shape, length(cuts[-1])) + price))
-    return judged(lm, cuts, data, device) | {"reached": round(sum(reached) / len(reached), 3)}
-
-
-def length(s) -> int:
-    return len(s.body + s.older + s.last + s.line)
+    known = [cut.gold is not None for cut, p in zip(cuts, plan) if p.sample.gold is not None]
+    record = judged(lm, cuts, data, device) | {"reached": round(sum(reached) / len(reached), 3)}
+    return record | {"held": round(100 * sum(known) / max(1, len(known)), 2), "known": len(known)}
 
 
 @torch.no_grad()
@@ -68,3 +87,18 @@ def chunk_scores(lm, scorer, samples, device, size: int = 64) -> list[list[float
         with mixed(device):
             out += look(scorer, read(lm, b, layers=0).x, b).tolist()
     return out
+
+
+@torch.no_grad()
+def held(lm, dial: Dial, samples, device, reductions=REDUCTIONS, tokens: int = TOKENS) -> dict[float, float]:
+    """Of the samples whose answer is in one place, the share in per cent that still have it, by reduction."""
+    samples = [s for s in samples if s.gold is not None]
+    hits = dict.fromkeys(reductions, 0)
+    for lot in lots(samples, tokens, 128):
+        part = [samples[i] for i in lot]
+        b = batch(part, device, answers=False, history=dial.row.whole)
+        rank = dial.rank(read(lm, b, layers=0).x, b).tolist()
+        for r in reductions:
+            for s, mine, kept in zip(part, rank, dial.kept(b, r)):
+                hits[r] += max(mine[s.gold[0] : s.gold[1] + 1]) < kept[0]
+    return {r: round(100 * h / max(1, len(samples)), 2) for r, h in hits.items()}

@@ -24,10 +24,12 @@ class Adapted(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + F.linear(F.linear(x, self.down), self.up) * SCALE
+        rows = F.linear(x, self.down).flatten(0, -2)
+        out = torch.addmm(self.base(x).flatten(0, -2), rows, (self.up * SCALE).t())  # no pass over the output beside it
+        return out.unflatten(0, x.shape[:-1])
 
 
-def adapt(lm, first: int = 0) -> list[nn.Parameter]:
+def adapt(lm, first: int = 0, rank: int = RANK) -> list[nn.Parameter]:
     """Freeze the model and put adapters beside every linear layer of its blocks, from block `first` on."""
     lm.requires_grad_(False)
     trained = []
@@ -35,7 +37,7 @@ def adapt(lm, first: int = 0) -> list[nn.Parameter]:
         for part in (block.self_attn, block.mlp):
             for name, layer in list(part.named_children()):
                 if isinstance(layer, nn.Linear):
-                    setattr(part, name, Adapted(layer))
+                    setattr(part, name, Adapted(layer, rank))
                     trained += [getattr(part, name).down, getattr(part, name).up]
     return trained
 

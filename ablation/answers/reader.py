@@ -52,19 +52,23 @@ def batch(samples: Sequence[Sample], device, answers: bool = True, history: bool
     return Batch(*(t.to(device) for t in (ids, region, prompt, total, head, part)))
 
 
-def ranks(scores: Tensor, b: Batch, size: int) -> Tensor:
-    """[batch, tokens]: how many prompt tokens stay longer than this one. scores: of the region's chunks
-    of `size` tokens.
+def chunks_of(b: Batch, size: int) -> Tensor:
+    """Which chunk of `size` tokens each token of the region is of [batch, widest region]."""
+    return (torch.arange(int(b.region.max()), device=b.ids.device) // size).expand(len(b.ids), -1)
+
+
+def ranks(scores: Tensor, b: Batch, unit: Tensor) -> Tensor:
+    """[batch, tokens]: how many prompt tokens stay longer than this one. scores: of the region's chunks; unit: which
+    chunk each of its tokens is of.
 
     Exempt tokens come first, then chunk by chunk, each from its beginning; answers are below zero, padding is last.
     """
     n, width = len(b.ids), b.ids.shape[1]
     i = torch.arange(width, device=b.ids.device).expand(n, width)
     order = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
-    chunk = (i // size).clamp(max=scores.shape[1] - 1)
-    key = order.gather(1, chunk) * size + i % size
+    key = order.gather(1, F.pad(unit, (0, width - unit.shape[1]))) * width + i
     key = key.masked_fill((i < SINKS) | (i >= b.region[:, None]), -1)
-    key = key.masked_fill(i >= b.prompt[:, None], -2).masked_fill(i >= b.total[:, None], 2 * width + size)
+    key = key.masked_fill(i >= b.prompt[:, None], -2).masked_fill(i >= b.total[:, None], 2 * width**2)
     return key.argsort(dim=1, stable=True).argsort(1) - (b.total - b.prompt)[:, None]
 
 
@@ -127,7 +131,7 @@ def read(
     steps: Sequence[int] = (),
     keep: Tensor | None = None,
     choose: Callable[[Tensor], Tensor] | None = None,
-    chunk: int = 32,
+    unit: Tensor | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
     store: list | None = None,
     layers: int | None = None,
@@ -135,8 +139,8 @@ def read(
     """The pass over the first `layers` layers (all of them, and the last norm).
 
     steps: before which layers tokens leave; keep [batch, steps]: prompt tokens that go on. choose(states): scores of
-    the chunks of `chunk` tokens, asked once, before the first step. watch(layer, queries, keys) sees each layer's
-    attention; store collects each layer's keys, values and real rows.
+    the region's chunks, asked once, before the first step; unit: as in `ranks`. watch(layer, queries, keys) sees each
+    layer's attention; store collects each layer's keys, values and real rows.
     """
     config = lm.config
     rows = Rows(lm.model.embed_tokens(b.ids), *_places(b))
@@ -144,7 +148,7 @@ def read(
     for number, layer in enumerate(lm.model.layers[:layers]):
         for s in (s for s, at in enumerate(steps) if at == number):
             if rank is None:
-                rank = ranks(choose(rows.x), b, chunk)
+                rank = ranks(choose(rows.x), b, unit)
             rows, by = rows.keep(rank, keep[:, s]), None
         if by is None:
             dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.x.device.type) else rows.x.dtype
@@ -172,12 +176,19 @@ def at_answers(lm, rows: Rows, b: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def answer(lm, b: Batch, end: int, limit: int = 24, **how) -> list[list[int]]:
-    """Greedy answers up to the token `end`, on the keys and values that a prefill left. b: without answers."""
+def answer(lm, b: Batch, end: int, limit: int = 24, temperature: float = 0.0, **how) -> list[list[int]]:
+    """Greedy answers up to the token `end`, on the keys and values that a prefill left; with a temperature they are
+    drawn. b: without answers."""
+
+    def chosen(logits: Tensor) -> Tensor:
+        if not temperature:
+            return logits.argmax(-1)
+        return torch.multinomial((logits[:, 0].float() / temperature).softmax(-1), 1)
+
     kept: list = []
     rows = read(lm, b, store=kept, **how)
     last = (rows.real.sum(1) - 1)[:, None, None].expand(-1, 1, rows.x.shape[-1])
-    token = lm.lm_head(rows.x.gather(1, last)).argmax(-1)
+    token = chosen(lm.lm_head(rows.x.gather(1, last)))
     kept = [(F.pad(k, (0, 0, 0, limit)), F.pad(v, (0, 0, 0, limit)), F.pad(r, (0, limit))) for k, v, r in kept]
     said, done = [token[:, 0]], token[:, 0] == end
     for t in range(limit - 1):
@@ -190,7 +201,7 @@ def answer(lm, b: Batch, end: int, limit: int = 24, **how) -> list[list[int]]:
             at = keys.shape[2] - limit + t
             keys[:, :, at], values[:, :, at], real[:, at] = k[:, :, 0], v[:, :, 0], True
             x = through(layer, x, attend(q, keys, values, real[:, None, None]))
-        token = lm.lm_head(norm(lm.model.norm, x)).argmax(-1)
+        token = chosen(lm.lm_head(norm(lm.model.norm, x)))
         said.append(token[:, 0])
         done |= token[:, 0] == end
     return torch.stack(said, 1).tolist()

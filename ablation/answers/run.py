@@ -187,8 +187,14 @@ def one(work: Work, lm, samples, kind: str, reduction: float) -> dict:
         row = next(r for r in ROWS if r.name == kind[5:])
         dial = Dial(row, work.scorer(row.scorer, lm.config.hidden_size), lm.config)
         return judge.judged(lm, samples, work.data, work.device, dial, reduction, row.whole)
-    scorer = work.scorer("d0", lm.config.hidden_size) if kind == "learned" else None
-    return judge.shortened(lm, samples, work.data, work.device, kind, reduction, scorer)
+    if kind != "learned":
+        return judge.shortened(lm, judge.picked(samples, kind, work.data), work.data, work.device, reduction)
+    scorer = work.scorer("d0", lm.config.hidden_size)
+    plan = judge.picked(
+        samples, kind, work.data, judge.chunk_scores(lm, scorer, samples, work.device), scorer.shape.chunk
+    )
+    prices = [scorer.macs(len(s.body + s.older + s.last), judge.length(s) - len(s.body)) for s in samples]
+    return judge.shortened(lm, plan, work.data, work.device, reduction, prices)
 
 
 def main() -> None:

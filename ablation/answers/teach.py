@@ -39,6 +39,12 @@ def look(scorer: Scorer, x: Tensor, b: Batch) -> Tensor:
         return scorer(x[:, :width].float(), b.ids[:, :width], b.region, asks.float(), b.ids.gather(1, b.head), b.part)
 
 
+def units(scorer: Scorer, b: Batch) -> Tensor:
+    """Which of its chunks each token of the region is of [batch, widest region]."""
+    ids = b.ids[:, : int(b.region.max())]
+    return scorer.units(ids, torch.arange(ids.shape[1], device=ids.device) < b.region[:, None])
+
+
 @dataclass
 class Lesson:
     sample: Sample
@@ -52,18 +58,21 @@ def gold_chunks(sample: Sample, size: int) -> range:
 def per_chunk(tokens: Tensor, b: Batch) -> Tensor:
     """Sums over the region's chunks of FINE tokens [..., chunks] of [batch, ..., tokens], sinks left out."""
     width = int(b.region.max())
-    i = torch.arange(width, device=tokens.device)
-    mine = (i >= SINKS) & (i < b.region[:, None])
-    while mine.dim() < tokens.dim():
-        mine = mine.unsqueeze(1)
-    return F.pad(tokens[..., :width] * mine, (0, -width % FINE)).unflatten(-1, (-1, FINE)).sum(-1)
+    return F.pad((tokens * mine(tokens, b))[..., :width], (0, -width % FINE)).unflatten(-1, (-1, FINE)).sum(-1)
+
+
+def mine(tokens: Tensor, b: Batch) -> Tensor:
+    """Which of the tokens [batch, ..., tokens] are the region's, sinks left out."""
+    i = torch.arange(tokens.shape[-1], device=tokens.device)
+    found = (i >= SINKS) & (i < b.region[:, None])
+    return found.view(len(found), *[1] * (tokens.dim() - 2), -1)
 
 
 class Watch:
     """Collects what heads look at: [batch, heads of the layer, chunks], by layer."""
 
-    def __init__(self, b: Batch, kind: str, heads: dict[int, list[int]]):
-        self.b, self.heads, self.seen = b, heads, {}
+    def __init__(self, b: Batch, kind: str, heads: dict[int, list[int]], by_token: bool = False):
+        self.b, self.heads, self.seen, self.by_token = b, heads, {}, by_token
         if kind == "line":
             self.rows, self.asks = b.head, b.part == 3
         else:
@@ -81,10 +90,11 @@ class Watch:
         scores = (asks @ keys.transpose(2, 3)).float() / q.shape[-1] ** 0.5
         place = torch.arange(k.shape[2], device=q.device)
         p = scores.masked_fill(place > self.rows[:, None, :, None], float("-inf")).softmax(-1)
-        self.seen[layer] = per_chunk((p * self.asks[:, None, :, None]).sum(2), self.b)
+        said = (p * self.asks[:, None, :, None]).sum(2)
+        self.seen[layer] = said * mine(said, self.b) if self.by_token else per_chunk(said, self.b)
 
     def mean(self) -> Tensor:
-        """[batch, chunks]: the heads' shares on average."""
+        """[batch, chunks or tokens]: the heads' shares on average."""
         shares = [s / s.sum(-1, keepdim=True).clamp(min=1e-9) for s in self.seen.values()]
         return torch.cat(shares, 1).mean(1)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ablation.answers import cost
+from ablation.answers import cost, teach
 from ablation.answers.controls import cut
 from ablation.answers.data import Data
 from ablation.answers.model import adapt
-from ablation.answers.reader import Batch, at_answers, batch, read
+from ablation.answers.reader import Batch, at_answers, batch, ranks, read
 from ablation.answers.teach import look, mixed
 
 STRONGEST = 12.0  # reduction of MACs
@@ -25,7 +25,7 @@ class Row:
     """One variant. schedule and scorer are a dial's; `whole` keeps the turns before the question out of the choice."""
 
     name: str
-    method: str  # conventional, cuts or dial
+    method: str  # conventional, cuts or dial; "with" one of the latter: a pass at alpha = 1 in each step, and one short
     schedule: str = ""
     scorer: str = ""
     whole: bool = False
@@ -33,6 +33,8 @@ class Row:
     rate: float = 5e-4
     size: int = 32
     seed: int = 0
+    rank: int = 16
+    start: str = ""  # the row whose adapters it goes on with
 
     @property
     def steps(self) -> cost.Schedule:
@@ -63,13 +65,17 @@ class Dial:
         shape, steps = cost.shape_of(self.config), self.row.steps
         return [cost.solve(shape, n, exempt, reduction, steps, price) for n, exempt, price in self._prompts(b)]
 
+    def rank(self, x, b: Batch):
+        """How many of its prompt's tokens stay longer than each [batch, tokens]; x: states before the first step."""
+        return ranks(look(self.scorer, x, b), b, teach.units(self.scorer, b))
+
     def how(self, b: Batch, reduction: float) -> dict:
         """Arguments of `read` and `answer`."""
         if reduction <= 1:
             return {}
         return {"steps": [layer for layer, _ in self.row.steps],
                 "keep": torch.tensor(self.kept(b, reduction), device=b.ids.device),
-                "chunk": self.scorer.shape.chunk,
+                "unit": teach.units(self.scorer, b),
                 "choose": torch.no_grad()(lambda x: look(self.scorer, x, b))}  # fmt: skip
 
     def reached(self, b: Batch, reduction: float) -> list[float]:
@@ -86,12 +92,15 @@ def reductions(step: int, seed: int) -> tuple[float, float]:
     return half ** rng.random(), half ** (1 + rng.random())
 
 
-def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 14_000):
+def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 14_000,
+        begin: dict | None = None):  # fmt: skip
     """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then. micro:
-    tokens of a micro-batch, padding included."""
+    tokens of a micro-batch, padding included; begin: the adapters to go on with. Returns the steps that were done."""
     torch.manual_seed(row.seed)
-    rng, trained = random.Random(row.seed + 1), adapt(lm, row.depth)
-    dial = Dial(row, scorer, lm.config) if row.method == "dial" else None
+    rng, trained = random.Random(row.seed + 1), adapt(lm, row.depth, row.rank)
+    if begin is not None:
+        lm.load_state_dict({name: value.float() for name, value in begin.items()}, strict=False)
+    dial = Dial(row, scorer, lm.config) if row.method.endswith("dial") else None
     turns, began = data.questions("train"), time.time()
     steps = steps or int(len(turns) // row.size * row.epochs)
     opt = torch.optim.AdamW(trained, lr=row.rate, weight_decay=0.0, betas=(0.9, 0.98))
@@ -116,9 +125,12 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
         mean = loss if mean is None else 0.95 * mean + 0.05 * loss
         if step % 20 == 0 or step == steps - 1:
             log(step=step + 1, of=steps, loss=round(mean, 4), seconds=round(time.time() - began))
+    else:
+        step += 1
     lm.eval()
     if device == "cuda":
         torch.cuda.empty_cache()  # other rows share the card
+    return step
 
 
 def _parts(samples: list, tokens: int) -> list[list]:
@@ -134,12 +146,20 @@ def _parts(samples: list, tokens: int) -> list[list]:
 
 def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device, step: int, rng) -> float:
     """The gradients of one micro-batch; returns its loss at alpha = 1, or on the cut prompts."""
+    passes = [batch(part, device, history=row.whole)]
+    strengths = [1.0]
     if row.method == "cuts":
-        part = [_shorter(s, lm.config, data, rng) for s in part]
-    b = batch(part, device, history=row.whole)
-    passes = (1.0, *reductions(step, row.seed)) if dial else (1.0,)
+        passes = [batch([_shorter(s, lm.config, data, rng) for s in part], device)]
+    elif row.method == "dial":
+        strengths += reductions(step, row.seed)
+    elif row.method == "with dial":
+        strengths += [STRONGEST ** random.Random(f"{row.seed}-{step}").random()]
+    elif row.method == "with cuts":
+        passes.append(batch([_shorter(s, lm.config, data, rng, RIVALS) for s in part], device))
+        strengths += [1.0]
+    passes += passes[:1] * (len(strengths) - len(passes))
     teacher, first = None, 0.0
-    for reduction in passes:
+    for b, reduction in zip(passes, strengths):
         with mixed(device):
             rows = read(lm, b, **(dial.how(b, reduction) if dial else {}))
             logs, gold, _ = at_answers(lm, rows, b)
@@ -152,8 +172,11 @@ def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device,
     return first
 
 
-def _shorter(sample, config, data: Data, rng):
+CUTS = ("last", "ends", "lexical", "lexical", "lexical-all")
+RIVALS = ("bm25-all", "bm25-all", "bm25-all-line", "bm25", "last")  # of the second study
+
+
+def _shorter(sample, config, data: Data, rng, kinds=CUTS):
     n = len(sample.body + sample.older + sample.last + sample.line)
     reduction = math.exp(rng.random() * math.log(STRONGEST))
-    kind = rng.choice(["last", "ends", "lexical", "lexical", "lexical-all"])
-    return cut(sample, cost.whole(cost.shape_of(config), n, reduction), kind, data, rng)
+    return cut(sample, cost.whole(cost.shape_of(config), n, reduction), rng.choice(kinds), data, rng)

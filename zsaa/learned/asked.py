@@ -1,9 +1,10 @@
 """A learned score that is asked: which chunks of a prompt does its question ask for?
 
 Every token of the head (the question and what was said before it) looks for its best match in every chunk: as a word
-(the same word in its plain form, weighted by how rare it is) and in a learned space (a few narrow heads over a short
-convolution of the token states). What all of them found, weighted by how much each token asks, is read over
-neighbouring chunks. A score depends on its own sample alone: padding is masked everywhere.
+(the same word in its plain form, weighted by how rare it is; and by BM25, which asks how rare it is in this prompt) and
+in a learned space (a few narrow heads over a short convolution of the token states). What all of them found, weighted
+by how much each token asks, is read over neighbouring chunks. Chunks are so many tokens, or sentences. A score depends
+on its own sample alone: padding is masked everywhere.
 
 It sees what enters the first layer, so that tokens can leave before it (schedule "entry"). How it is taught: the study
 ablation/answers. Like the other learned score, zsaa/learned/salience.py, it is a child of the decoder, computes in
@@ -13,7 +14,7 @@ float32, and is saved in a file of its own. Not in the paper.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ FILE = "asked.safetensors"
 CHILD = "asked"  # its name in the decoder
 FAR = -1e4
 PIECE, RAREST = 32, 5.0  # tokens in which a word is counted once; what the rarest word counts
+END, LINE, BEGINS, CLOSES = 1, 2, 4, 8  # a token ends a sentence or a line, begins a word, is a closing quote
 QUESTION = 3  # of the parts that ask: 1 older turns, 2 the last turn, 3 the question; 0 does not ask
 
 
@@ -45,15 +47,17 @@ class Shape:
     reach: int = 7  # tokens of a convolution
     chunk: int = 32  # tokens
     dropout: float = 0.1
+    sentences: bool = False  # chunks are sentences, longer ones in equal pieces of at most `chunk` tokens
+    bm25: bool = False  # words count by BM25 too
 
     @property
     def features(self) -> int:
         """What is read of each chunk."""
-        return 6 + (2 * self.heads + 8 + 2 if self.width else 0)
+        return 6 + 7 * self.bm25 + (2 * self.heads + 8 + 2 if self.width else 0)
 
     def macs(self, body: int, head: int) -> int:
         """Multiply-accumulates for one prompt, comparisons of words left out (they multiply nothing)."""
-        chunks = -(-body // self.chunk)
+        chunks = -(-body // self.chunk) * (1 + self.sentences)  # sentences: about as many, for most are shorter
         total = chunks * (self.features * 32 * 3 + 32 * 32 * 3 + 32) + 2 * head * chunks
         if self.width:
             w = self.width
@@ -61,6 +65,21 @@ class Shape:
             total += (body + head) * token + body * w * 8 + head * (w + 1) * (self.heads + 2)
             total += head * body * w + head * chunks * (self.heads + 2)
         return total
+
+
+def marks(pieces: Sequence[str]) -> Tensor:
+    """What of END, LINE, BEGINS and CLOSES holds of each token id's text, as tokenizers write it."""
+    found = torch.zeros(len(pieces), dtype=torch.uint8)
+    for i, piece in enumerate(pieces):
+        bare = piece.rstrip("\"')")
+        line = "Ċ" in piece or "\n" in piece
+        found[i] = (
+            END * bare.endswith((".", "!", "?"))
+            + LINE * line
+            + BEGINS * (line or piece.startswith(("Ġ", "▁")))
+            + CLOSES * (not bare and bool(piece))
+        )
+    return found
 
 
 class Block(nn.Module):
@@ -78,18 +97,24 @@ class Block(nn.Module):
 
 
 class Scorer(Learned):
-    """A learned score, asked by the question: 32 tokens together, by the words that they share with it and by sense."""
+    """A learned score, asked by the question: tokens together, by the words that they share with it and by sense."""
 
     child, file = CHILD, FILE
     canon: Tensor
     idf: Tensor
+    marks: Tensor
 
-    def __init__(self, shape: Shape, canon: Tensor, idf: Tensor):
-        """canon: plain form of each token id; idf: of each plain form."""
+    def __init__(self, shape: Shape, canon: Tensor, idf: Tensor, marks: Tensor | None = None):
+        """canon: plain form of each token id; idf: of each plain form; marks: `marks` of each token id's text, where
+        chunks are sentences."""
         super().__init__()
         self.shape = shape
         self.register_buffer("canon", canon)
         self.register_buffer("idf", idf)
+        if shape.sentences:
+            if marks is None:
+                raise ValueError("chunks are sentences (Shape.sentences): give the marks of each token id.")
+            self.register_buffer("marks", marks)
         w, h = shape.width, shape.heads
         if w:
             self.enter = nn.Sequential(nn.LayerNorm(shape.states), Affine(shape.states, w))
@@ -109,7 +134,7 @@ class Scorer(Learned):
         last: Any = self.read[-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.words = nn.Parameter(torch.tensor([1.0, 0.5]))
+        self.words = nn.Parameter(torch.tensor([1.0, 0.5, *([1.0, 0.5] if shape.bm25 else [])]))
 
     def forward(
         self, body: Tensor | None, body_ids: Tensor, n_body: Tensor, head: Tensor | None, head_ids: Tensor, part: Tensor
@@ -117,51 +142,88 @@ class Scorer(Learned):
         """Scores [batch, chunks], higher is better; a chunk without a token gets FAR. body, head: states [batch,
         tokens, width of the model]; part: of each head token, 0 for padding."""
         batch, n = body_ids.shape
-        chunks = -(-n // self.shape.chunk)
-        pad = chunks * self.shape.chunk - n
         real = torch.arange(n, device=body_ids.device) < n_body[:, None]
-        there = F.pad(real, (0, pad)).unflatten(1, (chunks, self.shape.chunk))
-        some = there.any(-1)
-        found, rare = self._same_words(body_ids, real, head_ids, part, pad)
-        asked, last = rare * (part == 3), rare * (part == 2)
-        lexical = torch.stack([(found * a[..., None]).sum(1) for a in (asked, last)], 1)  # [batch, 2, chunks]
+        unit = self.units(body_ids, real)
+        chunks = int(unit.max()) + 1 if self.shape.sentences else -(-n // self.shape.chunk)
+        size = unit.new_zeros(batch, chunks).scatter_add(1, unit, real.long())
+        some = size > 0
+        times, rare = self._same_words(body_ids, real, head_ids, part, unit, chunks)
+        found = (times > 0).float()
+        asks = [(part == p).float() for p in (3, 2, 1)]
+        lexical = torch.stack([(found * (rare * a)[..., None]).sum(1) for a in asks[:2]], 1)  # [batch, 2, chunks]
         most = lexical.amax(-1, keepdim=True).clamp(min=1.0)
         place = torch.arange(chunks, device=body_ids.device) / some.sum(1, keepdim=True).clamp(min=1)
         features = [lexical / 10, lexical / most, (place[:, None] * some[:, None]), some[:, None].float()]
+        weighed = lexical / most * 4
+        if self.shape.bm25:
+            by_bm25 = self._bm25(times, rare > 0, asks, size)
+            top = by_bm25.amax(-1, keepdim=True).clamp(min=1.0)
+            features += [by_bm25 / 10, by_bm25 / top, (size[:, None] / self.shape.chunk)]
+            weighed = torch.cat([weighed, by_bm25[:, :2] / top[:, :2] * 4], 1)
         if self.shape.width:
-            features += self._learned(body, real, head, part, found, rare, pad, there)
+            features += self._learned(body, real, head, part, found, rare, unit, size)
         x = torch.cat(features, 1) * some[:, None]
         for layer in self.read:
             x = layer(x)
             x = x * some[:, None]  # what is not there says nothing to its neighbours
-        score = (self.words[:, None] * lexical / most * 4).sum(1) + x[:, 0]
+        score = (self.words[:, None] * weighed).sum(1) + x[:, 0]
         return score.masked_fill(~some, FAR)
 
-    def _same_words(self, body_ids, real, head_ids, part, pad):
-        """[batch, head tokens, chunks]: is the token's word in the chunk? and how rare it is, once per word."""
+    def units(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Which chunk each token is of [batch, tokens], from 0; 0 for padding, which stands at the end."""
+        index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        if not self.shape.sentences:
+            return (index // self.shape.chunk).masked_fill(~real, 0)
+        marks = self.marks[ids].masked_fill(~real, 0)
+        before = F.pad(marks, (1, 0))[:, :-1]
+        ends = ((marks & END) > 0) | (((marks & CLOSES) > 0) & ((before & END) > 0))
+        ends = (ends & (F.pad(marks, (0, 1))[:, 1:] & BEGINS > 0)) | ((marks & LINE) > 0)
+        sentence = F.pad(ends, (1, 0))[:, :-1].cumsum(1)
+        long = torch.zeros_like(sentence).scatter_add(1, sentence, real.long())
+        place = index - (long.cumsum(1) - long).gather(1, sentence)
+        long = long.gather(1, sentence).clamp(min=1)
+        piece = place * -(-long // self.shape.chunk) // long
+        new = (sentence.diff(dim=1) != 0) | (piece.diff(dim=1) != 0)
+        return F.pad(new, (1, 0)).cumsum(1).masked_fill(~real, 0)
+
+    def _same_words(self, body_ids, real, head_ids, part, unit, chunks):
+        """[batch, head tokens, chunks]: how often the token's word is in the chunk; and how rare it is, once per
+        word."""
         ours, theirs = self.canon[head_ids], self.canon[body_ids].masked_fill(~real, -1)
-        same = F.pad(ours[..., None] == theirs[:, None], (0, pad)).unflatten(2, (-1, self.shape.chunk)).any(-1)
+        same = (ours[..., None] == theirs[:, None]).float()
+        times = same.new_zeros(*ours.shape, chunks).scatter_add(2, unit[:, None].expand(same.shape), same)
         alike = (ours[:, :, None] == ours[:, None]) & (part[:, :, None] == part[:, None])
         again = (alike & torch.ones_like(alike).tril(-1)).any(-1)
-        return same.float(), self.idf[ours] * ~again * (part > 0)
+        return times, self.idf[ours] * ~again * (part > 0)
 
-    def _learned(self, body, real, head, part, found, rare, pad, there):
-        batch, n = real.shape
+    def _bm25(self, times, once, asks, size):
+        """[batch, parts, chunks]: BM25 (k = 1.5, b = 0.75) of the words that each part asks for; words of the prompt's
+        own form, which weigh nothing, are left out."""
+        chunks = (size > 0).sum(1, keepdim=True)
+        seen = (times > 0).sum(2)
+        weight = torch.log(1 + (chunks - seen + 0.5) / (seen + 0.5)) * once
+        norm = 1.5 * (0.25 + 0.75 * size / (size.sum(1, keepdim=True) / chunks.clamp(min=1)).clamp(min=1))
+        worth = times * 2.5 / (times + norm[:, None])
+        return torch.stack([(worth * (weight * a)[..., None]).sum(1) for a in asks], 1)
+
+    def _learned(self, body, real, head, part, found, rare, unit, size):
         b = self._encode(body, real, real.long() * 0)
         h = self._encode(head, part > 0, part)
         split = (self.shape.heads, self.shape.width // self.shape.heads)
         k = self.key(b).unflatten(2, split).transpose(1, 2)
         q = self.query(h).unflatten(2, split).transpose(1, 2)
         match = (q @ k.transpose(2, 3)) / split[1] ** 0.5  # [batch, heads, head tokens, body tokens]
-        match = F.pad(match.masked_fill(~real[:, None, None], FAR), (0, pad), value=FAR)
-        match = match.unflatten(3, (-1, self.shape.chunk)).amax(-1).clamp(min=-20)
+        match = match.masked_fill(~real[:, None, None], FAR)
+        best = match.new_full((*match.shape[:3], size.shape[1]), FAR)
+        match = best.scatter_reduce(3, unit[:, None, None].expand(match.shape), match, "amax").clamp(min=-20)
         weight = self.weight(torch.cat([h, rare[..., None] / 5], -1)).masked_fill((part == 0)[..., None], FAR)
         weight = weight.softmax(1).transpose(1, 2)
         heads = (weight[:, :-2, :, None] * match).sum(2)
         best = heads.amax(-1, keepdim=True)
         words = weight[:, -2:] @ found
-        own = F.pad(self.own(b) * real[..., None], (0, 0, 0, pad)).unflatten(1, (-1, self.shape.chunk)).sum(2)
-        own = own / there.sum(-1).clamp(min=1)[..., None]
+        own = self.own(b) * real[..., None]
+        own = own.new_zeros(len(own), size.shape[1], 8).scatter_add(1, unit[..., None].expand(own.shape), own)
+        own = own / size.clamp(min=1)[..., None]
         return [heads, heads - best, own.transpose(1, 2), words]
 
     def _encode(self, states, real, part):
@@ -182,6 +244,13 @@ class Scorer(Learned):
         return {**self.state_dict(), "canon": self.canon.int()}
 
     @torch.no_grad()
+    def ordered(self, scores: Tensor, unit: Tensor) -> Tensor:
+        """How many of the body's tokens stay longer than each [batch, tokens]: the best chunk first, each from its
+        beginning."""
+        order = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return order.gather(1, unit).argsort(dim=1, stable=True).argsort(dim=1)
+
+    @torch.no_grad()
     def rank(self, states: Tensor, ids: Tensor, part: Tensor, real: Tensor, asks: int) -> Tensor:
         """Scores [batch, width], float32, of the tokens of a prompt: chunk by chunk, the best first, each from its
         beginning.
@@ -200,9 +269,8 @@ class Scorer(Learned):
         (b, b_ids), (h, h_ids) = at(place), at(who)
         with torch.autocast(states.device.type, enabled=False):
             scores = self(b, b_ids, body.sum(1), h, h_ids, part.gather(1, who) * askers.gather(1, who))
-        order = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        index, size = torch.arange(ids.shape[1], device=ids.device), self.shape.chunk
-        key = order[:, index // size] * size + index % size
+        index = torch.arange(ids.shape[1], device=ids.device)
+        key = self.ordered(scores, self.units(b_ids, index < body.sum(1)[:, None]))
         return torch.zeros_like(key, dtype=torch.float32).scatter(1, place, -key.float())
 
 
@@ -248,7 +316,7 @@ def read(config, folder: str | Path) -> Scorer:
         shape = Shape(**json.loads(facts["shape"]))
         if shape.states != config.hidden_size or len(weights["canon"]) < config.vocab_size:
             raise ValueError(f"it is for states {shape.states} wide and {len(weights['canon'])} token ids")
-        scorer = Scorer(shape, weights["canon"].long(), weights["idf"].float())
+        scorer = Scorer(shape, weights["canon"].long(), weights["idf"].float(), weights.get("marks"))
         scorer.load_state_dict({**weights, "canon": scorer.canon})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,338 @@
+"""The second study of answers, one process a line, on one card; processes wait for the files that they need.
+
+    python -m ablation.answers.second lessons                       # what retrieval heads look at, once
+    python -m ablation.answers.second writer                        # questions that a model writes, and the same
+    python -m ablation.answers.second scorers s24 c16               # scorers, one after the other
+    python -m ablation.answers.second row plain-0                   # train a row
+    python -m ablation.answers.second judge plain-0 validation bm25-all dial:s24   # one plan, kind after kind
+
+Environment: DATA, the data; WORK, a folder for weights; RESULTS, a folder for records, one JSON object a line, as they
+come; DEADLINE, when the machine goes, in seconds since 1970. TINY=1: a rehearsal on a tiny random
+model; TINY=2: on a few samples by the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ablation.answers import controls, judge, model, school, teach, writer
+from ablation.answers.data import Data, Sample
+from ablation.answers.school import School
+from ablation.answers.train import Dial, Row, fit
+
+PLAIN = School(bm25=False, sentences=False, chunk=16)
+SCORERS = {
+    "c16": PLAIN,
+    "c16-bm25": School(sentences=False, chunk=16),
+    "s16": School(chunk=16),
+    "s24": School(chunk=24),
+    "s32": School(chunk=32),
+    "s24-plain": School(chunk=24, bm25=False),
+    "s24-words": School(chunk=24, width=0),
+    "s24-drop": School(chunk=24, drop_asks=0.1, drop_words=0.15),
+    "s24-dropout": School(chunk=24, dropout=0.3),
+    "s24-sciq": School(chunk=24, also=("sciq",)),
+    "s24-boolq": School(chunk=24, also=("sciq", "boolq")),
+    "s24-written": School(chunk=24, also=("written",), steps=1500),
+    "s24-written-wide": School(chunk=24, also=("written",), steps=1500, width=256, heads=8),
+    "c16-written": School(sentences=False, chunk=16, also=("written",), steps=1500),
+    "s16-written": School(chunk=16, also=("written",), steps=1500),
+    "s24-written-drop": School(chunk=24, also=("written",), steps=1500, drop_asks=0.1, drop_words=0.15),
+    "s24-wide": School(chunk=24, width=256, heads=8),
+    "s24-heads": School(chunk=24, heads=8),
+    "s24-gold": School(chunk=24, gold=3.0),
+    "s24-told": School(chunk=24, gold=0.3),
+    "s24-slow": School(chunk=24, rate=4e-4, steps=1500),
+    "s24-decay": School(chunk=24, decay=0.5),
+    "s24-narrow": School(chunk=24, width=64),
+    "s16-drop": School(chunk=16, drop_asks=0.1, drop_words=0.15),
+    "c16-drop": School(sentences=False, chunk=16, drop_asks=0.1, drop_words=0.15),
+}
+STEPS = {"plain": 437, "with": 150}
+ROWS = {
+    r.name: r
+    for seed in (0, 1, 2)
+    for r in (
+        Row(f"plain-{seed}", "conventional", seed=seed, rank=8),
+        Row(f"dial-{seed}", "with dial", "once", "s24", seed=seed, rank=8, start=f"plain-{seed}", rate=1e-4),
+        Row(f"cuts-{seed}", "with cuts", seed=seed, rank=8, start=f"plain-{seed}", rate=1e-4),
+    )
+}
+ALL = judge.REDUCTIONS
+# split, passages, questions at most, reductions
+PLANS = {
+    "whole": [("validation", (1, 3), 400, (1.0,))],
+    "validation": [("validation", (1, 3), 400, ALL)],
+    "test": [("test", (1, 3), 1000, ALL)],
+    "transfer": [("squad", (1, 3), 983, ALL), ("drop", (1, 3), 978, ALL), ("qasper", (1,), 147, ALL)],
+    "long": [("test", (2, 4, 8, 16), 400, (3.0, 5.0, 11.0))],
+    "needles": [("needles", (1024, 2048, 4096, 7680), 240, (3.0, 5.0, 11.0))],
+}
+DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
+LIMIT = 10  # seconds that a record may take beyond the deadline
+
+
+class Work:
+    def __init__(self):
+        self.folder, self.results = Path(os.environ["WORK"]), Path(os.environ["RESULTS"])
+        self.data, self.tiny = Data(os.environ["DATA"]), os.environ.get("TINY", "")
+        self.until = float(os.environ.get("DEADLINE", "inf"))
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.began = time.time()
+        if self.tiny == "1":
+            self.data.shorten(60)
+        for folder in (self.folder, self.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(2)
+
+    def model(self):
+        if self.tiny == "1":
+            return model.load("tiny", self.device)
+        from zsaa.models import load_model
+
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        return load_model("smollm2-135m", dtype=dtype, device=self.device)[0].eval().requires_grad_(False)
+
+    def tuned(self, name: str):
+        """The model of a row, its adapters merged; "base": as it came."""
+        lm = self.model()
+        if name != "base":
+            model.adapt(lm, rank=ROWS[name].rank)
+            saved = torch.load(self.wait(f"adapter-{name}.pt"), map_location=self.device)
+            lm.load_state_dict({k: v.float() for k, v in saved.items()}, strict=False)
+            model.merge(lm)
+        return lm
+
+    def wait(self, name: str) -> Path:
+        """A file that another process writes."""
+        while not (self.folder / name).exists():
+            if time.time() > self.until:
+                raise SystemExit(f"{name} did not come in time.")
+            time.sleep(0.5)
+        return self.folder / name
+
+    def save(self, value, name: str) -> None:
+        target = self.folder / name
+        torch.save(value, target.with_suffix(".tmp"))
+        target.with_suffix(".tmp").rename(target)
+
+    def log(self, file: str, **record) -> None:
+        with open(self.results / f"answers-{file}.jsonl", "a") as out:
+            out.write(json.dumps({"time": round(time.time()), **record}) + "\n")
+        print(round(time.time() - self.began), file, {k: v for k, v in record.items() if k not in ("ems", "f1s")},
+              flush=True)  # fmt: skip
+
+    def scorer(self, name: str):
+        how = how_of(name)
+        scorer = how.build(self.data, 32 if self.tiny == "1" else 576, self.device)
+        given = Path(os.environ.get("SCORERS", "."), f"scorer-{name}.pt")
+        path = given if given.exists() else self.wait(f"scorer-{name}.pt")
+        saved = torch.load(path, map_location=self.device)
+        scorer.load_state_dict({k: v.float() for k, v in saved.items()}, strict=False)
+        return scorer.eval().requires_grad_(False)
+
+
+def how_of(name: str) -> School:
+    """A scorer's school; NAME.2 is that of NAME with seed 2."""
+    plain, _, seed = name.partition(".")
+    return replace(SCORERS[plain], seed=int(seed or 0))
+
+
+def lessons(work: Work) -> None:
+    lm, data = work.model(), work.data
+    heads = teach.find_heads(lm, data, "answer", work.device, 4 if work.tiny else 256)
+    work.save(heads, "lessons-heads.pt")
+    for split in ("train", "sciq", "boolq"):
+        turns = data.questions(split)[: 8 if work.tiny else None]
+        found = school.shares(lm, data, turns, heads, work.device)
+        work.save(found, f"lessons-{split}.pt")
+        work.log("lessons", split=split, turns=len(found), heads=str(heads), seconds=round(time.time() - work.began))
+
+
+def written(work: Work) -> None:
+    """Questions behind passages that have none, or others; and what retrieval heads look at then."""
+    lm, data = work.model(), work.data
+    writer.learn(lm, data, work.device, lambda **r: work.log("writer", **r), 2 if work.tiny else 160)
+    model.merge(lm)
+    most = 4 if work.tiny else 3000
+    stories = [i for split in ("boolq", "lambada", "sciq") for i in data.pools[split][:most]]
+    found = writer.write(lm, data, stories, work.device)
+    some = [data.text(t["line"]) + data.text(t["answer"]) for t in found[:: max(1, len(found) // 30)]]
+    work.log("writer", turns=len(found), seconds=round(time.time() - work.began), some=some)
+    work.save(found, "written.pt")
+    del lm
+    heads = torch.load(work.wait("lessons-heads.pt"))
+    first = len(data.turns)
+    data.turns += found
+    shares = school.shares(work.model(), data, [*range(first, len(data.turns))], heads, work.device)
+    work.save(shares, "lessons-written.pt")
+    work.log("writer", lessons=len(shares), seconds=round(time.time() - work.began))
+
+
+def scorers(work: Work, names: list[str]) -> None:
+    lm, data = work.model(), work.data
+    embed = lm.model.embed_tokens
+    parts = {k: judge.samples_of(data, "validation", k, 4 if work.tiny else None) for k in (1, 3)}
+    more = False
+    for name in names:
+        if time.time() > work.until - 40:
+            return
+        how, began = how_of(name), time.time()
+        how = replace(how, steps=3, size=4) if work.tiny else how
+        found = {}
+        for split in ("train", *how.also):
+            found |= torch.load(work.wait(f"lessons-{split}.pt"))
+            if split == "written" and not more:
+                more = True
+                data.turns += torch.load(work.wait("written.pt"))
+        torch.manual_seed(how.seed)
+        scorer = how.build(data, lm.config.hidden_size, work.device)
+
+        def held(scorer) -> dict:
+            dial = Dial(Row("", "dial", "once"), scorer, lm.config)
+            return {k: judge.held(lm, dial, part, work.device) for k, part in parts.items()}
+
+        def judged(scorer) -> float:
+            return round(float(np.mean([v for shares in held(scorer).values() for v in shares.values()])), 3)
+
+        def log(name=name, **record):
+            work.log("scorers", name=name, **record)
+
+        worth = school.run(scorer, embed, data, found, how, work.device, log, judged)
+        small = {k: v.half().cpu() for k, v in scorer.state_dict().items() if k not in ("canon", "idf", "marks")}
+        work.save(small, f"scorer-{name}.pt")
+        torch.save(small, work.results / f"answers-scorer-{name}.pt")
+        log(school=asdict(how), best=worth, held=held(scorer), seconds=round(time.time() - began),
+            lessons=len(found), macs_of_1000=scorer.macs(960, 40))  # fmt: skip
+
+
+def row(work: Work, name: str) -> None:
+    row, lm = ROWS[name], work.model()
+    scorer = work.scorer(row.scorer) if row.scorer else None
+    begin = torch.load(work.wait(f"adapter-{row.start}.pt"), map_location=work.device) if row.start else None
+    tag = os.environ.get("TAG", "")  # of a trial
+    steps = int(os.environ.get("STEPS", STEPS["with" if row.start else "plain"]))
+    seconds = min(float(os.environ.get("SECONDS_AT_MOST", "inf")), work.until - time.time() - 30)
+    row = replace(row, size=4) if work.tiny else row
+    done = fit(row, lm, scorer, work.data, work.device, lambda **r: work.log(f"row-{name}{tag}", **r), seconds,
+               2 if work.tiny else steps, begin=begin)  # fmt: skip
+    saved = model.adapters(lm)
+    work.save(saved, f"adapter-{name}{tag}.pt")
+    work.log(f"row-{name}{tag}", done=done, steps=steps, row=asdict(row), seconds=round(time.time() - work.began))
+    if name == os.environ.get("SHIP"):
+        torch.save(saved, work.results / f"answers-adapter-{name}.pt")
+    whole(work, lm, name + tag)
+
+
+def whole(work: Work, lm, name: str) -> None:
+    """Validation at alpha = 1, while the adapters are still beside the layers."""
+    for k in (1, 3):
+        part = judge.samples_of(work.data, "validation", k, 2 if work.tiny else 400)
+        work.log(f"row-{name}", split="validation", passages=k, reduction=1.0,
+                 **judge.judged(lm, part, work.data, work.device))  # fmt: skip
+
+
+def needle(data: Data, number: int, tokens: int, depth: float) -> Sample:
+    """A needle at a depth of so many tokens of test stories, between two sentences."""
+    rng, want = random.Random(f"needle-{number}-{tokens}-{depth}"), data.needles[number % len(data.needles)]
+    stories, body = rng.sample(data.pools["test"], len(data.pools["test"])), []
+    for story in stories:
+        room = tokens - len(body) - len(want["says"])
+        if room <= 0:
+            break
+        body += (data.pre + data.stories[story] + data.sep)[:room]
+    bounds = [0, *(b for _, b in controls.sentences(body, data))]
+    at = min(bounds[1:-1] or bounds, key=lambda b: abs(b - depth * len(body)))
+    gold = (at, at + len(want["says"]) - 1)
+    return Sample((*body[:at], *want["says"], *body[at:]), (), (), tuple(want["line"]), (), gold,
+                  tuple(want["references"]))  # fmt: skip
+
+
+def samples_of(data: Data, split: str, passages: int, limit: int) -> list[Sample]:
+    """passages: of needles, the tokens of the prompt without its question."""
+    if split == "needles":
+        each = range(max(1, limit // len(DEPTHS)))
+        return [needle(data, n, passages, depth) for depth in DEPTHS for n in each]
+    return judge.samples_of(data, split, passages, limit)
+
+
+def judge_kinds(work: Work, name: str, plan: str, kinds: list[str]) -> None:
+    """Kinds: "whole", those of controls.WAYS, or "dial:SCORER"."""
+    lm = work.tuned(name)
+    for kind in kinds:
+        dial = Dial(Row("", "dial", "once"), work.scorer(kind[5:]), lm.config) if kind.startswith("dial:") else None
+        for split, passages, limit, reductions in PLANS[plan]:
+            for k in passages[: 1 if work.tiny else None]:
+                samples, ready = samples_of(work.data, split, k, 2 if work.tiny else limit), None
+                for reduction in (1.0,) if kind == "whole" else reductions[: 1 if work.tiny else None]:
+                    if time.time() > work.until - LIMIT:
+                        return
+                    if dial is None and kind != "whole" and ready is None:
+                        ready = prepared(work, lm, samples, kind, f"{split}-{k}")
+                    if ready is not None:
+                        record = judge.shortened(lm, ready[0], work.data, work.device, reduction, ready[1])
+                    else:
+                        record = judge.judged(lm, samples, work.data, work.device, dial, reduction)
+                    work.log(f"{name}.{kind.replace(':', '-')}", model=name, kind=kind, split=split, passages=k,
+                             reduction=reduction, **record)  # fmt: skip
+
+
+def prepared(work: Work, lm, samples: list[Sample], kind: str, cell: str):
+    """The order in which a control picks, and what choosing costs in each sample."""
+    worth, prices = None, None
+    plain = kind.removesuffix("-free")
+    if plain == "minilm":
+        given = np.load(os.environ["MINILM"])
+        sizes = [len(controls.sentences(s.body + s.older + s.last, work.data)) for s in samples]
+        flat = given[cell].astype(float)
+        worth = [part.tolist() for part in np.split(flat[: sum(sizes)], np.cumsum(sizes)[:-1])]
+        prices = given[f"{cell}-macs"].tolist()[: len(samples)] if plain == kind else None
+    elif plain == "perplexity":
+        worth = surprise(lm, samples, work.device)
+    return judge.picked(samples, plain, work.data, worth), prices
+
+
+@torch.no_grad()
+def surprise(lm, samples: list[Sample], device) -> list[list[float]]:
+    """Of each token of the region: how little this very model expected it. A pass of the model costs what there is to
+    save, so it is not counted: a favour."""
+    out: list[list[float]] = [[] for _ in samples]
+    for lot in judge.lots(samples, 16_000, 64):
+        b = judge.batch([samples[i] for i in lot], device, answers=False)
+        with teach.mixed(device):
+            x = judge.read(lm, b).x
+            for row, i in enumerate(lot):
+                n = int(b.region[row])
+                logs = lm.lm_head(x[row, : n - 1]).float().log_softmax(-1)
+                seen = -logs.gather(1, b.ids[row, 1:n, None])[:, 0]
+                out[i] = [99.0, *seen.tolist()]
+    return out
+
+
+def main() -> None:
+    what, rest, work = sys.argv[1], sys.argv[2:], Work()
+    if what == "lessons":
+        lessons(work)
+    elif what == "writer":
+        written(work)
+    elif what == "scorers":
+        scorers(work, rest)
+    elif what == "row":
+        row(work, rest[0])
+    elif what == "judge":
+        judge_kinds(work, rest[0], rest[1], rest[2:])
+    else:
+        raise SystemExit(f"{what!r} is none of lessons, scorers, row, judge.")
+
+
+if __name__ == "__main__":
+    main()
