@@ -1,11 +1,12 @@
 """Attention that also gives what the sums need, by kernels: cuDNN's, flash attention or this package's own in Triton.
 
-The same as zsaa.attention, which asks here first, in memory linear in the rows.
+The same as zsaa.attention, which asks here first, in memory linear in the rows. On a CPU it is PyTorch's own products
+and softmax, but in one piece of memory that all blocks write.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,9 @@ def attend_and_score(
     q: Tensor, k: Tensor, v: Tensor, rows: Rows, *, scale: float, softcap: float | None, dropout: float, score: bool
 ) -> tuple[Tensor, Tensor | None] | None:
     """`zsaa.attention.attend_and_score` on a GPU with Triton: attention that also gives its log-sum-exp, then one more
-    pass for the sums. None where PyTorch must do it."""
+    pass for the sums. None where zsaa.attention must do it."""
+    if softcap is None and not dropout and _fits_one_piece(q, k, v):
+        return _in_one_piece(q, k, v, rows, scale, score)
     if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as PyTorch's own attention does under autocast
         q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
     kernels = dispatch.kernels(q)
@@ -98,3 +101,52 @@ def attend_and_score(
     else:
         output, lse = kernels.attention(q, k, v, **settings)
     return output, kernels.column_sums(q.detach(), k.detach(), lse.detach(), **settings) if score else None
+
+
+ONE_PIECE = 1 << 20  # numbers of a block of the soft-score: what a core's cache holds, or nearly
+LONG = 1024  # rows from which PyTorch's own attention, which gives no sums, is faster
+
+
+def _fits_one_piece(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """In float32 on a CPU, where nothing needs a gradient or watches: a block's memory is written again by the next."""
+    if torch._C._len_torch_dispatch_stack():  # counters of operations do not know PyTorch's attention on a CPU
+        return False
+    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    plain = q.device.type == "cpu" and q.dtype == k.dtype == v.dtype == torch.float32
+    return (
+        plain and not gradients and not torch.compiler.is_compiling() and dispatch.backends("cpu")["chosen"] == "auto"
+    )
+
+
+def _in_one_piece(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, score: bool) -> tuple[Tensor, Any]:
+    """Output and sums from the soft-score, some queries at a time: logits, their softmax and its sums in one place."""
+    count = rows.of(q)
+    q, k, v = (x[:, :, :count] for x in (q, k, v))
+    (batch, heads, _, dim), kv_heads = q.shape, k.shape[1]
+    if not score and rows.window is None and count >= LONG:
+        k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale), None
+    block = min(64, max(32, ONE_PIECE // (batch * heads * count)))
+    hidden, q = rows.hidden(count, q.device), (q * scale).unflatten(1, (kv_heads, -1))
+    keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+    piece, outputs = q.new_empty(batch * heads * min(block, count) * count), []
+    sums = q.new_zeros(batch, count) if score else None
+    for start in range(0, count, block):
+        end = min(start + block, count)
+        some = q[:, :, :, start:end].reshape(batch * kv_heads, -1, dim)
+        p = piece[: some.shape[0] * some.shape[1] * end].view(*some.shape[:2], end)
+        torch.bmm(some, keys[:, :, :end], out=p)
+        by_head, mask = p.view(batch, kv_heads, -1, end - start, end), hidden(start, end)
+        by_head[..., -mask.shape[-1] :].masked_fill_(mask, float("-inf"))
+        torch.softmax(p, dim=-1, out=p)
+        if sums is not None:
+            sums[:, :end] += _sums(by_head, None if rows.real is None else rows.real[:, start:end])
+        outputs.append(torch.bmm(p, values[:, :end]).view(batch, heads, end - start, dim))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)), sums
+
+
+def _sums(p: Tensor, real: Tensor | None) -> Tensor:
+    """Of a soft-score [batch, kv_heads, groups, queries, keys] over heads and real queries."""
+    if real is None:
+        return p.flatten(1, 3).sum(dim=1)
+    return torch.matmul(real[:, None].to(p.dtype), p.flatten(1, 2).sum(dim=1)).squeeze(1)

@@ -1,0 +1,38 @@
+"""Attention on a CPU, whose blocks share one piece of memory, beside the plain one."""
+
+import pytest
+import torch
+
+from zsaa.attention import Rows, attend_and_score
+from zsaa.fast import attention, dispatch
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("window", [None, 9])
+@torch.no_grad()
+def test_attention_in_one_piece_of_memory_is_the_plain_one(monkeypatch, ragged, window):
+    """Of several blocks, beside float64 in zsaa.attention's own way; without sums, by PyTorch's attention, too."""
+    monkeypatch.setattr(attention, "ONE_PIECE", 1)
+    monkeypatch.setattr(attention, "LONG", 70)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, 75, 16), *torch.randn(2, 2, 2, 75, 16)
+    positions = torch.arange(75).mul(2).expand(2, -1)
+    real = positions < torch.tensor([[150], [80]]) if ragged else None
+    rows = Rows(73, None if real is None else real[:, :73], positions[:, :73], window)
+    took, one_piece = [], attention._in_one_piece
+    monkeypatch.setattr(attention, "_in_one_piece", lambda *args: took.append(1) or one_piece(*args))
+    seen = slice(None) if real is None else real[:, :73][:, None, :, None].expand(2, 6, 73, 16)
+    for score in (True, False):
+        output, sums = attend_and_score(q, k, v, scale=0.25, rows=rows, score=score)
+        exact = attend_and_score(q.double(), k.double(), v.double(), scale=0.25, rows=rows, score=score)
+        torch.testing.assert_close(output[seen].double(), exact[0][seen], rtol=1e-5, atol=1e-6)
+        assert (sums is None) == (not score)
+        if score:
+            torch.testing.assert_close(sums.double(), exact[1], rtol=1e-5, atol=1e-6)
+    assert len(took) == 2
+    dispatch.use_backend("torch")
+    try:
+        attend_and_score(q, k, v, scale=0.25, rows=rows)
+    finally:
+        dispatch.use_backend("auto")
+    assert len(took) == 2
