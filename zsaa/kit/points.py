@@ -70,7 +70,7 @@ SETTINGS = (
 LEFT_OUT = ("n", "correct", "nll_sum", "words", "mac_reduction", "latency_mac_reduction")
 TIMED = {"latency_ms": "latency_ms", "latency_ms_quartiles": "latency_ms_quartiles", "speedup": "speedup",
          "latency_batch": "batch", "latency_tokens": "tokens"}  # fmt: skip
-DERIVED = ("audit", "architectures", "preservation")  # kinds without a measured number
+DERIVED = ("audit", "architectures", "preservation", "serve-simulated")  # kinds without a measured number
 
 
 def _points(file: str, result: dict) -> Iterator[dict]:
