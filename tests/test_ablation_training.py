@@ -115,6 +115,7 @@ def test_a_probe_finds_the_tokens_that_decide():
     assert bits.count("1") == found["alpha", 5]["correct"]
 
 
+@pytest.mark.full
 def test_a_bag_of_words_finds_them_too_and_ends_lose_them(tmp_path):
     train_side, test_side = marked(384, 24, 1), marked(200, 24, 2)
     rows = words.curve(train_side, test_side, tiny.CONFIGS["llama"](), (1, 5), steps=400)

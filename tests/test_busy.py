@@ -97,7 +97,7 @@ def test_the_benchmark_compares_idle_and_loaded_steps_in_turn(monkeypatch):
 
 def test_committed_a_load_costs_no_more_than_its_share_of_the_cores():
     """With the very variables that kernels get."""
-    result = json.loads((BUSY.parents[1] / "results" / "cpu" / "busy.json").read_text())
+    result = json.loads((BUSY.parents[1] / "results/speed/cpu/busy.json").read_text())
     facts = result["provenance"]
     assert re.fullmatch(r"[0-9a-f]{40}", facts["commit"]) and not facts["dirty"] and result["others"]["note"]
     cost = {(row["setting"], row["step"]): row["cost"] for row in result["rows"]}

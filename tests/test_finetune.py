@@ -244,7 +244,7 @@ def test_the_dial_is_turned_every_step(tmp_path, monkeypatch):
     assert turned == [*(draw_alpha(0.5, 1.0, 0, step) for step in range(5)), 1.0]
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", ["full", pytest.param("lora", marks=pytest.mark.full)])
 def test_resuming_gives_the_same_weights(tuning, tmp_path):
     recipe = Recipe(tuning=tuning, learning_rate=1e-3, max_steps=8, dropout=0.1)
 

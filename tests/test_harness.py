@@ -368,7 +368,7 @@ def directly(words, prompt, alpha):
     return scores, sum(right) / len(right)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.7])
+@pytest.mark.parametrize("alpha", [pytest.param(1.0, marks=pytest.mark.full), 0.7])
 @pytest.mark.parametrize(("task", "prompt"), [("letters", letters_prompt), ("words", words_prompt)])
 def test_mmlu_through_zsaa_eval(words, saved, mmlu, tmp_path, monkeypatch, alpha, task, prompt):
     want, accuracy = directly(words, prompt, alpha)
@@ -394,6 +394,7 @@ def test_pruning_shows_and_other_kinds_of_models_stay_usable(words, saved, mmlu,
     assert all(abs(a - b) > 1e-3 for four, stock in zip(pruned, one) for a, b in zip(four, stock))
 
 
+@pytest.mark.full
 def test_example_task_asks_for_the_sentence_that_comes_next(words, saved, tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("endings", ROOT / "examples" / "endings.py")
     endings = importlib.util.module_from_spec(spec)

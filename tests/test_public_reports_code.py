@@ -176,7 +176,8 @@ def test_layers_that_were_cut_out_after_enabling_are_noticed(family, which):
     close(zsaa.enable(model)(ids).logits[0], want)
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.full)])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.full
 def test_exporting_leaves_no_fake_tensors_behind(family):
     """What is kept for later passes (plans) must not be made of what torch.export traces with."""
     models, ids = [dialed(family) for _ in range(2)], tiny.tokens([37], seed=1)[0]  # a length that no other test has

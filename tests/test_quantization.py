@@ -424,7 +424,9 @@ def test_qlora_learns_saves_and_loads(family, quantization, checkpoints, tmp_pat
     assert distance(logits[None], want) > 0, "the base is another"
 
 
-@pytest.mark.parametrize(("family", "quantization"), [("llama", "nf4"), ("gpt2", "int8")])
+@pytest.mark.parametrize(
+    ("family", "quantization"), [pytest.param("llama", "nf4", marks=pytest.mark.full), ("gpt2", "int8")]
+)
 def test_a_learned_score_stays_in_float32_beside_quantized_weights(family, quantization, checkpoints, tmp_path):
     options = dict(kind="sequence-classification", quantization=quantization)
     model, tokenizer = load_model(checkpoints / family, **options)

@@ -111,7 +111,7 @@ def test_reductions_are_log_uniform_reproducible_and_differ_by_step_and_seed():
 
 
 @pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.full) for n in ("ladder", "salience")), "zsaa+"])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.full), "lora"])
 def test_it_learns(name, tuning, tmp_path):
     changes = {"ladder": {"sampling": "ladder"}, "zsaa+": RECIPES["zsaa+"]}
     changes["salience"] = {"sampling": "ladder", "score": "salience", "schedule": "rising"}
@@ -141,7 +141,8 @@ def test_it_learns(name, tuning, tmp_path):
         assert 0.01 < (scorer.heads["0"][1][0].weight - before).abs().max() < 0.2, "60 steps at 1e-3, falling"
 
 
-@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.full), "lora"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.full
 def test_resuming_gives_the_same_weights(tuning, tmp_path, monkeypatch):
     recipe = Recipe.named("zsaa+", **{**OWN, "max_steps": 8, "tuning": tuning})
     whole, _ = run(recipe, tmp_path / "whole", save_steps=4)
@@ -268,6 +269,7 @@ def test_half_of_the_texts_are_read_in_part(side, bos):
     assert torch.equal(backwards["input_ids"].flip(0), finetune.crop(batch, recipe, 0, bos)["input_ids"])
 
 
+@pytest.mark.full
 def test_a_resumed_run_reads_the_same_parts(tmp_path, monkeypatch):
     """And learns the same weights; and what it reads is not what a run without crops reads."""
     recipe = Recipe.named("zsaa+", **OWN, crops=0.5, dropout=0.0)

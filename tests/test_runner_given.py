@@ -270,6 +270,7 @@ def test_seeds_go_to_the_notebooks_that_take_several(tree, capfd):
     assert tree.run("--resume", "--dry-run") == errors.OK
 
 
+@pytest.mark.full
 def test_dry_run_takes_times_from_earlier_runs(tree, capfd):
     tree.profiles()
     assert tree.run("--only", "first") == errors.OK

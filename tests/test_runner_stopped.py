@@ -36,7 +36,7 @@ def test_killed_kernel_is_not_done(tree, capfd):
     assert (tree.runs("first"), tree.runs("second")) == (1, 1)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
     """The kernel ignores SIGINT and has a child; both end with the runner, and the next run goes on."""
     mark = tree.root / "pids"
@@ -70,7 +70,7 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
         assert (tree.runs("first"), tree.runs("second")) == (1, 1)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_an_ignored_signal_stays_ignored(tree, signum):
     """nohup ignores SIGHUP, a script's background job SIGINT: the run goes on to its end."""
     mark = tree.root / "started"
@@ -84,6 +84,7 @@ def test_an_ignored_signal_stays_ignored(tree, signum):
     assert tree.done("second")
 
 
+@pytest.mark.full
 def test_a_run_whose_reader_has_gone_goes_on(tree):
     process = subprocess.Popen(driver(tree), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as in ./run_all.sh | head -0

@@ -398,6 +398,7 @@ def test_recordings_read_the_tokens_of_every_call(stand_in):  # noqa: F811
             assert torch.equal(model(**given).logits, output)
 
 
+@pytest.mark.full
 def test_it_compiles():
     model, ids = model_of(alpha=0.05, dtype=torch.float32), tiny.tokens([50])[0]
     with torch.no_grad():

@@ -165,6 +165,7 @@ def test_unknown_policies_and_profiles_are_refused(monkeypatch, capsys):
         assert "best" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_server_that_does_not_start_is_told(monkeypatch):
     monkeypatch.setattr(load, "_ready", lambda address: False)
     with pytest.raises(RuntimeError, match="Start it alone"), load.server(["--no-such-option"]):
