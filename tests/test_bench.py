@@ -103,7 +103,7 @@ def test_memory_against_the_length(tmp_path):
     code, record = run(tmp_path, "memory", "--model", "tiny", "--tokens", "20", "40", "--alphas", "0.5")
     assert code == 0
     assert [(row["tokens"], row["alpha"]) for row in record["rows"]] == [(20, 1), (20, 0.5), (40, 1), (40, 0.5)]
-    assert all((row["peak_bytes"] is None) != torch.cuda.is_available() for row in record["rows"])
+    assert all(row["peak_bytes"] is None for row in record["rows"])  # of a GPU alone
 
 
 def test_fused_kernels_can_be_left_out(tmp_path):
@@ -184,6 +184,8 @@ def test_the_environment_chooses(monkeypatch):
 
 @pytest.mark.parametrize("storage", ["float32", "nf4"])
 def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
+    if storage == "nf4":
+        pytest.importorskip("bitsandbytes")
     code, record = run(
         tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2"
     )
@@ -211,7 +213,9 @@ def test_a_footprint_that_does_not_fit_is_named_and_the_others_are_measured(tmp_
         return build(name, tokens, device, dtype, storage)
 
     monkeypatch.setattr(bench.memory, "build", small)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * 2**30, name="small")
+    )
     code, record = run(tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", "float16", "float32")
     assert (code, record["too_large"]) == (0, ["tiny, float16"])
     assert {row["storage"] for row in record["rows"]} == {"float32"}
@@ -240,7 +244,7 @@ def test_first_tokens_at_the_reductions_of_table_2(tmp_path):
     for row in record["rows"]:
         assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.05) and row["mac_reduction"] >= row["target"]
         assert row["by_kernel_speedup"] == row["speedup"] > 0
-    assert record["provenance"]["gpu_joules"] is None
+    assert torch.cuda.is_available() or record["provenance"]["gpu_joules"] is None
     assert "--reductions 1.5 2" in record["command"] and str(tmp_path) not in record["command"]
 
 
@@ -297,8 +301,7 @@ def test_a_question_s_first_token_is_timed_beside_stock_the_papers_rule_and_a_cu
 
 
 def test_nf4_models_are_built_layer_by_layer_and_equal_what_loading_leaves(monkeypatch):
-    import bitsandbytes as bnb
-
+    bnb = pytest.importorskip("bitsandbytes")
     made = []
     params = bnb.nn.Params4bit
 

@@ -103,7 +103,8 @@ def test_a_step_is_as_near_to_the_exact_numbers_as_pytorchs(
         exact, plain = by_pytorch(*step, torch.float64), by_pytorch(*step, dtype)
         held = layers[layer]
         for ours, theirs, right in zip((more[0], held.keys, held.values), plain, exact):
-            assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max() + 1e-4
+            rounding = torch.finfo(dtype).eps * right.abs().max()
+            assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max() + rounding
         assert torch.equal(held.columns, exact[3])
         slots.advance(layers, -1)
 
@@ -294,7 +295,7 @@ def test_bounds_are_few():
 
 
 @on_gpu
-@pytest.mark.parametrize("lengths", [[200], [300, 40, 511]], ids=str)
+@pytest.mark.parametrize("lengths", [[200], [230, 40, 111]], ids=str)
 @torch.inference_mode()
 def test_real_steps_generate_what_single_kernels_do(kernels, family, lengths):
     model, single = half(family, graphs="auto"), half(family, graphs=False)

@@ -191,6 +191,22 @@ def test_gradients_through_pytorchs_fused_operations(family, monkeypatch):
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_under_autocast_states_are_cast_once_for_all_products(monkeypatch):
+    """The same loss bit for bit; gradients differ by how three of them are added up."""
+    ids, found = tiny.tokens([200, 200])[0].cuda(), []
+    for once in (fused._once, lambda normed: normed):
+        monkeypatch.setattr(fused, "_once", once)
+        model = zsaa.enable(tiny.make("llama", dtype=torch.float32).cuda(), alpha=0.7, tau=3)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        found.append((loss, [p.grad for p in model.parameters()]))
+    assert torch.equal(found[0][0], found[1][0])
+    for a, b in zip(found[0][1], found[1][1]):
+        assert (a - b).norm() <= 2e-2 * b.norm() + 1e-7
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
 def test_training_takes_them_on_a_gpu():
     x = torch.zeros(1, device=DEVICE)
     assert dispatch.fuses_training(x)

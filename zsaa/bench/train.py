@@ -75,12 +75,12 @@ def _rounds(model: nn.Module, step: Callable, tokens: int, args, device) -> Iter
             return
 
 
-def _profiled(step: Callable, alphas: tuple[float, ...], top: int) -> dict:
+def _profiled(step: Callable, alphas: tuple[float, ...], top: int, device) -> dict:
     """Where the device's time of a step goes: milliseconds of all kernels, how many they are, and the longest by
     name."""
     from torch.profiler import ProfilerActivity, profile
 
-    cuda = torch.cuda.is_available()
+    cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         step(*alphas)
     which = "self_device_time_total" if cuda else "self_cpu_time_total"
@@ -109,7 +109,8 @@ def bench_train(args, device, dtype) -> dict:
         for tokens, batch in itertools.product(args.tokens, args.batches):
             step = _stepper(model, batch, tokens, device, dtype)
             taken = list(_rounds(model, step, tokens, args, device))
-            row = {"model": name, "batch": batch, "tokens": tokens, "low": low, "high": high, "steps": len(taken)}
+            facts = {"model": name, "batch": batch, "tokens": tokens}
+            row = {**facts, "low": low, "high": high, "steps": len(taken)}
             for kind in taken[0]:
                 for part, column in (("", 1), ("_host", 2)):
                     row[f"{kind}{part}_ms"] = round(statistics.mean(each[kind][column] for each in taken), 3)
@@ -121,7 +122,13 @@ def bench_train(args, device, dtype) -> dict:
             row["slowest_sampled_ms"] = round(max(each["sampled"][1] for each in taken), 3)
             rows.append({**row, "head": args.head, "fused": dispatch._fused})
             profiles += [
-                {"model": name, "batch": batch, "tokens": tokens, "step": kind, **_profiled(step, alphas, args.top)}
+                {
+                    "model": name,
+                    "batch": batch,
+                    "tokens": tokens,
+                    "step": kind,
+                    **_profiled(step, alphas, args.top, device),
+                }
                 for kind, (alphas, *_) in (taken[-1].items() if args.profiled else ())
             ]
             args.keep({"rows": rows, "profiles": profiles})

@@ -8,6 +8,7 @@ have no such kernels: a speed-up over them is not pruning's alone, and `dispatch
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,8 +50,14 @@ def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Te
         return kernels.add_norm(hidden, output, *parts)
     hidden = hidden if output is None else hidden + output
     if dispatch.fuses_training(hidden) and _known(norm, RMS_NORMS) and norm.weight.dtype == hidden.dtype:
-        return hidden, F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        return hidden, _once(F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon))
     return hidden, norm(hidden)
+
+
+def _once(normed: Tensor) -> Tensor:
+    """In the type to which autocast would bring it for each of the products that read it, one by one; their gradients
+    are added up in it, too."""
+    return normed.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else normed
 
 
 def mlp(module: nn.Module, x: Tensor) -> Tensor:
