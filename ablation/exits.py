@@ -1,8 +1,7 @@
 """One model, any depth: a classifier that answers behind every layer, and its curves.
 
 Behind each layer the last token's state goes through the final norm and the head, so one pass holds the answers of
-every depth, and training them all costs little more than training one: the losses of exits (LayerSkip,
-arXiv 2404.16710), with the last layer's answer as their teacher, as a ladder's alpha = 1 pass is for fewer tokens.
+every depth, and training them all costs little more than training one (zsaa/finetune/exits.py).
 """
 
 from __future__ import annotations
@@ -10,32 +9,36 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablation.curves import logits_of
-from ablation.forward import final_norm
 from ablation.training import Training
-from ablation.variants import Variant, alpha_for, total_macs
+from ablation.variants import Variant, alpha_for, macs, total_macs
 from zsaa.data.batching import pad
 from zsaa.evaluation.accuracy import tally
 from zsaa.families import find_decoder
+from zsaa.finetune.exits import drawn, final_norm, loss, shallowest
 
-SHALLOWEST = 3  # layers; fewer are no exit
 DEPTHS = (3, 5, 6, 8, 10, 12, 15, 18, 20, 22, 25, 27)  # of 30: what is tried beside all, where tokens are fewer, too
-SURE = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # confidences at which a text leaves
-
-
-def drawn(count: int, layers: int, draw: random.Random) -> list[int]:
-    """`count` depths below all, or as many as there are: one from each of so many equal parts of the range."""
-    there = list(range(SHALLOWEST, layers))
-    if count >= len(there):
-        return there
-    edges = [round(i * len(there) / count) for i in range(count + 1)]
-    return [draw.choice(there[low:high]) for low, high in pairwise(edges)]
+__all__ = ["answers", "asked", "best_splits", "by_confidence", "curve", "drawn", "loss", "skipped"]
+SURE = (
+    0.6,
+    0.7,
+    0.75,
+    0.8,
+    0.85,
+    0.9,
+    0.93,
+    0.95,
+    0.97,
+    0.98,
+    0.99,
+    0.995,
+    0.999,
+)  # confidences at which a text leaves
+STRONG = 5.0  # the most tokens are reduced where texts leave by confidence, too
 
 
 def skipped(share: float, layers: int, draw: random.Random) -> frozenset[int]:
@@ -54,17 +57,6 @@ def answers(model: nn.Module, entered: dict[int, Tensor], trail: Sequence[Tensor
         hidden, last = entered[depth], (trail[depth - 1] >= 0).sum(1) - 1
         found.append(hidden[torch.arange(len(hidden), device=hidden.device), last])
     return model.score(norm(torch.stack(found))).float()
-
-
-def loss(said: Tensor, wanted: Tensor, teacher: Tensor, distill: float) -> Tensor:
-    """Of exits' answers [depths, batch, classes], in the mean: the labels', and the divergence from the teacher's
-    verdict [batch, classes]."""
-    depths, batch, classes = said.shape
-    hard = F.cross_entropy(said.flatten(0, 1), wanted.repeat(depths))
-    if not distill:
-        return hard
-    soft = F.kl_div(said.log_softmax(-1).flatten(0, 1), teacher.repeat(depths, 1), reduction="batchmean")
-    return (1 - distill) * hard + distill * soft
 
 
 @torch.no_grad()
@@ -101,15 +93,26 @@ def curve(
     layers, right = config.num_hidden_layers, torch.tensor(labels)
     lengths = Counter(map(len, samples))
     whole, rows = total_macs(config, lengths, 1.0, variant), []
-    depths = list(range(SHALLOWEST, layers + 1))
+    depths = list(range(shallowest(layers), layers + 1))
     said = asked(model, samples, 1.0, variant, probe, depths)
+
+    def sure_rows(answered: Tensor, alpha: float) -> list[dict]:
+        cost = {n: [macs(config, n, alpha, variant, depth) for depth in depths] for n in lengths}
+        costs = torch.tensor([cost[len(text)] for text in samples], dtype=torch.float64).T
+        rows = [by_confidence(answered, costs, right, sure, whole) for sure in SURE]
+        return [{**row, "alpha": alpha} for row in rows]
+
     for depth, answer in zip(depths, said):
         found = tally((answer.argmax(-1) == right).int().tolist())
         rows.append({"control": "layers", "target": layers / depth, "layers": depth,
                      "mac_reduction": layers / depth, **found})  # fmt: skip
-    rows += [by_confidence(said, depths, right, sure) for sure in SURE]
+    rows += sure_rows(said, 1.0)
     if training.sampling != "ladder":
         return rows
+    for target in (t for t in targets if 1 < t <= STRONG):  # the same with fewer tokens
+        alpha = alpha_for(config, list(lengths.elements()), target, variant)
+        answered = asked(model, samples, alpha, variant, probe, depths)
+        rows += [{**row, "control": "both-confidence", "tokens": target} for row in sure_rows(answered, alpha)]
     for target in targets:
         chosen = [d for d in DEPTHS if d < layers] if splits is None else [splits[target]] if target in splits else []
         for depth in dict.fromkeys([*chosen, layers]):
@@ -128,18 +131,17 @@ def curve(
     return rows
 
 
-def by_confidence(said: Tensor, depths: Sequence[int], right: Tensor, sure: float) -> dict:
-    """The row of texts that leave behind the first depth that is so sure of its answer [depths, samples, classes], with
-    the mean depth that this comes to; the head's own cost is not counted, a thousandth of a layer's."""
+def by_confidence(said: Tensor, costs: Tensor, right: Tensor, sure: float, whole: int) -> dict:
+    """The row of texts that each leave behind the first depth that is so sure of its answer [depths, samples, classes].
+    costs: multiply-accumulates of each text up to each depth [depths, samples]; whole: of all texts in the whole model.
+    The head's own, a thousandth of a layer's, are left out."""
     leaves = said.softmax(-1).amax(-1) >= sure
     leaves[-1] = True
     at = leaves.int().argmax(0)
-    answer = said[at, torch.arange(len(right))].argmax(-1)
-    mean = torch.tensor(depths, dtype=torch.float64)[at].mean().item()
-    found = tally((answer == right).int().tolist())
-    reduction = max(depths) / mean
-    return {"control": "confidence", "target": None, "sure": sure, "mean_layers": round(mean, 3),
-            "mac_reduction": reduction, **found}  # fmt: skip
+    texts = torch.arange(len(right))
+    found = tally((said[at, texts].argmax(-1) == right).int().tolist())
+    reduction = whole / float(costs[at, texts].sum())
+    return {"control": "confidence", "target": None, "sure": sure, "mac_reduction": reduction, **found}
 
 
 def best_splits(rows: Sequence[dict]) -> dict[float, int]:

@@ -8,8 +8,7 @@ window.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -155,12 +154,8 @@ def forward(
             step.trail.append(step.trail[-1])
         else:
             step.layer(number)
-    return final_norm(step.decoder)(step.hidden), step.trail
-
-
-def final_norm(decoder: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the last layer's states go through before the head."""
-    return functools.partial(_normed, decoder.ln_f if hasattr(decoder, "ln_f") else decoder.norm)
+    final = step.decoder.ln_f if step.gpt2 else step.decoder.norm
+    return _normed(final, step.hidden), step.trail
 
 
 class _Pass:

@@ -74,7 +74,7 @@ class _Weights:
             self.merged.split()
         apart = self.exact is not self.of_model
         for p, low in zip(self.exact, self.of_model) if apart else ():
-            p.grad, low.grad = low.grad.float(), None
+            p.grad, low.grad = None if low.grad is None else low.grad.float(), None
         length = nn.utils.clip_grad_norm_(self.exact, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -275,7 +275,8 @@ def _passes(
             depths = exits.drawn(training.exits, config.num_hidden_layers, draw)
             said = exits.answers(model, passed, trail, depths)
             example_of = logits.detach().softmax(-1) if teacher is None else teacher
-            whole = (loss + exits.loss(said, wanted, example_of, training.distill)) / 2
+            early = exits.loss(said, wanted, example_of, training.distill)
+            whole = (1 - training.exit_share) * loss + training.exit_share * early
         if example is not None and training.match:
             apart = [(s - e).square().sum(-1) / e.square().sum(-1) for s, e in zip(states, example)]
             whole = whole + training.match * torch.stack(apart).mean()

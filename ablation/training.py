@@ -30,6 +30,7 @@ class Training:
     deep: match the last token's states behind every layer, in the mean, not only the final one.
     exits: the head answers behind so many depths, too, drawn in every pass (all of them, if there are fewer), each
         taught by the labels and, by `distill`, the last layer's answer of the alpha = 1 pass. (ablation/exits.py)
+    exit_share: of the loss, theirs.
     skips: layers left out of the alpha = 1 pass: the probability of the last, 0 of the first, rising in between.
     crops: the share of the texts that a step reads only a random window of, half of their tokens or more.
     probe: "" scores as the variant says; "gradient" learns a linear score per dropping layer on the way, which
@@ -80,6 +81,7 @@ class Training:
     teacher: str = ""
     layers: int = 0
     exits: int = 0
+    exit_share: float = 0.5
     skips: float = 0.0
     lora: int = 0
     bends: bool = False

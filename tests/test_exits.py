@@ -1,22 +1,29 @@
 """A classifier that answers behind every layer: against models of so many layers; its curves against plain counting."""
 
+import json
 import random
 
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 
+import zsaa
 from ablation import exits
 from ablation.run import judge
 from ablation.train import train
 from ablation.training import Training
 from ablation.variants import Variant, alpha_for, counts, macs, total_macs
+from zsaa.data.batching import pad
 from zsaa.depth import remove_layers
+from zsaa.dial import settings, trained_for
 from zsaa.evaluation.accuracy import tally
+from zsaa.finetune import Recipe, fine_tune
 
 SAMPLES = [tiny.tokens([n], seed=n)[0][0].tolist() for n in (9, 17, 5, 30, 12, 21)]
 LABELS = [0, 1, 1, 0, 1, 0]
+TEXTS = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": y} for ids, y in zip(SAMPLES, LABELS)]
 
 
 def model():
@@ -65,7 +72,7 @@ def test_the_loss_is_the_mean_over_depths():
 
 def test_depths_are_drawn_from_all_parts_of_the_range():
     draw = random.Random(0)
-    assert exits.drawn(29, 30, draw) == list(range(3, 30)) and exits.drawn(1, 4, draw) == [3]
+    assert exits.drawn(29, 30, draw) == list(range(3, 30)) and exits.drawn(9, 4, draw) == [1, 2, 3]
     found = [exits.drawn(3, 30, draw) for _ in range(200)]
     assert all(3 <= a < 12 <= b < 21 <= c < 30 for a, b, c in found) and {a for a, *_ in found} == set(range(3, 12))
     left = [exits.skipped(0.5, 30, draw) for _ in range(2000)]
@@ -79,16 +86,15 @@ def test_depths_are_drawn_from_all_parts_of_the_range():
 def test_a_text_leaves_where_it_is_sure():
     sure = torch.tensor([[[2.0, 0.0], [9.0, 0.0]], [[0.0, 9.0], [0.0, 9.0]], [[0.0, 1.0], [1.0, 0.0]]])
     right = torch.tensor([1, 0])
-    found = exits.by_confidence(sure, [3, 4, 6], right, 0.95)
-    assert (found["mean_layers"], found["mac_reduction"]) == (3.5, pytest.approx(6 / 3.5))
-    assert found["right"] == tally([1, 1])["right"]
-    never = exits.by_confidence(sure, [3, 4, 6], right, 1.0)
-    assert never["mean_layers"] == 6.0 and never["accuracy"] == 100.0
+    costs = torch.tensor([[3.0, 6.0], [4.0, 8.0], [6.0, 12.0]])
+    found = exits.by_confidence(sure, costs, right, 0.95, whole=18)
+    assert found["mac_reduction"] == pytest.approx(18 / (4 + 6)) and found["right"] == tally([1, 1])["right"]
+    never = exits.by_confidence(sure, costs, right, 1.0, whole=18)
+    assert never["mac_reduction"] == 1.0 and never["accuracy"] == 100.0
 
 
 @pytest.mark.parametrize("sampling", ["conventional", "ladder"])
 def test_it_learns_at_every_depth_and_is_judged(sampling, monkeypatch):
-    monkeypatch.setattr(exits, "SHALLOWEST", 1)
     monkeypatch.setattr(exits, "DEPTHS", (2, 3))
     rule, net = Variant(tau=2), model()
     more = {"probe": "gradient"} if sampling == "ladder" else {"skips": 0.2}
@@ -106,7 +112,11 @@ def test_it_learns_at_every_depth_and_is_judged(sampling, monkeypatch):
     assert [row["layers"] for row in layers] == [1, 2, 3, 4]
     for row, answers in zip(layers, after):
         assert row["right"] == tally((answers.argmax(-1) == wanted).int().tolist())["right"]
-    assert sum(row["control"] == "confidence" for row in rows) == len(exits.SURE)
+    surest = [row for row in rows if row["control"] == "confidence"]
+    assert len(surest) == len(exits.SURE) and all(1 <= row["mac_reduction"] <= 4 for row in surest)
+    pruned = [row for row in rows if row["control"] == "both-confidence"]
+    assert len(pruned) == (len(exits.SURE) if sampling == "ladder" else 0)
+    assert all(row["tokens"] == 3 and row["mac_reduction"] >= 3 for row in pruned)
     both = [(row["target"], row["layers"]) for row in rows if row["control"] in ("both", "alpha")]
     assert both == ([(1, 4), (3, 2), (3, 3), (3, 4)] if sampling == "ladder" else [])
     assert all(row["mac_reduction"] >= row["target"] for row in rows if row["control"] in ("both", "alpha"))
@@ -123,3 +133,53 @@ def test_it_learns_at_every_depth_and_is_judged(sampling, monkeypatch):
 def test_settings_that_do_not_go_together(wrong):
     with pytest.raises(ValueError, match=r"exits teach themselves|skips are of|teacher needs"):
         Training(**{"sampling": "conventional", **wrong})
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_answers_of_states_are_the_depth_dials(family, padding, alpha):
+    from zsaa.finetune.exits import answers
+
+    net = zsaa.enable(tiny.make(family, "sequence-classification"), alpha, tau=2)
+    ids, mask, _ = tiny.tokens([9, 17], padding=padding)
+    trained_for(net, None, (1, 4))
+    with torch.no_grad():
+        states = net(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        said = answers(net, net.score, states, mask, [1, 2, 3])
+        for depth, one in zip((1, 2, 3), said):
+            torch.testing.assert_close(one, net(ids, attention_mask=mask, depth=depth).logits.float())
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampling": "ladder", "strongest": 3.0, "tau": 2}, {"tuning": "lora"}])
+def test_a_recipe_teaches_every_depth(changes, tmp_path):
+    """Of the package's trainer: accuracy behind each layer, and the range that the dial then knows."""
+    recipe = Recipe.named(
+        "depth", **{"learning_rate": 1e-2, "batch_size": 3, "epochs": 10.0, "dropout": 0.0, **changes}
+    )
+    net, wanted = tiny.make("llama", "sequence-classification", dtype=torch.float32), torch.tensor(LABELS)
+
+    def losses(of):
+        ids, mask = pad(SAMPLES, 0, "cpu")
+        with torch.no_grad():
+            said = [of(input_ids=ids, attention_mask=mask, depth=depth).logits for depth in (1, 2, 3, 4)]
+        return [float(F.cross_entropy(one, wanted)) for one in said]
+
+    zsaa.enable(net)
+    trained_for(net, None, (1, 4))
+    before = losses(net)
+    trained, log = fine_tune(net, tiny.Padder(), Dataset.from_list(TEXTS), recipe, tmp_path, progress=False)
+    after = losses(trained)
+    assert log["steps"] == 20 and all(now < was for was, now in zip(before, after)), (before, after)
+    assert settings(trained)["depth_range"] == (1, 4) and settings(trained)["depth"] is None
+    adapter = tmp_path / "model" / "zsaa.json"
+    written = adapter.read_text() if adapter.is_file() else (tmp_path / "model" / "config.json").read_text()
+    assert (json.loads(written) if adapter.is_file() else json.loads(written)["zsaa"])["depth_range"] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sampling": "exits"}, {"exits": 3}, {"sampling": "exits", "exits": 3, "method": "conventional"}]
+)
+def test_recipes_that_teach_no_depth(wrong):
+    with pytest.raises(ValueError, match=r"depths are taught by sampling='exits'|draws depths: it goes neither"):
+        Recipe(**wrong)

@@ -16,7 +16,7 @@ PAPER = {
     "schedule": "geometric", "learning_rate": 4e-5, "batch_size": 8, "epochs": 5.0, "max_steps": -1, "dropout": 0.1,
     "seed": 0, "max_length": 512, "lora_rank": 8, "lora_alpha": 16, "precision": "auto", "group_by_length": False,
     "gradient_checkpointing": False, "gradient_accumulation": 1, "sampling": "alpha", "distill": 0.0, "crops": 0.0,
-    "strongest": 12.0,
+    "strongest": 12.0, "exits": 0,
 }  # fmt: skip
 PLUS = {
     "score": "salience", "tau": 2, "sampling": "ladder", "distill": 0.5, "learning_rate": 2e-4, "batch_size": 32,
@@ -52,7 +52,7 @@ def test_recipes_say_what_they_said_as_code(asked, changes, fields):
 def test_every_packaged_file_is_a_recipe():
     """And the paper's lists all fields with its defaults, from which the others start."""
     made = {name: Recipe.named(name) for name in RECIPES}
-    assert set(made) == {"paper", "conventional", "zsaa+", "zsaa+-lora"}
+    assert set(made) == {"paper", "conventional", "depth", "zsaa+", "zsaa+-lora"}
     assert RECIPES["paper"] == {**PAPER} and made["paper"] == Recipe()
     assert made["zsaa+-lora"] == Recipe.named("zsaa+", tuning="lora")
     assert made["conventional"] == Recipe(method="conventional")

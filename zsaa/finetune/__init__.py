@@ -8,7 +8,7 @@ The conventional fine-tuning beside it is the same run with alpha fixed at 1. Re
 
 Not in the paper, and off unless a recipe says so: "ladder" steps, which see the whole text, a weak and a strong MAC
 reduction, the first teaching the others; a score that is learned on the way (zsaa/learned/salience.py); and a schedule
-by which lower layers drop less.
+by which lower layers drop less; "exits", by which one model answers at every depth.
 
 Several GPUs: start the same script with torchrun or `accelerate launch`, one process a GPU (DDP, or FSDP when
 accelerate is told so). All processes draw the same alpha.

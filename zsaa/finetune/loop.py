@@ -13,8 +13,10 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, Traini
 
 import zsaa
 from zsaa.dial import trained_for
+from zsaa.families import find_decoder
 from zsaa.finetune.adapters import add_lora, prepare_quantized, set_dropout
 from zsaa.finetune.checkpoints import last_checkpoint, note, refuse_another, training_of
+from zsaa.finetune.exits import shallowest
 from zsaa.finetune.io import save
 from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.samples import check_samples
@@ -70,7 +72,8 @@ def fine_tune(
     _train(trainer, model, latest, checkpoints)
     seconds = time.perf_counter() - started
     model, weights = _learned(trainer, model, recipe)
-    trained_for(model, drawn_from)
+    layers = find_decoder(model)[0].config.num_hidden_layers
+    trained_for(model, drawn_from, (shallowest(layers), layers) if recipe.exits else None)
 
     def finish():
         save(trainer.accelerator.unwrap_model(model), tokenizer, learned, weights)
@@ -159,7 +162,7 @@ def _arguments(
 def _trainer(
     model: nn.Module, tokenizer, train_dataset, recipe: Recipe, drawn_from: tuple, arguments: TrainingArguments
 ) -> FiniteTrainer:
-    classifies, ladder = hasattr(model, "score"), recipe.sampling == "ladder"
+    classifies, ladder = hasattr(model, "score"), recipe.sampling != "alpha"
     make = partial(LadderTrainer, recipe=recipe) if ladder else FiniteTrainer
     trainer = make(
         model=model,
@@ -202,6 +205,6 @@ def _learned(trainer: FiniteTrainer, model: nn.Module, recipe: Recipe) -> tuple[
         for tied in getattr(model, "all_tied_weights_keys", None) or ():  # gathered twice, saved once
             weights.pop(tied, None)
     model.eval()
-    if recipe.sampling == "ladder":  # else AlphaSampler has done so
+    if recipe.sampling != "alpha":  # else AlphaSampler has done so
         zsaa.set_alpha(model, 1.0)
     return model, weights

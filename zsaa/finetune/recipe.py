@@ -16,7 +16,7 @@ from zsaa.rule import LEARNED, check_alpha, check_schedule, check_score, check_t
 
 FOLDER = Path(__file__).parent / "recipes"
 CHOICES = {
-    "sampling": ("alpha", "ladder"),
+    "sampling": ("alpha", "ladder", "exits"),
     "method": ("alpha-sampled", "conventional"),
     "tuning": ("full", "lora"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
@@ -47,10 +47,13 @@ class Recipe:
         gradients of the alpha = 1 pass of a ladder step.
     sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "ladder": three passes in turn,
         alpha = 1, and two MAC reductions drawn log-uniformly, from 1 to the root of `strongest` and from there to
-        `strongest`; alpha is solved for the lengths of each batch. Classifiers only.
-    distill (not the paper's): of the loss of the pruned passes of a ladder step, the share that is the divergence from
-        what its alpha = 1 pass says; the rest is the labels'.
-    crops (not the paper's): of the texts of a ladder step, the share of which it reads a part only, successive tokens,
+        `strongest`; alpha is solved for the lengths of each batch. "exits": one pass at alpha = 1. Classifiers only.
+    exits (not the paper's): depths below all, drawn in each pass of a ladder or of sampling="exits", behind which the
+        model is taught to answer, too: half of the loss. At or above their number all of them, from a tenth of the
+        layers on: the depth dial's range.
+    distill (not the paper's): of the loss of the pruned passes of a ladder step, and of exits, the share that is the
+        divergence from what the alpha = 1 pass says behind all layers; the rest is the labels'.
+    crops (not the paper's): of the texts of such a step, the share of which it reads a part only, successive tokens,
         half of them or more, another part in each epoch: the same texts are not learned by heart (LoRA, five epochs).
     batch_size: samples a process and pass; a step sees batch_size x gradient_accumulation x processes of them.
     dropout: attention dropout and, for LoRA, adapter dropout.
@@ -84,13 +87,14 @@ class Recipe:
     distill: float = 0.0
     crops: float = 0.0
     strongest: float = 12.0
+    exits: int = 0
 
     file: ClassVar[dict | None] = None
 
     @classmethod
     def named(cls, name: str = "paper", **changes) -> Recipe:
-        """The recipe recipes/NAME.yaml: "paper" (the defaults), "conventional", "zsaa+" or "zsaa+-lora", which
-        "zsaa+" with tuning="lora" is, too. Keyword arguments change single fields. A name that ends in .yaml is a
+        """The recipe recipes/NAME.yaml: "paper" (the defaults), "conventional", "depth", "zsaa+" or "zsaa+-lora",
+        which "zsaa+" with tuning="lora" is, too. Keyword arguments change single fields. A name that ends in .yaml is a
         path, as in `from_file`."""
         if Path(name).suffix in (".yaml", ".yml"):
             return cls.from_file(name, **changes)
@@ -128,14 +132,20 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
         self._check_numbers()
-        if self.sampling == "ladder" and (self.method == "conventional" or self.alpha_range is not None):
+        if self.sampling != "alpha" and (self.method == "conventional" or self.alpha_range is not None):
+            draws = "MAC reductions up to `strongest`" if self.sampling == "ladder" else "depths"
             raise ValueError(
-                "sampling='ladder' draws MAC reductions up to `strongest`: it goes neither with method='conventional'"
-                " nor with an alpha_range. Use sampling='alpha' for those."
+                f"sampling={self.sampling!r} draws {draws}: it goes neither with method='conventional' nor with an "
+                "alpha_range. Use sampling='alpha' for those."
             )
-        if self.sampling != "ladder" and self.crops:
+        if (self.sampling == "exits") > bool(self.exits) or (self.exits and self.sampling == "alpha"):
+            raise ValueError(
+                f"exits={self.exits} and sampling={self.sampling!r}: depths are taught by sampling='exits', or by "
+                "'ladder' for both dials, with exits above 0."
+            )
+        if self.sampling == "alpha" and self.crops:
             raise ValueError(f"crops={self.crops} is of ladder steps: use sampling='ladder', or crops=0.")
-        if self.sampling != "ladder" and (self.distill or self.score == LEARNED):
+        if (self.sampling == "alpha" and self.distill) or (self.sampling != "ladder" and self.score == LEARNED):
             what = f"distill={self.distill}" if self.distill else f"score={self.score!r}"
             raise ValueError(f"{what} needs the alpha = 1 pass of sampling='ladder', which teaches it.")
 
@@ -144,6 +154,7 @@ class Recipe:
         fits = {name: check_number(name, getattr(self, name), interval) for name, interval in NUMBERS.items()}
         fits |= {name: check_whole(name, getattr(self, name)) for name in WHOLE}
         fits |= {name: check_flag(name, getattr(self, name)) for name in FLAGS}
+        fits["exits"] = check_whole("exits", self.exits, least=0)
         fits["seed"] = check_whole("seed", self.seed, least=0, most=2**32 - 1)
         fits["max_steps"] = check_whole("max_steps", self.max_steps, also={-1: "none, epochs decide"})
         fits["tau"] = check_tau(self.tau)
@@ -183,9 +194,9 @@ def _read(path: Path) -> tuple[dict, str]:
 
 
 def method_of(sampling: str, otherwise: str) -> str:
-    """What a result file calls a method: "zsaa+" where steps are ladders, so that nobody takes it for the paper's, else
-    `otherwise`."""
-    return "zsaa+" if sampling == "ladder" else otherwise
+    """What a result file calls a method: "zsaa+" where steps are ladders, so that nobody takes it for the paper's,
+    "exits" where they teach depths alone, else `otherwise`."""
+    return {"ladder": "zsaa+", "exits": "exits"}.get(sampling, otherwise)
 
 
 # The packaged recipes by name, and the fields that their files give.

@@ -27,7 +27,7 @@ def alpha_range(
     """The range that `recipe` draws alpha from on `model`. Of a ladder, which draws MAC reductions: down to the alpha
     that divides the MACs of samples of these `lengths`, taken together, by `strongest`; (None, None) without lengths.
     """
-    if recipe.method == "conventional":
+    if recipe.method == "conventional" or recipe.sampling == "exits":
         return 1.0, 1.0
     if recipe.sampling == "ladder":
         return (None, None) if lengths is None else (reduced_to(recipe.strongest, recipe, model, lengths), 1.0)

@@ -1,8 +1,10 @@
-"""Trainers that turn the dial: before each optimizer step (Eq. 3), or between the three passes of a ladder step."""
+"""Trainers that turn the dial: before each optimizer step (Eq. 3), or between the passes of a step that teaches itself:
+the three of a ladder, the one that has exits."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 import zsaa
 from zsaa.families import find_decoder
+from zsaa.finetune import exits
 from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.sampling import crop, draw_alpha, draw_reductions, reduced_to
 from zsaa.learned import salience
@@ -66,9 +69,14 @@ class FiniteTrainer(Trainer):
         super()._save_checkpoint(*args, **kwargs)
 
 
+def classifier_head(model: nn.Module) -> nn.Module:
+    """A classifier's head, also inside PEFT."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).score
+
+
 class LadderTrainer(FiniteTrainer):
     """A Trainer of ladder steps: three passes, one after another, for the memory's sake, the first of which teaches the
-    others and a learned score. model: the one with the dial."""
+    others and a learned score; and of exits, which every pass may have. model: the one with the dial."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, **kwargs):
         super().__init__(model=model, **kwargs)
@@ -80,6 +88,8 @@ class LadderTrainer(FiniteTrainer):
     def alphas(self, inputs: dict) -> list[float]:
         """Of the passes over this batch. Draws are per optimizer step, the same in all processes."""
         recipe, lengths = self.recipe, inputs["attention_mask"].sum(dim=1).tolist()
+        if recipe.sampling == "exits":
+            return [1.0]
         drawn = draw_reductions(recipe.strongest, recipe.seed, self.state.global_step)
         return [1.0, *(reduced_to(times, recipe, self.dialed, lengths) for times in drawn)]
 
@@ -107,17 +117,29 @@ class LadderTrainer(FiniteTrainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        wanted = inputs.get("labels")
+        inputs = {**inputs, "output_hidden_states": True} if self.recipe.exits else inputs
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        distill = self.recipe.distill
-        if distill and self.teacher is None:
+        distill, first = self.recipe.distill, self.teacher is None
+        if first:
             self.teacher = outputs["logits"].detach().float().softmax(-1)
         elif distill:
             said = outputs["logits"].float().log_softmax(-1)
             loss = (1 - distill) * loss + distill * F.kl_div(said, self.teacher, reduction="batchmean")
+        if self.recipe.exits:
+            loss = (loss + self._exits(outputs["hidden_states"], inputs["attention_mask"], wanted)) / 2
         loss = self.share * loss
         for weight, gradient in self.lesson:  # zero, with this gradient: it goes where those of the model go
             loss = loss + ((weight - weight.detach()) * gradient).sum()
         return (loss, outputs) if return_outputs else loss
+
+    def _exits(self, states: tuple[Tensor, ...], mask: Tensor, wanted: Tensor) -> Tensor:
+        """The loss of the depths that this pass teaches; drawn per optimizer step, the same in all processes."""
+        recipe, layers = self.recipe, len(states) - 1
+        draw = random.Random(f"zsaa exits {recipe.seed} {self.state.global_step}")
+        depths = exits.drawn(recipe.exits, layers, draw)
+        said = exits.answers(self.dialed, classifier_head(self.dialed), states, mask, depths)
+        return exits.loss(said, wanted, self.teacher, recipe.distill)
 
     def _clip_grad_norm(self, model):
         """The model's gradients: a scorer's are larger, and would decide how far the model goes."""
