@@ -235,7 +235,7 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
         share = len(lengths[chosen]) / len(lengths)
         some, verdicts = [view[chosen] for view in views], None if taught is None else taught[chosen]
         loss, divergences = _passes(
-            model, probe, some, wanted[chosen], alphas, variant, training, share, draw, verdicts
+            model, probe, some, wanted[chosen], alphas, variant, training, share, verdicts, draw
         )
         first += share * loss
         for alpha, divergence in zip(alphas[1:], divergences if bend else ()):
@@ -245,7 +245,16 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
 
 
 def _passes(
-    model, probe, views, wanted, alphas, variant, training, share: float, draw, verdicts: Tensor | None = None
+    model,
+    probe,
+    views,
+    wanted,
+    alphas,
+    variant,
+    training,
+    share: float,
+    verdicts: Tensor | None = None,
+    draw: random.Random | None = None,
 ) -> tuple[float, list[Tensor]]:
     """A forward and a backward pass at each alpha on its view of the texts, which are this share of the step's. The
     first loss, and how far the answers are from the teacher's: `verdicts`, or, of all but the first, the first's."""

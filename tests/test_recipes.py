@@ -95,7 +95,7 @@ def test_bad_recipes(bad, message):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="no recipe 'best'. Available: conventional, paper, zsaa"):
+    with pytest.raises(ValueError, match="no recipe 'best'. Available: conventional, depth, paper, zsaa"):
         Recipe.named("best")
 
 
