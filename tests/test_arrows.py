@@ -47,6 +47,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
         "studies",
     ],
     "kit": ["kit", "architectures", "audit", "runner"],
+    "reuse": ["reuse"],  # prompts that come again
     "serve": ["serve"],
     "slider": ["slider"],
 }
@@ -68,6 +69,7 @@ MAY = {
     "studies": "method dials depth learned fast kernels budget measure models data evaluation training files kit "
     "package",
     "kit": "method budget measure models data evaluation training files studies package",
+    "reuse": "method fast",
     "serve": "method budget measure models data training files kit package",
     "slider": "method dials learned fast budget measure models data evaluation training files kit package",
 }

@@ -13,6 +13,7 @@ try:
     from zsaa.fast.dispatch import backends, use_backend
     from zsaa.heads import generation
     from zsaa.learned import asked, salience
+    from zsaa.reuse import Prompts
     from zsaa.rule import kept_counts
 except ImportError:  # where transformers is so old that it lacks what the dial is built on, say that
     check_transformers()
@@ -24,6 +25,7 @@ sys.modules.update({"zsaa.asked": asked, "zsaa.salience": salience, "zsaa.genera
 __version__ = "0.1.0"
 __all__ = [
     "SUPPORTED",
+    "Prompts",
     "UnsupportedModelError",
     "alpha_for",
     "at",

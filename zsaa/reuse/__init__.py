@@ -1,0 +1,6 @@
+"""Prompts that come again, off unless asked for: exact ones, and declared prefixes, are prefilled once."""
+
+from zsaa.reuse.prompts import Prompts
+from zsaa.reuse.store import Store
+
+__all__ = ["Prompts", "Store"]
