@@ -64,7 +64,7 @@ MAY = {
     "depth": "method",
     "models": "method files",
     "data": "models files",
-    "training": "method dials learned budget measure models data files package",
+    "training": "method dials learned heads budget measure models data files package",
     "evaluation": "method dials learned heads budget measure models data training files package",
     "studies": "method dials depth learned fast kernels budget measure models data evaluation training files kit "
     "package",

@@ -32,6 +32,7 @@ from zsaa.finetune.sampling import (
     reduced_to,
     window,
 )
+from zsaa.finetune.teaching import teach
 from zsaa.finetune.trainer import AlphaSampler, DivergedError, FiniteTrainer, LadderTrainer
 
 # What the trainers were called while this was one module.
@@ -67,6 +68,7 @@ __all__ = [
     "reduced_to",
     "resolve_precision",
     "save",
+    "teach",
     "training_of",
     "window",
 ]

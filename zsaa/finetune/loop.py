@@ -18,14 +18,16 @@ from zsaa.finetune.adapters import add_lora, prepare_quantized, set_dropout
 from zsaa.finetune.checkpoints import last_checkpoint, note, refuse_another, training_of
 from zsaa.finetune.exits import shallowest
 from zsaa.finetune.io import save
+from zsaa.finetune.questions import AnswerTrainer, collate
 from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.samples import check_samples
 from zsaa.finetune.sampling import alpha_range, rule_of
 from zsaa.finetune.trainer import AlphaSampler, DivergedError, FiniteTrainer, LadderTrainer
 from zsaa.learned import salience
+from zsaa.learned.asked import Scorer
 from zsaa.measure.checks import check_whole
 from zsaa.measure.distributed import on_first, place, start
-from zsaa.rule import LEARNED
+from zsaa.rule import ASKED, LEARNED
 
 
 def fine_tune(
@@ -42,7 +44,8 @@ def fine_tune(
 ) -> tuple[nn.Module, dict]:
     """Fine-tune `model` (float32 weights, or quantized ones under LoRA: QLoRA) on `train_dataset` (columns input_ids,
     attention_mask, labels: the class, or for a language model the token ids again; a dropped token is then scored on
-    the state in which it left).
+    the state in which it left). With a column part, too (`zsaa.finetune.questions.encode`), a language model learns to
+    answer: the document in its prompt is shortened, and the answer alone has a loss.
 
     Checkpoints go to output_dir/checkpoints every `save_steps` optimizer steps (None: never); with `resume`, an
     interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. Those of
@@ -65,6 +68,7 @@ def fine_tune(
     drawn_from = alpha_range(recipe, model, lengths)
     model = _with_dial(model, recipe)
     arguments = _arguments(recipe, checkpoints, save_steps, log_steps, progress)
+    arguments.remove_unused_columns = not _answers(train_dataset)
     trainer = _trainer(model, tokenizer, train_dataset, recipe, drawn_from, arguments)
     started = time.perf_counter()
     if save_steps is not None:
@@ -73,7 +77,9 @@ def fine_tune(
     seconds = time.perf_counter() - started
     model, weights = _learned(trainer, model, recipe)
     layers = find_decoder(model)[0].config.num_hidden_layers
-    trained_for(model, drawn_from, (shallowest(layers), layers) if recipe.exits else None)
+    # A scorer that is asked knows every alpha, though the model was tuned at 1.
+    whole = recipe.score == ASKED and recipe.method == "conventional"
+    trained_for(model, None if whole else drawn_from, (shallowest(layers), layers) if recipe.exits else None)
 
     def finish():
         save(trainer.accelerator.unwrap_model(model), tokenizer, learned, weights)
@@ -101,15 +107,43 @@ def resolve_precision(precision: str = "auto") -> str:
 
 
 def _check_request(model: nn.Module, train_dataset, recipe: Recipe, save_steps: int | None, log_steps: int) -> None:
-    if not hasattr(model, "score") and recipe.sampling != "alpha":
-        raise ValueError(
-            f"sampling={recipe.sampling!r} needs a classifier: its passes teach one another about class labels, which "
-            f"a {type(model).__name__} has not. Use sampling='alpha' and a score that is not learned, as "
-            "Recipe.named('paper') does."
-        )
     check_samples(model, train_dataset)
+    answers = _answers(train_dataset)
+    if not hasattr(model, "score") and (recipe.score == LEARNED or (recipe.sampling != "alpha" and not answers)):
+        raise ValueError(
+            f"sampling={recipe.sampling!r} with score={recipe.score!r} needs a classifier: its passes teach one "
+            f"another about class labels, which a {type(model).__name__} has not. To answer questions, give samples of "
+            "zsaa.finetune.questions.encode and Recipe.named('zsaa+', kind='causal-lm'); else Recipe.named('paper')."
+        )
+    if answers:
+        _check_answers(model, recipe)
     check_whole("save_steps", save_steps, also={None: "never"})
     check_whole("log_steps", log_steps)
+
+
+def _answers(train_dataset) -> bool:
+    """Are the samples questions about documents?"""
+    return hasattr(train_dataset, "__len__") and "part" in train_dataset[0]
+
+
+def _check_answers(model: nn.Module, recipe: Recipe) -> None:
+    if recipe.score == ASKED and not any(isinstance(scorer, Scorer) for scorer in salience.scorers_of(model)):
+        raise ValueError(
+            "score='asked' needs a scorer that the model has not: teach one first, with zsaa.finetune.teach(model, "
+            "tokenizer, samples), or put one on that goes by words, zsaa.asked.by_words(model, tokenizer)."
+        )
+    wrong = {
+        "crops": recipe.crops,
+        "exits": recipe.exits,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "processes": place()[1] - 1,
+    }
+    if name := next((name for name, value in wrong.items() if value), None):
+        raise ValueError(
+            f"{name} is not for answers to questions: a step reads the prompt, then the answer on its cache, in one "
+            "process. Set crops=0 and gradient_checkpointing=False; a smaller batch_size with gradient_accumulation "
+            "saves memory."
+        )
 
 
 def _with_dial(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -126,7 +160,12 @@ def _with_dial(model: nn.Module, recipe: Recipe) -> nn.Module:
             set_seed(recipe.seed)
             salience.attach(model, salience.fresh(model))
         salience.scorer_of(model).requires_grad_(True)
-    return zsaa.enable(model, alpha=1.0, **rule_of(recipe))
+    model = zsaa.enable(model, alpha=1.0, **rule_of(recipe))
+    if recipe.score == ASKED:  # its scorer was taught on these embeddings, and stands still
+        decoder, _ = find_decoder(model)
+        decoder.get_input_embeddings().requires_grad_(False)
+        decoder.asked.requires_grad_(False)
+    return model
 
 
 def _arguments(
@@ -163,6 +202,11 @@ def _trainer(
     model: nn.Module, tokenizer, train_dataset, recipe: Recipe, drawn_from: tuple, arguments: TrainingArguments
 ) -> FiniteTrainer:
     classifies, ladder = hasattr(model, "score"), recipe.sampling != "alpha"
+    if _answers(train_dataset):
+        options = {"model": model, "args": arguments, "train_dataset": train_dataset, "data_collator": collate}
+        trainer = AnswerTrainer(recipe=recipe, drawn_from=drawn_from, **options)
+        trainer.model_accepts_loss_kwargs = False  # the loss is the mean over a batch's answers
+        return trainer
     make = partial(LadderTrainer, recipe=recipe) if ladder else FiniteTrainer
     trainer = make(
         model=model,
@@ -205,6 +249,6 @@ def _learned(trainer: FiniteTrainer, model: nn.Module, recipe: Recipe) -> tuple[
         for tied in getattr(model, "all_tied_weights_keys", None) or ():  # gathered twice, saved once
             weights.pop(tied, None)
     model.eval()
-    if recipe.sampling != "alpha":  # else AlphaSampler has done so
+    if isinstance(trainer, LadderTrainer):  # else AlphaSampler has done so
         zsaa.set_alpha(model, 1.0)
     return model, weights

@@ -44,10 +44,11 @@ class Recipe:
         "lora", which is then QLoRA, as in section 4.3).
     alpha_range: (low, high) of the uniform draw; None takes the paper's range for the model family.
     tau, score, schedule: of the dial, as in `zsaa.enable`. The score "salience" is learned on the way, from the
-        gradients of the alpha = 1 pass of a ladder step.
+        gradients of the alpha = 1 pass of a ladder step; "asked" is taught before, by `zsaa.finetune.teach`.
     sampling (not the paper's): what an optimizer step sees. "alpha": one alpha (Eq. 3). "ladder": three passes in turn,
         alpha = 1, and two MAC reductions drawn log-uniformly, from 1 to the root of `strongest` and from there to
-        `strongest`; alpha is solved for the lengths of each batch. "exits": one pass at alpha = 1. Classifiers only.
+        `strongest`; alpha is solved for the lengths of each batch. "exits": one pass at alpha = 1. Classifiers; and
+        ladders for language models that answer questions, see `fine_tune`.
     exits (not the paper's): depths below all, drawn in each pass of a ladder or of sampling="exits", behind which the
         model is taught to answer, too: half of the loss. At or above their number all of them, from a tenth of the
         layers on: the depth dial's range.
@@ -92,10 +93,11 @@ class Recipe:
     file: ClassVar[dict | None] = None
 
     @classmethod
-    def named(cls, name: str = "paper", **changes) -> Recipe:
+    def named(cls, name: str = "paper", kind: str | None = None, **changes) -> Recipe:
         """The recipe recipes/NAME.yaml: "paper" (the defaults), "conventional", "depth", "zsaa+" or "zsaa+-lora",
-        which "zsaa+" with tuning="lora" is, too. Keyword arguments change single fields. A name that ends in .yaml is a
-        path, as in `from_file`."""
+        which "zsaa+" with tuning="lora" is, too. kind: of the model, as `load_model` has it: for "causal-lm" "zsaa+" is
+        "zsaa+-causal-lm", which answers questions about documents. Keyword arguments change single fields. A name that
+        ends in .yaml is a path, as in `from_file`."""
         if Path(name).suffix in (".yaml", ".yml"):
             return cls.from_file(name, **changes)
         if name not in RECIPES:
@@ -103,6 +105,7 @@ class Recipe:
                 f"there is no recipe {name!r}. Available: {', '.join(RECIPES)}; or give a file's path, which ends in "
                 ".yaml."
             )
+        name = f"{name}-{kind}" if f"{name}-{kind}" in RECIPES else name
         if changes.get("tuning") == "lora" and f"{name}-lora" in RECIPES:
             name = f"{name}-lora"
         return cls.from_file(_packaged(name), **changes)
