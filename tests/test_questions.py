@@ -14,10 +14,13 @@ import zsaa
 from zsaa import finetune
 from zsaa.data import questions
 from zsaa.data.questions import Asked
+from zsaa.evaluation.answers import curve, judge
 from zsaa.finetune import Recipe, teaching
 from zsaa.finetune.questions import ASKS, BODY, STAYS, answer_logits, collate, encode
 from zsaa.learned import asked, salience
 from zsaa.models import AssetError
+from zsaa.studies import command
+from zsaa.studies.answers import dealt
 
 QUICK = dict(batch_size=4, learning_rate=1e-3, precision="fp32")
 
@@ -246,3 +249,61 @@ def test_what_cannot_be_learned_is_refused(tokenizer, samples, tmp_path):
         finetune.teach(plain, tokenizer, elsewhere, progress=False)
     with pytest.raises(ValueError, match="steps must be a whole number"):
         finetune.teach(plain, tokenizer, samples, steps=0)
+
+
+def test_answers_are_judged_by_squads_rules():
+    assert judge("The  Ferry!", ["a ferry", "boat"]) == (1, 1)
+    assert judge("ferry at nine", ["nine"]) == (0, pytest.approx(0.5))
+    assert judge("", ["the"]) == (1, 1) and judge("x", ["y"]) == (0, 0) and judge("x y", ["z", "y x"]) == (0, 1)
+
+
+def test_the_curve_of_answers_spends_what_it_says(tokenizer):
+    """Each target is reached, the rivals get no more, and the whole prompt stands once."""
+    model = model_of(tokenizer, dtype=torch.float32)
+    rows = rows_of(3, length=120)
+    found = curve(model, tokenizer, rows, [1, 2, 3], new_tokens=3, progress=False)
+    assert [(row["control"], row["target"]) for row in found] == [
+        ("alpha", 1), *((control, target) for target in (2, 3) for control in ("alpha", "bm25", "last"))
+    ]  # fmt: skip
+    for row in found:
+        assert row["target"] <= row["mac_reduction"] < 1.15 * row["target"] and row["n"] == len(row["f1s"]) == 3
+        assert row["f1"] == pytest.approx(sum(row["f1s"]) / 3, abs=0.05)
+    stock = tiny.make("llama", dtype=torch.float32)
+    for row in found:
+        if row["control"] == "last" and row["target"] == 2:
+            asked = rows[0]
+            prompt = finetune.questions.prompt_of(tokenizer, asked.document, asked.question)
+            left = zsaa.truncation_for(model.config, len(prompt), 2) - (len(prompt) - 120)
+            words = " ".join(asked.document.split()[-left:])
+            short = torch.tensor([finetune.questions.prompt_of(tokenizer, words, asked.question)])
+            said = stock.generate(short, attention_mask=torch.ones_like(short), max_new_tokens=3, pad_token_id=0)
+            f1 = judge(tokenizer.decode(said[0, short.shape[1] :], skip_special_tokens=True), asked.answers)[1]
+            assert row["f1s"][0] == round(100 * f1, 1)
+    by_paper = zsaa.enable(model, score="column_sum", schedule="geometric")
+    (row,) = curve(by_paper, tokenizer, rows[:1], [2], ["alpha"], new_tokens=2, progress=False)
+    assert row["mac_reduction"] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "zsaa+", "--changes.tuning", "lora"]], ids=["as it is", "lora"])
+def test_one_command_from_rows_to_answers(tokenizer, recipe, tmp_path):
+    tiny.make("llama", dtype=torch.float32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lines = [{"document": r.document, "question": r.question, "answer": r.answers[0]} for r in rows_of(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = ["--objective", "answers", "--data", tmp_path / "rows.jsonl", "--model", tmp_path / "base"]
+    given += ["--output", tmp_path / "out", "--settings.targets", "[1,1.5]", "--settings.new_tokens", "2", *recipe]
+    given += ["--settings.scorer_steps", "2", "--settings.held_out", "0.3", "--progress", "false"]
+    given += ["--changes.max_steps", "1", "--changes.batch_size", "2"] if recipe else []
+    assert command.main(list(map(str, given))) == 0
+    (file,) = (tmp_path / "out/results").glob("*.json")
+    result = json.loads(file.read_text())
+    train, test = dealt(questions.read(tmp_path / "rows.jsonl"), 0.3)
+    assert not {r.document for r in train} & {r.document for r in test} and len(train) + len(test) == 16
+    assert {row["n"] for row in result["rows"]} == {len(test)} and result["kind"] == "questions"
+    assert ("train" in result) == bool(recipe) and result["task"]["fingerprint"]
+    if recipe:
+        assert result["train"]["scorer"]["heads"] and result["train"]["steps"] == 1
+        model, _ = finetune.load(tmp_path / "out" / result["name"] / "model", kind="causal-lm")
+        assert zsaa.settings(model)["score"] == "asked"
+    with pytest.raises(ValueError, match="held_out=0.01 of 1 documents leaves none for the test"):
+        dealt(train[:1], 0.01)

@@ -130,6 +130,7 @@ METHODS = {
     "salient": "salient words only",
     "layers": "first layers only",
     "bag": "bag of words",
+    "bm25": "BM25 sentences",
     "asked": "dial (score asked, schedule entry)",
 }
 BENCHMARKS = {

@@ -3,6 +3,7 @@
     python -m zsaa.run --objective accuracy --data imdb --recipe paper --changes.epochs 1.5 --seeds [0,1,2]
     python -m zsaa.run --objective perplexity --model gpt2 --data wikitext-103 --source hub --settings.stride 32
     python -m zsaa.run --objective choice --data reviews --recipe paper --changes.tuning lora --train 4000
+    python -m zsaa.run --objective answers --data mine.jsonl --recipe zsaa+ --changes.tuning lora
     python -m zsaa.run --objective accuracy --recipe paper --print_config > job.yaml
     python -m zsaa.run --config job.yaml --test 300
 
@@ -56,6 +57,8 @@ def line(row: dict) -> str:
         parts.append(f"perplexity {row['perplexity']:.2f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]")
         parts.append(f"x{row['ratio']:.3f} of stock  agreement {row['agreement']:.1f}%")
         parts.append(f"TTFT {row.get('speedup', 'not run')}")
+    elif "exact_match" in row:
+        parts.append(f"F1 {row['f1']:.2f}  exact match {row['exact_match']:.2f}  {row['tokens']:.0f} tokens")
     elif "accuracy" in row:
         parts.append(f"{'F1' if 'f1' in row else 'accuracy'} {measured(row):.2f} [{row['ci95'][0]}, {row['ci95'][1]}]")
     if "preserved" in row:
@@ -116,7 +119,8 @@ def job_of(arguments: list[str]) -> Job:
     try:
         if asked.recipe == UNTRAINED and asked.changes:
             raise ValueError(f"changes are {asked.changes} of no recipe: add --recipe paper, or another one.")
-        recipe = None if asked.recipe == UNTRAINED else Recipe.named(asked.recipe, **asked.changes)
+        kind = "causal-lm" if asked.objective == "answers" else None
+        recipe = None if asked.recipe == UNTRAINED else Recipe.named(asked.recipe, kind, **asked.changes)
         own = {field.name: getattr(asked, field.name) for field in fields(Job) if field.name not in NO_OPTIONS}
         return Job(**own, recipe=recipe, settings=parser.instantiate(asked).settings, command=_written(parser, asked))
     except (TypeError, ValueError, FileNotFoundError) as error:

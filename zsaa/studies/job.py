@@ -188,14 +188,43 @@ class Lengths(Settings):
             raise ValueError(f"shape must be 'gpt2' or None (the model's own), got {self.shape!r}.")
 
 
+@dataclass(frozen=True)
+class Answers(Settings):
+    """Answers to questions about documents along the dial, beside its rivals, on rows of your own.
+
+    Args:
+        targets: MAC reductions.
+        controls: which curves to evaluate; bm25 and last cut the document to as much.
+        held_out: share of the documents that is tested on.
+        scorer_steps: of teaching the scorer, before a recipe's training.
+        chunk: tokens that stay or leave together, of a scorer that is taught.
+        new_tokens: of an answer at most.
+    """
+
+    WHOLE: ClassVar = {"scorer_steps": (1, None), "chunk": (1, None), "new_tokens": (1, None)}
+    KNOWN: ClassVar = ("alpha", "bm25", "last")
+
+    targets: tuple[float, ...] = (1, 2, 3, 5)
+    controls: tuple[Literal["alpha", "bm25", "last"], ...] = ("alpha", "bm25", "last")
+    held_out: float = 0.2
+    scorer_steps: int = 1000
+    chunk: int = 16
+    new_tokens: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number("held_out", self.held_out, "(0, 1)")
+
+
 SETTINGS = {
     "accuracy": Accuracy,
     "perplexity": Perplexity,
     "choice": Choice,
     "latency": Latency,
     "lengths": Lengths,
+    "answers": Answers,
 }
-DATA = {"perplexity": "wikitext-103", "choice": "mmlu"}  # of the others IMDB
+DATA = {"perplexity": "wikitext-103", "choice": "mmlu", "answers": "questions.jsonl"}  # of the others IMDB
 
 
 @dataclass(frozen=True)
@@ -205,7 +234,8 @@ class Job:
     Args:
         objective: what is measured.
         model: a packaged model, a hub id or a folder; of accuracy without a recipe, an adapter of results/adapters.
-        data: a task, a corpus, or mmlu (reviews is its substitute); null takes the objective's of the paper.
+        data: a task, a corpus, mmlu (reviews is its substitute), or of answers a file of rows; null takes the
+            objective's of the paper.
         source: auto, packaged, hub, or a folder in the hub's layout.
         train: training samples; null takes all.
         test: held-out samples, windows, or questions per subject at most; null takes all.
@@ -220,7 +250,7 @@ class Job:
         command: how the job was asked for, for the result file.
     """
 
-    objective: Literal["accuracy", "perplexity", "choice", "latency", "lengths"] = "accuracy"
+    objective: Literal["accuracy", "perplexity", "choice", "latency", "lengths", "answers"] = "accuracy"
     model: str = "smollm2-135m"
     data: str | None = None
     source: str = "auto"
