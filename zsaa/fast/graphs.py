@@ -152,7 +152,7 @@ class Graphs:
     def _key(self, decoder: nn.Module, call: dict) -> tuple | None:
         """All that decides which kernels a prefill runs; None for calls that must run as they are."""
         step = call["zsaa"]
-        if step.trace is not None:
+        if step.trace is not None or not getattr(step.scorer, "recordable", True):
             return None
         cached = call["past_key_values"] is not None if "past_key_values" in call else False
         key = self._shapes(decoder, call, step.request.device)

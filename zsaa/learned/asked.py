@@ -169,6 +169,11 @@ class Scorer(Learned):
         score = (self.words[:, None] * weighed).sum(1) + x[:, 0]
         return score.masked_fill(~some, FAR)
 
+    @property
+    def recordable(self) -> bool:
+        """May a CUDA graph hold it? Sentences are counted on the way, and so of no fixed shape."""
+        return not self.shape.sentences
+
     def units(self, ids: Tensor, real: Tensor) -> Tensor:
         """Which chunk each token is of [batch, tokens], from 0; 0 for padding, which stands at the end."""
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
@@ -275,14 +280,22 @@ class Scorer(Learned):
 
 
 def by_words(model: nn.Module, tokenizer: Any, texts: Iterable[str] = (), chunk: int = 32) -> Scorer:
-    """A scorer for `model` that nothing was taught: chunks of `chunk` tokens by the words that they share with the
-    question. `zsaa.salience.attach(model, ...)` puts it on, for every language model that the dial knows.
+    """A scorer for `model` that nothing was taught: sentences, by BM25 of the question's words; those longer than
+    `chunk` tokens in equal pieces. `zsaa.salience.attach(model, ...)` puts it on, for every language model that the
+    dial knows.
 
-    texts: documents of the kind that will be asked about: a word counts the more, the fewer of their pieces of 32
-    tokens it is in. Without any the tokenizer's order tells, which lists common pieces first.
+    texts: documents of the kind that will be asked about: words that are in all pieces of these count nothing. Without
+    any the tokenizer's order tells, which lists common pieces first.
     """
-    canon, idf = words_of(find_decoder(model)[0].config.vocab_size, tokenizer, texts)
-    return Scorer(Shape(find_decoder(model)[0].config.hidden_size, 0, chunk=chunk), canon, idf).requires_grad_(False)
+    config = find_decoder(model)[0].config
+    canon, idf = words_of(config.vocab_size, tokenizer, texts)
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    # A line may end within a sentence, as texts are wrapped; a blank line does not.
+    wrapped = ["Ġ" if piece in ("Ċ", "\n") else piece or "" for piece in pieces]
+    kinds = marks(wrapped + [""] * (len(canon) - len(pieces)))
+    scorer = Scorer(Shape(config.hidden_size, 0, chunk=chunk, sentences=True, bm25=True), canon, idf, kinds)
+    scorer.words.data.copy_(torch.tensor([0.0, 0.0, 1.0, 0.5]))  # BM25 alone
+    return scorer.requires_grad_(False)
 
 
 def words_of(vocabulary: int, tokenizer: Any, texts: Iterable[str] = ()) -> tuple[Tensor, Tensor]:
