@@ -601,3 +601,24 @@ def test_a_real_failure_leaves_the_gpu_usable(monkeypatch):
     zsaa.enable(model, graphs=True)
     same(everything(model(ids)), everything(plain(ids)))
     assert len(held(model)) == 1
+
+
+@torch.no_grad()
+def test_sentences_have_no_fixed_shape_and_are_not_recorded(stand_in):
+    """Chunks of a fixed size are; and both give what they give without graphs, with nothing said."""
+    from zsaa.learned import asked, salience
+
+    ids, kept = tiny.tokens([70, 70])[0], {}
+    for sentences in (False, True):
+        model = tiny.make("llama")
+        scorer = asked.by_words(model, tiny.tokenizer(), chunk=4)
+        if not sentences:
+            scorer = asked.Scorer(asked.Shape(32, 0, chunk=4), scorer.canon, scorer.idf)
+        salience.attach(model, scorer)
+        zsaa.enable(model, alpha=0.6, score="asked", schedule="entry", graphs=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            kept[sentences] = everything(model(ids))
+        assert len(held(model)) == (not sentences)
+        zsaa.enable(model, graphs=False)
+        same(kept[sentences], everything(model(ids)))
