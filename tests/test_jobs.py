@@ -102,7 +102,7 @@ def test_the_command_of_a_job_asks_for_it_again():
         (["--objective", "speed"], "accuracy.*perplexity.*choice.*speed"),
         (["--settings.protocol", "prefix"], "settings.protocol"),
         (["--objective", "perplexity", "--settings.protocol", "backwards"], "prefix.*last-word.*backwards"),
-        (["--recipe", "nope"], "no recipe 'nope'. Available: conventional, paper"),
+        (["--recipe", "nope"], "no recipe 'nope'. Available: conventional, depth, paper"),
         (["--recipe", "paper", "--changes.epochs", "0"], r"epochs must be in \(0, inf\), got 0"),
         (["--recipe", "paper", "--changes.epoch", "1"], "epoch"),
         (["--changes.epochs", "1"], "of no recipe: add --recipe paper"),

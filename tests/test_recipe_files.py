@@ -52,7 +52,9 @@ def test_recipes_say_what_they_said_as_code(asked, changes, fields):
 def test_every_packaged_file_is_a_recipe():
     """And the paper's lists all fields with its defaults, from which the others start."""
     made = {name: Recipe.named(name) for name in RECIPES}
-    assert set(made) == {*("paper", "conventional", "depth", "zsaa+", "zsaa+-lora", "zsaa+-causal-lm", "zsaa+-causal-lm-lora")}
+    assert set(made) == {
+        *("paper", "conventional", "depth", "zsaa+", "zsaa+-lora", "zsaa+-causal-lm", "zsaa+-causal-lm-lora")
+    }
     assert made["zsaa+-causal-lm"] == Recipe.named("zsaa+", kind="causal-lm") != Recipe.named("zsaa+")
     assert made["zsaa+-causal-lm-lora"] == Recipe.named("zsaa+", kind="causal-lm", tuning="lora")
     assert made["zsaa+"] == Recipe.named("zsaa+", kind="sequence-classification")
