@@ -19,11 +19,15 @@ REDUCTIONS = (2.0, 3.0, 5.0, 7.0, 11.0)
 TOKENS, MOST = 100_000, 512  # of a batch, padding included, and samples
 
 
+def chosen(data: Data, split: str, limit: int | None) -> list[int]:
+    """Numbers of the turns that are judged: all, or so many of them."""
+    turns, rng = data.questions(split), random.Random(11)
+    return turns if limit is None or limit >= len(turns) else sorted(rng.sample(turns, limit))
+
+
 def samples_of(data: Data, split: str, passages: int, limit: int | None):
     """The same questions on the same passages for every row."""
-    turns, rng = data.questions(split), random.Random(11)
-    turns = turns if limit is None or limit >= len(turns) else sorted(rng.sample(turns, limit))
-    return [data.sample(i, passages, random.Random(f"judge-{i}")) for i in turns]
+    return [data.sample(i, passages, random.Random(f"judge-{i}")) for i in chosen(data, split, limit)]
 
 
 def length(s: Sample) -> int:

