@@ -140,13 +140,19 @@ class Work:
               flush=True)  # fmt: skip
 
     def scorer(self, name: str):
-        how = how_of(name)
-        scorer = how.build(self.data, 32 if self.tiny == "1" else 576, self.device)
         given = Path(os.environ.get("SCORERS", "."), f"scorer-{name}.pt")
         path = given if given.exists() else self.wait(f"scorer-{name}.pt")
-        saved = torch.load(path, map_location=self.device)
-        scorer.load_state_dict({k: v.float() for k, v in saved.items()}, strict=False)
-        return scorer.eval().requires_grad_(False)
+        return scorer_of(path, self.data, 32 if self.tiny == "1" else 576, self.device)
+
+
+def scorer_of(path: Path, data: Data, states: int, device):
+    """A scorer from its file, scorer-NAME.pt."""
+    scorer = how_of(path.stem.split("scorer-", 1)[1]).build(data, states, device)
+    saved = torch.load(path, map_location=device)
+    found = scorer.load_state_dict({k: v.float() for k, v in saved.items()}, strict=False)
+    if found.unexpected_keys or set(found.missing_keys) - {"canon", "idf", "marks"}:
+        raise ValueError(f"{path} is of another school: {found}.")
+    return scorer.eval().requires_grad_(False)
 
 
 def how_of(name: str) -> School:

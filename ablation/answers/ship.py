@@ -1,10 +1,11 @@
 """A row's adapter and scorer as a folder that zsaa.finetune.load reads; and what the package makes of it.
 
-    python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT
-    python -m ablation.answers.ship judge OUT data.json.gz --questions 100    # held-out questions, on a CPU
+    python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT               # of the first study
+    python -m ablation.answers.ship make adapter-dial-0.pt scorer-s24.0.pt OUT data.json.xz  # of the second
+    python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions, on a CPU
 
-Files are those of ablation.answers.run. The adapter is rounded to float16, as the study saved it; the scorer stays in
-float32.
+Files are those of ablation.answers.run, or of ablation.answers.second. The adapter is rounded to float16, as the
+studies saved it; the scorer stays in float32.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zsaa
+from ablation.answers import second
 from ablation.answers.data import Data, Sample, judge
 from ablation.answers.judge import samples_of
-from ablation.answers.model import RANK
 from ablation.answers.run import ROWS, SCORERS
 from ablation.answers.train import STRONGEST
 from zsaa import finetune
@@ -47,24 +48,24 @@ def scorer_from(path: str | Path, name: str, states: int) -> Scorer:
     return scorer.requires_grad_(False).eval()
 
 
-def make(adapter: str | Path, scorer: str | Path, out: str | Path) -> Path:
-    """Write the folder."""
+def make(adapter: str | Path, scorer: str | Path, out: str | Path, data: str | Path | None = None) -> Path:
+    """Write the folder. data: the second study's, whose scorers are saved without their tables of words."""
     saved, out = torch.load(adapter, map_location="cpu"), Path(out)
-    row = next(row for row in ROWS if row.name == saved["row"])
-    if row.schedule != "once":
-        raise ValueError(f"the row {row.name!r} drops by {row.schedule!r}; the package has 'once' alone, as 'entry'.")
     model, tokenizer = load_model(BASE)
-    model = finetune.add_lora(model, finetune.Recipe(tuning="lora", lora_rank=RANK, lora_alpha=2 * RANK, dropout=0.0))
-    names = {".down": ".lora_A.default.weight", ".up": ".lora_B.default.weight"}
-    weights = {}
-    for name, value in saved["adapters"].items():
-        layer, part = name.rsplit(".", 1)
-        weights[f"base_model.model.{layer}{names['.' + part]}"] = value.float()
-    found = model.load_state_dict(weights, strict=False)
-    missing = [name for name in found.missing_keys if "lora" in name]
-    if found.unexpected_keys or missing:
-        raise ValueError(f"{adapter} is of other layers: {found.unexpected_keys or missing}.")
-    salience.attach(model, scorer_from(scorer, saved["scorer"], model.config.hidden_size))
+    width = model.config.hidden_size
+    if data is not None:
+        weights, chooses = saved, second.scorer_of(Path(scorer), Data(data), width, "cpu")
+    else:
+        row = next(row for row in ROWS if row.name == saved["row"])
+        if row.schedule != "once":
+            raise ValueError(
+                f"the row {row.name!r} drops by {row.schedule!r}; the package has 'once' alone, as 'entry'."
+            )
+        weights, chooses = saved["adapters"], scorer_from(scorer, saved["scorer"], width)
+    rank = next(value.shape[0] for name, value in weights.items() if name.endswith(".down"))
+    model = finetune.add_lora(model, finetune.Recipe(tuning="lora", lora_rank=rank, lora_alpha=2 * rank, dropout=0.0))
+    _fill(model, weights, adapter)
+    salience.attach(model, chooses)
     zsaa.enable(model.eval(), alpha=1.0, tau=1, **RULE)
     zsaa.dial.trained_for(model, (round(zsaa.alpha_for(model.config, TYPICAL, STRONGEST, 1, **RULE), 3), 1.0))
     finetune.save(model, tokenizer, out)
@@ -77,6 +78,19 @@ def make(adapter: str | Path, scorer: str | Path, out: str | Path) -> Path:
     config = json.loads((out / kept[0]).read_text())
     (out / kept[0]).write_text(json.dumps({**config, "base_model_name_or_path": BASE}, indent=2) + "\n")
     return out
+
+
+def _fill(model, saved: dict, adapter: str | Path) -> None:
+    """PEFT's adapters with the study's."""
+    names = {".down": ".lora_A.default.weight", ".up": ".lora_B.default.weight"}
+    weights = {}
+    for name, value in saved.items():
+        layer, part = name.rsplit(".", 1)
+        weights[f"base_model.model.{layer}{names['.' + part]}"] = value.float()
+    found = model.load_state_dict(weights, strict=False)
+    missing = [name for name in found.missing_keys if "lora" in name]
+    if found.unexpected_keys or missing:
+        raise ValueError(f"{adapter} is of other layers: {found.unexpected_keys or missing}.")
 
 
 @torch.no_grad()
