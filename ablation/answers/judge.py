@@ -16,7 +16,7 @@ from ablation.answers.teach import look, mixed
 from ablation.answers.train import Dial
 
 REDUCTIONS = (2.0, 3.0, 5.0, 7.0, 11.0)
-TOKENS, MOST = 100_000, 512  # of a batch, padding included, and samples
+TOKENS, MOST = 140_000, 1024  # of a batch, padding included, and samples
 
 
 def chosen(data: Data, split: str, limit: int | None) -> list[int]:
