@@ -25,7 +25,7 @@ from pathlib import Path
 
 LONGEST_STORY, LONGEST_HEAD, LONGEST_ANSWER = 640, 160, 24  # tokens; longer ones are left out
 TEST_STORIES, VALIDATION_STORIES = 100, 40
-LONGEST_PAPER, PAPERS = 7_600, 120  # tokens; papers
+LONGEST_PAPER, PAPERS, PLAIN_TEXTS = 7_600, 120, 3000  # tokens; papers; texts without questions
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _rows_of(task: str, form: str):
 
 def _plain_texts():
     """Passages without questions, of the second study: the beginnings of novels' passages."""
-    for doc in _rows_of("lambada", "bpb_0shot"):
+    for doc in _rows_of("lambada", "bpb_0shot")[:PLAIN_TEXTS]:
         yield "lambada", next(str(v) for k, v in doc.items() if k in ("text", "query", "context"))
 
 
