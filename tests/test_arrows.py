@@ -29,6 +29,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "files": ["kit.files", "kit.energy", "measure.checks"],  # used by everybody, know nobody
     "measure": ["measure"],
     "budget": ["budget"],
+    "card": ["card"],
     "depth": ["depth"],
     "models": ["models"],
     "data": ["data"],
@@ -36,6 +37,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
     "evaluation": ["evaluation"],
     "studies": [
         "bench",
+        "card.__main__",
         "depth.__main__",
         "depth.heal",
         "depth.study",
@@ -61,12 +63,13 @@ MAY = {
     "files": "",
     "measure": "files",
     "budget": "method dials fast measure",
+    "card": "method measure files kit",
     "depth": "method",
     "models": "method files",
     "data": "models files",
     "training": "method dials learned heads budget measure models data files package",
     "evaluation": "method dials learned heads budget measure models data training files package",
-    "studies": "method dials depth learned fast kernels budget measure models data evaluation training files kit "
+    "studies": "method dials depth card learned fast kernels budget measure models data evaluation training files kit "
     "package",
     "kit": "method budget measure models data evaluation training files studies package",
     "reuse": "method fast",

@@ -7,6 +7,7 @@ from zsaa.compat import check_transformers
 try:
     from zsaa import slider
     from zsaa.budget import alpha_for, calibrate, report, truncation_for
+    from zsaa.card import card
     from zsaa.cost import mac_reduction, macs
     from zsaa.dial import at, captured, disable, enable, set_alpha, set_depth, settings, trace
     from zsaa.families import SUPPORTED, UnsupportedModelError
@@ -32,6 +33,7 @@ __all__ = [
     "backends",
     "calibrate",
     "captured",
+    "card",
     "disable",
     "enable",
     "kept_counts",
