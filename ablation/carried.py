@@ -1,12 +1,13 @@
 """A model made small enough to travel to a machine without a network: for the texts of one task, and a little rougher.
 
-python -m ablation.carried pack gemma3-270m imdb_films gemma.xz
-python -m ablation.carried unpack gemma.xz FOLDER
+python -m ablation.carried pack gemma3-270m imdb_films gemma.bin
+python -m ablation.carried unpack gemma.bin FOLDER
 
-Packed are only the tokens that the task's texts use, and those out of which the tokenizer builds them: it cuts these
-texts as the whole one does, with other numbers for the tokens. Matrices are rounded to a step of STEP standard
-deviations of each row, which makes about 3.4 bits a weight; vectors stay as they are, in float16. The folder is a plain
-model for zsaa.models.load_model. What the model loses by it is in the file: nats a token on reviews, before and after.
+Packed are only the tokens that the task's texts use at least --often times, and those out of which the tokenizer builds
+them. Texts without a rarer token are cut as by the whole tokenizer, with other numbers for the tokens; a rarer token is
+cut into smaller ones. Matrices are rounded to a step of so many standard deviations of each row (STEP, and COARSE for
+the embeddings), 3.8 and 3.1 bits a weight; vectors stay as they are, in float16. The folder is a plain model for
+zsaa.models.load_model. What rounding costs is in the file: nats a token on reviews, before and after.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 import lzma
 import math
 import struct
+import zlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,9 +28,8 @@ from torch import Tensor
 
 from zsaa.models import load_model
 
-STEP = 0.4  # of a row's standard deviation
-CODER = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0, "mode": lzma.MODE_FAST,
-          "mf": lzma.MF_HC3, "nice_len": 32, "depth": 1}]  # fmt: skip
+STEP, COARSE = 0.31, 0.5  # of a row's standard deviation
+HEAD = struct.Struct("<QQ")  # bytes of the facts, and of the weights as they are packed
 
 
 def vocabulary(tokenizer: dict, used: Iterable[int]) -> list[int]:
@@ -62,9 +64,9 @@ def fewer_tokens(tokenizer: dict, kept: list[int]) -> dict:
     return found
 
 
-def rounded(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def rounded(matrix: Tensor, step: float) -> tuple[np.ndarray, np.ndarray]:
     """int8 [rows, columns] and each row's step, float16."""
-    steps = (STEP * matrix.float().std(1)).clamp(min=1e-8).half()
+    steps = (step * matrix.float().std(1)).clamp(min=1e-8).half()
     return (matrix.float() / steps[:, None].float()).round().clamp(-127, 127).to(torch.int8).numpy(), steps.numpy()
 
 
@@ -72,22 +74,31 @@ def restored(whole: np.ndarray, steps: np.ndarray) -> Tensor:
     return torch.from_numpy(whole.astype(np.float32) * steps.astype(np.float32)[:, None])
 
 
-def pack(name: str, texts: list[str], path: Path) -> dict:
+def shortened(tokenizer, texts: list[str], often: int) -> tuple[dict, list[int], list[int]]:
+    """(tokenizer.json of fewer tokens, the old numbers of these in order, old numbers of those that the texts use)"""
+    import tokenizers
+
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    counted = Counter(number for ids in tokenizer(texts).input_ids for number in ids)
+    kept = vocabulary(spec, [number for number, times in counted.items() if times >= often])
+    small = fewer_tokens(spec, kept)
+    again = tokenizers.Tokenizer.from_str(json.dumps(small)).encode_batch(texts)
+    return small, kept, sorted({kept[number] for found in again for number in found.ids})
+
+
+def pack(name: str, texts: list[str], path: Path, often: int = 1) -> dict:
     """Writes the file; the facts that it begins with."""
     model, tokenizer = load_model(name)
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    used = sorted({number for ids in tokenizer(texts).input_ids for number in ids})
-    kept = vocabulary(spec, used)
+    small, kept, used = shortened(tokenizer, texts, often)
     tensors, blobs, place = [], [], {number: new for new, number in enumerate(kept)}
-    small = fewer_tokens(spec, kept)
-    before = nats(model, tokenizer, texts[:8])
+    before = nats(model, tokenizer, texts[:4])
     with torch.no_grad():
         for key, weight in model.state_dict().items():
             if key == "lm_head.weight" and model.config.tie_word_embeddings:
                 continue
             embedding = weight.shape[:1] == (model.config.vocab_size,)
             if weight.dim() == 2:
-                blob, steps = rounded(weight[used] if embedding else weight)
+                blob, steps = rounded(weight[used], COARSE) if embedding else rounded(weight, STEP)
                 new = restored(blob, steps).to(weight)
                 weight[used if embedding else slice(None)] = new
                 blobs += [steps.tobytes(), blob.tobytes()]
@@ -97,16 +108,16 @@ def pack(name: str, texts: list[str], path: Path) -> dict:
     config = {**model.config.to_dict(), "vocab_size": len(kept)}
     config |= {k: place[v] for k, v in config.items() if k.endswith("_token_id") and v in place}
     facts = {
-        "from": name, "step": STEP, "tokens": len(kept), "tokens_used": len(used), "config": config,
-        "nats_before": before, "nats_after": nats(model, tokenizer, texts[:8]),
+        "from": name, "often": often, "step": STEP, "coarse": COARSE, "tokens": len(kept), "tokens_used": len(used),
+        "config": config,
+        "nats_before": before, "nats_after": nats(model, tokenizer, texts[:4]),
         "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
         "used": [place[number] for number in used], "tensors": tensors, "tokenizer": small,
     }  # fmt: skip
-    head = json.dumps(facts).encode()
-    path.write_bytes(
-        lzma.compress(struct.pack("<Q", len(head)) + head)
-        + lzma.compress(b"".join(blobs), format=lzma.FORMAT_XZ, filters=CODER)
-    )
+    told = lzma.compress(json.dumps(facts).encode())
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # noise repeats nothing
+    packed = coder.compress(b"".join(blobs)) + coder.flush()
+    path.write_bytes(HEAD.pack(len(told), len(packed)) + told + packed)
     return facts
 
 
@@ -122,9 +133,10 @@ def unpack(path: Path, folder: Path) -> Path:
     import transformers
     from safetensors.torch import save_file
 
-    whole = lzma.decompress(path.read_bytes())
-    (size,) = struct.unpack_from("<Q", whole)
-    facts, at, weights = json.loads(whole[8 : 8 + size]), 8 + size, {}
+    file = path.read_bytes()
+    told, packed = HEAD.unpack_from(file)
+    facts = json.loads(lzma.decompress(file[HEAD.size : HEAD.size + told]))
+    whole, at, weights = zlib.decompress(file[HEAD.size + told : HEAD.size + told + packed], -15), 0, {}
 
     def take(count: int, kind: type) -> np.ndarray:
         nonlocal at
@@ -151,7 +163,10 @@ def unpack(path: Path, folder: Path) -> Path:
         tokenizer_file=str(folder / "tokenizer.json"), **facts["special"], clean_up_tokenization_spaces=False
     )
     tokenizer.save_pretrained(folder)
-    told = {key: facts[key] for key in ("from", "step", "tokens", "tokens_used", "nats_before", "nats_after")}
+    told = {
+        key: facts[key]
+        for key in ("from", "often", "step", "coarse", "tokens", "tokens_used", "nats_before", "nats_after")
+    }
     (folder / "carried.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     return folder
 
@@ -172,13 +187,14 @@ def main(arguments: list[str] | None = None) -> int:
     packing.add_argument("model")
     packing.add_argument("task")
     packing.add_argument("file", type=Path)
+    packing.add_argument("--often", type=int, default=1, help="leave out tokens that the texts use fewer times")
     unpacking.add_argument("file", type=Path)
     unpacking.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     if options.way == "unpack":
         print(unpack(options.file, options.folder))
         return 0
-    facts = pack(options.model, texts_of(options.task), options.file)
+    facts = pack(options.model, texts_of(options.task), options.file, options.often)
     told = ("from", "tokens", "tokens_used", "nats_before", "nats_after")
     print({key: facts[key] for key in told}, f"{options.file.stat().st_size / 1e6:.1f} MB")
     return 0

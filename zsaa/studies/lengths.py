@@ -30,7 +30,7 @@ def measure(job: Job) -> dict:
     output_folder(job.output)
     parts = ("lengths", Path(job.data).name, Path(job.model).name, *([asked.shape] if asked.shape else []))
     name = job.named("-".join(parts))
-    data = load_task(job.data, source=job.source, train=1, test=job.test, seed=0)
+    data = load_task(job.data, source=job.source, test=job.test, seed=0)
     net, tokenizer = load_model(job.model)
     recipe = {"tau": asked.tau, "schedule": asked.schedule, "max_length": asked.max_length, "shape": asked.shape}
     header = {"name": name, "kind": "lengths", "command": job.command, "model": model_record(job.model)}
