@@ -254,7 +254,9 @@ def test_stock_is_timed_compiled_too_and_what_fails_says_so(tmp_path, monkeypatc
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # the compiler itself takes half a minute
     code, record = run(tmp_path, "baselines", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
     found = {row["way"]: row for row in record["rows"]}
-    assert code == 0 and list(found) == ["stock", "compiled", "stock with a cache", "dial 0.5", "dial 0.5 by kernel"]
+    assert code == 0 and list(found) == [
+        "stock", "no mask", "compiled", "stock with a cache", "dial 0.5", "dial 0.5 by kernel",
+    ]  # fmt: skip
     assert found["stock"]["speedup"] == 1 and found["dial 0.5"]["mac_reduction"] > 1 and record["not_run"] == {}
     fastest = min(row["latency_ms"] for way, row in found.items() if "dial" not in way)
     assert found["dial 0.5"]["over_best_stock"] == round(fastest / found["dial 0.5"]["latency_ms"], 3)

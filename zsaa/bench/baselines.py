@@ -21,6 +21,7 @@ from zsaa.cost import mac_reduction
 from zsaa.families import find_decoder
 from zsaa.measure import alternate
 
+NO_MASK = "sdpa_without_mask"
 APART = 0.03  # of the logits' length: a compiled model's may be so far from stock's, in 16 bits
 
 
@@ -28,6 +29,19 @@ def whole(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits of the last token, without a cache: what leaves the compiler the least to stumble over."""
     with torch.inference_mode():
         return model(ids, use_cache=False, logits_to_keep=1).logits
+
+
+def without_mask(model: nn.Module) -> nn.Module:
+    """The model with PyTorch's attention told that it is causal. transformers hands it a mask wherever a pass is being
+    recorded, which rules the fast kernels out, and has compiled layers compiled anew."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NO_MASK, sdpa_attention_forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NO_MASK, lambda *_, **__: None)
+    model.config._attn_implementation = NO_MASK
+    return model
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -39,9 +53,9 @@ def compiled(model: nn.Module) -> nn.Module:
 
 
 def stock_runs(name: str, args, device, dtype) -> dict[str, nn.Module]:
-    """The same random weights twice: as transformers has them, and compiled."""
-    models = [dial.disable(build(name, max(args.tokens), device, dtype)) for _ in range(2)]
-    return {"stock": models[0], "compiled": compiled(models[1])}
+    """The same random weights three times: as transformers has them, without a mask, and compiled."""
+    stock, bare, third = (dial.disable(build(name, max(args.tokens), device, dtype)) for _ in range(3))
+    return {"stock": stock, "no mask": without_mask(bare), "compiled": compiled(without_mask(third))}
 
 
 def check_alike(logits: Tensor, expected: Tensor, name: str) -> None:
@@ -85,7 +99,8 @@ def _stock(models: dict[str, nn.Module], dialled: nn.Module, ids: Tensor, device
     recording that fails is no fault of the dial's, and says so in the result."""
     runs, memory, failed = {key: functools.partial(whole, model, ids) for key, model in models.items()}, {}, {}
     runs["stock with a cache"] = functools.partial(prefill, dialled, ids, 1.0)
-    runs |= {f"{key}, recorded": recorded(runs[key]) for key in models} if device.type == "cuda" else {}
+    fast = [key for key in models if key != "stock"]
+    runs |= {f"{key}, recorded": recorded(runs[key]) for key in fast} if device.type == "cuda" else {}
     for key, run in list(runs.items()):
         try:
             memory[key] = first_use(run, device)
@@ -93,8 +108,8 @@ def _stock(models: dict[str, nn.Module], dialled: nn.Module, ids: Tensor, device
             failed[key] = str(error)[:300]
             print(f"  {key}: not run: {failed[key]}", flush=True)
             del runs[key]
-    if "compiled" in runs:
-        check_alike(runs["compiled"](), runs["stock"](), "the compiled model")
+    for key in (key for key in fast if key in runs):
+        check_alike(runs[key](), runs["stock"](), key)
     return runs, memory, failed
 
 
@@ -119,8 +134,9 @@ def _shape(models: dict[str, nn.Module], dialled: nn.Module, ids: Tensor, args, 
 
 
 def bench_baselines(args, device, dtype) -> dict:
-    """Time to the first token's logits: stock, stock with its layers compiled (torch.compile), each of them as a CUDA
-    graph, all without a cache, stock with a cache; and the dial, which keeps a cache, recorded and kernel by kernel.
+    """Time to the first token's logits: stock; without a mask; so, and with its layers compiled (torch.compile); the
+    last two as CUDA graphs, too; all these without a cache; stock with one; and the dial, which keeps one, recorded
+    and kernel by kernel.
     "speedup" is over stock, "over_best_stock" over the fastest way of the stock model."""
     rows, failed = [], {}
     for name in args.models:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zsaa import dial
+from zsaa.bench.baselines import recorded, without_mask
+from zsaa.bench.baselines import whole as logits_of
 from zsaa.bench.prefill import check_model, prefill
 from zsaa.bench.rows import print_rows
 from zsaa.bench.shapes import build
@@ -33,40 +35,44 @@ def first_layers(config, count: int):
         config.num_hidden_layers = before
 
 
-def by_layers(model: nn.Module, ids: Tensor, count: int):
+def by_layers(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     with first_layers(model.config, count):
-        return prefill(model, ids, 1.0)
+        return logits_of(model, ids)
 
 
-def ways(model: nn.Module, ids: Tensor, reductions: list[float]) -> dict[tuple, tuple]:
+def ways(model: nn.Module, stock: nn.Module, ids: Tensor, reductions: list[float]) -> dict[tuple, tuple]:
     """(control, target) -> (what to run, its MAC reduction, alpha, layers, tokens), the whole model first."""
     config, tokens = model.config, ids.shape[1]
+    replayed = recorded if ids.is_cuda else lambda run: run
     whole, depth, found = macs(config, tokens), config.num_hidden_layers, {}
-    found["alpha", 1] = functools.partial(prefill, model, ids, 1.0), 1.0, 1.0, depth, tokens
+    found["alpha", 1] = replayed(functools.partial(logits_of, stock, ids)), 1.0, 1.0, depth, tokens
     for target in reductions:
         alpha = alpha_for(config, tokens, target, **asdict(RULE))
         fewer = whole / macs(config, tokens, alpha, **asdict(RULE))
         found["alpha", target] = functools.partial(prefill, model, ids, alpha), fewer, alpha, depth, tokens
         count = max(1, int(depth / target + 1e-9))
-        found["layers", target] = functools.partial(by_layers, model, ids, count), depth / count, 1.0, count, tokens
+        shallow = functools.partial(by_layers, stock, ids, count)
+        found["layers", target] = replayed(shallow), depth / count, 1.0, count, tokens
         kept = truncation_for(config, tokens, target)
-        shorter = functools.partial(prefill, model, ids[:, -kept:], 1.0)
-        found["last", target] = shorter, whole / macs(config, kept), 1.0, depth, kept
+        shorter = functools.partial(logits_of, stock, ids[:, -kept:].contiguous())
+        found["last", target] = replayed(shorter), whole / macs(config, kept), 1.0, depth, kept
     return found
 
 
 def bench_rivals(args, device, dtype) -> dict:
     """Time to the last token's logits at the MAC reductions of --reductions: the dial (salience with random heads,
-    drops that rise, tau 2), the first layers alone, and the stock model on the last tokens; all in turn."""
+    drops that rise, tau 2), the first layers alone, and the stock model on the last tokens; all in turn, and on a GPU
+    all as CUDA graphs, stock ones without a mask (`zsaa.bench.baselines`) and without a cache."""
     rows = []
     for name in args.models:
         model = build(name, max(args.tokens), device, dtype)
         scorer = salience.Salience(model.config, range(model.config.num_hidden_layers)).to(device)
         salience.attach(model, scorer.requires_grad_(False).eval())
         dial.enable(model, **asdict(RULE))
+        stock = without_mask(dial.disable(build(name, max(args.tokens), device, dtype)))
         for batch, tokens in itertools.product(args.batches, args.tokens):
             ids = torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)
-            found = ways(model, ids, args.reductions)
+            found = ways(model, stock, ids, args.reductions)
             for alpha in {alpha for _, _, alpha, *_ in found.values()} - {1.0}:
                 check_model(model, ids, alpha)
             times = alternate(
