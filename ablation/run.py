@@ -145,14 +145,16 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
         given |= {"compute": options.compute, "epochs": None}
     if options.epochs is not None:
         given |= {"epochs": options.epochs}
-    if options.learning_rate is not None:
-        given |= {"learning_rate": options.learning_rate}
+    for field in ("learning_rate", "seconds"):
+        if getattr(options, field) is not None:
+            given |= {field: getattr(options, field)}
     variant, training = Variant(**row.get("variant", {})), Training(**given)
     limits = {side: min(settings[side], getattr(options, side) or settings[side]) for side in ("train", "test")}
     targets = options.targets or config["targets"]
     suffix = (f"-seed{seed}" if seed else "") + ("-compute" if options.compute is not None else "")
     suffix += f"-epochs{options.epochs:g}" if options.epochs is not None else ""
     suffix += f"-rate{options.learning_rate:g}" if options.learning_rate is not None else ""
+    suffix += f"-seconds{options.seconds:g}" if options.seconds is not None else ""
     path = Path(options.output_dir) / task / f"{name}{suffix}.json"
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
@@ -280,6 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--epochs", type=float, help="in place of the task's")
     add("--learning-rate", type=float, help="in place of the row's")
     add("--compute", type=float, help="equal compute: stop after so many epochs' worth of MACs at alpha = 1")
+    add("--seconds", type=float, help="training ends by then, its learning rate at 0, whatever its epochs")
     add("--train", type=int, help="at most so many training samples")
     add("--test", type=int, help="at most so many held-out samples")
     add("--targets", nargs="+", type=float, help="MAC reductions to evaluate")

@@ -114,6 +114,7 @@ def train(
     for batch in _batches(lengths, training.batch_size, training.seed):
         shares = [seen / len(samples) / training.epochs] if training.epochs else []
         shares += [spent / epoch / training.compute] if training.compute else []
+        shares += [(time.perf_counter() - started) / training.seconds] if training.seconds else []
         done = max(shares, default=1.0)  # no epochs at all: the scorer alone
         if done >= 1:
             break

@@ -57,7 +57,8 @@ class Training:
         they are computed as part of the weights, which is faster.
     bends: the schedule is learned on the way (see `Bend`), from the variant's on.
     compute: training ends after so many passes over the data's MACs at alpha = 1 (None: no limit); epochs likewise by
-        samples seen: at equal compute the cheaper draws see more samples.
+        samples seen: at equal compute the cheaper draws see more samples; and by seconds, for a machine that is lent:
+        what comes first ends it, and the learning rate falls to 0 until then.
     """
 
     sampling: str = "alpha"
@@ -87,6 +88,7 @@ class Training:
     bends: bool = False
     epochs: float | None = 1.0
     compute: float | None = None
+    seconds: float | None = None
     learning_rate: float = 4e-5
     batch_size: int = 32
     dropout: float = 0.1

@@ -81,6 +81,11 @@ def test_the_rate_rises_for_its_share_and_the_log_has_the_longest_gradients(monk
         assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
         assert abs(done[top] - max(warmup, 20 / len(rates))) < 0.06
         assert len(log["gradient"]) == 20 and all(length > 0 for length in log["gradient"])
+    training = Training("conventional", epochs=10.0, seconds=10.0, batch_size=8, learning_rate=1e-3)
+    clock = iter([0.0, *(0.5 * n for n in range(1000))])  # half a second a step, as the clock says
+    monkeypatch.setattr(bench_train, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    _, log = train(classifier(), texts, labels, Variant(), training, progress=False)
+    assert log["steps"] == 20 and begun[-1][1] == pytest.approx(0.05), "the rate falls to 0 by the clock"
     with pytest.raises(ValueError, match="warmup is a share of the training, above 0"):
         Training(warmup=0.0)
 

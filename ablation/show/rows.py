@@ -61,6 +61,8 @@ def budget_of(result: dict) -> str:
         return f"compute of {training['compute']:g} epoch" + "s" * (training["compute"] != 1)
     task = config()["tasks"].get(result.get("task", {}).get("name"), {})
     epochs = training.get("epochs")
+    if training.get("seconds") is not None:
+        return f"{result['log']['samples'] / result['provenance']['train_samples']:.1f} epochs, by the clock"
     if epochs in (None, task.get("training", {}).get("epochs", 1)):
         return ""
     return f"{epochs:g} epochs" + " more" * bool(training.get("start"))
