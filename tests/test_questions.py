@@ -260,8 +260,9 @@ def test_answers_are_judged_by_squads_rules():
 def test_the_curve_of_answers_spends_what_it_says(tokenizer):
     """Each target is reached, the rivals get no more, and the whole prompt stands once."""
     model = model_of(tokenizer, dtype=torch.float32)
-    rows = rows_of(3, length=120)
+    rows = [rows_of(1, seed, length)[0] for seed, length in enumerate((120, 80, 100))]
     found = curve(model, tokenizer, rows, [1, 2, 3], new_tokens=3, progress=False)
+    assert found == curve(model, tokenizer, rows, [1, 2, 3], new_tokens=3, batch_size=1, progress=False)
     assert [(row["control"], row["target"]) for row in found] == [
         ("alpha", 1), *((control, target) for target in (2, 3) for control in ("alpha", "bm25", "last"))
     ]  # fmt: skip

@@ -47,7 +47,9 @@ def measure(job: Job) -> dict:
 
     def compute() -> dict:
         net, tokenizer, described, log = _prepared(job, train, output / name, decides)
-        rows = curve(net, tokenizer, test, asked.targets, asked.controls, asked.new_tokens, job.progress)
+        rows = curve(
+            net, tokenizer, test, asked.targets, asked.controls, asked.new_tokens, asked.batch_size, job.progress
+        )
         task = {"name": Path(job.data).stem, "source": f"a file of the user's: {Path(job.data).name}"}
         return {
             "name": name,
