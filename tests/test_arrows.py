@@ -62,7 +62,7 @@ MAY = {
     "kernels": "fast",
     "files": "",
     "measure": "files",
-    "budget": "method dials fast measure",
+    "budget": "method dials depth fast measure",
     "card": "method measure files kit",
     "depth": "method",
     "models": "method files",

@@ -6,7 +6,7 @@ from zsaa.compat import check_transformers
 
 try:
     from zsaa import slider
-    from zsaa.budget import alpha_for, calibrate, report, truncation_for
+    from zsaa.budget import alpha_for, calibrate, report, split_for, truncation_for
     from zsaa.card import card
     from zsaa.cost import mac_reduction, macs
     from zsaa.dial import at, captured, disable, enable, set_alpha, set_depth, settings, trace
@@ -44,6 +44,7 @@ __all__ = [
     "set_depth",
     "settings",
     "slider",
+    "split_for",
     "trace",
     "truncation_for",
     "use_backend",

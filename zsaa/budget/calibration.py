@@ -66,7 +66,7 @@ class Calibration:
         """Milliseconds at `alpha`, rising with it below 1. At 1 the stock code runs, which may be faster or slower."""
         if check_alpha(alpha) == 1:
             return self.stock_ms
-        n, rule = self.key["n"], {name: self.key[name] for name in RULE}
+        n, rule = self.key["n"], {**{name: self.key[name] for name in RULE}, "depth": self.key.get("depth")}
         rows = self.rows[:0:-1]
         cost = [macs(self.config, n, row["alpha"], **rule) for row in rows]
         # More work cannot truly take less time; where noise says so, the slower reading counts.
@@ -99,6 +99,7 @@ def calibrate(
     *,
     tau: int | None = None,
     schedule: str | None = None,
+    depth: int | None = None,
     seconds: float = 30.0,
     refresh: bool = False,
     progress: bool = True,
@@ -109,14 +110,15 @@ def calibrate(
     mode, without gradients, in the autocast that is on. The model comes out as it went in; if the dial was off, it is
     on for the measurement only. Readings that scatter widely bring a warning.
 
-    tau, schedule: as in `alpha_for`. seconds: the timed rounds (15) are cut to this, but never below 3. The result is
-    saved in the cache folder (ZSAA_CACHE, see `zsaa.models.cache_dir`) and read from there next time, unless `refresh`,
-    if hardware, threads, versions, zsaa's code, the model's shape, dtype, device and the arguments are the same.
+    tau, schedule: as in `alpha_for`. depth: the layers that run at every setting, alpha = 1 too; by default those of
+    the model's dial. seconds: the timed rounds (15) are cut to this, but never below 3. The result is saved in the
+    cache folder (ZSAA_CACHE, see `zsaa.models.cache_dir`) and read from there next time, unless `refresh`, if hardware,
+    threads, versions, zsaa's code, the model's shape, dtype, device and the arguments are the same.
 
     ValueError: n or batch is no whole number of at least 1, or n is longer than the model's positions.
     """
     decoder, _ = find_decoder(model)
-    config, key = decoder.config, saved.key_of(model, n, batch, tau=tau, schedule=schedule)
+    config, key = decoder.config, saved.key_of(model, n, batch, tau=tau, schedule=schedule, depth=depth)
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and key["n"] > limit:
         raise ValueError(f"n must be at most {limit}, this model's number of positions, got {key['n']}.")
@@ -147,7 +149,7 @@ def _timed(model: nn.Module, key: dict, seconds: float, progress: bool) -> list[
 
         def at(alpha: float) -> Callable[[], None]:
             def run() -> None:
-                with opened(dial, alpha=alpha):  # not by `at`, which would warn of untrained alphas
+                with opened(dial, alpha=alpha, depth=key["depth"]):  # not by `at`, which would warn of untrained alphas
                     prefill()
 
             return run

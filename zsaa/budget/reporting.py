@@ -22,9 +22,10 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
 
     alphas: one setting or several; None lists those that `calibrate` times.
 
-    Columns: "first layer", "median layer", "last layer" (tokens that such a layer passes on, per text); "kept" (share
-    of token-layers); "GMACs" and "MAC reduction" (see `macs`); "KV bytes" (keys and values in the cache, in the model's
-    dtype); "predicted ms" and "measured ms" of the prefill; "speed-up" (stock over measured, else over predicted).
+    At the depth of the model's dial: layers that do not run count as saved. Columns: "first layer", "median layer",
+    "last layer" (tokens that such a layer passes on, per text); "kept" (share of token-layers); "GMACs" and "MAC
+    reduction" (see `macs`); "KV bytes" (keys and values in the cache, in the model's dtype); "predicted ms" and
+    "measured ms" of the prefill; "speed-up" (alpha = 1 over measured, else over predicted).
     Times come from a saved calibration. Without one, or where an alpha was not timed, they are NaN: nothing is measured
     here, `zsaa.calibrate(model, n, batch)` does. `table.attrs` says what the table is of, and on what machine, when and
     how steadily the times were measured; its "tokens_per_layer" maps alpha to the full lists.
@@ -42,7 +43,7 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
         alphas = timed_alphas(config, key["n"], rule)
     alphas = map(check_alpha, [alphas] if isinstance(alphas, Real) else alphas)
     layers = config.num_hidden_layers
-    tokens = {alpha: kept_counts(key["n"], alpha, layers, **rule) for alpha in alphas}
+    tokens = {alpha: kept_counts(key["n"], alpha, layers, **rule)[: key["depth"]] for alpha in alphas}
     rows = [
         {**_work(config, key, alpha, counts, decoder.dtype.itemsize), **_time(calibration, alpha)}
         for alpha, counts in tokens.items()
@@ -53,7 +54,7 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
     else:
         timing = f"not measured; zsaa.calibrate(model, {key['n']}, {key['batch']}) measures them"
     table.attrs = {
-        **{name: key[name] for name in ("model", "n", "batch", *RULE, "dtype", "device")},
+        **{name: key[name] for name in ("model", "n", "batch", *RULE, "depth", "dtype", "device")},
         "timing": timing,
         "provenance": record and record["provenance"],
         "tokens_per_layer": tokens,
@@ -63,12 +64,12 @@ def report(model: nn.Module, n: int, alphas: float | Iterable[float] | None = No
 
 def _work(config, key: dict, alpha: float, counts: list[int], itemsize: int) -> dict:
     """What can be counted: tokens, multiply-accumulates, bytes of keys and values."""
-    n, batch, rule = key["n"], key["batch"], {name: key[name] for name in RULE}
+    n, batch, rule = key["n"], key["batch"], {name: key[name] for name in (*RULE, "depth")}
     return {
         "first layer": counts[0],
         "median layer": statistics.median_low(counts),
         "last layer": counts[-1],
-        "kept": round(sum(counts) / (n * len(counts)), 3),
+        "kept": round(sum(counts) / (n * config.num_hidden_layers), 3),
         "GMACs": round(batch * macs(config, n, alpha, **rule) / 1e9, 3),
         "MAC reduction": round(mac_reduction(config, n, alpha, **rule), 2),
         "KV bytes": kv_bytes(config, n, alpha, batch=batch, itemsize=itemsize, **rule),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from zsaa.depth.stop import check_depth
 from zsaa.dials.settings import current_settings
 from zsaa.families import find_decoder
 from zsaa.fast.dispatch import backends, matmul_precision
@@ -28,13 +29,14 @@ def rule_of(chosen: dict, **given) -> dict:
     return asdict(Rule(**{name: chosen[name] if given.get(name) is None else given[name] for name in RULE}))
 
 
-def key_of(model: nn.Module, n: int, batch: int, **given) -> dict:
+def key_of(model: nn.Module, n: int, batch: int, depth: int | None = None, **given) -> dict:
     """All that bears on the time of a prefill, as JSON: two calls with the same key take the same time."""
     for name, value in (("n", n), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
     decoder, family = find_decoder(model)
-    device = next(decoder.parameters()).device
+    device, chosen = next(decoder.parameters()).device, current_settings(decoder)
+    layers_run = chosen["depth"] if depth is None else check_depth(depth, decoder.config.num_hidden_layers)
     config = {k: v for k, v in decoder.config.to_dict().items() if k not in ("_name_or_path", "zsaa")}
     layers = set(getattr(decoder, family.layers))  # their class says whether the dial is on
     modules = Counter(type(module).__name__ for module in model.modules() if module not in layers)
@@ -46,7 +48,8 @@ def key_of(model: nn.Module, n: int, batch: int, **given) -> dict:
         "format": FORMAT,
         "n": int(n),
         "batch": int(batch),
-        **rule_of(current_settings(decoder), **given),
+        **rule_of(chosen, **given),
+        "depth": layers_run or decoder.config.num_hidden_layers,
         "model": type(model).__name__,
         "config": hash_of([config, decoder.config._attn_implementation]),
         "modules": hash_of(modules),

@@ -21,19 +21,24 @@ def largest(fits: Callable[[float], bool], low: float, high: float) -> float:
     return low
 
 
-def alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, rule: dict) -> float:
+def alpha_for_macs(config: Any, counted: Counter, mac_reduction: float, rule: dict, depth: int | None = None) -> float:
     """The largest alpha that divides by `mac_reduction` the multiply-accumulates of texts whose lengths are `counted`,
-    under `rule` {"tau", "score", "schedule"}; ValueError names the range that can be reached."""
+    under `rule` {"tau", "score", "schedule"}, where the first `depth` layers run; ValueError names the range that can
+    be reached."""
     if mac_reduction == 1:
         return 1.0
     stock = total_macs(config, counted, 1.0)
-    most = stock / total_macs(config, counted, LEAST, Rule(**rule))
+    most = stock / total_macs(config, counted, LEAST, Rule(**rule), depth)
+    if depth is not None and 1 <= mac_reduction <= stock / total_macs(config, counted, 1.0, depth=depth) + 1e-9:
+        return 1.0
     if not 1 <= mac_reduction <= most:
         raise ValueError(
             f"a MAC reduction of {mac_reduction} is out of reach: with these lengths and tau={rule['tau']} it ranges "
             f"from 1 to {most:.2f}. Use longer inputs, a smaller tau or a smaller reduction."
         )
-    return largest(lambda alpha: stock / total_macs(config, counted, alpha, Rule(**rule)) >= mac_reduction, LEAST, 1.0)
+    return largest(
+        lambda alpha: stock / total_macs(config, counted, alpha, Rule(**rule), depth) >= mac_reduction, LEAST, 1.0
+    )
 
 
 def check_budget(name: str, value: Any) -> None:
