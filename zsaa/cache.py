@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -110,6 +111,10 @@ class PrunedLayer(DynamicLayer):
         raise NotImplementedError("a pruned cache cannot be offloaded. Use the default cache with zsaa.")
 
 
+# Kinds of caches that can be pruned into, and what each of their layers becomes; zsaa/reuse/quantized.py adds another.
+KINDS: dict[type, Callable[[Any], PrunedLayer]] = {DynamicCache: lambda cache: PrunedLayer()}
+
+
 def is_pruned(cache) -> bool:
     """Does `cache` hold what a pruned pass left?"""
     return any(isinstance(layer, PrunedLayer) and layer.pruned for layer in getattr(cache, "layers", None) or ())
@@ -121,18 +126,18 @@ def is_empty(cache) -> bool:
 
 
 def check_cache(cache) -> None:
-    """NotImplementedError for a cache (or None) that is not transformers' DynamicCache on one device."""
+    """NotImplementedError for a cache (or None) that is none of KINDS, or not on one device."""
     if cache is None:
         return
     if isinstance(cache, tuple):
         raise TypeError(
             "past_key_values is a tuple, as transformers had it before version 5. Give a DynamicCache, or none."
         )
-    plain = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
-    known = DynamicLayer, DynamicSlidingWindowLayer
+    plain = type(cache) in KINDS and not getattr(cache, "offloading", False)
+    known = {DynamicLayer, DynamicSlidingWindowLayer} if type(cache) is DynamicCache else {*map(type, cache.layers)}
     if not plain or not all(isinstance(c, PrunedLayer) or type(c) in known for c in cache.layers):
         raise NotImplementedError(
-            f"zsaa prunes into transformers' DynamicCache only, got {type(cache).__name__}"
+            f"zsaa prunes into transformers' DynamicCache only, and quantized ones, got {type(cache).__name__}"
             f"{' with offloading' if getattr(cache, 'offloading', False) else ''}. Drop cache_implementation, or set "
             "alpha to 1 for this call."
         )
@@ -142,6 +147,6 @@ def pruned_cache(cache, num_layers: int) -> DynamicCache:
     """`cache` (or a new one, for None), empty, with its layers replaced by PrunedLayers."""
     check_cache(cache)
     cache = DynamicCache() if cache is None else cache
-    cache.layers = [PrunedLayer() for _ in range(num_layers)]
+    cache.layers = [KINDS[type(cache)](cache) for _ in range(num_layers)]
     cache.layer_class_to_replicate = None
     return cache

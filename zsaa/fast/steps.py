@@ -190,6 +190,7 @@ def _takes(decoder: nn.Module, step: Decode, layers: Sequence[PrunedLayer]) -> b
         return False  # a counter of operations knows PyTorch's own only
     if all(isinstance(layer, slots.RoomyLayer) for layer in layers):  # which were asked when they settled
         return dispatch.step_kernels(layers[0].room.keys) is not None
-    keys = [layer.keys for layer in layers if layer.pruned]
+    plain = PrunedLayer, slots.RoomyLayer  # a quantized one holds its rows otherwise
+    keys = [layer.keys for layer in layers if layer.pruned and type(layer) in plain]
     alike = len({(k.device, k.dtype) for k in keys}) == 1 and len(keys) == len(layers)
     return alike and all(dispatch.step_kernels(k) is not None for k in keys)

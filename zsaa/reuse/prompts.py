@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from zsaa.cache import PrunedLayer
 from zsaa.call import Call
 from zsaa.families import find_decoder
 from zsaa.guards import check_mask
@@ -61,8 +62,8 @@ class Prompts:
 
     model: one with the dial on. most_bytes: of all that is kept; the least recently used goes first. Calls that cannot
     be reused are made as without it, and counted as "passed": gradients, training, traces, hidden states or attention
-    asked for, embeddings in place of tokens, padding on the right, own positions, score "random", fewer layers, alpha =
-    1 beside others in a batch.
+    asked for, embeddings in place of tokens, padding on the right, own positions, score "random", fewer layers,
+    quantized caches, alpha = 1 beside others in a batch.
     """
 
     def __init__(self, model: nn.Module, most_bytes: int = 1 << 28):
@@ -177,6 +178,7 @@ class Prompts:
         if isinstance(step, Prefill):
             request = step.request
             whole = request.carry and request.depth == request.num_layers
+            whole &= all(type(layer) is PrunedLayer for layer in call.cache.layers)
             if step.trace is not None or not whole or request.rule.score == "random" or 1.0 in request.alphas:
                 return None
             real, alphas, masks = (
