@@ -73,6 +73,7 @@ FIELDS = {  # what each may be, and more that it may not
     **dict.fromkeys(("batch_size", "gradient_accumulation", "max_length", "lora_rank"), (AT_LEAST_1, 0, 2.0)),
     "max_steps": (rf"{AT_LEAST_1}, or -1 \(none, epochs decide\)", 0, -2, 5.0),
     "seed": ("a whole number from 0 to 4294967295", 2**32, 0.0),
+    "exits": ("a whole number, 0 or more", -1, 2.0),
     "group_by_length": ("True or False", 0, "false"),
     "gradient_checkpointing": ("True or False", 1, "false"),
 }
