@@ -33,7 +33,9 @@ def by_hand(model, bits, read, alpha):
         like.keys = layer.keys
         for name in ("keys", "values"):
             x = getattr(layer, name)
-            rounded = like._dequantize(like._quantize(x[:, :, :-1].contiguous(), axis=1))
+            rows = x.shape[2] - 1
+            padded = torch.nn.functional.pad(x[:, :, :-1], (0, 0, 0, -rows % 8)).contiguous()
+            rounded = like._dequantize(like._quantize(padded, axis=1))[:, :, :rows]
             setattr(layer, name, torch.cat([rounded, x[:, :, -1:]], dim=2))
     return cache
 
@@ -54,7 +56,7 @@ def test_what_is_decoded_sees_the_prompt_rounded_once(family, bits):
             torch.testing.assert_close(step.logits[:, -1], logits, rtol=1e-4, atol=1e-4)
     plain = model.generate(ids, alpha=0.7, **FULL).past_key_values.layers
     saved = sum(x.keys.nbytes + x.values.nbytes for x in plain) / sum(layer.nbytes for layer in layers)
-    assert saved > (1.5 if bits == 8 else 1.9)  # scales and the rows that were written weigh much in so small a model
+    assert saved > (1.5 if bits == 8 else 1.8)  # scales and the rows that were written weigh much in so small a model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,7 +87,7 @@ def test_beams_reorder_packed_samples(family):
         order = torch.tensor([2, 0, 0, 3])
         cache.reorder_cache(order)
         for layer in cache.layers:
-            assert [id(x[0]) for x in layer.packed[1:3]] == [id(layer.packed[1][0])] * 2
+            assert layer.packed[1] is layer.packed[2]
         new = tiny.tokens([1] * 4, seed=4)[0]
         found = model(new, past_key_values=cache).logits
         for b, source in enumerate((1, 0, 0, 1)):

@@ -11,14 +11,26 @@ again whenever 128 tokens have come.) Reordering for beams moves packed samples,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import QuantizedCache, QuantizedLayer
 
 from zsaa import cache as pruned
 from zsaa.cache import PrunedLayer
+
+PACKS = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The rows of one sample in one layer. pair: quantized keys and values, as transformers' layer gives them."""
+
+    rows: int
+    pair: tuple[Any, ...]
 
 
 class QuantizedPrunedLayer(PrunedLayer):
@@ -29,7 +41,7 @@ class QuantizedPrunedLayer(PrunedLayer):
     def __init__(self, like: QuantizedLayer):
         super().__init__()
         self.like = like
-        self.packed: list[tuple[Any, Any] | None] = []
+        self.packed: list[Packed | None] = []
         self.rows = 0  # packed rows of the longest sample
 
     def extend(self, keys: Tensor, values: Tensor, columns: Tensor, all_real: bool, seen: int):
@@ -55,7 +67,7 @@ class QuantizedPrunedLayer(PrunedLayer):
         samples = torch.arange(len(counts), device=columns.device)
         self.keys, self.values = (x[samples, :, last].unsqueeze(2).contiguous() for x in (keys, values))
 
-    def _packed_sample(self, keys: Tensor, values: Tensor, rows: int) -> tuple[Any, Any] | None:
+    def _packed_sample(self, keys: Tensor, values: Tensor, rows: int) -> Packed | None:
         """Of one sample's first rows [kv_heads, rows, dim]."""
         if rows == 0:
             return None
@@ -65,19 +77,18 @@ class QuantizedPrunedLayer(PrunedLayer):
                 f"q_group_size is {group}, and a prompt of {rows} tokens in a layer has {keys[:, :rows].numel()} "
                 f"numbers: it must divide the head size, {keys.shape[-1]}."
             )
-        return tuple(
-            like._quantize(x[None, :, :rows].contiguous(), axis=axis)
-            for x, axis in ((keys, like.axis_key), (values, like.axis_value))
-        )
+        # Rows of zeros at the end: hqq packs groups by twos and more, and fails where one is left over.
+        padded = (F.pad(x[None, :, :rows], (0, 0, 0, -rows % PACKS)) for x in (keys, values))
+        axes = like.axis_key, like.axis_value
+        return Packed(rows, tuple(like._quantize(x.contiguous(), axis=axis) for x, axis in zip(padded, axes)))
 
     def _unpacked(self) -> tuple[Tensor, Tensor]:
         """Keys and values of the packed rows [batch, kv_heads, rows, dim]; zeros where a sample has fewer."""
         batch, heads, _, dim = self.keys.shape
         found = self.keys.new_zeros(2, batch, heads, self.rows, dim)
-        for b, pair in enumerate(self.packed):
-            for kind, x in enumerate(pair or ()):
-                x = self.like._dequantize(x)
-                found[kind, b, :, : x.shape[2]] = x[0]
+        for b, held in enumerate(self.packed):
+            for kind, x in enumerate(held.pair if held else ()):
+                found[kind, b, :, : held.rows] = self.like._dequantize(x)[0, :, : held.rows]
         return found[0], found[1]
 
     def _index(self, index: Tensor) -> None:
@@ -93,7 +104,7 @@ class QuantizedPrunedLayer(PrunedLayer):
     def nbytes(self) -> int:
         """Of the keys and values that are held, scales included."""
         tensors = [self.keys, self.values]
-        for packed in (x for pair in self.packed if pair for x in pair):
+        for packed in (x for held in self.packed if held for x in held.pair):
             data, about = packed if isinstance(packed, tuple) else (packed, {})
             tensors += [data, *(about[name] for name in ("scale", "zero") if name in about)]
         return sum(x.numel() * x.element_size() for x in tensors)

@@ -1,0 +1,192 @@
+"""Caches times pruning, on a stream that repeats itself: a small table in the terms of Table 1 of the paper on
+optimization strategies (docs/related_work.md).
+
+    python -m ablation.answers.data outputs/answers.json.gz
+    python -m ablation.caches --data outputs/answers.json.gz --output outputs/caches
+
+CoQA's conversations ask several questions of one passage. Each question is answered by every cache at every alpha
+before the next one comes, so what else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import random
+import shlex
+import string
+import sys
+import time
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import QuantizedCache
+
+import zsaa
+from zsaa import finetune
+from zsaa.measure import output_folder, provenance, stats, write_json
+
+ADAPTER = Path(__file__).resolve().parent.parent / "results/adapters/coqa-asked"
+WAYS = ("none", "static", "hqq8", "hqq4")
+NEW = 16
+
+
+def f1(answer: str, references: list[str]) -> float:
+    """The best overlap of words, as SQuAD counts it."""
+
+    def words(text: str) -> list[str]:
+        plain = "".join(c for c in text.lower() if c not in string.punctuation)
+        return [word for word in plain.split() if word not in ("a", "an", "the")]
+
+    def one(reference: str) -> float:
+        a, b = words(answer), words(reference)
+        same = sum((Counter(a) & Counter(b)).values())
+        return float(a == b) if not (a and b) else 2 * same / (len(a) + len(b))
+
+    return max(map(one, references))
+
+
+class Reader:
+    """One model, and each way in which it may remember."""
+
+    def __init__(self, data: dict):
+        model, self.tokenizer = finetune.load(ADAPTER, kind="causal-lm")
+        self.model = zsaa.enable(model.merge_and_unload().eval())
+        self.prompts = {alpha: zsaa.Prompts(self.model) for alpha in (1.0, 0.5)}
+        self.data, self.end = data, data["newline"]
+
+    def prompt(self, turn: dict) -> tuple[torch.Tensor, int]:
+        """ids [1, tokens], and how many of them are the passage's."""
+        body = self.data["pre"] + self.data["stories"][turn["story"]] + self.data["sep"]
+        return torch.tensor([body + turn["line"]]), len(body)
+
+    def cache(self, way: str):
+        if way in ("none", "static"):
+            return DynamicCache(config=self.model.config)
+        bits = int(way.removeprefix("hqq"))
+        return QuantizedCache("hqq", self.model.config, nbits=bits, axis_key=1, axis_value=1)
+
+    def path(self, way: str):
+        """A trace takes alpha = 1 through the pruned layers, too: transformers' own fail in 4 bits where the number of
+        groups is odd, as with three heads."""
+        return zsaa.trace(self.model) if way.startswith("hqq") else nullcontext()
+
+    def _asks(self, ids: torch.Tensor, body: int) -> torch.Tensor:
+        return torch.arange(ids.shape[1])[None] >= body
+
+    @torch.inference_mode()
+    def answer(self, turn: dict, way: str, alpha: float) -> dict:
+        """Greedy, to the end of the line: what it says, in how many seconds."""
+        ids, body = self.prompt(turn)
+        options = dict(max_new_tokens=NEW, do_sample=False, eos_token_id=self.end, pad_token_id=self.end)
+        begun = time.perf_counter()
+        if way == "static":
+            found = self.prompts[alpha].generate(ids, prefix=body, alpha=alpha, **options)
+        else:
+            masks = {} if alpha == 1 else {"question": self._asks(ids, body)}
+            with self.path(way):
+                found = self.model.generate(ids, alpha=alpha, past_key_values=self.cache(way), **masks, **options)
+        seconds = time.perf_counter() - begun
+        new = found[0, ids.shape[1] :]
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        score = f1(text, turn["references"])
+        return {"seconds": seconds, "f1": score, "tokens": found.shape[1], "new": len(new)}
+
+    @torch.inference_mode()
+    def nll(self, turn: dict, way: str, alpha: float) -> tuple[float, int]:
+        """Of the reference answer's tokens, read through the cache that the prompt left; and how many they are."""
+        ids, body = self.prompt(turn)
+        answer = torch.tensor([turn["answer"]])
+        if way == "static":
+            with self.prompts[alpha]:
+                cache = self.model(ids[:, :body], alpha=alpha, use_cache=True).past_key_values
+            output = self.model(ids[:, body:], past_key_values=cache, alpha=1.0)
+        else:
+            masks = {} if alpha == 1 else {"question": self._asks(ids, body)}
+            with self.path(way):
+                output = self.model(ids, alpha=alpha, past_key_values=self.cache(way), **masks)
+        first = output.logits[:, -1:]
+        rest = self.model(answer[:, :-1], past_key_values=output.past_key_values, alpha=1.0).logits
+        said = torch.cat([first, rest], dim=1).double().log_softmax(-1)
+        return -float(said.gather(2, answer[..., None]).sum()), answer.numel()
+
+
+def turns_of(data: dict, stories: int, each: int, seed: int) -> list[dict]:
+    """So many questions of each of so many held-out stories, in the order in which they were asked."""
+    by: dict[int, list[dict]] = {}
+    for turn in data["turns"]:
+        if data["split"][turn["story"]] == "validation":
+            by.setdefault(turn["story"], []).append(turn)
+    chosen = random.Random(seed).sample(sorted(s for s in by if len(by[s]) >= each), stories)
+    return [turn for story in chosen for turn in by[story][:each]]
+
+
+def row_of(way: str, alpha: float, found: list[dict], plain: list[dict]) -> dict:
+    """plain: what no cache took at alpha = 1, question by question."""
+    by = {story: [r for r in found if r["story"] == story] for story in dict.fromkeys(r["story"] for r in found)}
+    before = {story: sum(r["seconds"] for r in plain if r["story"] == story) for story in by}
+    ratios = [sum(r["seconds"] for r in rows) / before[story] for story, rows in by.items()]
+    seconds, scores = [r["seconds"] for r in found], [[100 * r["f1"] for r in rows] for rows in by.values()]
+    means = [fmean(rows) for rows in scores]
+    of_ratio, of_score = stats.half_width(ratios), stats.half_width(means)
+    row = {
+        "cache": way,
+        "alpha": alpha,
+        "n": len(found),
+        "perplexity": math.exp(sum(r["nll"] for r in found) / sum(r["answer_tokens"] for r in found)),
+        "f1": fmean(means),
+        "latency_ms": 1000 * fmean(seconds),
+        "tokens_per_s": sum(r["tokens"] for r in found) / sum(seconds),
+        "latency_ratio": fmean(ratios),
+        "latency_ratio_ci95": [fmean(ratios) - of_ratio, fmean(ratios) + of_ratio],
+        "ci95": [fmean(means) - of_score, fmean(means) + of_score],
+    }
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(prog="python -m ablation.caches", description=__doc__.split("\n\n")[0])
+    add = made.add_argument
+    add("--data", required=True, help="written by ablation.answers.data")
+    add("--output", default="outputs/caches")
+    add("--stories", type=int, default=6)
+    add("--each", type=int, default=5, help="questions of each story")
+    add("--seed", type=int, default=0)
+    chosen, begun = made.parse_args(), time.monotonic()
+    with gzip.open(chosen.data, "rt") as file:
+        data = json.load(file)
+    reader, found = Reader(data), {}
+    turns = turns_of(data, chosen.stories, chosen.each, chosen.seed)
+    for number, turn in enumerate(turns):
+        for alpha in (1.0, 0.5):
+            for way in WAYS:
+                said = reader.answer(turn, way, alpha)
+                nll, tokens = reader.nll(turn, way, alpha)
+                row = {**said, "nll": nll, "answer_tokens": tokens, "story": turn["story"]}
+                found.setdefault((way, alpha), []).append(row)
+        print(f"{number + 1} of {len(turns)}, {time.monotonic() - begun:.0f} s", flush=True)
+    rows = [row_of(way, alpha, rows, found["none", 1.0]) for (way, alpha), rows in found.items()]
+    for row in rows:
+        print(row)
+    facts = provenance(torch.device("cpu"), seed=chosen.seed, seconds=round(time.monotonic() - begun, 1))
+    content = {
+        "kind": "caches",
+        "command": shlex.join(["python", "-m", "ablation.caches", *sys.argv[1:]]),
+        "model": {"name": "smollm2-135m", "adapter": "results/adapters/coqa-asked"},
+        "rule": zsaa.settings(reader.model) | {"depth_range": None},
+        "stories": chosen.stories,
+        "hits": {str(alpha): prompts.counts for alpha, prompts in reader.prompts.items()},
+        "rows": rows,
+        "provenance": facts,
+    }
+    print(write_json(output_folder(chosen.output) / "results" / "caches.json", content))
+
+
+if __name__ == "__main__":
+    main()
