@@ -307,7 +307,7 @@ def test_the_slider_shows_what_this_score_keeps():
     slider = zsaa.slider(model_of("llama", alpha=0.2), tiny.tokenizer(), " w5 w6" * 35, accuracy=None, prefetch=False)
     try:
         assert slider.wait(60) and list(slider.meta["scores"]) == ["asked"] and slider.score == "asked"
-        costs, n = slider._engine.costs(70, slider.alphas, [TAU]), 4
+        costs, n = slider._engine.costs(slider._texts[slider.text][0], slider.alphas, [TAU]), 4
         low = costs["slot"][str(TAU)][0]
         assert costs["top"][low] == 36 and costs["share"][low] == 36 / 70
         depth = list(base64.b64decode(slider.point(slider.alphas[0], TAU)["depth"]))

@@ -27,8 +27,11 @@ pytest.importorskip("anywidget", reason="the slider needs anywidget: pip install
 
 from safetensors.torch import load_file
 
+from zsaa.finetune.questions import ASKS, BODY, prompt_of
+from zsaa.learned import salience
+from zsaa.learned.asked import by_words
 from zsaa.slider import __main__ as demo
-from zsaa.slider.engine import STOCK, Engine, accuracy_curve, default_alphas, pieces
+from zsaa.slider.engine import STOCK, Engine, Text, accuracy_curve, default_alphas, pieces
 from zsaa.slider.widget import Slider
 from zsaa.slider.worker import Worker
 
@@ -85,6 +88,11 @@ def opened():
         yield make
 
 
+def of(n):
+    """A text of n tokens."""
+    return Text([5] * n, [""] * n, 0)
+
+
 def kept(point, num_layers):
     depth = base64.b64decode(point["depth"])
     return [[i for i, d in enumerate(depth) if d > layer] for layer in range(num_layers)]
@@ -133,7 +141,7 @@ def test_costs_are_the_closed_forms_and_equal_settings_share_a_slot(schedule):
     model = zsaa.enable(tiny.make("mistral", "causal-lm"), schedule=schedule)
     engine = Engine(model, word_tokenizer())
     alphas, taus = default_alphas(0.5, 4), [1, 5, 12]
-    costs = engine.costs(20, alphas, taus)
+    costs = engine.costs(of(20), alphas, taus)
     counts_of = {}
     for tau in taus:
         for alpha, slot in zip(alphas, costs["slot"][str(tau)]):
@@ -156,10 +164,10 @@ def test_the_predicted_time_is_the_calibration_of_this_very_length(tmp_path, mon
     model = zsaa.enable(tiny.make("llama", "causal-lm"), tau=3)
     calibration = zsaa.calibrate(model, 20, progress=False)
     engine = Engine(model, word_tokenizer())
-    costs = engine.costs(20, [0.5, 0.8, 1.0], [3])
+    costs = engine.costs(of(20), [0.5, 0.8, 1.0], [3])
     predicted = [round(calibration.predict(alpha), 2) for alpha in (0.5, 0.8, 1.0)]
     assert costs["predicted"] == {"tau": 3, "score": "column_sum", "ms": predicted}
-    assert engine.costs(19, [1.0], [3])["predicted"] is None
+    assert engine.costs(of(19), [1.0], [3])["predicted"] is None
 
 
 @pytest.mark.parametrize(("low", "layers"), [(0.5, 30), (0.02, 12), (0.3, 4)])
@@ -711,3 +719,57 @@ def test_drops_before_the_first_layer_are_shown_by_the_scores_that_can_make_them
         assert slider.point(alpha=0.5)["ms"] > 0
     finally:
         slider.close()
+
+
+def test_a_question_s_chunks_are_shown_and_all_but_the_document_stays(opened, tmp_path):
+    """Of a prompt that the slider makes of each text; points, costs and continuations are those of masks by hand."""
+    tokenizer = word_tokenizer()
+    model = tiny.make("llama")
+    salience.attach(model, by_words(model, tokenizer, chunk=4))
+    zsaa.enable(model, score="asked", schedule="entry", tau=1)
+    documents = {"one": " ".join(f"w{3 + i * 7 % 80}" for i in range(50)), "two": "w5 w6 " * 20}
+    slider = opened(model, documents, question="w10 w94", alphas=[0.2, 0.4, 0.7], accuracy=None, new_tokens=3)
+    slider.alpha = 0.4
+    assert slider.wait(20)
+    (message,) = slider.of("text")
+    text = slider._texts["0"][0]
+    assert text.ids == prompt_of(tokenizer, documents["one"], "w10 w94") and message["part"] == text.part
+    said = [piece for piece, part in zip(text.pieces, text.part) if part == ASKS]
+    assert "".join(said).split() == ["w10", "w94"] and text.part.count(BODY) == 50
+    part, n = torch.tensor([text.part]), len(text.ids)
+    with zsaa.trace(model) as t, torch.inference_mode():
+        model(torch.tensor([text.ids]), alpha=0.4, question=part == ASKS, exempt=part != BODY)
+    layers = kept(slider.point(), 4)
+    assert layers == [t.kept[0][0].tolist()] * 4 and len(layers[0]) == int(0.4 * n)
+    assert {i for i, kind in enumerate(text.part) if kind != BODY} <= set(layers[0])
+    costs = message["costs"]
+    slot = costs["slot"]["1"][slider.alphas.index(0.4)]
+    asked = model.model.asked.macs(n - 2, 2)
+    assert (
+        costs["top"][slot] == len(layers[0]) and costs["macs"][slot] == zsaa.macs(model.config, len(layers[0])) + asked
+    )
+    slider.say(type="stream")
+    assert slider.wait(20)
+    events = [message["event"] for message in slider.of("stream") if message["event"]]
+    tokens = [[event["token"] for event in events if event["side"] == side] for side in (0, 1)]
+    for side, alpha in enumerate((1.0, 0.4)):
+        told = dict(question=part == ASKS, exempt=part != BODY, alpha=alpha)
+        out = model.generate(torch.tensor([text.ids]), max_new_tokens=3, do_sample=False, pad_token_id=0, **told)
+        assert out[0, n:].tolist()[: len(tokens[side])] == tokens[side]
+    page = slider.export(tmp_path / "page.html")
+    assert '"part": [' in page.read_text(encoding="utf-8") or '"part":[' in page.read_text(encoding="utf-8")
+    slider.read("w7 " * 300)  # one of the user's own, asked the same; too long for this model
+    slider.wait(20)
+    assert "give a shorter document, or a larger max_tokens" in slider.of("error")[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("question", "score", "says"),
+    [
+        ("w3", "column_sum", "needs a dial with score='asked' and schedule='entry', and this one has 'column_sum'"),
+        ("  ", "column_sum", "question must be a text with at least one word"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(question, score, says):
+    with pytest.raises(ValueError, match=says):
+        Recorder(zsaa.enable(tiny.make("llama"), score=score), word_tokenizer(), WORDS, question=question)

@@ -106,7 +106,8 @@ def test_pipelines_beams_and_no_cache(tokenizer):
     text, told = f"{DOCUMENT} {QUESTION}", dict(document=DOCUMENT, question=QUESTION, tokenizer=tokenizer)
     given = tokenizer(text, return_tensors="pt")
     want = model.generate(**given, **told, **QUIET)
-    assert torch.equal(model.generate(**given, **told, use_cache=False, **QUIET), want)
+    for how in ({"use_cache": False}, {"prompt_lookup_num_tokens": 3}):
+        assert torch.equal(model.generate(**given, **told, **how, **QUIET), want), how
     mask = torch.arange(63)[None] >= 60
     beams = dict(QUIET, num_beams=2)
     by_hand = model.generate(**given, exempt=mask, question=mask, **beams)

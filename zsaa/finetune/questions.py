@@ -25,13 +25,30 @@ PLAIN = "{document}\n\nQuestion: {question}\nAnswer:"  # of a tokenizer without 
 BODY, ASKS, STAYS = 0, QUESTION, -1  # of a prompt's tokens: the document, the question, all else
 
 
-def prompt_of(tokenizer: Any, document: str, question: str) -> list[int]:
-    """Token ids of a prompt: by the tokenizer's chat template, if it has one, else by PLAIN."""
+def written(tokenizer: Any, document: str, question: str) -> tuple[str, bool]:
+    """A prompt as text: by the tokenizer's chat template, if it has one, else by PLAIN; and whether the tokenizer is to
+    add its special tokens, which a template has already."""
     if not tokenizer.chat_template:
-        return tokenizer(PLAIN.format(document=document, question=question))["input_ids"]
+        return PLAIN.format(document=document, question=question), True
     chat = [{"role": "user", "content": f"{document}\n\n{question}"}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True), False
+
+
+def prompt_of(tokenizer: Any, document: str, question: str) -> list[int]:
+    """Token ids of a prompt."""
+    text, special = written(tokenizer, document, question)
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def parts_of(tokenizer: Any, prompt: Sequence[int], document: str, question: str) -> list[int]:
+    """What each token of a prompt is: BODY, ASKS or STAYS. ValueError for a prompt that does not hold the texts."""
+    part = [STAYS] * len(prompt)
+    for kind, text in ((BODY, document), (ASKS, question)):
+        place = find(tokenizer, prompt, text)
+        if place is None:
+            raise ValueError(f"the prompt does not hold this as its tokens read: {text!r:.60}. Change the text.")
+        part[place.start : place.stop] = [kind] * len(place)
+    return part
 
 
 def encode(rows: Sequence[Asked], tokenizer: Any, max_length: int) -> Dataset:
@@ -45,12 +62,7 @@ def encode(rows: Sequence[Asked], tokenizer: Any, max_length: int) -> Dataset:
         answer = tokenizer(said, add_special_tokens=False)["input_ids"] + end
         if len(prompt) + len(answer) > max_length:
             continue
-        part = [STAYS] * len(prompt)
-        for kind, text in ((BODY, row.document), (ASKS, row.question)):
-            place = find(tokenizer, prompt, text)
-            if place is None:
-                raise ValueError(f"the prompt does not hold this as its tokens read: {text!r:.60}. Leave out the row.")
-            part[place.start : place.stop] = [kind] * len(place)
+        part = parts_of(tokenizer, prompt, row.document, row.question)
         samples.append({"input_ids": prompt + answer, "attention_mask": [1] * len(prompt + answer),
                         "labels": [-100] * len(prompt) + answer, "part": part + [STAYS] * len(answer)})  # fmt: skip
     if not samples:

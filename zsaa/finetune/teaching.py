@@ -21,7 +21,7 @@ from zsaa.families import find_decoder
 from zsaa.finetune.questions import ASKS, BODY
 from zsaa.heads.texts import find
 from zsaa.learned import asked, salience
-from zsaa.learned.asked import Scorer, Shape
+from zsaa.learned.asked import Scorer
 from zsaa.measure.checks import check_whole
 
 HEADS = 8  # retrieval heads whose looks are taught
@@ -55,10 +55,11 @@ def teach(
 ) -> tuple[Scorer, dict]:
     """Teach a scorer for `model` on `samples` (of `zsaa.finetune.questions.encode`), and put it on the model.
 
-    chunk: tokens that stay or leave together. held_out: the share of samples that is judged on and not learned from;
-    the weights that were best there are kept. Returns the scorer and a log: {"samples", "held_out", "placed" (rows
-    whose answer stands in the document), "heads", "recall": [(step, {f: per cent})]}, the recall being how often the
-    answer's chunk is among the best 1/f. ValueError where no answer stands in its document: nothing could be judged.
+    chunk: sentences stay or leave together, in pieces of at most so many tokens. held_out: the share of samples that is
+    judged on and not learned from; the weights that were best there are kept. Returns the scorer and a log: {"samples",
+    "held_out", "placed" (rows whose answer stands in the document), "heads", "recall": [(step, {f: per cent})]}, the
+    recall being how often the answer's piece is among the best 1/f. ValueError where no answer stands in its document:
+    nothing could be judged.
     """
     check_whole("steps", steps), check_whole("batch_size", batch_size), check_whole("chunk", chunk)
     pupils = [_lesson(tokenizer, sample) for sample in samples]
@@ -72,9 +73,8 @@ def teach(
         )
     decoder, _ = find_decoder(model)
     texts = [tokenizer.decode([i for i, p in zip(s["input_ids"], s["part"]) if p == BODY]) for s in samples]
-    canon, idf = asked.words_of(decoder.config.vocab_size, tokenizer, dict.fromkeys(texts))
     torch.manual_seed(seed)
-    scorer = Scorer(Shape(decoder.config.hidden_size, width, chunk=chunk), canon, idf)
+    scorer = asked.fresh(model, tokenizer, dict.fromkeys(texts), chunk, width)
     scorer.to(next(decoder.parameters()).device)
     taught = [i for i in order if i not in {*apart}] or order
     model.eval()

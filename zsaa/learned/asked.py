@@ -287,15 +287,21 @@ def by_words(model: nn.Module, tokenizer: Any, texts: Iterable[str] = (), chunk:
     texts: documents of the kind that will be asked about: words that are in all pieces of these count nothing. Without
     any the tokenizer's order tells, which lists common pieces first.
     """
+    scorer = fresh(model, tokenizer, texts, chunk, width=0)
+    scorer.words.data.copy_(torch.tensor([0.0, 0.0, 1.0, 0.5]))  # BM25 alone
+    return scorer.requires_grad_(False)
+
+
+def fresh(model: nn.Module, tokenizer: Any, texts: Iterable[str] = (), chunk: int = 16, width: int = 128) -> Scorer:
+    """An untrained scorer of sentences, in pieces of at most `chunk` tokens, with BM25 among its features; see
+    `by_words`."""
     config = find_decoder(model)[0].config
     canon, idf = words_of(config.vocab_size, tokenizer, texts)
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     # A line may end within a sentence, as texts are wrapped; a blank line does not.
     wrapped = ["Ġ" if piece in ("Ċ", "\n") else piece or "" for piece in pieces]
     kinds = marks(wrapped + [""] * (len(canon) - len(pieces)))
-    scorer = Scorer(Shape(config.hidden_size, 0, chunk=chunk, sentences=True, bm25=True), canon, idf, kinds)
-    scorer.words.data.copy_(torch.tensor([0.0, 0.0, 1.0, 0.5]))  # BM25 alone
-    return scorer.requires_grad_(False)
+    return Scorer(Shape(config.hidden_size, width, chunk=chunk, sentences=True, bm25=True), canon, idf, kinds)
 
 
 def words_of(vocabulary: int, tokenizer: Any, texts: Iterable[str] = ()) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,10 @@ from zsaa.cost import kv_bytes, macs
 from zsaa.dial import settings, trained_for
 from zsaa.dials.settings import current_settings
 from zsaa.families import find_decoder, only_last_logits
+from zsaa.finetune.questions import ASKS, BODY, parts_of, written
 from zsaa.kit.labels import schedule_of
 from zsaa.kit.store import RESULTS
-from zsaa.rule import check_alpha, kept_counts
+from zsaa.rule import SINKS, Rule, check_alpha
 
 STOCK = "stock"  # the key of every setting that drops nothing
 TAUS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 128)
@@ -67,11 +68,28 @@ def pieces(tokenizer: Any, text: str, ids: list[int], offsets: list[tuple[int, i
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenized text. cut: tokens of it that were left out at the end because it was too long."""
+    """A tokenized text. cut: tokens of it that were left out at the end because it was too long. part: of a prompt that
+    asks about a document, what each token is (zsaa.finetune.questions)."""
 
     ids: list[int]
     pieces: list[str]
     cut: int
+    part: list[int] | None = None
+
+    @property
+    def exempt(self) -> int | None:
+        """How many tokens never leave; None where the score itself says so."""
+        if self.part is None:
+            return None
+        last = len(self.ids) - 1
+        return sum(kind != BODY or i < SINKS or i == last for i, kind in enumerate(self.part))
+
+    def masks(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What a call of the model is told beside the ids."""
+        if self.part is None:
+            return {}
+        part = torch.tensor([self.part], device=device)
+        return {"question": part == ASKS, "exempt": part != BODY}
 
 
 class Engine:
@@ -134,14 +152,37 @@ class Engine:
         strings = pieces(self.tokenizer, text, ids, offsets)
         return Text(ids[: self.max_tokens], strings[: self.max_tokens], max(0, len(ids) - self.max_tokens))
 
-    def costs(self, n: int, alphas: list[float], taus: list[int]) -> dict:
-        """What every setting costs for a text of `n` tokens, before the model has run.
+    def ask(self, document: str, question: str) -> Text:
+        """A prompt that asks `question` about `document`. ValueError for one that is empty, or too long: cut, it would
+        lose its question."""
+        if not document.strip():
+            raise ValueError("the text is empty. Type or paste at least one word.")
+        text, special = written(self.tokenizer, document.strip(), question.strip())
+        fast = getattr(self.tokenizer, "is_fast", False)
+        options = {"add_special_tokens": special, **({"return_offsets_mapping": True} if fast else {})}
+        batch = self.tokenizer(text, verbose=False, **options)
+        ids = list(batch["input_ids"])
+        if len(ids) > self.max_tokens:
+            raise ValueError(
+                f"the document and its question are {len(ids)} tokens, and this slider reads {self.max_tokens}: give a "
+                "shorter document, or a larger max_tokens."
+            )
+        strings = pieces(self.tokenizer, text, ids, batch["offset_mapping"] if fast else None)
+        return Text(ids, strings, 0, parts_of(self.tokenizer, ids, document.strip(), question.strip()))
+
+    def counts(self, text: Text, alpha: float, tau: int, score: str) -> list[int]:
+        """Tokens of a text that each layer keeps."""
+        return Rule(tau, score, self.dial["schedule"]).counts(len(text.ids), alpha, self.num_layers, text.exempt)
+
+    def costs(self, text: Text, alphas: list[float], taus: list[int]) -> dict:
+        """What every setting costs for a text, before the model has run.
 
         Settings that keep the same number of tokens in every layer are one and the same: they share a slot (slot 0
         keeps everything). "slot": tau -> slot per alpha. Per slot: "top" (tokens the last layer passes on), "share" (of
         token-layers), "macs", "kv" (bytes). "predicted": milliseconds per alpha, where zsaa.calibrate has timed this
         very length, tau and score on this machine; else None.
         """
+        n = len(text.ids)
         slots = {(n,) * self.num_layers: 0}
         per_slot: dict[str, list] = {"top": [], "share": [], "macs": [], "kv": []}
         of_tau: dict[str, list[int]] = {}
@@ -149,15 +190,21 @@ class Engine:
         for tau in taus:
             of_tau[str(tau)] = row = [0] * len(alphas)
             for i in reversed(range(len(alphas))):
-                counts = tuple(kept_counts(n, alphas[i], self.num_layers, tau, **chosen))
+                counts = tuple(self.counts(text, alphas[i], tau, chosen["score"]))
                 row[i] = slots.setdefault(counts, len(slots))
                 if row[i] == len(per_slot["top"]):
                     per_slot["top"].append(counts[-1])
                     per_slot["share"].append(sum(counts) / (n * self.num_layers))
-                    per_slot["macs"].append(macs(self.config, n, alphas[i], tau, **chosen))
-                    held = kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize, **chosen)
+                    if text.part is None:
+                        per_slot["macs"].append(macs(self.config, n, alphas[i], tau, **chosen))
+                        held = kv_bytes(self.config, n, alphas[i], tau, itemsize=itemsize, **chosen)
+                    else:  # all that stays enters the first layer, and goes through all
+                        asking = text.part.count(ASKS)
+                        scoring = self.decoder.asked.macs(n - asking, asking) if counts[-1] < n else 0
+                        per_slot["macs"].append(macs(self.config, counts[-1]) + scoring)
+                        held = kv_bytes(self.config, counts[-1], itemsize=itemsize)
                     per_slot["kv"].append(held)
-        return {"slot": of_tau, **per_slot, "predicted": self._calibrated(n, alphas)}
+        return {"slot": of_tau, **per_slot, "predicted": None if text.part else self._calibrated(n, alphas)}
 
     def _calibrated(self, n: int, alphas: list[float]) -> dict | None:
         zsaa.enable(self.model, alpha=1.0, tau=self.dial["tau"], score=self.dial["score"])
@@ -190,7 +237,7 @@ class Engine:
 
     def point(
         self,
-        ids: list[int],
+        text: Text,
         alpha: float,
         tau: int,
         score: str,
@@ -204,16 +251,16 @@ class Engine:
         for which `stock`, the probabilities at alpha = 1, is needed. "ms": wall-clock milliseconds of the pass.
         `stop` is asked before every layer; where it says True the pass ends with Interrupted.
         """
-        n = len(ids)
+        n = len(text.ids)
         depth = bytearray([self.num_layers] * n)
-        inputs = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": self.kind == "generate"}
-        pruned = kept_counts(n, alpha, self.num_layers, tau, self.dial["schedule"], score)[-1] < n
+        inputs = {"input_ids": torch.tensor([text.ids], device=self.device), "use_cache": self.kind == "generate"}
+        pruned = self.counts(text, alpha, tau, score)[-1] < n
         with self._set(alpha if pruned else 1.0, tau, score, stop):
             if not self._warm:  # the first pass of all reads the weights from disk
                 self.model(input_ids=inputs["input_ids"][:, :8], use_cache=False)
                 self._warm = True
             with zsaa.trace(self.model) if pruned else nullcontext() as trace:
-                output, ms = self._timed(**inputs, **self.last)
+                output, ms = self._timed(**inputs, **self.last, **text.masks(self.device))
             if pruned:
                 depth = bytearray(n)
                 for layer, kept in enumerate(trace.kept, start=1):
@@ -245,7 +292,7 @@ class Engine:
 
     def race(
         self,
-        ids: list[int],
+        text: Text,
         alpha: float,
         tau: int,
         score: str,
@@ -258,7 +305,7 @@ class Engine:
         The sides take turns on one device, each with a clock that runs only while it computes; the side that is behind
         goes next, so tokens come in the order in which two equal machines would bring them.
         """
-        eos = self._eos()
+        eos, ids = self._eos(), text.ids
         last = self.tokenizer.decode(ids[-1:])  # decoded along, as some tokenizers drop a text's leading space
         sides = [{"alpha": a, "ids": [], "text": "", "ms": 0.0, "cache": None} for a in (1.0, alpha)]
         racing = list(sides)
@@ -268,16 +315,17 @@ class Engine:
             new = ids if fresh else side["ids"][-1:]
             with self._set(side["alpha"], tau, score, stop):
                 tokens = torch.tensor([new], device=self.device)
-                output, ms = self._timed(input_ids=tokens, past_key_values=side["cache"], use_cache=True, **self.last)
+                more = {"past_key_values": side["cache"], **(text.masks(self.device) if fresh else {})}
+                output, ms = self._timed(input_ids=tokens, use_cache=True, **more, **self.last)
                 token = int(output.logits[0, -1].argmax())
             side["ids"].append(token)
             side["ms"] += ms
             side["cache"] = output.past_key_values
-            text = self.tokenizer.decode([*ids[-1:], *side["ids"]], skip_special_tokens=True)[len(last) :]
+            said = self.tokenizer.decode([*ids[-1:], *side["ids"]], skip_special_tokens=True)[len(last) :]
             # A character can take several tokens; until it is whole it shows as one replacement sign.
-            whole = text[: -1 if text.endswith("�") else None]
+            whole = said[: -1 if said.endswith("�") else None]
             end = token in eos or len(side["ids"]) >= new_tokens
-            piece = (text if end else whole)[len(side["text"]) :]
+            piece = (said if end else whole)[len(side["text"]) :]
             side["text"] += piece
             if end:
                 racing.remove(side)

@@ -36,11 +36,11 @@ class Exporting:
         self.send({"type": "status", "busy": False})
 
     def _timing_again(self, text: str, taus: Sequence[int], scores: Sequence[str]) -> Iterator[None]:
-        ids, known = self._texts[text][0].ids, self._points[text]
+        encoded, known = self._texts[text][0], self._points[text]
         for setting in self._wanted(text, taus, scores):
             yield
             with suppress(Interrupted):
-                again, _ = self._engine.point(ids, *setting, self._stock[text], self._worker.overtaken)
+                again, _ = self._engine.point(encoded, *setting, self._stock[text], self._worker.overtaken)
                 point = known[self._key(text, *setting)]
                 point["ms"] = min(point["ms"], again["ms"])
 

@@ -513,6 +513,7 @@ export function mount(root, source) {
       t.pieces.forEach((piece, i) => {
         const span = document.createElement("span");
         span.dataset.i = i;
+        if (t.part) span.dataset.part = t.part[i] === 3 ? "asks" : t.part[i] ? "stays" : "document";
         span.textContent = piece === "" ? "·" : piece.replace(/\n/g, "↵\n");
         spans.append(span);
       });
@@ -545,6 +546,7 @@ export function mount(root, source) {
     const found = nearest(t);
     const d = found?.point.bytes?.[i];
     if (d === undefined) return "";
+    if (t.part?.[i]) return `${quoted(t.pieces[i])} ${t.part[i] === 3 ? "asks" : "is not of the document"}, and never leaves.`;
     return d >= layers ? `${quoted(t.pieces[i])} goes through all ${layers} layers.`
       : d === 0 ? `${quoted(t.pieces[i])} is dropped by the first layer.`
       : `${quoted(t.pieces[i])} is dropped by layer ${d + 1} of ${layers}.`;

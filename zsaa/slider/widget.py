@@ -7,7 +7,7 @@ State is in traits that both sides may change (`alpha`, `tau`, `score`, `text`);
                         {"type": "stream"}, {"type": "stop"}
                         {"type": "save"}                  make the page
                         {"type": "retry"}
-    kernel -> browser   {"type": "text", "id", "text", "pieces", "cut", "costs", "label"}
+    kernel -> browser   {"type": "text", "id", "text", "pieces", "cut", "part", "costs", "label"}
                         {"type": "points", "text", "points": {key: point}}          a key: see `Slider._key`
                         {"type": "stream", "text", "key", "event": None | {...}}    None: it begins
                         {"type": "ready"}                     the setting shown is computed
@@ -59,6 +59,9 @@ class Slider(Exporting, anywidget.AnyWidget):
     text: one text, several, {name: text}, or None for held-out film reviews from the packaged data.
     alpha, tau, score: where the dial starts; by default as on `model`'s dial (0.9 where that says 1), else 5 and the
         paper's score.
+    question: one about each text, of a language model whose dial has the score "asked" and the schedule "entry": the
+        texts are documents in a prompt then (its form: zsaa.finetune.questions), of which only what the question asks
+        for enters the model; all else of it stays.
     labels: names of the classes, in the order of the model's outputs; by default those of its config.
     accuracy: "auto", a result file's content, path or name, or None; see zsaa.slider.engine.accuracy_curve.
     alphas: the slider's stops; by default round numbers from the range that the model was trained for up to 1.
@@ -89,6 +92,7 @@ class Slider(Exporting, anywidget.AnyWidget):
         alpha: float | None = None,
         tau: int | None = None,
         score: str | None = None,
+        question: str | None = None,
         labels: Sequence[str] | None = None,
         accuracy: Any = "auto",
         alphas: Sequence[float] | None = None,
@@ -99,6 +103,7 @@ class Slider(Exporting, anywidget.AnyWidget):
     ):
         self._engine = engine = Engine(model, tokenizer, labels, max_tokens)
         dial = engine.dial
+        self._question = _asked(question, dial)
         trained = dial["alpha_range"]
         low = ALPHA_RANGE.get(engine.config.model_type, DEEP_ALPHA_RANGE)[0]
         low = trained[0] if trained and trained[0] < 1 else low
@@ -236,8 +241,9 @@ class Slider(Exporting, anywidget.AnyWidget):
         for old in [t for t in self._texts if t.startswith("own")][:-RECENT]:
             for store in (self._texts, self._points, self._stock, self._streams):
                 store.pop(old, None)
-        encoded = self._engine.encode(sample["text"])
-        costs = self._engine.costs(len(encoded.ids), self.alphas, self.taus)
+        asked, read = self._question, self._engine.encode
+        encoded = read(sample["text"]) if asked is None else self._engine.ask(sample["text"], asked)
+        costs = self._engine.costs(encoded, self.alphas, self.taus)
         self._texts[text] = encoded, costs
         self._points.setdefault(text, {})
         self._streams.setdefault(text, {})
@@ -247,9 +253,8 @@ class Slider(Exporting, anywidget.AnyWidget):
         """The point at a setting, from the cache or by one pass of the model, and told to the browser."""
         key = self._key(text, alpha, tau, score)
         if key not in self._points[text]:
-            ids = self._texts[text][0].ids
-            stock = self._stock.get(text)
-            point, probabilities = self._engine.point(ids, alpha, tau, score, stock, self._worker.overtaken)
+            stock, encoded = self._stock.get(text), self._texts[text][0]
+            point, probabilities = self._engine.point(encoded, alpha, tau, score, stock, self._worker.overtaken)
             if key == STOCK:
                 self._stock[text] = probabilities
             self._points[text][key] = point
@@ -278,8 +283,8 @@ class Slider(Exporting, anywidget.AnyWidget):
             yield
         key, events = self._key(text, alpha, tau, score), []
         self.send({"type": "stream", "text": text, "key": key, "alpha": alpha, "event": None})
-        ids = self._texts[text][0].ids
-        for event in self._engine.race(ids, alpha, tau, score, self._new_tokens, self._worker.overtaken):
+        encoded = self._texts[text][0]
+        for event in self._engine.race(encoded, alpha, tau, score, self._new_tokens, self._worker.overtaken):
             events.append(event)
             self.send({"type": "stream", "text": text, "key": key, "event": event})
             yield
@@ -313,6 +318,7 @@ class Slider(Exporting, anywidget.AnyWidget):
             "text": sample["text"],
             "pieces": encoded.pieces,
             "cut": encoded.cut,
+            "part": encoded.part,
             "costs": costs,
             "label": sample["label"] if sample["label"] in self._engine.labels else None,
         }
@@ -339,6 +345,21 @@ class Slider(Exporting, anywidget.AnyWidget):
             for store in (self._texts, self._points, self._stock, self._streams):
                 store.clear()
         super().close()
+
+
+def _asked(question: str | None, dial: dict) -> str | None:
+    """The question, if this dial can be asked one; else ValueError."""
+    if question is None:
+        return None
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"question must be a text with at least one word, or None, got {question!r}.")
+    if (dial["score"], dial["schedule"]) != (ASKED, ENTRY):
+        raise ValueError(
+            f"question= needs a dial with score='asked' and schedule='entry', and this one has {dial['score']!r} and "
+            f"{dial['schedule']!r}: zsaa.enable(model, score='asked', schedule='entry') first, with a scorer "
+            "(zsaa.asked.by_words makes one that needs no training)."
+        )
+    return question
 
 
 def _first_sentence(function: Any) -> str:
