@@ -96,11 +96,12 @@ def main() -> None:
     rows = []
     for verified, threshold, kind in itertools.product((False, True), THRESHOLDS, judged):
         hits = sum(s >= threshold and (same or not verified) for s, same in judged[kind])
-        row = {"pairs": kind, "verifier": verified, "threshold": threshold, "n": len(judged[kind]), "hits": hits}
+        by = f"similarity {threshold}{', facts' if verified else ' alone'}"
+        row = {"pairs": kind, "by": by, "threshold": threshold, "n": len(judged[kind]), "hits": hits}
         found = stats.interval(hits, row["n"])
         rows.append(row | {"hit_rate": round(100 * hits / row["n"], 2), "hit_rate_ci95": list(found)})
         print(rows[-1])
-    hard = [row for row in rows if row["verifier"] and row["pairs"] not in ("equivalent", "all hard pairs")]
+    hard = [row for row in rows if "facts" in row["by"] and row["pairs"] not in ("equivalent", "all hard pairs")]
     safe = [t for t in THRESHOLDS if all(row["hit_rate_ci95"][1] <= MOST for row in hard if row["threshold"] == t)]
     facts = provenance(torch.device("cpu"), seed=chosen.seed, seconds=round(time.monotonic() - begun, 1))
     head = {"kind": "near-prompts", "command": shlex.join(["python", "-m", "ablation.near", *sys.argv[1:]])}

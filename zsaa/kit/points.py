@@ -42,18 +42,21 @@ COLUMNS = (
 WHAT = tuple(name for name in COLUMNS if name not in ("metric", "value", "low", "high", "n"))
 INTERVALS = {  # field -> that of its interval
     "accuracy": "ci95",
-    "f1": "ci95",  # then it is not the accuracy's
+    "f1": "ci95",  # then it is not the accuracy's, nor the perplexity's
     "exact_match": "exact_match_ci95",
     "perplexity": "ci95",
     "word_perplexity": "word_ci95",
     "ratio": "ratio_ci95",
     "latency_ms": "latency_ms_quartiles",
+    "latency_ratio": "latency_ratio_ci95",
+    "hit_rate": "hit_rate_ci95",
     "idle_s": "idle_range_s",
     "loaded_s": "loaded_range_s",
 }
 SETTINGS = (
     "target",
     "alpha",
+    "threshold",
     "keep_tokens",
     "batch",
     "tokens",
@@ -116,7 +119,7 @@ def _numbers(what: dict, row: dict) -> Iterator[dict]:
     for field, value in row.items():
         if field in LEFT_OUT or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        own = field != "accuracy" or "f1" not in row
+        own = field not in ("accuracy", "perplexity") or "f1" not in row
         low, high = (own and row.get(INTERVALS.get(field))) or (None, None)
         n = None if field in SETTINGS else row.get("n")
         yield {**what, "metric": field, "value": value, "low": low, "high": high, "n": n}
