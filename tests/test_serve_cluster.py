@@ -30,6 +30,7 @@ from zsaa.serve import cluster
 from zsaa.serve.engine import Classifier, Completer
 
 PORT = 8141
+SOAK_S = 60.0
 ADDRESS = f"http://127.0.0.1:{PORT}"
 TEXT = " ".join(f"w{3 + (7 * i) % 94}" for i in range(30))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -162,6 +163,40 @@ def replica_processes(parent):
         return pid == parent or (pid in parents and ours(parents[pid]))
 
     return sorted(pid for pid in replicas if ours(pid))
+
+
+def resident_mib(pid):
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.full
+def test_a_minute_of_soak_loses_nobody_and_holds_no_more_memory(server):
+    """Every request is answered or refused; what the replicas hold at its end is what they held after a third, but
+    for a little."""
+    pids = replica_processes(server.process)
+    if len(pids) < 2:
+        pytest.skip("Ray's processes cannot be told apart here")
+    begun, found, held = time.monotonic(), [], []
+
+    def client(number):
+        while time.monotonic() < begun + SOAK_S:
+            if number % 2:
+                found.append(get("/classify", {"input": TEXT})[0])
+            else:
+                found.append(get("/v1/completions", {"prompt": TEXT, "max_tokens": 3, "temperature": 0})[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, number) for number in range(8)]
+        for share in (1 / 3, 1):
+            time.sleep(max(0, begun + share * SOAK_S - time.monotonic()))
+            held.append([resident_mib(pid) for pid in pids])
+        for each in clients:
+            each.result(120)
+    assert set(found) <= {200, 429} and found.count(200) > 50
+    assert all(after < before + 64 for before, after in zip(*held)), held
+    live = get("/live")[1]["replicas"]
+    assert all(lane["waiting"] == lane["running"] == 0 for lanes in live.values() for lane in lanes.values())
 
 
 @pytest.mark.full
