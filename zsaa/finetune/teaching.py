@@ -48,6 +48,7 @@ def teach(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     chunk: int = 16,
+    sentences: bool = False,
     width: int = 128,
     held_out: float = 0.1,
     seed: int = 0,
@@ -55,11 +56,12 @@ def teach(
 ) -> tuple[Scorer, dict]:
     """Teach a scorer for `model` on `samples` (of `zsaa.finetune.questions.encode`), and put it on the model.
 
-    chunk: sentences stay or leave together, in pieces of at most so many tokens. held_out: the share of samples that is
-    judged on and not learned from; the weights that were best there are kept. Returns the scorer and a log: {"samples",
-    "held_out", "placed" (rows whose answer stands in the document), "heads", "recall": [(step, {f: per cent})]}, the
-    recall being how often the answer's piece is among the best 1/f. ValueError where no answer stands in its document:
-    nothing could be judged.
+    chunk: tokens that stay or leave together; or, with `sentences`, those of the longest piece of one (in the study
+    better at strong settings, worse at mild ones). held_out: the share of samples that is judged on and not learned
+    from; the weights that were best there are kept. Returns the scorer and a log: {"samples", "held_out", "placed"
+    (rows whose answer stands in the document), "heads", "recall": [(step, {f: per cent})]}, the recall being how often
+    the answer's chunk is among the best 1/f. ValueError where no answer stands in its document: nothing could be
+    judged.
     """
     check_whole("steps", steps), check_whole("batch_size", batch_size), check_whole("chunk", chunk)
     pupils = [_lesson(tokenizer, sample) for sample in samples]
@@ -74,7 +76,7 @@ def teach(
     decoder, _ = find_decoder(model)
     texts = [tokenizer.decode([i for i, p in zip(s["input_ids"], s["part"]) if p == BODY]) for s in samples]
     torch.manual_seed(seed)
-    scorer = asked.fresh(model, tokenizer, dict.fromkeys(texts), chunk, width)
+    scorer = asked.fresh(model, tokenizer, dict.fromkeys(texts), chunk, width, sentences)
     scorer.to(next(decoder.parameters()).device)
     taught = [i for i in order if i not in {*apart}] or order
     model.eval()

@@ -292,16 +292,19 @@ def by_words(model: nn.Module, tokenizer: Any, texts: Iterable[str] = (), chunk:
     return scorer.requires_grad_(False)
 
 
-def fresh(model: nn.Module, tokenizer: Any, texts: Iterable[str] = (), chunk: int = 16, width: int = 128) -> Scorer:
-    """An untrained scorer of sentences, in pieces of at most `chunk` tokens, with BM25 among its features; see
-    `by_words`."""
+def fresh(
+    model: nn.Module, tokenizer: Any, texts: Iterable[str], chunk: int, width: int, sentences: bool = True
+) -> Scorer:
+    """An untrained scorer: of sentences, in pieces of at most `chunk` tokens, with BM25 among its features; or of
+    chunks of so many tokens. See `by_words`."""
     config = find_decoder(model)[0].config
     canon, idf = words_of(config.vocab_size, tokenizer, texts)
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     # A line may end within a sentence, as texts are wrapped; a blank line does not.
     wrapped = ["Ġ" if piece in ("Ċ", "\n") else piece or "" for piece in pieces]
     kinds = marks(wrapped + [""] * (len(canon) - len(pieces)))
-    return Scorer(Shape(config.hidden_size, width, chunk=chunk, sentences=True, bm25=True), canon, idf, kinds)
+    shape = Shape(config.hidden_size, width, chunk=chunk, sentences=sentences, bm25=sentences)
+    return Scorer(shape, canon, idf, kinds)
 
 
 def words_of(vocabulary: int, tokenizer: Any, texts: Iterable[str] = ()) -> tuple[Tensor, Tensor]:

@@ -197,7 +197,7 @@ class Answers(Settings):
         controls: which curves to evaluate; bm25 and last cut the document to as much.
         held_out: share of the documents that is tested on.
         scorer_steps: of teaching the scorer, before a recipe's training.
-        chunk: tokens of the longest piece of a sentence that stays or leaves whole, of a scorer that is taught.
+        chunk: tokens that stay or leave together, of a scorer that is taught.
         new_tokens: of an answer at most.
         batch_size: questions of a batch.
     """
