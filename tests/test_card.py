@@ -12,6 +12,7 @@ import zsaa
 from zsaa.card import Prices, measure
 from zsaa.card.__main__ import main
 from zsaa.cost import attention_widths
+from zsaa.kit import points
 
 GPU = torch.cuda.is_available()
 N, NEW, ALPHA = 40, 4, 0.7
@@ -76,6 +77,9 @@ def test_each_number_says_how_it_came_about(tmp_path):
     assert not model.training and all(p.grad is None for p in model.parameters()), "the model is as it was"
     held = json.loads(made.save(tmp_path / "card.json").read_text())
     assert (held["kind"], held["rows"]) == ("card", json.loads(json.dumps(made.rows)))
+    of_file = points.of([{**held, "name": "card"}])
+    assert set(of_file.task) == set(PHASES) and set(of_file.method) == {"stock", "dial"}
+    assert made.value("prefill", "MACs", ALPHA) in of_file[of_file.metric == "MACs, MAC"].value.tolist()
     figure = made.figure()
     assert len(figure.axes) >= 3 * 4
     assert "fine-tuning step" in repr(made) and "<table>" in made._repr_html_()
@@ -120,7 +124,9 @@ def test_from_the_command_line(tmp_path, capsys):
     path = tmp_path / "card.json"
     options = ("--tokens", "24", "--new", "2", "--alphas", "0.5", "--seconds", "0.01", "--repeats", "2")
     assert main(["--shape", "tiny", *options, "--output", str(path)]) == 0
-    assert json.loads(path.read_text())["model"] == "tiny" and path.with_suffix(".png").stat().st_size > 10_000
+    assert (
+        json.loads(path.read_text())["model"] == {"name": "tiny"} and path.with_suffix(".png").stat().st_size > 10_000
+    )
     assert "KV cache" in capsys.readouterr().out
 
 

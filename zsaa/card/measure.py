@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -105,7 +106,8 @@ def _estimated(device: torch.device, spent: dict) -> Iterator[None]:
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     options = {"save_to_file": False, "measure_power_secs": 1, "log_level": "error", "allow_multiple_runs": True}
-    tracker = OfflineEmissionsTracker(country_iso_code="USA", tracking_mode="machine", **options)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        tracker = OfflineEmissionsTracker(country_iso_code="USA", tracking_mode="machine", **options)
     tracker.start()
     try:
         yield

@@ -48,7 +48,7 @@ class Card:
         raise KeyError(f"the card has no {metric!r} of {phase!r} at alpha {alpha}.")
 
     def dict(self) -> dict:
-        return {"kind": "card", **self.about, "rows": self.rows}
+        return {"kind": "card", **self.about, "model": {"name": self.about["model"]}, "rows": self.rows}
 
     def save(self, path: str | Path) -> Path:
         """Write the card as JSON."""

@@ -140,8 +140,16 @@ BENCHMARKS = {
     "ttft": "prefill",
     "bench-question": "prefill of a prompt that asks at its end",
     "bench-decode": "decoding",
+    "bench-generate": "decoding by generate",
     "bench-attention": "attention",
     "bench-train": "training step",
+}
+
+GENERATES = {  # how `zsaa.bench generate` decodes
+    "stock": "stock",
+    "static cache, compiled": "stock, static cache, compiled",
+    "graphs": "dial",
+    "by kernel": "dial, without CUDA graphs",
 }
 
 
@@ -189,11 +197,15 @@ def method_of(result: dict, row: dict) -> str:
     if "variant" in row:
         return row["variant"]
     kind, recipe = result["kind"], result.get("recipe", {})
+    if kind == "card":
+        return "stock" if row["alpha"] == 1 else "dial"
     if kind == "perplexity" and row["score"] is None:
         return "stock"
     if kind in BENCHMARKS:
         if kind == "bench-train":
             return "alpha-sampled"
+        if kind == "bench-generate":
+            return GENERATES[row["how"]]
         return "stock" if row["alpha"] == 1 else "dial" if result.get("fused", True) else "dial, PyTorch's kernels"
     if not isinstance(result.get("task"), dict):  # no measurement of the method: whatever names the row
         return ", ".join(value for value in row.values() if isinstance(value, str)) or "-"

@@ -81,6 +81,12 @@ def _points(file: str, result: dict) -> Iterator[dict]:
     if result.get("kind") in DERIVED or not result.get("rows"):
         return
     facts, rows = result["provenance"], result["rows"]
+    if result["kind"] == "card":  # a number a row; what was not measured is none
+        rows = [
+            {"task": row["phase"], **{name: result[name] for name in ("batch", "new")}, "tokens": result["n"],
+             "alpha": row["alpha"], f"{row['metric']}, {row['unit']}": row["value"]}
+            for row in rows if row["value"] is not None
+        ]  # fmt: skip
     rows = rows + [
         {"schedule": "one layer alone", "layer": layer, "divergence": cost}
         for layer, cost in enumerate(result.get("sensitivity", ()), start=1)
