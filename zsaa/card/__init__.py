@@ -5,5 +5,6 @@ What can be measured is, the rest is computed from the configuration, and each n
 
 from zsaa.card.build import card
 from zsaa.card.prices import PRICES, Prices
+from zsaa.card.show import Card
 
-__all__ = ["PRICES", "Prices", "card"]
+__all__ = ["PRICES", "Card", "Prices", "card"]

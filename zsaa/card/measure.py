@@ -106,7 +106,8 @@ def _estimated(device: torch.device, spent: dict) -> Iterator[None]:
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     options = {"save_to_file": False, "measure_power_secs": 1, "log_level": "error", "allow_multiple_runs": True}
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of names that codecarbon will change
         tracker = OfflineEmissionsTracker(country_iso_code="USA", tracking_mode="machine", **options)
     tracker.start()
     try:

@@ -20,10 +20,12 @@ def short(value: float | None, unit: str) -> str:
     """As people say it: 1.2 G, 340 MB."""
     if value is None:
         return "-"
-    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size and unit not in ("ms", "USD"):
-            return f"{value / size:.3g} {prefix}{'B' if unit == 'byte' else unit}"
-    return f"{value:.3g} {'B' if unit == 'byte' else unit}"
+    if unit in ("ms", "USD", "J"):
+        return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+    unit = {"byte": "B", "MAC": "", "FLOP": ""}.get(unit, unit)  # whose metric says what is counted
+    sizes = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0, ""))
+    size, prefix = next((size, prefix) for size, prefix in sizes if abs(value) >= size)
+    return f"{value / (size or 1):.3g} {prefix}{unit}".rstrip()
 
 
 class Card:
@@ -70,8 +72,9 @@ class Card:
 
     def _about(self) -> str:
         said = {**self.about, "commit": (self.about["provenance"]["commit"] or "no commit")[:10]}
-        missing = sorted({row["how"] for row in self.rows if row["value"] is None})
-        legend = "* computed, ~ estimated, others measured" + ("; - " + "; ".join(missing) if missing else "")
+        why = {row["how"].partition(": ")[2] for row in self.rows if row["value"] is None}
+        missing = ", - not measured" + (f" ({'; '.join(sorted(why - {''}))})" if why - {""} else "") if why else ""
+        legend = f"* computed, ~ estimated, others measured{missing}"
         return "{model}, {batch} x {n} tokens, {new} new ones, {dtype}, {device}, {commit}. ".format(**said) + legend
 
     def __repr__(self) -> str:
