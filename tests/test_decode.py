@@ -247,6 +247,10 @@ def test_a_step_that_does_not_follow_its_input_is_never_used(kernels, monkeypatc
     assert recorded(model) == []
 
 
+class Another(PrunedLayer):
+    """As one that holds its rows in fewer bits."""
+
+
 @pytest.mark.usefixtures("stand_in")
 @torch.no_grad()
 def test_what_cannot_go_over_slots_grows_its_cache(kernels):
@@ -283,7 +287,13 @@ def test_what_cannot_go_over_slots_grows_its_cache(kernels):
         with FlopCounterMode(display=False):
             model(**call)
 
+    def of_another_kind(call):
+        for layer in call["past_key_values"].layers:
+            layer.__class__ = Another
+        model(**call)
+
     assert kinds(lambda call: model(**call)) == {slots.RoomyLayer}
+    assert kinds(of_another_kind) == {Another}
     assert [kinds(change) for change in (hidden, two, gradients, counted)] == [{PrunedLayer}] * 4
 
 

@@ -186,6 +186,8 @@ def _takes(decoder: nn.Module, step: Decode, layers: Sequence[PrunedLayer]) -> b
         return False
     if len(layers) != decoder._zsaa.family.num_layers(decoder):
         return False
+    if any(type(layer) not in (PrunedLayer, slots.RoomyLayer) for layer in layers):
+        return False  # one that holds its rows in another way, such as in fewer bits
     if torch._C._len_torch_dispatch_stack() or torch.is_autocast_enabled(step.columns.device.type):
         return False  # a counter of operations knows PyTorch's own only
     if all(isinstance(layer, slots.RoomyLayer) for layer in layers):  # which were asked when they settled
