@@ -72,7 +72,7 @@ MAY = {
     "evaluation": "method dials learned heads budget measure models data training files package",
     "studies": "method dials depth card learned fast kernels budget measure models data evaluation training files kit "
     "package",
-    "kit": "method budget measure models data evaluation training files studies package",
+    "kit": "method budget card measure models data evaluation training files studies package",
     "reuse": "method fast",
     "serve": "method budget measure models data training files kit package",
     "slider": "method dials learned fast budget measure models data evaluation training files kit package",

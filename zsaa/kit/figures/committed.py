@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zsaa.card.show import Card
 from zsaa.kit import points
 from zsaa.kit.figures.accuracy import accuracy_figures
 from zsaa.kit.figures.audit import audit_exponents_figure, audit_reach_figure, audit_reductions_figure
@@ -16,7 +17,7 @@ from zsaa.kit.figures.perplexity import perplexity_figures
 from zsaa.kit.figures.preservation import preservation_figure
 from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figure, training_figure
 from zsaa.kit.figures.style import save_figure
-from zsaa.kit.store import load_results, unpack
+from zsaa.kit.store import all_results, load_results, unpack
 
 
 def draw_committed(folder: str | Path) -> list[Path]:
@@ -54,6 +55,10 @@ def _figures(all_points):
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)
             yield f"preservation{suffix}", preservation_figure(kept, tokens)
+    for file, result in all_results():
+        if result["kind"] == "card":
+            about = {**result, "model": result["model"]["name"]}
+            yield Path(file).stem.replace("-", "_"), Card(result["rows"], about).figure()
     for result in load_results(kind="depth"):
         yield "depth", depth_figure(result)
     for audit in load_results(kind="audit"):
