@@ -30,6 +30,7 @@ def test_every_measured_number_has_a_row_with_its_interval():
     compared = 0
     for file, result in FOUND:
         rows = result.get("rows") or ()
+        rows = [row for row in rows if row.get("value", 0) is not None]  # of a card, what was not measured
         if result.get("kind") in points.DERIVED or "latency_batch" in (rows[0] if rows else {}):
             continue
         settings = held.get(file, pd.DataFrame()).to_dict("records")
