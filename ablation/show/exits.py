@@ -20,7 +20,7 @@ from zsaa.kit.equal import right
 from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import mean_difference
 
-FOLDER = RESULTS / "ablation" / "imdb_films"
+FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
 BUDGETS = (2, 3, 5)
 SHOWN = (30, 27, 24, 22, 20, 18, 15, 10, 6, 3)  # layers
@@ -30,9 +30,13 @@ KEYS = ("control", "layers", "sure", "tokens", "target")  # what tells a setting
 
 @lru_cache
 def rows(name: str, part: str, folder: Path = FOLDER) -> tuple[dict, ...]:
-    """The rows of a result, of the part "validation" or "test"; none, if it was not run."""
-    path = folder / (f"{name}.json" if part == "validation" else f"test/{name}.json")
-    return tuple(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else ()
+    """The rows of a result of this folder, or of an earlier row, of the part "validation" or "test"; none, if it was
+    not run."""
+    for place in (folder, EARLIER):
+        path = place / (f"{name}.json" if part == "validation" else f"test/{name}.json")
+        if path.is_file():
+            return tuple(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    return ()
 
 
 def there(names: Sequence[str], folder: Path = FOLDER) -> list[str]:
@@ -82,7 +86,7 @@ def depths_table(folder: Path = FOLDER):
         alone = there([TAUGHT[layers] + seed for seed in ("", "-seed1", "-seed2")], folder) if layers in TAUGHT else []
         others = [rows(name, "test", folder)[0] for name in alone]
         lines.append({
-            "layers": layers, "MACs": f"{30 / layers:.2f}x", f"one model ({len(names)} seeds)": mean(own),
+            "layers": layers, "MACs": f"{30 / layers:.2f}x", f"one model (trainings: {len(names)})": mean(own),
             "ahead of all its layers": said(own, whole) if layers < 30 else "",
             "a model of its own, distilled": mean(others) if others else "",
             "one model is ahead by": said(own, others) if others else "",
@@ -130,7 +134,11 @@ def budgets_table(folder: Path = FOLDER):
             saved = np.mean([r["mac_reduction"] for r in found]) if found else 0
             line[f"{budget}x"] = f"{mean(found)} at {saved:.1f}x" if found else ""
         lines.append(line)
-    return pd.DataFrame(lines)
+    alone = {"accuracy": "models of so many layers, distilled (3 seeds)"}
+    for budget in BUDGETS:
+        at = [rows(TAUGHT[30 // budget] + seed, "test", folder) for seed in ("", "-seed1", "-seed2")]
+        alone[f"{budget}x"] = f"{mean([found[0] for found in at])} at {budget:.1f}x" if all(at) else ""
+    return pd.DataFrame([*lines, alone])
 
 
 def single(budget: float, folder: Path = FOLDER) -> tuple[str, list[dict]]:
@@ -158,7 +166,7 @@ def joint_table(folder: Path = FOLDER):
         for budget in BUDGETS:
             rival, theirs = single(budget, folder)
             ours = cells(names, controls, budget, folder)
-            line[f"{budget}x"] = f"{said(ours, theirs)} ({rival})" if ours and theirs else ""
+            line[f"{budget}x"] = f"{said(ours, theirs)} ({rival.split(',')[0]})" if ours and theirs else ""
         lines.append(line)
     return pd.DataFrame(lines)
 

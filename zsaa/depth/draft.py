@@ -59,7 +59,6 @@ def measured(model: nn.Module, prompts: list[torch.Tensor], new: int, exits: lis
         ratios = sorted(a[1] / b[1] for a, b in zip(plain, runs))
         quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
         rows.append({
-            "variant": "greedy" if depth is None else "drafts of the first layers",
             "depth": depth, "tokens_per_second": round(new / statistics.median(s for _, s, _ in runs), 2),
             "speedup": round(quartiles[1], 3), "speedup_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
             "passes_per_token": round(sum(p for *_, p in runs) / (new * len(runs)), 3),

@@ -38,11 +38,6 @@ from zsaa.measure import provenance, write_json
 from zsaa.models import load_model
 
 LENGTH = 256  # tokens of a piece of text to heal on
-HEALED = {  # how a block is missed
-    "untuned": "without a block of layers, by angular distance",
-    "text": "without a block of layers, healed by text",
-    "distilled": "without a block of layers, healed by text and the whole model",
-}
 TEMPERATURE = 2.0  # of the verdicts that are distilled
 
 
@@ -184,8 +179,7 @@ def blocks(options: argparse.Namespace, model: nn.Module, tokenizer, data, sampl
                 student, log = heal(student, model if how == "distilled" else None, rows, options)
             scores, (nll, _) = judged(student, samples, base)
             base = nll if base is None else base
-            yield {"variant": HEALED[how] if removed else "stock" if how == "untuned" else "adapters, all layers",
-                "removed": removed, "layers": gone, "healed": how, "mac_reduction": round(
+            yield {"removed": removed, "layers": gone, "healed": how, "mac_reduction": round(
                 found.num_layers / (found.num_layers - removed), 4), **scores,
                 "choices": choose(student, tokenizer, asked), "log": log,
                 "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
@@ -203,13 +197,7 @@ def exits(options: argparse.Namespace, model: nn.Module, tokenizer, data, sample
             scores, (nll, likely) = judged(net, samples, None if base is None else base[0], depth)
             base = (nll, likely) if base is None else base
             same = torch.cat([a == b for a, b in zip(likely, base[1])]).double().mean()
-            yield {
-                "variant": f"first layers only, {'taught exits' if trained else 'untuned'}",
-                "depth": depth,
-                "trained": trained,
-                "agreement": round(100 * float(same), 2),
-                **scores,
-            }
+            yield {"depth": depth, "trained": trained, "agreement": round(100 * float(same), 2), **scores}
 
     yield from rows_of(model, False)
     taught = adapted(model, options.rank)

@@ -136,6 +136,16 @@ METHODS = {
     "bm25": "BM25 sentences",
     "asked": "dial (score asked, schedule entry)",
 }
+HEALED = {
+    "untuned": "without a block of layers, by angular distance",
+    "text": "without a block of layers, healed by text",
+    "distilled": "without a block of layers, healed by text and the whole model",
+}
+LAYERS = {  # kinds of results about fewer layers, whose rows say so by their fields
+    "healing": lambda row: _healed(row),
+    "drafting": lambda row: "stock" if row["depth"] is None else "drafts of the first layers",
+}
+WHOLE = {"untuned": "stock", "text": "adapters for all layers"}
 BENCHMARKS = {
     "bench-prefill": "prefill",
     "bench-memory": "prefill",
@@ -190,6 +200,12 @@ def model_of(result: dict, row: dict) -> str:
     return ", ".join(parts)
 
 
+def _healed(row: dict) -> str:
+    if "removed" in row:
+        return HEALED[row["healed"]] if row["removed"] else WHOLE[row["healed"]]
+    return f"first layers only, {'taught' if row['trained'] else 'untaught'}"
+
+
 def method_of(result: dict, row: dict) -> str:
     """How compute is saved; see zsaa.kit.points."""
     control = row.get("control", "alpha")
@@ -199,6 +215,8 @@ def method_of(result: dict, row: dict) -> str:
         return METHODS[control]
     if "variant" in row:
         return row["variant"]
+    if result["kind"] in LAYERS:
+        return LAYERS[result["kind"]](row)
     kind, recipe = result["kind"], result.get("recipe", {})
     if kind == "card":
         return "stock" if row["alpha"] == 1 else "dial"

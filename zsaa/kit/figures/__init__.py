@@ -8,7 +8,7 @@ from zsaa.kit.figures.accuracy import accuracy_figure, accuracy_figures
 from zsaa.kit.figures.audit import audit_exponents_figure, audit_reach_figure, audit_reductions_figure
 from zsaa.kit.figures.choice import choice_figure
 from zsaa.kit.figures.committed import draw_committed
-from zsaa.kit.figures.depth import depth_figure
+from zsaa.kit.figures.depth import depth_figure, distances_figure, exits_figure
 from zsaa.kit.figures.figure2 import figure_2
 from zsaa.kit.figures.headline import headline_figure
 from zsaa.kit.figures.memory import footprint_figure, memory_figure
@@ -33,7 +33,9 @@ __all__ = [
     "audit_reductions_figure",
     "choice_figure",
     "depth_figure",
+    "distances_figure",
     "draw_committed",
+    "exits_figure",
     "figure_2",
     "first_token_figure",
     "footprint_figure",

@@ -9,7 +9,7 @@ from zsaa.kit import points
 from zsaa.kit.figures.accuracy import accuracy_figures
 from zsaa.kit.figures.audit import audit_exponents_figure, audit_reach_figure, audit_reductions_figure
 from zsaa.kit.figures.choice import choice_figure
-from zsaa.kit.figures.depth import depth_figure
+from zsaa.kit.figures.depth import depth_figure, exits_figure
 from zsaa.kit.figures.figure2 import figure_2
 from zsaa.kit.figures.headline import headline_figure
 from zsaa.kit.figures.memory import footprint_figure, memory_figure
@@ -61,6 +61,9 @@ def _figures(all_points):
             yield Path(file).stem.replace("-", "_"), Card(result["rows"], about).figure()
     for result in load_results(kind="depth"):
         yield "depth", depth_figure(result)
+    exits = [result for path, result in all_results() if path.startswith("depth/films/test/")]
+    if exits:
+        yield "depth_dial", exits_figure(exits)
     for audit in load_results(kind="audit"):
         yield "audit_table3", audit_reductions_figure(audit)
         yield "audit_exponents", audit_exponents_figure(audit)

@@ -18,25 +18,11 @@ def depth_figure(result: dict):
     """From a result of kind "depth": angular distance of each block of layers, each row over its least and largest, as
     in the paper on optimization strategies (its Figure 5), and the ratio of perplexities without some layers."""
     import matplotlib.pyplot as plt
-    import numpy as np
 
     with plt.rc_context(STYLE):
         figure, (heat, cost) = panels(4.2, 2, 1, height_ratios=[1.15, 1])
-        angular = [
-            [float(v) for v in row.split()] for row in result["similarity"]["angular"]
-        ]  # row l: from l to l, l + 1, ...
-        layers = len(angular) - 1
-        grid = np.full((layers, layers), np.nan)  # [block size - 1, first layer]
-        for first, row in enumerate(angular):
-            for n, distance in enumerate(row[1:], start=1):
-                grid[n - 1, first] = distance
-        low, high = np.nanmin(grid, axis=1, keepdims=True), np.nanmax(grid, axis=1, keepdims=True)
-        scaled = (grid - low) / np.where(high > low, high - low, 1)
-        image = heat.pcolormesh(np.arange(layers + 1), np.arange(1, layers + 2) - 0.5, scaled, cmap="viridis_r")
-        image.set_rasterized(True)
-        heat.set(xlabel="first layer of the block", ylabel="layers in the block", xlim=(0, layers))
-        heat.grid(False)
-        figure.colorbar(image, ax=heat, label="angular distance,\nleast to largest of a row", shrink=0.8)
+        angular = [[float(v) for v in row.split()] for row in result["similarity"]["angular"]]
+        _heat(figure, heat, angular)
         _costs(cost, result["rows"])
         legend(figure)
     best = {row["removed"]: row["layers"] for row in result["rows"] if row["way"] == "block"}
@@ -48,6 +34,89 @@ def depth_figure(result: dict):
         f"n = {result['rows'][0]['n']} windows, 95% intervals; what is above {MOST}x is drawn at the edge."
     )
     return figure
+
+
+def distances_figure(similarity):
+    """The heatmap alone, from `zsaa.depth.similarity`."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, heat = panels(2.4)
+        layers = similarity.num_layers
+        _heat(figure, heat, [similarity.angular[at, at:].tolist() for at in range(layers)] + [[0.0]])
+    figure.set_label(
+        "The angular distance between the states before and after each block of layers, each row over its least and "
+        f"largest; {similarity.texts} texts. The lightest cell of a row is the block that changes a text's last state "
+        "least."
+    )
+    return figure
+
+
+def _heat(figure, axis, angular: list[list[float]]) -> None:
+    """Distances of every block. angular: row l from l to l, l + 1, ..."""
+    import numpy as np
+
+    layers = len(angular) - 1
+    grid = np.full((layers, layers), np.nan)  # [block size - 1, first layer]
+    for first, row in enumerate(angular):
+        for n, distance in enumerate(row[1:], start=1):
+            grid[n - 1, first] = distance
+    low, high = np.nanmin(grid, axis=1, keepdims=True), np.nanmax(grid, axis=1, keepdims=True)
+    scaled = (grid - low) / np.where(high > low, high - low, 1)
+    image = axis.pcolormesh(np.arange(layers + 1), np.arange(1, layers + 2) - 0.5, scaled, cmap="viridis_r")
+    image.set_rasterized(True)
+    axis.set(xlabel="first layer of the block", ylabel="layers in the block", xlim=(0, layers))
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, label="angular distance,\nleast to largest of a row", shrink=0.8)
+
+
+WAYS = {  # control -> its line
+    "layers": ("first layers, one model", COLOURS["alpha"], "o", "-"),
+    "confidence": ("first layers, until sure", COLOURS["conventional"], "s", "-"),
+    "alpha": ("fewer tokens", COLOURS["last"], "v", ":"),
+    "both-confidence": ("fewer tokens, until sure", COLOURS["random"], "^", "--"),
+}
+
+
+def exits_figure(results: list[dict], title: str = "", others: dict[str, list[dict]] | None = None):
+    """From results of ablation rows with exits: accuracy against MACs by each way to save them, a line per result.
+    others: more lines by name, as lists of {"mac_reduction", "accuracy"}."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axis = panels(2.9)
+        for number, result in enumerate(results):
+            for control, (name, colour, marker, dash) in WAYS.items():
+                rows = [row for row in result["rows"] if row["control"] == control]
+                if control == "both-confidence":  # the best of several strengths
+                    rows = _frontier(rows)
+                rows = sorted(rows, key=lambda row: row["mac_reduction"])
+                look = dict(
+                    color=colour, marker=marker, linestyle=dash, markersize=2.5, alpha=0.9 - 0.25 * (number > 0)
+                )
+                axis.plot([r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows], label=name, **look)
+        for name, rows in (others or {}).items():
+            where = [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
+            axis.plot(*where, color="black", marker="x", linestyle="none", markersize=4, label=name)
+        axis.set(xscale="log", xlabel="MAC reduction", ylabel="accuracy, %")
+        axis.set_xticks([1, 2, 3, 5, 7, 10], ["1x", "2x", "3x", "5x", "7x", "10x"])
+        axis.set_xlim(0.97, 11)
+        axis.minorticks_off()
+        legend(figure)
+    n = results[0]["rows"][0]["n"]
+    figure.set_label(
+        f"One model at every depth{title}: accuracy by how many times fewer MACs are spent, n = {n} reviews."
+    )
+    return figure
+
+
+def _frontier(rows: list[dict]) -> list[dict]:
+    """Those that no other row beats in both MACs and accuracy."""
+    return [
+        row
+        for row in rows
+        if not any(r["mac_reduction"] >= row["mac_reduction"] and r["accuracy"] > row["accuracy"] for r in rows)
+    ]
 
 
 def _costs(axis, rows: list[dict]) -> None:

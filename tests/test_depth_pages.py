@@ -1,0 +1,59 @@
+"""What docs/findings/depth.md says is what the results give; its tables' rules on small made-up results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ablation.show import exits, healed
+from zsaa.depth import published
+from zsaa.measure.stats import to_bits
+
+PAGE = Path(__file__).parent.parent / "docs/findings/depth.md"
+
+
+def tables():
+    yield "depths", exits.depths_table()
+    yield "budgets", exits.budgets_table()
+    yield "joint", exits.joint_table()
+    yield "healed", healed.healed_table()
+    yield "exits", healed.exits_table()
+    if len(drafts := healed.drafts_table()):
+        yield "drafts", drafts
+
+
+def test_the_page_s_tables_are_those_of_the_results():
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in tables():
+        assert len(table) and table.to_markdown(index=False, disable_numparse=True) in page, name
+    assert published.table() in page
+
+
+def result(folder, name, rows, n):
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps(
+            {"rows": [{**row, "n": n, "right": to_bits([1] * right + [0] * (n - right))} for row, right in rows]}
+        )
+    )
+
+
+def test_settings_are_chosen_on_validation_and_judged_on_test(tmp_path):
+    sure = [{"control": "confidence", "sure": s, "mac_reduction": m, "accuracy": a} for s, m, a in
+            ((0.7, 4.0, 80.0), (0.8, 3.1, 85.0), (0.9, 2.5, 95.0))]  # fmt: skip
+    result(tmp_path, "one", [(row, 0) for row in sure], 20)
+    result(
+        tmp_path / "test", "one", [({**row, "mac_reduction": 2.9}, right) for row, right in zip(sure, (20, 7, 19))], 20
+    )
+    row = exits.chosen("one", ("confidence",), 3, tmp_path)
+    assert row["sure"] == 0.8 and exits.mean([row]) == "35.0", "though another is better on the test part"
+    assert exits.chosen("one", ("confidence",), 5, tmp_path) is None
+    assert exits.chosen("one", ("layers",), 2, tmp_path) is None
+
+
+def test_what_is_recovered_is_a_share_of_the_nats_lost():
+    nll = [(0, "untuned", "10 20 30"), (6, "untuned", "20 40 60"), (6, "distilled", "14 28 42")]
+    rows = [{"removed": removed, "healed": how, "nll": line} for removed, how, line in nll]
+    share, (low, high) = healed.recovered(rows, 6, "distilled")
+    assert share == pytest.approx(60) and low == pytest.approx(60) and high == pytest.approx(60)
