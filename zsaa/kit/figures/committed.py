@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from zsaa.card.show import Card
@@ -61,7 +62,8 @@ def _figures(all_points):
             yield Path(file).stem.replace("-", "_"), Card(result["rows"], about).figure()
     for result in load_results(kind="depth"):
         yield "depth", depth_figure(result)
-    exits = [result for path, result in all_results() if path.startswith("depth/films/test/")]
+    shown = re.compile(r"depth/films/test/exits(-both.*)?\.json")
+    exits = [result for path, result in all_results() if shown.fullmatch(path)]
     if exits:
         yield "depth_dial", exits_figure(exits)
     for audit in load_results(kind="audit"):
