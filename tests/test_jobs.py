@@ -34,7 +34,14 @@ def test_every_committed_command_still_asks_for_what_its_file_holds(file, result
         assert {row.get("tokens") for row in result["rows"]} - {None} <= {*asked.tokens}
         return
     if module not in JOBS:
-        assert module in ("zsaa.audit", "zsaa.architectures", "zsaa.depth", "zsaa.serve.load", "zsaa.serve.study")
+        assert module in (
+            "zsaa.audit",
+            "zsaa.architectures",
+            "zsaa.depth",
+            "zsaa.depth.heal",
+            "zsaa.serve.load",
+            "zsaa.serve.study",
+        )
         return
     asked = JOBS[module](arguments)
     kinds = {"accuracy": "curve", "choice": "choice", "perplexity": "perplexity"}

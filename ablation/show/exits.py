@@ -22,7 +22,7 @@ from zsaa.measure.stats import mean_difference
 
 FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
-BUDGETS = (2, 3, 5)
+BUDGETS = (2, 3, 5, 7)
 SHOWN = (30, 27, 24, 22, 20, 18, 15, 10, 6, 3)  # layers
 TAUGHT = {15: "layers-15-taught", 10: "layers-10-taught", 6: "layers-6-taught", 3: "layers-3-taught"}
 KEYS = ("control", "layers", "sure", "tokens", "target")  # what tells a setting from another of the same result
@@ -136,7 +136,8 @@ def budgets_table(folder: Path = FOLDER):
         lines.append(line)
     alone = {"accuracy": "models of so many layers, distilled (3 seeds)"}
     for budget in BUDGETS:
-        at = [rows(TAUGHT[30 // budget] + seed, "test", folder) for seed in ("", "-seed1", "-seed2")]
+        model = TAUGHT.get(30 // budget, "none")
+        at = [rows(model + seed, "test", folder) for seed in ("", "-seed1", "-seed2")]
         alone[f"{budget}x"] = f"{mean([found[0] for found in at])} at {budget:.1f}x" if all(at) else ""
     return pd.DataFrame([*lines, alone])
 
