@@ -10,7 +10,7 @@ import zsaa
 from zsaa import bench
 from zsaa.bench.device import roofline_ms
 from zsaa.fast import dispatch
-from zsaa.kit import points
+from zsaa.kit import points, store
 from zsaa.rule import Rule
 
 
@@ -273,6 +273,15 @@ def test_stock_is_timed_compiled_too_and_what_fails_says_so(tmp_path, monkeypatc
         baselines, "compiled", lambda model: torch.nn.init.zeros_(model.lm_head.weight) is None or model
     )
     assert run(tmp_path, "baselines", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")[0] == 1
+
+
+def test_the_page_on_speed_shows_the_baselines_as_they_came_out():
+    """If this fails: zsaa.bench.baselines.table of these two files, and put it there."""
+    folder = store.RESULTS / "speed/h200"
+    names = ("llama3-8b", "smollm2-135m")
+    results = [json.loads((folder / f"baselines-{name}.json").read_text(encoding="utf-8")) for name in names]
+    page = (store.RESULTS.parent / "docs/findings/speed.md").read_text(encoding="utf-8")
+    assert bench.baselines.table(results).to_markdown(index=False, disable_numparse=True) in page
 
 
 def test_the_dial_fewer_layers_and_shorter_inputs_are_timed_side_by_side(tmp_path):

@@ -62,7 +62,7 @@ def budget_of(result: dict) -> str:
     task = config()["tasks"].get(result.get("task", {}).get("name"), {})
     epochs = training.get("epochs")
     if training.get("seconds") is not None:
-        return f"{result['log']['samples'] / result['provenance']['train_samples']:.1f} epochs, by the clock"
+        return f"{epochs:g} epochs or {training['seconds']:g} s"
     if epochs in (None, task.get("training", {}).get("epochs", 1)):
         return ""
     return f"{epochs:g} epochs" + " more" * bool(training.get("start"))

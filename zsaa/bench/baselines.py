@@ -153,3 +153,26 @@ def bench_baselines(args, device, dtype) -> dict:
                 torch.cuda.empty_cache()
     print_rows(rows, "model batch tokens way mac_reduction latency_ms speedup over_best_stock first_peak_bytes first_s")
     return {"rows": rows, "not_run": failed}
+
+
+def table(results: list[dict]):
+    """A line per shape: milliseconds of stock, of its fastest way, and of the dial at each alpha, with the speed-up
+    over the fastest and, in brackets, the reduction of MACs; then what the first calls take at their peak, in MB."""
+    import pandas as pd
+
+    lines = []
+    for result in results:
+        for (name, tokens), rows in pd.DataFrame(result["rows"]).groupby(["model", "tokens"], sort=False):
+            found = rows.set_index("way")
+            stock = found[~found.index.str.startswith("dial")]
+            best = stock["latency_ms"].idxmin()
+            line = {"shape": f"{name}, {tokens}", "stock": f"{found.loc['stock', 'latency_ms']:.1f} ms"}
+            line["fastest stock"] = f"{stock.loc[best, 'latency_ms']:.1f} ms ({best})"
+            alphas = [way for way in found.index if way.startswith("dial") and "kernel" not in way]
+            for way, place in zip(alphas, ("mild", "middle", "strong")):
+                row = found.loc[way]
+                line[place] = f"{row['alpha']:g}: {row['over_best_stock']:.2f}x ({row['mac_reduction']:.2f}x)"
+            ways = ("stock with a cache", best, alphas[1])
+            line["peak, MB"] = " / ".join(f"{found.loc[way, 'first_peak_bytes'] / 1e6:.0f}" for way in ways)
+            lines.append(line)
+    return pd.DataFrame(lines)

@@ -152,6 +152,8 @@ BENCHMARKS = {
     "footprint": "prefill",
     "ttft": "prefill",
     "bench-question": "prefill of a prompt that asks at its end",
+    "bench-baselines": "prefill",
+    "bench-rivals": "prefill",
     "bench-decode": "decoding",
     "bench-generate": "decoding by generate",
     "bench-attention": "attention",
@@ -209,6 +211,8 @@ def _healed(row: dict) -> str:
 def method_of(result: dict, row: dict) -> str:
     """How compute is saved; see zsaa.kit.points."""
     control = row.get("control", "alpha")
+    if result["kind"] == "bench-baselines":  # stock compiled, recorded, ...; the dial with and without its recordings
+        return row["way"] if row["alpha"] == 1 else "dial by kernel" if "by kernel" in row["way"] else "dial"
     if control == "printed":
         return "dial at the printed alpha"
     if control != "alpha":
@@ -247,7 +251,8 @@ def recipe_of(result: dict) -> str:
         if "epochs" not in trained:  # a bag of words is fitted
             return result["row"]
         long = f"compute of {trained['compute']:g}" if trained.get("compute") else f"{trained['epochs']:g}"
-        return f"{result['row']}, {long} epochs"
+        clock = f" or {trained['seconds']:g} s" if trained.get("seconds") else ""
+        return f"{result['row']}, {long} epochs{clock}"
     if kind == "answers":
         return answers_recipe(result)
     if kind != "curve":

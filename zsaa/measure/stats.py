@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats as distributions
@@ -98,6 +99,53 @@ def equivalence(
     mean, error, degrees = _mean(differences, clusters)
     off = abs(mean - expected)
     return float(distributions.t.cdf((off - margin) / error, degrees)) if error else float(off >= margin)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference, its standard error and the degrees of freedom of that, in the unit of the samples."""
+
+    mean: float
+    error: float
+    degrees: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        half = float(distributions.t.ppf(0.975, self.degrees)) * self.error
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        """Two-sided, that it is 0."""
+        return float(2 * distributions.t.sf(abs(self.mean) / self.error, self.degrees)) if self.error else 0.0
+
+    def within(self, margin: float, expected: float = 0.0) -> float:
+        """The p-value of two one-sided tests that it lies within `margin` of `expected`: see `equivalence`."""
+        off = abs(self.mean - expected)
+        return (
+            float(distributions.t.cdf((off - margin) / self.error, self.degrees))
+            if self.error
+            else float(off >= margin)
+        )
+
+
+def over_runs(
+    ones: Sequence[Sequence[float]], others: Sequence[Sequence[float]], clusters: Sequence[int] | None = None
+) -> Difference:
+    """Between the means of several trainings each, which say of each sample whether it was right: what a further
+    training on further samples may be expected to differ by.
+
+    The chance in the samples (by `clusters`, see `mean_difference`) and that in the trainings of either side, which
+    are independent, are added as errors; the degrees of freedom are Satterthwaite's. A side with one run adds none:
+    then the answer is about that run."""
+    mean, error, degrees = _mean(np.mean(ones, axis=0) - np.mean(others, axis=0), clusters)
+    parts = [(error**2, degrees)]
+    for side in (ones, others):
+        runs = [float(np.mean(run)) for run in side]
+        parts += [(statistics.variance(runs) / len(runs), len(runs) - 1)] if len(runs) > 1 else []
+    total = sum(part for part, _ in parts)
+    spread = sum(part**2 / k for part, k in parts)
+    return Difference(mean, math.sqrt(total), total**2 / spread if spread else degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
