@@ -51,12 +51,17 @@ LABELS = {
     "oracle": "oracle chunks, turns kept",
     "oracle-all": "oracle sentences",
 }
-METHODS = {"conventional": "conventional", "with dial": "with the dial", "with cuts": "with cut prompts"}
+METHODS = {  # of training, by a row's name
+    "plain": "conventional",
+    "more": "conventional, continued",
+    "dial": "continued with the dial",
+    "cuts": "continued with cut prompts",
+}
 NO_RIVALS = ("whole", "minilm-free", "perplexity", *(kind for kind, way in WAYS.items() if way.knows))
 
 
 def label(kind: str) -> str:
-    return f"dial once, scorer {kind[5:]}" if kind.startswith("dial:") else LABELS[kind]
+    return f"dial once, scorer {kind[5:].partition('.')[0]}" if kind.startswith("dial:") else LABELS[kind]
 
 
 def pack(f1s: list[int]) -> str:
@@ -103,7 +108,7 @@ def file_of(name: str, records: list[dict], trained: list[dict], shared: dict, o
     if name in second.ROWS:
         row = second.ROWS[name]
         done = next(r for r in reversed(trained) if "done" in r)
-        recipe = {**asdict(row), "method": METHODS[row.method], "tuning": "lora", "steps": done["steps"],
+        recipe = {**asdict(row), "method": METHODS[name.partition("-")[0]], "tuning": "lora", "steps": done["steps"],
                   "done": done["done"]}  # fmt: skip
     log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in trained if "step" in r]
     seen = {(r["split"], r["passages"], r["kind"], r["reduction"]): r for r in records}  # again: the last one counts

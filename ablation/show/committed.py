@@ -30,7 +30,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
 def _figures(held: Path):
     """(name, figure) of each."""
     answers = points.read()
-    if not (answers := answers[answers["file"].str.startswith("answers/")]).empty:
+    if not (answers := answers[answers["file"].str.startswith("answers/second/")]).empty:
         yield "answers", answers_figure(answers)
     if words := [json.loads(path.read_text()) for path in sorted(held.glob("words-*.json"))]:
         yield "words", words_figure(words)
