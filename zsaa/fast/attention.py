@@ -109,13 +109,13 @@ LONG = 1024  # rows from which PyTorch's own attention, which gives no sums, is 
 
 def _fits_one_piece(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """In float32 on a CPU, where nothing needs a gradient or watches: a block's memory is written again by the next."""
+    if torch.compiler.is_compiling():  # asked first: what else is asked here would break the graph in every layer
+        return False
     if torch._C._len_torch_dispatch_stack():  # counters of operations do not know PyTorch's attention on a CPU
         return False
     gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     plain = q.device.type == "cpu" and q.dtype == k.dtype == v.dtype == torch.float32
-    return (
-        plain and not gradients and not torch.compiler.is_compiling() and dispatch.backends("cpu")["chosen"] == "auto"
-    )
+    return plain and not gradients and dispatch.backends("cpu")["chosen"] == "auto"
 
 
 def _in_one_piece(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, score: bool) -> tuple[Tensor, Any]:
