@@ -79,12 +79,12 @@ WAYS = {  # control -> its line
 
 
 def exits_figure(results: list[dict], title: str = "", others: dict[str, list[dict]] | None = None):
-    """From results of ablation rows with exits: accuracy against MACs by each way to save them, a line per result.
-    others: more lines by name, as lists of {"mac_reduction", "accuracy"}."""
+    """From results of ablation rows with exits: accuracy against MACs by each way to save them, a line per result, and
+    named by its row where there are several. others: more lines by name, as lists of {"mac_reduction", "accuracy"}."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        figure, axis = panels(2.9)
+        figure, axis = panels(2.9 + 0.7 * (len(results) > 1))
         for number, result in enumerate(results):
             for control, (name, colour, marker, dash) in WAYS.items():
                 rows = [row for row in result["rows"] if row["control"] == control]
@@ -94,7 +94,9 @@ def exits_figure(results: list[dict], title: str = "", others: dict[str, list[di
                 look = dict(
                     color=colour, marker=marker, linestyle=dash, markersize=2.5, alpha=0.9 - 0.25 * (number > 0)
                 )
-                axis.plot([r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows], label=name, **look)
+                label = f"{name} ({result['row']})" if len(results) > 1 else name
+                if rows:
+                    axis.plot([r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows], label=label, **look)
         for name, rows in (others or {}).items():
             where = [r["mac_reduction"] for r in rows], [r["accuracy"] for r in rows]
             axis.plot(*where, color="black", marker="x", linestyle="none", markersize=4, label=name)
@@ -105,7 +107,8 @@ def exits_figure(results: list[dict], title: str = "", others: dict[str, list[di
         legend(figure)
     n = results[0]["rows"][0]["n"]
     figure.set_label(
-        f"One model at every depth{title}: accuracy by how many times fewer MACs are spent, n = {n} reviews."
+        f"One model at every depth{title}: accuracy by how many times fewer MACs are spent, n = {n} reviews. "
+        "Until sure: a text leaves behind the first layer that is sure of its answer; MACs are means."
     )
     return figure
 
