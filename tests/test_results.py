@@ -306,7 +306,8 @@ def test_every_picture_fits_a_column_can_be_read_and_has_a_caption(monkeypatch):
     def look(figure, path, caption=None):
         name = path.name
         figure.draw_without_rendering()
-        assert figure.get_figwidth() == pytest.approx(85 / 25.4), name
+        wide = name.startswith("card_")  # for a slide
+        assert wide or figure.get_figwidth() == pytest.approx(85 / 25.4), name
         texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
         assert min(text.get_fontsize() for text in texts) >= 6, name
         box = figure.get_tightbbox()

@@ -107,7 +107,7 @@ class Card:
                     rows = [r for r in self.rows if (r["phase"], r["metric"]) == (phase, metric)]
                     _bars(axis, [r for r in rows if r["value"] is not None], metric)
                 line[0].set_ylabel(phase)
-        figure.set_label(self._about())
+        figure.set_label(f"What a prefill, a decoded token and a fine-tuning step cost, by alpha: {self._about()}.")
         figure.suptitle(self._about(), fontsize=6.5, color="#555555", wrap=True)
         return figure
 
