@@ -173,7 +173,7 @@ def resident_mib(pid):
 @pytest.mark.full
 def test_a_minute_of_soak_loses_nobody_and_holds_no_more_memory(server):
     """Every request is answered or refused; what the replicas hold at its end is what they held after a third, but
-    for what allocators still take on a busy machine: up to 77 MiB were seen. A leak of a megabyte a request is more."""
+    for what allocators still take on a busy machine: up to 77 MiB were seen. A leak of megabytes a request is more."""
     pids = replica_processes(server.process)
     if len(pids) < 2:
         pytest.skip("Ray's processes cannot be told apart here")
