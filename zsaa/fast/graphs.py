@@ -185,12 +185,9 @@ class Graphs:
 
     def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
         self.calls += 1
-        recording = self.recordings.get(key)
+        recording = states.held(self.recordings, self.seen, key, decoder)
         if recording is not None:
-            if recording.state.holds(decoder):
-                return recording
-            del self.recordings[key], recording  # other weights, or other adapters: not what was recorded
-            self.seen[key] = 0
+            return recording
         if len(self.seen) > 4096:
             self.seen.clear()
         self.seen[key] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from itertools import chain, repeat
 from operator import contains, itemgetter
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,3 +86,14 @@ def state_of(decoder: nn.Module) -> State | None:
             marks.append(str([own.get(name) for name in ADAPTER_SETTINGS]))
         stack.extend(child for child in own["_modules"].values() if child is not None)
     return State(decoder, modules, marks)
+
+
+def held(recordings: dict[tuple, Any], seen: dict[tuple, int], key: tuple, decoder: nn.Module) -> Any:
+    """The recording of `key`, if it is of this decoder's weights, else None; one of others goes, and its calls count
+    anew. What the graphs of prefills and those of decoding steps are looked up by."""
+    recording = recordings.get(key)
+    if recording is None or recording.state.holds(decoder):
+        return recording
+    del recordings[key], recording  # other weights, or other adapters: not what was recorded
+    seen[key] = 0
+    return None

@@ -90,12 +90,9 @@ class Steps:
 
     def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
         self.calls += 1
-        recording = self.recordings.get(key)
+        recording = states.held(self.recordings, self.seen, key, decoder)
         if recording is not None:
-            if recording.state.holds(decoder):
-                return recording
-            del self.recordings[key], recording  # other weights, or other adapters: not what was recorded
-            self.seen[key] = 0
+            return recording
         self.seen[key] += 1
         if self.off or self.seen[key] < (AFTER if self.graphs.mode == "auto" else 1):
             return None
