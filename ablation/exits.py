@@ -6,23 +6,27 @@ every depth, and training them all costs little more than training one (zsaa/fin
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ablation import cascade
+from ablation.cascade import Pass, costs_of
 from ablation.curves import logits_of
 from ablation.training import Training
-from ablation.variants import Variant, alpha_for, macs, total_macs
+from ablation.variants import Variant, alpha_for, total_macs
 from zsaa.data.batching import pad
 from zsaa.evaluation.accuracy import tally
 from zsaa.families import find_decoder
 from zsaa.finetune.exits import drawn, final_norm, loss, shallowest
 
-DEPTHS = (3, 5, 6, 8, 10, 12, 15, 18, 20, 22, 25, 27)  # of 30: what is tried beside all, where tokens are fewer, too
-__all__ = ["answers", "asked", "best_splits", "by_confidence", "curve", "drawn", "loss", "skipped"]
+BETWEEN = (1.5, 2.5, 4.0)  # reductions by fewer tokens that ways may take beside the targets
+__all__ = ["answers", "asked", "by_confidence", "chosen_ways", "curve", "drawn", "loss", "skipped"]
 SURE = (
     0.6,
     0.7,
@@ -38,7 +42,7 @@ SURE = (
     0.995,
     0.999,
 )  # confidences at which a text leaves
-STRONG = 5.0  # the most tokens are reduced where texts leave by confidence, too
+STRONG = 5.0  # the most tokens are reduced by where a row is kept for each confidence
 
 
 def skipped(share: float, layers: int, draw: random.Random) -> frozenset[int]:
@@ -85,50 +89,47 @@ def asked(
 
 def curve(
     model: nn.Module, samples: Sequence, labels: Sequence[int], variant: Variant, training: Training, probe, targets,
-    splits: dict[float, int] | None = None,
+    ways: Sequence[dict] | None = None, raw: Path | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Accuracy by depth, by confidence and, if the model was trained for fewer tokens, by tokens and by both, each at
-    equal MACs. splits: the depth to try at each target beside all layers; None: every one of DEPTHS."""
+    """Accuracy by depth, by confidence and, if the model was trained for fewer tokens, by tokens and by both; and of
+    each kind of leaving when sure (ablation/cascade.py) the way that is best at each budget. ways: rows that were
+    chosen on other texts before, to be judged in their place. raw: a file for what the model said."""
     config = find_decoder(model)[0].config
-    layers, right = config.num_hidden_layers, torch.tensor(labels)
-    lengths = Counter(map(len, samples))
-    whole, rows = total_macs(config, lengths, 1.0, variant), []
-    depths = list(range(shallowest(layers), layers + 1))
-    said = asked(model, samples, 1.0, variant, probe, depths)
-
-    def sure_rows(answered: Tensor, alpha: float) -> list[dict]:
-        cost = {n: [macs(config, n, alpha, variant, depth) for depth in depths] for n in lengths}
-        costs = torch.tensor([cost[len(text)] for text in samples], dtype=torch.float64).T
-        rows = [by_confidence(answered, costs, right, sure, whole) for sure in SURE]
-        return [{**row, "alpha": alpha} for row in rows]
-
-    for depth, answer in zip(depths, said):
+    layers, right, lengths = config.num_hidden_layers, torch.tensor(labels), [len(text) for text in samples]
+    depths, rows = tuple(range(shallowest(layers), layers + 1)), []
+    whole = total_macs(config, Counter(lengths), 1.0, variant)
+    passes, alphas = {}, {1.0: 1.0}
+    if training.sampling == "ladder":
+        alphas |= reached(config, lengths, variant, sorted({*targets, *BETWEEN}))
+    for target, alpha in alphas.items():
+        said = asked(model, samples, alpha, variant, probe, depths)
+        passes[target] = Pass(said, costs_of(config, lengths, alpha, variant, depths), depths)
+    for depth, answer in zip(depths, passes[1.0].said):
         found = tally((answer.argmax(-1) == right).int().tolist())
         rows.append({"control": "layers", "target": layers / depth, "layers": depth,
                      "mac_reduction": layers / depth, **found})  # fmt: skip
-    rows += sure_rows(said, 1.0)
-    if training.sampling != "ladder":
-        return rows
-    for target in (t for t in targets if 1 < t <= STRONG):  # the same with fewer tokens
-        alpha = alpha_for(config, list(lengths.elements()), target, variant)
-        answered = asked(model, samples, alpha, variant, probe, depths)
-        rows += [{**row, "control": "both-confidence", "tokens": target} for row in sure_rows(answered, alpha)]
+    for target, one in passes.items():
+        kind = {"control": "confidence"} if target == 1 else {"control": "both-confidence", "tokens": target}
+        for sure in SURE if target <= STRONG else ():
+            row = by_confidence(one.said, one.costs, right, sure, whole)
+            rows.append({**row, "alpha": alphas[target], **kind})
+        if training.sampling == "ladder" and target in targets:
+            found = tally((one.said[-1].argmax(-1) == right).int().tolist())
+            rows.append({"control": "alpha", "target": target, "layers": layers, "alpha": alphas[target],
+                         "mac_reduction": whole / float(one.costs[-1].sum()), **found})  # fmt: skip
+    if raw is not None:
+        cascade.save(raw, passes, right)
+    chosen = cascade.solve(passes, right, whole) if ways is None else ways
+    return rows + [cascade.judged(row, passes, right, whole) for row in chosen]
+
+
+def reached(config, lengths: Sequence[int], variant: Variant, targets: Sequence[float]) -> dict[float, float]:
+    """The alpha that gives each of these reductions by fewer tokens; those out of reach are left out."""
+    found = {}
     for target in targets:
-        chosen = [d for d in DEPTHS if d < layers] if splits is None else [splits[target]] if target in splits else []
-        for depth in dict.fromkeys([*chosen, layers]):
-            try:
-                alpha = alpha_for(config, list(lengths.elements()), target, variant, depth)
-            except ValueError:
-                continue
-            if layers / depth > target * 1.001:
-                continue
-            reached = whole / total_macs(config, lengths, alpha, variant, depth)
-            answer = asked(model, samples, alpha, variant, probe, [depth])[0]
-            found = tally((answer.argmax(-1) == right).int().tolist())
-            control = "alpha" if depth == layers else "both"
-            rows.append({"control": control, "target": target, "layers": depth, "alpha": alpha,
-                         "mac_reduction": reached, **found})  # fmt: skip
-    return rows
+        with contextlib.suppress(ValueError):
+            found[float(target)] = alpha_for(config, lengths, target, variant)
+    return found
 
 
 def by_confidence(said: Tensor, costs: Tensor, right: Tensor, sure: float, whole: int) -> dict:
@@ -144,10 +145,6 @@ def by_confidence(said: Tensor, costs: Tensor, right: Tensor, sure: float, whole
     return {"control": "confidence", "target": None, "sure": sure, "mac_reduction": reduction, **found}
 
 
-def best_splits(rows: Sequence[dict]) -> dict[float, int]:
-    """Of each target the depth below all at which fewer tokens, too, were most accurate; of equals the deepest."""
-    both = [row for row in rows if row["control"] == "both"]
-    return {
-        target: max((r["accuracy"], r["layers"]) for r in both if r["target"] == target)[1]
-        for target in dict.fromkeys(row["target"] for row in both)
-    }
+def chosen_ways(rows: Sequence[dict]) -> list[dict]:
+    """Of a result's rows the ways that were chosen, without what they came to."""
+    return [{k: row[k] for k in ("control", "target", "stages")} for row in rows if "stages" in row]

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from ablation import kept, run
-from ablation.exits import best_splits
+from ablation.exits import chosen_ways
 from zsaa.measure import provenance, write_json
 
 TASK, LOG = "imdb_films", "readings.jsonl"
@@ -89,8 +89,10 @@ def read(name: str, options: argparse.Namespace, chosen_from: list[str]) -> dict
     }  # fmt: skip
     entry = note(folder, entry, options.again)
     asked = result["unit"]["settings"]
-    splits = best_splits(result["rows"]) if training.exits else None
-    rows = run.judge(model, samples, labels, rule, training, probe, asked["targets"], asked["sides"], splits)
+    more = (
+        {"ways": chosen_ways(result["rows"]), "raw": file.with_name(f"{name}-said-test.npz")} if training.exits else {}
+    )
+    rows = run.judge(model, samples, labels, rule, training, probe, asked["targets"], asked["sides"], **more)
     for row in rows:
         print(f"  {name} {row['control']} {row['mac_reduction']:.2f}x: {row['accuracy']}%", flush=True)
     same = ("name", "kind", "row", "about", "model", "variant", "training", "log")

@@ -156,10 +156,11 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     suffix += f"-rate{options.learning_rate:g}" if options.learning_rate is not None else ""
     suffix += f"-seconds{options.seconds:g}" if options.seconds is not None else ""
     path = Path(options.output_dir) / task / f"{name}{suffix}.json"
+    modules = ("forward", "train", "scorers", "depth", "kept", "films", *("exits", "cascade") * bool(training.exits))
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
         "data": {**settings, **limits}, "targets": targets, "sides": row.get("sides", []),
-        "ablation": _code("forward", "train", "scorers", "depth", "kept", "films", *["exits"] * bool(training.exits)),
+        "ablation": _code(*modules),
         **({"saved": options.saved} if options.saved else {}),
     }  # fmt: skip
 
@@ -188,7 +189,8 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
             model.to(torch.bfloat16 if device == "cuda" or training.half else torch.float32)
         if options.weights:
             kept.keep(options.weights, path.stem, model, probe, rule)
-        rows = judge(model, held_out, answers, rule, training, probe, targets, row.get("sides", []))
+        raw = Path(options.weights) / f"{path.stem}-said.npz" if options.weights else None
+        rows = judge(model, held_out, answers, rule, training, probe, targets, row.get("sides", []), raw=raw)
         for found in rows:
             print(f"  {name} {found['control']} {found['mac_reduction']:.2f}x: {found['accuracy']}%", flush=True)
         return {
@@ -202,10 +204,10 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     return cached(path, unit, compute)
 
 
-def judge(model, samples, labels, rule, training: Training, probe, targets, sides, splits=None) -> list[dict]:
-    """The curve of a trained row; of a shortened model without a dial its one point. splits: see `exits.curve`."""
+def judge(model, samples, labels, rule, training: Training, probe, targets, sides, ways=None, raw=None) -> list[dict]:
+    """The curve of a trained row; of a shortened model without a dial its one point. ways, raw: see `exits.curve`."""
     if training.exits:
-        return exits.curve(model, samples, labels, rule, training, probe, targets, splits)
+        return exits.curve(model, samples, labels, rule, training, probe, targets, ways, raw)
     if not training.layers or training.sampling != "conventional":
         return curve(model, samples, labels, rule, training, probe, targets, sides=sides)
     return kept.by_fewer_layers(curve(model, samples, labels, rule, training, probe, [1]), model)

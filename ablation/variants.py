@@ -155,21 +155,27 @@ def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
     return found
 
 
-def macs(config, n: int, alpha: float, variant: Variant, depth: int | None = None) -> int:
-    """Multiply-accumulates of a prefill of n tokens, in zsaa.cost's convention, of the first `depth` layers; kept keys
-    count with the projections to keys and values, and in the attention of those that go on."""
+def layer_macs(config, n: int, alpha: float, variant: Variant) -> list[int]:
+    """Multiply-accumulates of a prefill of n tokens, in zsaa.cost's convention, layer by layer; kept keys count with
+    the projections to keys and values, and in the attention of those that go on."""
     entering_weights, kept_weights = layer_weights(config)
     (q_dim, kv_dim), size = attention_widths(config), config.hidden_size  # a config is slow to read
-    total, alive, scoring = 0, n, variant.scorer_macs[0]
-    for kept in counts(n, alpha, config.num_hidden_layers, variant)[:depth]:
+    found, alive, scoring = [], n, variant.scorer_macs[0]
+    for kept in counts(n, alpha, config.num_hidden_layers, variant):
         beside = n - alive if variant.dropped == "keys" else 0
         asking = kept if variant.ahead else alive
-        total += alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
-        total += 2 * asking * (alive + beside) * q_dim + beside * 2 * kv_dim * size
+        cost = alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
+        cost += 2 * asking * (alive + beside) * q_dim + beside * 2 * kv_dim * size
         if kept < alive:
-            total, scoring = total + alive * scoring, variant.scorer_macs[1]
+            cost, scoring = cost + alive * scoring, variant.scorer_macs[1]
+        found.append(cost)
         alive = kept
-    return total
+    return found
+
+
+def macs(config, n: int, alpha: float, variant: Variant, depth: int | None = None) -> int:
+    """Those of the first `depth` layers together."""
+    return sum(layer_macs(config, n, alpha, variant)[:depth])
 
 
 def total_macs(config, counted: Counter, alpha: float, variant: Variant, depth: int | None = None) -> int:

@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -94,8 +95,7 @@ def test_a_text_leaves_where_it_is_sure():
 
 
 @pytest.mark.parametrize("sampling", ["conventional", "ladder"])
-def test_it_learns_at_every_depth_and_is_judged(sampling, monkeypatch):
-    monkeypatch.setattr(exits, "DEPTHS", (2, 3))
+def test_it_learns_at_every_depth_and_is_judged(sampling, tmp_path):
     rule, net = Variant(tau=2), model()
     more = {"probe": "gradient"} if sampling == "ladder" else {"skips": 0.2}
     training = Training(
@@ -107,23 +107,25 @@ def test_it_learns_at_every_depth_and_is_judged(sampling, monkeypatch):
     wanted = torch.tensor(LABELS)
     for was, now in zip(before, after):
         assert F.cross_entropy(now, wanted) < F.cross_entropy(was, wanted)
-    rows = judge(net, SAMPLES, LABELS, rule, training, probe, [1, 3], [])
+    rows = judge(net, SAMPLES, LABELS, rule, training, probe, [1, 3], [], raw=tmp_path / "said.npz")
     layers = [row for row in rows if row["control"] == "layers"]
     assert [row["layers"] for row in layers] == [1, 2, 3, 4]
     for row, answers in zip(layers, after):
         assert row["right"] == tally((answers.argmax(-1) == wanted).int().tolist())["right"]
     surest = [row for row in rows if row["control"] == "confidence"]
     assert len(surest) == len(exits.SURE) and all(1 <= row["mac_reduction"] <= 4 for row in surest)
-    pruned = [row for row in rows if row["control"] == "both-confidence"]
+    pruned = [row for row in rows if row["control"] == "both-confidence" and row["tokens"] == 3]
     assert len(pruned) == (len(exits.SURE) if sampling == "ladder" else 0)
-    assert all(row["tokens"] == 3 and row["mac_reduction"] >= 3 for row in pruned)
-    both = [(row["target"], row["layers"]) for row in rows if row["control"] in ("both", "alpha")]
-    assert both == ([(1, 4), (3, 2), (3, 3), (3, 4)] if sampling == "ladder" else [])
-    assert all(row["mac_reduction"] >= row["target"] for row in rows if row["control"] in ("both", "alpha"))
-    if sampling == "ladder":
-        splits = exits.best_splits(rows)
-        again = judge(net, SAMPLES, LABELS, rule, training, probe, [1, 3], [], splits)
-        assert [(r["target"], r["layers"]) for r in again if r["control"] == "both"] == [(3, splits[3])]
+    assert all(row["mac_reduction"] >= 3 for row in pruned)
+    assert [r["target"] for r in rows if r["control"] == "alpha"] == ([1, 3] if sampling == "ladder" else [])
+    ways = exits.chosen_ways(rows)
+    kinds = ["layers-sure", "both-fixed", "tokens-sure", "both-sure"] if sampling == "ladder" else ["layers-sure"]
+    assert list(dict.fromkeys(way["control"] for way in ways)) == kinds
+    assert all(row["mac_reduction"] >= row["target"] for row in rows if "stages" in row)
+    again = judge(net, SAMPLES, LABELS, rule, training, probe, [1, 3], [], ways)
+    assert [row for row in again if "stages" in row] == [row for row in rows if "stages" in row]
+    kept = np.load(tmp_path / "said.npz")
+    assert ((kept["said-1"][-1] > 0) == after[-1].argmax(-1).numpy()).all() and kept["depths"].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
