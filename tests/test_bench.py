@@ -87,6 +87,16 @@ def test_training_steps_are_paired(tmp_path):
     assert "ladder_ms" not in row and "profiles" not in record
 
 
+def test_steps_by_graphs_are_timed_beside_them(tmp_path):
+    options = ("--tokens", "24", "--batch", "2", "--ladder", "3", "--head", "sequence-classification", "--recorded")
+    code, record = run(tmp_path, "train", "--model", "tiny", "--alpha-range", "0.4", "0.6", *options)
+    (row,) = record["rows"]
+    assert (code, row["recordings"], row["off"]) == (0, 0, None)  # there are none on a CPU: the same steps again
+    for kind in ("sampled_recorded", "ladder_recorded"):
+        ratio = row[f"{kind}_ms"] / row["conventional_ms"]
+        assert row[f"{kind}_over_conventional"] == pytest.approx(ratio, abs=1e-3)
+
+
 def test_ladder_steps_are_timed_beside_them(tmp_path):
     options = ("--tokens", "24", "--batch", "2", "--ladder", "3", "--head", "sequence-classification", "--profiled")
     code, record = run(tmp_path, "train", "--model", "tiny", "--alpha-range", "0.4", "0.6", *options)

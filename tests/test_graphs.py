@@ -322,7 +322,7 @@ def test_replays_do_not_walk_over_the_modules(stand_in, monkeypatch):
     model, ids = model_of(graphs=True), tiny.tokens([23])[0]
     model(ids)
     walks, walk = [], state.state_of
-    monkeypatch.setattr(state, "state_of", lambda decoder: walks.append(1) or walk(decoder))
+    monkeypatch.setattr(state, "state_of", lambda decoder, training=False: walks.append(1) or walk(decoder))
     model(ids)
     assert not walks
     layer = model.model.layers[1]

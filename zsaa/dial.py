@@ -62,8 +62,8 @@ def enable(
     score: "column_sum" (the paper's contribution), "column_mean" (per query that can see the token), "random" (a
         control), "salience" (learned, by zsaa.finetune; saved beside the model), or "asked" (learned, too: chunks of
         tokens that the question asks for, see zsaa/learned/asked.py; it and the first tokens are never dropped).
-    graphs: record prefills and decoding steps as CUDA graphs: "auto" when the same shapes come again, True at once,
-        False never. Replays equal the pass they replace bit for bit; `captured` tells what is held.
+    graphs: record prefills and decoding steps as CUDA graphs, which replays equal bit for bit: "auto" when shapes come
+        again, True at once, training passes too (zsaa/fast/training.py), False never. `captured` tells what is held.
     schedule: "geometric" (the paper's Eq. 2: every layer keeps the share alpha of what enters it), "rising" (not the
         paper's: lower layers keep more, upper ones less, the top is left with the same; see `zsaa.kept_counts`), or
         "entry" (not the paper's: the share alpha enters the first layer, and goes through all; with scores that need no
@@ -180,8 +180,8 @@ def rule(model: nn.Module) -> dict:
 
 def captured(model: nn.Module) -> dict:
     """The CUDA graphs that `model` holds: {"mode", "graphs": one dict each (lengths, alphas, tau, score, schedule,
-    cache, bytes, capture_ms, replays), "steps": of decoding (batch, rows: the most of a layer, bytes, ...), "bytes":
-    together, "off": why no more are made, or None}. `enable(model, graphs=False)` frees them."""
+    cache, bytes, capture_ms, replays), "steps": of decoding (batch, rows: the most of a layer, bytes, ...), "training":
+    passes, "bytes": together, "off": why no more are made, or None}. `enable(model, graphs=False)` frees them."""
     return _dial(model)[1].graphs.report()
 
 

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--reductions", nargs="+", type=float, default=[t for t in paper.TABLE_2 if t != 1],
                         help="ttft, question, rivals: of the MACs; alpha is solved for them")  # fmt: skip
     made.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
-                        help="footprint: of the weights")  # fmt: skip
+                        help="footprint: of the weights; prefill, profile: nf4, or as --dtype says")  # fmt: skip
     made.add_argument("--new", type=int, default=32, help="decode, generate: tokens to generate")
     made.add_argument("--compiled", action="store_true", help="generate: stock compiled, too (on a GPU; takes minutes)")
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--head", choices=HEADS, default="causal-lm", help="train: of the model")
     made.add_argument("--ladder", type=float, metavar="STRONGEST",
                       help="train: ladder steps, too, of MAC reductions up to this one")  # fmt: skip
+    made.add_argument("--recorded", action="store_true", help="train: each kind of step by CUDA graphs, too")
     made.add_argument("--profiled", action="store_true", help="train: where the time of a step of each kind goes")
     made.add_argument("--top", type=int, default=15, help="profile, train: kernels to show")
     made.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))

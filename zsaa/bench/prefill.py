@@ -65,7 +65,8 @@ def checked_models(args, device, dtype, alphas_of=_given):
     """For every model, batch and length: the model, its input and the settings of alpha, stock ("1") first, numerics
     checked."""
     for name in args.models:
-        model = build(name, max(args.tokens) + getattr(args, "new", 0), device, dtype)
+        storage = "nf4" if "nf4" in getattr(args, "storage", ()) else None
+        model = build(name, max(args.tokens) + getattr(args, "new", 0), device, dtype, storage)
         config, rule = model.config, rule_of(model)
         heads, (q_dim, kv_dim) = config.num_attention_heads, attention_widths(config)
         shape = (q_dim // heads, heads, kv_dim * heads // q_dim)
@@ -78,13 +79,13 @@ def checked_models(args, device, dtype, alphas_of=_given):
             yield name, model, ids, {"1": 1.0, **alphas}
 
 
-def _graphs(model: nn.Module) -> Graphs:
+def graphs_of(model: nn.Module) -> Graphs:
     return find_decoder(model)[0]._zsaa.graphs
 
 
 def by_kernel(model: nn.Module, ids: Tensor, alpha: float):
     """A prefill without CUDA graphs, whatever is recorded."""
-    graphs = _graphs(model)
+    graphs = graphs_of(model)
     before, graphs.mode = graphs.mode, False
     try:
         return prefill(model, ids, alpha)
@@ -111,6 +112,7 @@ def bench_prefill(args, device, dtype, alphas_of=_given) -> dict:
             ideal, graph = ideals["1"] / ideals[key], recorded.get(alpha, {})
             unrecorded = times.get(f"{key} by kernel", times[key])
             rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha,
+                         **({"storage": "nf4"} if "nf4" in args.storage else {}),
                          "mac_reduction": round(mac_reduction(config, tokens, alpha, **asdict(rule)), 3),
                          **times[key], "roofline_ms": round(ideals[key], 3), "roofline_speedup": round(ideal, 3),
                          "realised": round(times[key]["speedup"] / ideal, 3),
@@ -124,7 +126,7 @@ def bench_prefill(args, device, dtype, alphas_of=_given) -> dict:
             print(f"  no CUDA graphs: {off}")
         shown = [f"{row['alpha']:.4f} {row['latency_ms']} ms" for row in rows[-len(alphas) :]]
         print(f"{name}, {batch} x {tokens} tokens: {', '.join(shown)}", flush=True)
-        _graphs(model).clear()
+        graphs_of(model).clear()
         del runs, plain, model
         args.keep({"ceilings": rates, "rows": rows})
     print_rows(

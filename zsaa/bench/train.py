@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -9,17 +10,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zsaa import dial
+from zsaa.bench.baselines import without_mask
 from zsaa.bench.device import WrongNumbersError
-from zsaa.bench.prefill import rule_of
+from zsaa.bench.prefill import graphs_of, rule_of
 from zsaa.bench.rows import print_rows
 from zsaa.bench.shapes import build
 from zsaa.budget import alpha_for
 from zsaa.cost import mac_reduction
 from zsaa.fast import dispatch
+from zsaa.fast.training import LEVELS
 from zsaa.finetune.sampling import draw_reductions
+
+
+def _drawn(model: nn.Module, batch: int, tokens: int, device) -> tuple[Tensor, Tensor]:
+    """Token ids and labels."""
+    ids = torch.randint(1, model.config.vocab_size, (batch, tokens), device=device)
+    return ids, torch.randint(model.config.num_labels, (batch,), device=device) if hasattr(model, "score") else ids
 
 
 def _stepper(model: nn.Module, batch: int, tokens: int, device, dtype) -> Callable[..., tuple[float, float]]:
@@ -27,11 +36,10 @@ def _stepper(model: nn.Module, batch: int, tokens: int, device, dtype) -> Callab
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    classes = model.config.num_labels if hasattr(model, "score") else None
 
-    def step(*alphas: float) -> tuple[float, float]:
-        ids = torch.randint(1, model.config.vocab_size, (batch, tokens), device=device)
-        labels = ids if classes is None else torch.randint(classes, (batch,), device=device)
+    def step(*alphas: float, recorded: bool = False) -> tuple[float, float]:
+        ids, labels = _drawn(model, batch, tokens, device)
+        graphs_of(model).mode = recorded or "auto"
         wait()
         started = time.perf_counter()
         for alpha in alphas:
@@ -50,25 +58,72 @@ def _stepper(model: nn.Module, batch: int, tokens: int, device, dtype) -> Callab
     return step
 
 
+def _recorded_stock(args, name: str, batch: int, tokens: int, device, dtype) -> Callable[[], tuple[float, float]]:
+    """The conventional step as a CUDA graph, but for its optimizer: stock's fastest, where no shape ever changes."""
+    model = without_mask(dial.disable(build(name, max(args.tokens), device, torch.float32, head=args.head))).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    ids, labels = _drawn(model, batch, tokens, device)
+
+    def run() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            loss = model(ids, labels=labels, use_cache=False).loss
+        loss.backward()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+            optimizer.zero_grad(set_to_none=True)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        run()
+
+    def step() -> tuple[float, float]:
+        for old, new in zip((ids, labels), _drawn(model, batch, tokens, device)):
+            old.copy_(new)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        graph.replay()
+        optimizer.step()  # every replay writes the gradients anew
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        return 1000 * (time.perf_counter() - started), 1000 * (launched - started)
+
+    return step
+
+
 def _rungs(model: nn.Module, tokens: int, strongest: float, number: int) -> tuple[float, float, float]:
     """The alphas of a ladder step's passes, drawn as zsaa.finetune draws them."""
     drawn = draw_reductions(strongest, 0, number)
     return 1.0, *(alpha_for(model.config, tokens, times, **asdict(rule_of(model))) for times in drawn)
 
 
-def _rounds(model: nn.Module, step: Callable, tokens: int, args, device) -> Iterator[dict[str, tuple]]:
-    """By kind of step, its alphas and what it took, warmed up, round after round."""
+def _rounds(
+    model: nn.Module, step: Callable, stock: Callable | None, tokens: int, args, device
+) -> Iterator[dict[str, tuple]]:
+    """By kind of step, its alphas and what it took, warmed up, round after round. stock: a recorded conventional one,
+    if there is one."""
     (low, high), warmup = args.alpha_range, 3
     if device.type == "cuda":  # kernels of several sizes are compiled at their first use
         warmup = 1
         for i in range(8):
             step(low + (high - low) * (i + 0.5) / 8)
+    for level in LEVELS if args.recorded else ():
+        if low < level:
+            step(level - 1e-6, recorded=True)
     draws, began = torch.Generator().manual_seed(0), time.perf_counter()
     for round_ in range(warmup + args.repeats):
         kinds = {"conventional": (1.0,), "sampled": (low + (high - low) * torch.rand((), generator=draws).item(),)}
         if args.ladder is not None:
             kinds["ladder"] = _rungs(model, tokens, args.ladder, round_)
         taken = {kind: (alphas, *step(*alphas)) for kind, alphas in kinds.items()}
+        if args.recorded:
+            taken |= {f"{kind}_recorded": (alphas, *step(*alphas, recorded=True)) for kind, alphas in kinds.items()
+                      if kind != "conventional"}  # fmt: skip
+        if stock is not None:
+            taken["conventional_recorded"] = ((1.0,), *stock())
         if round_ >= warmup:
             yield taken
         if round_ >= warmup + 4 and time.perf_counter() - began > args.seconds:
@@ -100,26 +155,34 @@ def bench_train(args, device, dtype) -> dict:
 
     As the Trainer does it: weights in float32, autocast to `dtype`, AdamW. Steps are timed in turn, one after another.
     host_ms: until the step's last launch has returned. Where that is most of a step, the host decides what it takes,
-    and fewer rows save little. ideal: the mean of what Eq. 2 leaves of the decoder's multiplications.
+    and fewer rows save little. ideal: the mean of what Eq. 2 leaves of the decoder's multiplications. With --recorded
+    each kind once more by CUDA graphs (stock's conventional step, too); recordings are made before, and what they took.
     """
     rows, profiles, (low, high) = [], [], args.alpha_range
     for name in args.models:
         model = build(name, max(args.tokens), device, torch.float32, head=args.head).train()
         config, rule = model.config, asdict(rule_of(model))
         for tokens, batch in itertools.product(args.tokens, args.batches):
-            step = _stepper(model, batch, tokens, device, dtype)
-            taken = list(_rounds(model, step, tokens, args, device))
+            step, stock = _stepper(model, batch, tokens, device, dtype), None
+            if args.recorded and device.type == "cuda":
+                stock = _recorded_stock(args, name, batch, tokens, device, dtype)
+            taken = list(_rounds(model, step, stock, tokens, args, device))
             facts = {"model": name, "batch": batch, "tokens": tokens}
             row = {**facts, "low": low, "high": high, "steps": len(taken)}
             for kind in taken[0]:
                 for part, column in (("", 1), ("_host", 2)):
                     row[f"{kind}{part}_ms"] = round(statistics.mean(each[kind][column] for each in taken), 3)
+                if kind != "conventional":
+                    row[f"{kind}_over_conventional"] = round(row[f"{kind}_ms"] / row["conventional_ms"], 3)
             for kind, ideal in (("sampled", "ideal"), ("ladder", "ladder_ideal")):
                 if kind in taken[0]:
-                    row[f"{kind}_over_conventional"] = round(row[f"{kind}_ms"] / row["conventional_ms"], 3)
                     left = [sum(1 / mac_reduction(config, tokens, a, **rule) for a in each[kind][0]) for each in taken]
                     row[ideal] = round(statistics.mean(left), 3)
             row["slowest_sampled_ms"] = round(max(each["sampled"][1] for each in taken), 3)
+            if args.recorded:
+                held = dial.captured(model)
+                row |= {"recordings": len(held["training"]), "off": held["off"], "recorded_bytes": held["bytes"]}
+                row["capture_ms"] = round(statistics.mean([r["capture_ms"] for r in held["training"]] or [0]), 1)
             rows.append({**row, "head": args.head, "fused": dispatch._fused})
             profiles += [
                 {
@@ -127,11 +190,12 @@ def bench_train(args, device, dtype) -> dict:
                     "batch": batch,
                     "tokens": tokens,
                     "step": kind,
-                    **_profiled(step, alphas, args.top, device),
+                    **_profiled(functools.partial(step, recorded=kind.endswith("_recorded")), alphas, args.top, device),
                 }
                 for kind, (alphas, *_) in (taken[-1].items() if args.profiled else ())
+                if kind != "conventional_recorded"
             ]
             args.keep({"rows": rows, "profiles": profiles})
-        del model
+        del model, step, stock
     print_rows(rows, " ".join(rows[0]))
     return {"rows": rows, **({"profiles": profiles} if profiles else {})}

@@ -31,6 +31,7 @@ from zsaa.fast import state as states
 from zsaa.fast.packing import Packing, alike
 from zsaa.fast.state import State
 from zsaa.fast.steps import Steps
+from zsaa.fast.training import Training
 from zsaa.passes import Decode, Given, Plan, Prefill, Request
 from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of earlier versions look for empty here
 
@@ -96,13 +97,6 @@ class Recording:
     replays: int = 0
 
 
-def _casting(kind: str) -> torch.autocast:
-    """The autocast that is on, without its cache: weights that it has cast are let go when its block ends, and a
-    recording that read them would read what lies there next."""
-    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return torch.autocast(kind, dtype, enabled=on, cache_enabled=False)
-
-
 def _budget(device: torch.device) -> float:
     """Bytes that all recordings of a model may hold."""
     return MEMORY * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
@@ -124,11 +118,11 @@ class Graphs:
         self.pool: list = []
         self.calls = 0
         self.stream: torch.cuda.Stream | None = None
-        self.steps = Steps(self)
+        self.steps, self.training = Steps(self), Training(self)
 
-    def new(self, device: torch.device) -> CudaGraph:
-        """A graph that shares its memory with the others."""
-        return CudaGraph(device, self.pool)
+    def new(self, device: torch.device, pool: list | None = None) -> CudaGraph:
+        """A graph that shares its memory with the others, or with those of `pool`."""
+        return CudaGraph(device, self.pool if pool is None else pool)
 
     def __deepcopy__(self, memo) -> Graphs:
         return Graphs(self.mode)  # of another model's memory
@@ -138,6 +132,8 @@ class Graphs:
 
     def run(self, decoder: nn.Module, forward: Callable, call: dict):
         """forward(**call), by a replay where that is the same. call holds a fresh Prefill as "zsaa"."""
+        if torch.is_grad_enabled():
+            return self.training.run(decoder, forward, call)
         key = self._key(decoder, call)
         if key is None or not self.lock.acquire(blocking=False):  # another thread is at it
             return forward(**call)
@@ -155,15 +151,20 @@ class Graphs:
         if step.trace is not None or not getattr(step.scorer, "recordable", True):
             return None
         cached = call["past_key_values"] is not None if "past_key_values" in call else False
-        key = self._shapes(decoder, call, step.request.device)
+        key = self.shapes(decoder, call, step.request.device)
         return None if key is None else (step.request, *key[:2], cached, *key[2:])
 
     def step_key(self, decoder: nn.Module, call: dict) -> tuple | None:
         """All that decides which kernels a decoding step runs, but for the bound on its rows; None as above."""
-        return self._shapes(decoder, call, call["zsaa"].columns.device)
+        return self.shapes(decoder, call, call["zsaa"].columns.device)
 
-    def _shapes(self, decoder: nn.Module, call: dict, device: torch.device) -> tuple | None:
-        if self.mode is False or device.type not in DEVICES or torch.is_grad_enabled() or decoder.training:
+    def shapes(self, decoder: nn.Module, call: dict, device: torch.device, training: bool = False) -> tuple | None:
+        """Of what is common to all calls: shapes first, then settings; None for calls that must run as they are."""
+        if (
+            self.mode is False
+            or device.type not in DEVICES
+            or not torch.is_grad_enabled() == training == decoder.training
+        ):
             return None
         if call["zsaa"].partial or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             return None
@@ -188,9 +189,6 @@ class Graphs:
         recording = states.held(self.recordings, self.seen, key, decoder)
         if recording is not None:
             return recording
-        if len(self.seen) > 4096:
-            self.seen.clear()
-        self.seen[key] += 1
         wanted = 2 if self.mode == "auto" else 1
         if self.off or self.seen[key] < wanted or not self._room():
             return None
@@ -225,7 +223,7 @@ class Graphs:
         step, cached = call["zsaa"], key[3]
         request, plan, layers = step.request, step.plan, step.depth
         # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.
-        with torch.inference_mode(False), torch.no_grad(), _casting(request.device.type):
+        with torch.inference_mode(False), torch.no_grad(), states.casting(request.device.type):
             names = [name for name, *_ in key[1]]
             inputs = {name: call[name].clone() for name in names}
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
@@ -307,8 +305,10 @@ class Graphs:
                 }
             )
         steps = self.steps.report()
-        held = sum(row["bytes"] for row in (*rows, *steps))
-        return {"mode": self.mode, "graphs": rows, "steps": steps, "bytes": held, "off": self.off or self.steps.off}
+        training = self.training.report()
+        held = sum(row["bytes"] for row in (*rows, *steps, *training))
+        off = self.off or self.steps.off or self.training.off
+        return {"mode": self.mode, "graphs": rows, "steps": steps, "training": training, "bytes": held, "off": off}
 
 
 @functools.cache

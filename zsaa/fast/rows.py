@@ -32,7 +32,7 @@ class Left:
 
     def at_once(self, layer: int, hidden: Tensor) -> bool:
         """Can a kernel write what leaves `layer`? If not, its states are kept, whatever moves the rows."""
-        if self.stages or _recomputed():
+        if self.stages or recomputed():
             return False
         if self.final is None:
             self.final = hidden.new_zeros(hidden.shape[0], self.width, hidden.shape[2])
@@ -40,7 +40,7 @@ class Left:
         return self.final.dtype == hidden.dtype
 
 
-def _recomputed() -> bool:
+def recomputed() -> bool:
     """Does something decide what is saved for the backward pass here, as gradient checkpointing does? Then this layer
     may run again, and must write nothing of its own where others look."""
     if not torch.is_grad_enabled():

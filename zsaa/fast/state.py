@@ -7,7 +7,14 @@ from itertools import chain, repeat
 from operator import contains, itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+MANY = 4096  # kinds of calls whose number is remembered, of which few come again
+
+
+# bitsandbytes' weights in 4 bits, which the same kernels unpack at every call; those in 8 look at their input first.
+PACKED = {"Params4bit"}
 
 
 class State:
@@ -18,8 +25,8 @@ class State:
     not kept alive.
     """
 
-    def __init__(self, decoder: nn.Module, modules: list[nn.Module], marks: list):
-        self.marks = marks
+    def __init__(self, decoder: nn.Module, modules: list[nn.Module], marks: list, training: bool = False):
+        self.marks, self.training = marks, training
         self.owns = [module.__dict__ for module in modules]  # without the decoder's: it owns the recordings
         owns = [decoder.__dict__, *self.owns]
         self.parents = [own["_modules"] for own in owns if own["_modules"]]
@@ -48,7 +55,7 @@ class State:
         """Is all as it was?"""
         if self._look() == self.seen:
             return True
-        now = state_of(decoder)
+        now = state_of(decoder, self.training)
         if now is None or now.marks != self.marks:
             return False
         self.__dict__ = now.__dict__  # what differs does not matter
@@ -58,9 +65,9 @@ class State:
 ADAPTER_SETTINGS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of a layer of PEFT
 
 
-def state_of(decoder: nn.Module) -> State | None:
+def state_of(decoder: nn.Module, training: bool = False) -> State | None:
     """The state of `decoder`. None if something inside must run on every call: a hook, a forward of an instance's own,
-    dropout, weights of a special kind."""
+    dropout (unless it is `training` that is recorded), weights of a special kind."""
     marks: list = []
     modules: list[nn.Module] = []
     stack = [decoder]
@@ -70,7 +77,7 @@ def state_of(decoder: nn.Module) -> State | None:
         hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
         # The decoder's own hooks run around a replay too; those of transformers do nothing unless states are asked for.
         foreign = [h for h in hooks if getattr(h, "__module__", None) != "transformers.utils.output_capturing"]
-        if own["training"] or (module is not decoder and (foreign or "forward" in own)):
+        if (own["training"] and not training) or (module is not decoder and (foreign or "forward" in own)):
             return None
         if type(module).__module__.startswith("torch.distributed."):  # FSDP: its weights come and go
             return None
@@ -79,21 +86,33 @@ def state_of(decoder: nn.Module) -> State | None:
             modules.append(module)
         for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
             if tensor is not None:
-                if type(tensor) not in (nn.Parameter, Tensor):
+                if type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__name__ not in PACKED:
                     return None
                 marks.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
         if "_active_adapter" in own:
             marks.append(str([own.get(name) for name in ADAPTER_SETTINGS]))
         stack.extend(child for child in own["_modules"].values() if child is not None)
-    return State(decoder, modules, marks)
+    return State(decoder, modules, marks, training)
+
+
+def casting(kind: str) -> torch.autocast:
+    """The autocast that is on, without its cache: weights that it has cast are let go when its block ends, and a
+    recording that read them would read what lies there next."""
+    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype, enabled=on, cache_enabled=False)
 
 
 def held(recordings: dict[tuple, Any], seen: dict[tuple, int], key: tuple, decoder: nn.Module) -> Any:
-    """The recording of `key`, if it is of this decoder's weights, else None; one of others goes, and its calls count
-    anew. What the graphs of prefills and those of decoding steps are looked up by."""
+    """The recording of `key`, if it is of this decoder's weights, else None, and the call is counted among those seen;
+    one of others goes, and its calls count anew. What the graphs of prefills, of decoding steps and of training passes
+    are looked up by."""
     recording = recordings.get(key)
-    if recording is None or recording.state.holds(decoder):
+    if recording is not None and recording.state.holds(decoder):
         return recording
-    del recordings[key], recording  # other weights, or other adapters: not what was recorded
-    seen[key] = 0
+    if recording is not None:  # other weights, or other adapters: not what was recorded
+        del recordings[key], recording
+        seen[key] = 0
+    if len(seen) > MANY:
+        seen.clear()
+    seen[key] += 1
     return None

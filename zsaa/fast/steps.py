@@ -93,7 +93,6 @@ class Steps:
         recording = states.held(self.recordings, self.seen, key, decoder)
         if recording is not None:
             return recording
-        self.seen[key] += 1
         if self.off or self.seen[key] < (AFTER if self.graphs.mode == "auto" else 1):
             return None
         state = states.state_of(decoder)
