@@ -1,0 +1,64 @@
+"""The table of fewer bits, fewer layers and fewer tokens: what is stored is what it says, and every cell is there."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from zsaa.data.corpora import Corpus
+from zsaa.depth import combined
+
+WORDS = [f"w{3 + (7 * i) % 94}" for i in range(6000)]
+
+
+@pytest.mark.parametrize(("storage", "kind"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_plain_weights_are_of_their_type(storage, kind):
+    model = combined.stored(tiny.make("llama", dtype=torch.float32), storage)
+    assert {p.dtype for p in model.parameters()} == {kind}
+
+
+@pytest.mark.parametrize(("storage", "close"), [("int8", 0.03), ("nf4", 0.25)])
+def test_fewer_bits_are_near_what_they_were(storage, close):
+    pytest.importorskip("bitsandbytes")
+    model = tiny.make("llama", dtype=torch.float32)
+    before = combined.bytes_of(model)
+    linear = model.model.layers[0].mlp.gate_proj
+    given = torch.randn(5, linear.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = linear(given)
+        combined.stored(model, storage)
+        apart = (model.model.layers[0].mlp.gate_proj(given) - whole).norm() / whole.norm()
+    assert 0 < apart < close and combined.bytes_of(model) < before
+    assert not any(type(m) is nn.Linear for m in model.model.layers.modules()) and type(model.lm_head) is nn.Linear
+
+
+def test_the_table_has_every_cell(monkeypatch, tmp_path):
+    texts = [" ".join(WORDS[40 * i : 40 * i + 300]) for i in range(80)]
+    corpus = Corpus("wikitext-103", "words", texts[:8], texts[8:], False, "here: words", True, "WikiText-103")
+    monkeypatch.setattr(combined, "load_corpus", lambda *_, **__: corpus)
+    monkeypatch.setattr(combined, "load_model", lambda *_, **__: (tiny.make("llama"), tiny.tokenizer()))
+    given = ["--removed", "1", "--storage", "float32", "bfloat16", "--tokens", "24", "--batch", "2", "--new", "2"]
+    more = ["--repeats", "1", "--windows", "4", "--compared", "4", "--output-dir", str(tmp_path)]
+    assert combined.main([*given, *more]) == 0
+    result = json.loads((tmp_path / "combined-smollm2-135m.json").read_text())
+    cells = {(row["storage"], row["pruning"]): row for row in result["rows"]}
+    assert set(cells) == {(s, p) for s in ("float32", "bfloat16") for p in ("all layers", "1 layers fewer")}
+    assert cells["float32", "all layers"]["ratio"] == 1.0 and cells["float32", "1 layers fewer"]["layers"] == 3
+    assert 0.9 < cells["bfloat16", "all layers"]["ratio"] < 1.1
+    assert set(cells["float32", "all layers"]["times"]) == {
+        f"{tokens}, {what}" for tokens in ("all tokens", "2x by tokens") for what in ("prefill", "answer")
+    }
+    assert str(tmp_path) not in result["command"] and "--removed 1" in result["command"]
+
+
+def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
+    def absent(*_):
+        raise ImportError("No module named 'openvino'")
+
+    monkeypatch.setattr(combined, "openvino", absent)
+    given = ["--shape", "tiny", "--tokens", "16", "--removed", "--storage", "openvino", "--output-dir", str(tmp_path)]
+    assert combined.main(given) == 0
+    (row,) = json.loads((tmp_path / "combined-tiny.json").read_text())["rows"]
+    assert row["not_run"] == "No module named 'openvino'" and "times" not in row
