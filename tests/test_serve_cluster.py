@@ -2,7 +2,6 @@
 and a replica that is killed in the middle."""
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from zsaa.budget import Calibration
 from zsaa.serve import __main__ as command
 from zsaa.serve import cluster
 from zsaa.serve.engine import Classifier, Completer
+from zsaa.serve.soak import replica_processes, resident_mib
 
 PORT = 8141
 SOAK_S = 60.0
@@ -148,26 +148,6 @@ def test_the_page_in_a_browser(server):
         browser.close()
     assert all(url.startswith(ADDRESS) for url in asked)
     assert [c for c in complaints if "400" not in c and "favicon" not in c and "404" not in c] == []
-
-
-def replica_processes(parent):
-    """Replicas among the processes that `parent` started, by the names that Ray gives its own."""
-    parents, replicas = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if "ServeReplica:zsaa" in (folder / "cmdline").read_text():
-                replicas.append(int(folder.name))
-
-    def ours(pid):
-        return pid == parent or (pid in parents and ours(parents[pid]))
-
-    return sorted(pid for pid in replicas if ours(pid))
-
-
-def resident_mib(pid):
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.mark.full

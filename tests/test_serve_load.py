@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import random
 import threading
 
 import pytest
@@ -11,7 +13,7 @@ pytest.importorskip("aiohttp", reason="the load generator needs aiohttp: pip ins
 
 from aiohttp import web
 
-from zsaa.serve import load
+from zsaa.serve import load, soak
 from zsaa.serve.controller import Rung
 from zsaa.serve.traces import Outcome, bursts, steady
 
@@ -87,10 +89,11 @@ def fake(monkeypatch):
     def server(options):
         started.append(options)
         with served(made) as address:
-            yield address
+            yield address, os.getpid()
 
-    monkeypatch.setattr(load, "server", server)
-    monkeypatch.setattr(load, "samples_of", lambda count, seed: SAMPLES)
+    for module in (load, soak):
+        monkeypatch.setattr(module, "server", server)
+        monkeypatch.setattr(module, "samples_of", lambda count, seed: SAMPLES)
     monkeypatch.setattr(load, "DRAIN_S", 1.0)
     monkeypatch.setattr(load, "CALM_S", 0.3)
     made.started = started
@@ -126,7 +129,7 @@ def test_requests_are_sent_when_they_are_due_however_slow_the_answers(fake):
     arrivals = [k / 20 for k in range(20)]
 
     async def play():
-        with load.server([]) as address:
+        with load.server([]) as (address, _):
             async with load.aiohttp.ClientSession(address) as session:
                 client = load.Client(session, SAMPLES)
                 return await client.play(arrivals, steady(1.0))
@@ -163,6 +166,30 @@ def test_unknown_policies_and_profiles_are_refused(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             load.main()
         assert "best" in capsys.readouterr().err
+
+
+def test_memory_that_grows_is_told_from_memory_that_jumps():
+    draw, seconds = random.Random(0), [10.0 * k for k in range(360)]
+    leak = soak.growth([(at, 900 + at / 36 + draw.gauss(0, 3)) for at in seconds])  # 100 MiB an hour
+    assert leak["ci95"][0] < 100 < leak["ci95"][1] and leak["ci95"][1] - leak["ci95"][0] < 10
+    jump = soak.growth([(at, 900 + 40 * (at > 3300) + draw.gauss(0, 3)) for at in seconds])
+    assert abs(jump["mib_an_hour"]) < 10
+    young = soak.growth([(at, 2 * at if at < 600 else 1200.0) for at in seconds])  # a process that starts
+    assert young["mib_an_hour"] == 0
+    assert soak.growth([(0.0, 900.0), (10.0, 901.0)])["mib_an_hour"] is None
+
+
+def test_a_soak_counts_what_became_of_every_request(fake, tmp_path, monkeypatch):
+    given = ["--output", str(tmp_path), "--seconds", "2", "--rate", "40", "--every-s", "0.05"]
+    monkeypatch.setattr("sys.argv", ["soak", *given, "--", "--replicas", "2"])
+    monkeypatch.setattr(soak, "replica_processes", lambda parent: [parent])
+    soak.main()
+    result = json.loads((tmp_path / "results" / "soak.json").read_text())
+    found = result["statuses"]
+    assert fake.started == [["--replicas", "2"]] and result["killed"] is None  # one replica is not killed
+    assert result["requests"] == sum(found.values()) > 50 and found["429"] > 0 and found["500"] > 0
+    assert len(result["memory"]) == 1 and result["growth"]["process 0"]["last_mib"] > 10
+    assert result["left_in_the_house"] == 3
 
 
 @pytest.mark.full

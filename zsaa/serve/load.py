@@ -41,8 +41,8 @@ Sample = tuple[str, str]  # a text, and the label that it should get
 
 
 @contextlib.contextmanager
-def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[str]:
-    """A server of its own process with these options; its address, once it is ready."""
+def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[tuple[str, int]]:
+    """A server of its own process with these options: its address and process id, once it is ready."""
     command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(PORT), *options]
     address, begun = f"http://127.0.0.1:{PORT}", time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -51,7 +51,7 @@ def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() - begun > wait_s:
                 raise RuntimeError(f"the server was not ready. Start it alone to see why: {shlex.join(command)}")
             time.sleep(0.5)
-        yield address
+        yield address, process.pid
     finally:
         process.terminate()
         try:
@@ -210,7 +210,7 @@ async def measure(chosen: argparse.Namespace, samples: Sequence[Sample]) -> dict
     """All policies, all profiles: the content of a result file, but for provenance."""
     so_far = Measured(chosen.rate)
     for name in chosen.policies:
-        with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as address:
+        with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as (address, _):
             options = {"timeout": aiohttp.ClientTimeout(total=None), "connector": aiohttp.TCPConnector(limit=0)}
             async with aiohttp.ClientSession(address, **options) as session:
                 await _play_all(chosen, name, Client(session, samples), so_far)
