@@ -267,6 +267,30 @@ def test_reductions_are_a_weak_and_a_strong_one_and_seeded():
     assert reductions(3, 0) == reductions(3, 0) != reductions(3, 1)
 
 
+def test_a_drawn_step_makes_one_pass_at_its_reduction(lm, monkeypatch):
+    made = []
+
+    def seen(lm, b, **how):
+        made.append((b, how))
+        return read(lm, b, **how)
+
+    monkeypatch.setattr(train, "read", seen)
+    for row in (Row("o", "drawn dial", "once", "x"), Row("r", "drawn cuts", cuts=("bm25-all",))):
+        model, dial = copy.deepcopy(lm).float(), Dial(row, scorer_for(), lm.config) if row.scorer else None
+        part = [sample(60, 1), sample(80, 2)]
+        for step in range(8):
+            made.clear()
+            train.lesson(row, model, dial, part, 8, FakeData(), "cpu", step, random.Random(0))
+            ((b, how),) = made
+            reduction = train.drawn(step, row.seed)
+            assert bool(how) == (dial is not None and reduction > 1)
+            if dial is None:
+                shape = cost.shape_of(lm.config)
+                want = [cost.whole(shape, n, reduction) for n in (60 + 19, 80 + 19)]
+                assert b.prompt.tolist() == want
+    assert {train.drawn(step, 0) for step in range(60)} == set(train.DRAWN)
+
+
 def test_micro_batches_stay_below_their_tokens_and_lose_nobody():
     samples = [sample(n, n) for n in (10, 20, 30, 100, 200)]  # 23 tokens more each
     parts = _parts(samples, 130)
@@ -287,7 +311,8 @@ class FakeData:
 
 
 @pytest.mark.parametrize("row", [Row("c", "conventional", size=4), Row("k", "cuts", size=4),
-                                 Row("d", "dial", "once2", "x", size=4)])  # fmt: skip
+                                 Row("d", "dial", "once2", "x", size=4), Row("o", "drawn dial", "once", "x", size=4),
+                                 Row("r", "drawn cuts", cuts=("bm25", "last"), size=4)])  # fmt: skip
 @pytest.mark.parametrize("mixed", [False, True])
 def test_every_method_trains_its_adapters_and_nothing_else(lm, row, mixed, monkeypatch):
     """Also in bfloat16, as on a GPU."""

@@ -34,7 +34,7 @@ def length(s: Sample) -> int:
     return len(s.body + s.older + s.last + s.line)
 
 
-def lots(samples: Sequence[Sample], tokens: int = TOKENS, most: int = MOST) -> Iterator[list[int]]:
+def lots(samples: Sequence[Sample], tokens: float = TOKENS, most: int = MOST) -> Iterator[list[int]]:
     """Numbers of samples of about the same length, as many as a batch may hold."""
     lot: list[int] = []
     for i in sorted(range(len(samples)), key=lambda i: length(samples[i])):
@@ -49,7 +49,8 @@ def lots(samples: Sequence[Sample], tokens: int = TOKENS, most: int = MOST) -> I
 def judged(lm, samples, data: Data, device, dial: Dial | None = None, reduction: float = 1.0, history=False):
     """A record: mean EM and F1, each question's, and the reduction of MACs that was reached."""
     began, em, f1, reached = time.time(), [0.0] * len(samples), [0.0] * len(samples), []
-    for index in lots(samples):
+    room = TOKENS * min(reduction, 3.0) if dial else TOKENS  # most tokens leave before the first layer
+    for index in lots(samples, room):
         b = batch([samples[i] for i in index], device, answers=False, history=history)
         with mixed(device):
             said = answer(lm, b, data.newline, **(dial.how(b, reduction) if dial else {}))

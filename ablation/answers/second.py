@@ -6,9 +6,9 @@
     python -m ablation.answers.second row plain-0                   # train a row
     python -m ablation.answers.second judge plain-0 validation bm25-all dial:s24   # one plan, kind after kind
 
-Environment: DATA, the data; WORK, a folder for weights; RESULTS, a folder for records, one JSON object a line, as they
-come; DEADLINE, when the machine goes, in seconds since 1970. TINY=1: a rehearsal on a tiny random
-model; TINY=2: on a few samples by the real one.
+Environment: DATA, the data; WORK, a folder for weights; GIVEN, one with weights that were made before; RESULTS, a
+folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970.
+TINY=1: a rehearsal on a tiny random model; TINY=2: on a few samples by the real one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SCORERS = {
     "s16-written": School(chunk=16, bm25=False, heads=8, also=("sciq", "boolq", "written"), steps=2000),
 }
 SHIPPED = "s16-also"  # the scorer of the rows
-STEPS = {"plain": 380, "with": 150}
+STEPS = {"conventional": 380, "with": 150, "drawn": 400}  # "more" of a conventional row: as "with"
 SEEDS = (0, 1, 2)
 
 
@@ -68,6 +68,11 @@ def rows_of(seed: int) -> list[Row]:
         Row(f"more-{seed}", "conventional", **on),
         Row(f"dial-{seed}", "with dial", "once", f"{SHIPPED}.{seed}", **on),
         Row(f"cuts-{seed}", "with cuts", **on),
+        # The third study: one pass a step, short ones five times of six, so that there are more steps for the time.
+        Row(f"tuned-{seed}", "drawn dial", "once", f"{SHIPPED}.{seed}", **on),
+        Row(f"tuned4-{seed}", "drawn dial", "once", f"{SHIPPED}.{seed}", **on | {"rate": 4e-4}),
+        Row(f"rival-{seed}", "drawn cuts", cuts=("bm25-all", "bm25-all", "bm25", "bm25-all-line"), **on),
+        Row(f"last-{seed}", "drawn cuts", cuts=("last",), **on),
     ]
 
 
@@ -119,7 +124,10 @@ class Work:
         return lm
 
     def wait(self, name: str) -> Path:
-        """A file that another process writes."""
+        """A file that was brought along, or that another process writes."""
+        given = Path(os.environ.get("GIVEN", "."), name)
+        if given.exists():
+            return given
         while not (self.folder / name).exists():
             if time.time() > self.until:
                 raise SystemExit(f"{name} did not come in time.")
@@ -138,8 +146,7 @@ class Work:
               flush=True)  # fmt: skip
 
     def scorer(self, name: str):
-        given = Path(os.environ.get("SCORERS", "."), f"scorer-{name}.pt")
-        path = given if given.exists() else self.wait(f"scorer-{name}.pt")
+        path = self.wait(f"scorer-{name}.pt")
         return scorer_of(path, self.data, 32 if self.tiny == "1" else 576, self.device)
 
 
@@ -232,7 +239,8 @@ def row(work: Work, name: str) -> None:
     scorer = work.scorer(row.scorer) if row.scorer else None
     begin = torch.load(work.wait(f"adapter-{row.start}.pt"), map_location=work.device) if row.start else None
     tag = os.environ.get("TAG", "")  # of a trial
-    steps = int(os.environ.get("STEPS", STEPS["with" if row.start else "plain"]))
+    kind = row.method.partition(" ")[0]
+    steps = int(os.environ.get("STEPS", STEPS["with" if row.start and kind == "conventional" else kind]))
     seconds = min(float(os.environ.get("SECONDS_AT_MOST", "inf")), work.until - time.time() - 30)
     row = replace(row, size=4) if work.tiny else row
     done = fit(row, lm, scorer, work.data, work.device, lambda **r: work.log(f"row-{name}{tag}", **r), seconds,

@@ -18,6 +18,7 @@ from ablation.answers.reader import Batch, at_answers, batch, ranks, read
 from ablation.answers.teach import look, mixed
 
 STRONGEST = 12.0  # reduction of MACs
+DRAWN = (1.0, 2.0, 3.0, 5.0, 7.0, 11.0)  # as they are judged
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Row:
     """One variant. schedule and scorer are a dial's; `whole` keeps the turns before the question out of the choice."""
 
     name: str
-    method: str  # conventional, cuts or dial; "with" one of the latter: a pass at alpha = 1 in each step, and one short
+    # conventional, cuts or dial; "with" one of the latter: a pass at alpha = 1 in each step, and one short;
+    # "drawn": one pass a step, at a reduction of DRAWN
+    method: str
     schedule: str = ""
     scorer: str = ""
     whole: bool = False
@@ -35,6 +38,7 @@ class Row:
     seed: int = 0
     rank: int = 16
     start: str = ""  # the row whose adapters it goes on with
+    cuts: tuple[str, ...] = ()  # how prompts are cut, drawn evenly; RIVALS where none is named
 
     @property
     def steps(self) -> cost.Schedule:
@@ -92,6 +96,11 @@ def reductions(step: int, seed: int) -> tuple[float, float]:
     return half ** rng.random(), half ** (1 + rng.random())
 
 
+def drawn(step: int, seed: int) -> float:
+    """The reduction of a step that makes one pass."""
+    return random.Random(f"{seed}-{step}").choice(DRAWN)
+
+
 def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 14_000,
         begin: dict | None = None):  # fmt: skip
     """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then. micro:
@@ -118,7 +127,8 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
         samples.sort(key=lambda s: len(s.body))
         said = sum(len(s.answer) for s in samples)
         opt.zero_grad(set_to_none=True)
-        losses = [lesson(row, lm, dial, part, said, data, device, step, rng) for part in _parts(samples, micro)]
+        most = micro * drawn(step, row.seed) if row.method.startswith("drawn") else micro
+        losses = [lesson(row, lm, dial, part, said, data, device, step, rng) for part in _parts(samples, most)]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         opt.step()
         loss = sum(losses)
@@ -133,7 +143,7 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
     return step
 
 
-def _parts(samples: list, tokens: int) -> list[list]:
+def _parts(samples: list, tokens: float) -> list[list]:
     """Neighbours, together while they stay below so many tokens; samples come from short to long."""
     parts: list[list] = [[]]
     for s in samples:
@@ -145,7 +155,7 @@ def _parts(samples: list, tokens: int) -> list[list]:
 
 
 def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device, step: int, rng) -> float:
-    """The gradients of one micro-batch; returns its loss at alpha = 1, or on the cut prompts."""
+    """The gradients of one micro-batch; returns its loss at alpha = 1, on the cut prompts, or of the one pass."""
     passes = [batch(part, device, history=row.whole)]
     strengths = [1.0]
     if row.method == "cuts":
@@ -157,6 +167,11 @@ def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device,
     elif row.method == "with cuts":
         passes.append(batch([_shorter(s, lm.config, data, rng, RIVALS) for s in part], device))
         strengths += [1.0]
+    elif row.method == "drawn dial":
+        strengths = [drawn(step, row.seed)]
+    elif row.method == "drawn cuts":
+        reduction = drawn(step, row.seed)
+        passes = [batch([_shorter(s, lm.config, data, rng, row.cuts, reduction) for s in part], device)]
     passes += passes[:1] * (len(strengths) - len(passes))
     teacher, first = None, 0.0
     for b, reduction in zip(passes, strengths):
@@ -176,7 +191,9 @@ CUTS = ("last", "ends", "lexical", "lexical", "lexical-all")
 RIVALS = ("bm25-all", "bm25-all", "bm25-all-line", "bm25", "last")  # of the second study
 
 
-def _shorter(sample, config, data: Data, rng, kinds=CUTS):
+def _shorter(sample, config, data: Data, rng, kinds=CUTS, reduction: float | None = None):
+    """The prompt cut to a reduction of MACs, drawn from 1 to STRONGEST if none is given."""
     n = len(sample.body + sample.older + sample.last + sample.line)
-    reduction = math.exp(rng.random() * math.log(STRONGEST))
+    if reduction is None:
+        reduction = math.exp(rng.random() * math.log(STRONGEST))
     return cut(sample, cost.whole(cost.shape_of(config), n, reduction), rng.choice(kinds), data, rng)
