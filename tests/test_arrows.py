@@ -39,6 +39,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
         "bench",
         "card.__main__",
         "depth.__main__",
+        "depth.combined",
         "depth.draft",
         "depth.heal",
         "depth.study",
