@@ -73,6 +73,21 @@ def test_generation_is_timed_beside_stock(tmp_path):
     assert rows[1]["token_speedup"] == pytest.approx(rows[0]["ms_per_token"] / rows[1]["ms_per_token"], rel=1e-2)
 
 
+def test_a_model_is_spread_over_devices(tmp_path):
+    """Here over two halves of one: its passes are checked, and go from half to half by accelerate's hooks."""
+    code, record = run(tmp_path, "scale", "--model", "tiny", "--tokens", "24", "--alphas", "0.5")
+    rows = record["rows"]
+    assert (code, [row["alpha"] for row in rows]) == (0, [1.0, 0.5])
+    assert rows[0]["flops"] > 1.5 * rows[1]["flops"] > 0 and all(row["devices"] == 2 for row in rows)
+    assert all(row["several_ms"] > 0 and 0 < row["of_measured"] < 1.2 for row in rows)
+
+
+def test_copies_are_timed_alone_and_together(tmp_path):
+    code, record = run(tmp_path, "replicas", "--model", "tiny", "--tokens", "24", "--alphas", "0.5")
+    assert (code, [(row["copies"], row["alpha"]) for row in record["rows"]]) == (0, [(1, 1.0), (1, 0.5)])
+    assert all(row["together_per_second"] > 0 for row in record["rows"])
+
+
 def test_training_steps_are_paired(tmp_path):
     code, record = run(
         tmp_path, "train", "--model", "tiny", "--tokens", "20", "--batch", "2", "--alpha-range", "0.4", "0.6"

@@ -139,6 +139,10 @@ class Prefill:
     def depth(self) -> int:
         return self.request.depth
 
+    def to(self, device: Any, **_) -> Prefill:
+        """For whoever spreads a model over devices, as accelerate does, and moves what a layer is given."""
+        return self if self.plan.sizes.device == device else fast.moved(self, device)
+
     def future(self, rows: int) -> Tensor | None:
         """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
         attention builds it block by block."""
@@ -341,6 +345,10 @@ class Decode:
             if some:
                 self.hidden, self._hidden_before = ~mask, (~mask).cumsum(dim=1)
         self.positions = self._positions(self.columns)
+
+    def to(self, device: Any, **_) -> Decode:
+        """As that of a Prefill."""
+        return self if self.columns.device == device else fast.moved(self, device)
 
     def complete(self, output):
         """The decoder's output, behind what it gave for the prompt."""

@@ -10,6 +10,8 @@
     python -m zsaa.bench baselines --model llama3-8b --tokens 2048 8192 --alphas 0.97 0.9    (stock compiled, recorded)
     python -m zsaa.bench rivals --tokens 256 --batches 1 32 --reductions 2 3 5 7 9 11        (dial, layers, cut inputs)
     python -m zsaa.bench memory --model llama3-8b --tokens 4096 8192 16384 32768 --alphas 0.9
+    python -m zsaa.bench scale --model llama3-70b --tokens 8192 --alphas 0.97 0.9 --repeats 3    (over all GPUs)
+    torchrun --nproc-per-node 2 -m zsaa.bench replicas --model llama3-8b --tokens 8192 --alphas 0.9
     python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
     python -m zsaa.bench profile --model llama3-8b --tokens 8192 --alphas 0.97    (where the time goes)
     python -m zsaa.bench sweep --tokens 2048 8192        (block sizes of the kernels)
@@ -40,12 +42,14 @@ from zsaa.bench.memory import bench_footprint, bench_memory
 from zsaa.bench.prefill import bench_prefill, bench_profile, bench_ttft
 from zsaa.bench.question import bench_question
 from zsaa.bench.rivals import bench_rivals
+from zsaa.bench.scale import bench_replicas, bench_scale
 from zsaa.bench.shapes import HEADS, MODELS
 from zsaa.bench.train import bench_train
 from zsaa.fast import dispatch
 from zsaa.kit import paper
 from zsaa.kit.energy import energy
 from zsaa.measure import provenance, write_json
+from zsaa.measure.distributed import place
 
 BENCHES = {
     "attention": bench_attention,
@@ -58,6 +62,8 @@ BENCHES = {
     "decode": bench_decode,
     "generate": bench_generate,
     "memory": bench_memory,
+    "scale": bench_scale,
+    "replicas": bench_replicas,
     "train": bench_train,
     "profile": bench_profile,
     "sweep": bench_sweep,
@@ -128,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     except WrongNumbersError as error:
         print(f"the numbers are wrong, nothing more was written: {error}", file=sys.stderr)
         return 1
+    if place()[0]:  # one process of several writes
+        return 0
     path = write(result, **spent)
     print(f"{path} ({spent['seconds']} s, {dispatch.backends(device)})")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -27,19 +27,23 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict:
     return {"flops_per_s": flops, "bytes_per_s": 2 * source.nbytes / (times["copy"]["latency_ms"] / 1000)}
 
 
-def roofline_ms(config, batch: int, tokens: int, alpha: float, rule: Rule, itemsize: int, rates: dict) -> float:
-    """The least time of a prefill: per layer, the larger of its FLOPs over the measured matrix rate and its bytes over
-    the measured bandwidth.
+def prefill_work(config, batch: int, tokens: int, alpha: float, rule: Rule, itemsize: int) -> Iterator[tuple[int, int]]:
+    """(FLOPs, bytes) of each layer of a prefill.
 
     FLOPs: two per multiply-accumulate, causal attention counted as half a square; scoring is left out, as attention
     has the soft-score at hand. Bytes: a layer's weights once, the rows that enter and leave it, keys and values.
     """
     hidden, (q_dim, kv_dim), (entering, kept) = config.hidden_size, attention_widths(config), layer_weights(config)
-    seconds = 0.0
     for n, after in pairwise(rule.stages(tokens, alpha, config.num_hidden_layers)):
         flops = 2 * batch * (n * entering + n * n * q_dim + after * kept)
-        moved = itemsize * (entering + kept + batch * ((n + after) * hidden + 2 * n * kv_dim))
-        seconds += max(flops / rates["flops_per_s"], moved / rates["bytes_per_s"])
+        yield flops, itemsize * (entering + kept + batch * ((n + after) * hidden + 2 * n * kv_dim))
+
+
+def roofline_ms(config, batch: int, tokens: int, alpha: float, rule: Rule, itemsize: int, rates: dict) -> float:
+    """The least time of a prefill: per layer, the larger of its FLOPs over the measured matrix rate and its bytes over
+    the measured bandwidth (`prefill_work`)."""
+    hidden, work = config.hidden_size, prefill_work(config, batch, tokens, alpha, rule, itemsize)
+    seconds = sum(max(flops / rates["flops_per_s"], moved / rates["bytes_per_s"]) for flops, moved in work)
     head = itemsize * hidden * config.vocab_size / rates["bytes_per_s"]  # the last token's logits read the head once
     return 1000 * (seconds + head)
 

@@ -95,7 +95,8 @@ def bench_footprint(args, device, dtype) -> dict:
 
 def bench_memory(args, device, dtype) -> dict:
     """What a prefill takes at its peak on top of the weights, cache and last logits included, against its length:
-    stock and at each alpha, kernel by kernel (what CUDA graphs hold beside it is in `prefill`'s rows)."""
+    stock and at each alpha, kernel by kernel (what CUDA graphs hold beside it is in `prefill`'s rows). ms: of the run
+    whose peak is taken (on a GPU), the second one; one only, as long prompts take seconds."""
     rows = []
     for name in args.models:
         model = build(name, max(args.tokens), device, dtype)
@@ -107,8 +108,12 @@ def bench_memory(args, device, dtype) -> dict:
             predicted = cached_bytes(config, tokens, alpha, rule, batch, dtype.itemsize)
             if measured != predicted:
                 raise WrongNumbersError(f"the cache holds {measured} bytes at alpha {alpha}, expected {predicted}")
+            began = time.perf_counter()
+            peak = peak_bytes(run, device)
+            clock = None if peak is None else round(1000 * (time.perf_counter() - began), 3)
             rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha, "kv_bytes": measured,
-                         "peak_bytes": peak_bytes(run, device)})  # fmt: skip
+                         "peak_bytes": peak, "ms": clock})  # fmt: skip
+            print(rows[-1], flush=True)
             args.keep({"rows": rows})
         del model, run
     print_rows(rows, " ".join(rows[0]))

@@ -17,6 +17,9 @@ MODELS = {
                          num_key_value_heads=3, intermediate_size=1536, vocab_size=49152, rope_theta=100000.0),
     "tinyllama-1.1b": dict(model_type="llama", hidden_size=2048, num_hidden_layers=22, num_attention_heads=32,
                            num_key_value_heads=4, intermediate_size=5632, vocab_size=32000),
+    "llama3-70b": dict(model_type="llama", hidden_size=8192, num_hidden_layers=80, num_attention_heads=64,
+                       num_key_value_heads=8, intermediate_size=28672, vocab_size=128256, rope_theta=500000.0,
+                       tie_word_embeddings=False),
     **{name: settings for name, (_, _, settings) in PUBLISHED.items()},
 }  # fmt: skip
 
@@ -27,6 +30,16 @@ HEADS = {"causal-lm": "AutoModelForCausalLM", "sequence-classification": "AutoMo
 ATTENTION_SHAPES = {"cuda": [(128, 32, 8), (128, 32, 32), (64, 32, 8)], "cpu": [(16, 4, 2)]}
 
 
+def config_of(name: str, tokens: int):
+    """transformers' configuration of a model of MODELS, for inputs of so many tokens."""
+    import transformers
+
+    settings = dict(MODELS[name])
+    kind = settings.pop("model_type")
+    settings["n_positions" if kind == "gpt2" else "max_position_embeddings"] = max(tokens, 1024)
+    return transformers.AutoConfig.for_model(kind, **settings)
+
+
 def build(name: str, tokens: int, device, dtype, storage: str | None = None, head: str = "causal-lm") -> nn.Module:
     """A model of that shape with random weights, made on the device, in eval mode, with the dial on.
 
@@ -35,14 +48,11 @@ def build(name: str, tokens: int, device, dtype, storage: str | None = None, hea
     """
     import transformers
 
-    settings = dict(MODELS[name])
-    kind = settings.pop("model_type")
-    settings["n_positions" if kind == "gpt2" else "max_position_embeddings"] = max(tokens, 1024)
-    config = transformers.AutoConfig.for_model(kind, **settings)
+    config = config_of(name, tokens)
     if head != "causal-lm":
         config.pad_token_id = 0
     # transformers has no SDPA that caps scores, as Gemma 2 does.
-    how = {"attn_implementation": "eager" if kind == "gemma2" else "sdpa", "dtype": dtype}
+    how = {"attn_implementation": "eager" if config.model_type == "gemma2" else "sdpa", "dtype": dtype}
     torch.manual_seed(0)
     with torch.device("meta" if storage == "nf4" else device):
         model = getattr(transformers, HEADS[head]).from_config(config, **how)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,6 +41,27 @@ class Left:
             self.final = hidden.new_zeros(hidden.shape[0], self.width, hidden.shape[2])
         # Under an autocast to another half precision than the embeddings', states become float32 in the first layer.
         return self.final.dtype == hidden.dtype
+
+
+def moved(step: Any, device: Any) -> Any:
+    """A pass whose next layer lies on `device`: `step`, with whatever it holds there. Plans are others' too: copied."""
+
+    def there(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.to(device, non_blocking=True)
+        if isinstance(x, (list, tuple)):
+            return type(x)(there(each) for each in x)
+        if isinstance(x, dict):
+            return {key: there(each) for key, each in x.items()}
+        if type(x).__name__ in ("Plan", "Given", "Left"):
+            x = copy.copy(x)
+            vars(x).update({name: there(value) for name, value in vars(x).items()})
+        return x
+
+    device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    held = {name: value for name, value in vars(step).items() if name not in ("scorer", "before", "trace", "slots")}
+    vars(step).update({name: there(value) for name, value in held.items()})
+    return step
 
 
 def recomputed() -> bool:
