@@ -57,6 +57,11 @@ def test_pieces_are_the_texts_one_behind_the_other():
     assert sorted(rows.tolist()) == [[5, 6, 7, 2], [8, 9, 2, 10]]
 
 
+def test_pieces_of_two_kinds_come_in_turn():
+    one, two = torch.zeros(3, 4, dtype=torch.long), torch.tensor([[1] * 4, [2] * 4])
+    assert heal.mixed(one, two)[:, 0].tolist() == [0, 1, 0, 2, 0, 1] and heal.mixed(one, two[:0]) is one
+
+
 @pytest.fixture
 def small(monkeypatch):
     texts = [" ".join(WORDS[40 * i : 40 * i + 300]) for i in range(80)]
@@ -66,15 +71,22 @@ def small(monkeypatch):
 
 
 def test_it_is_healed_and_judged(small, tmp_path):
-    choices = tmp_path / "choices.json.gz"
-    choices.write_bytes(gzip.compress(json.dumps(QUESTIONS).encode()))
+    given_exam = tmp_path / "exam.json.gz"
+    asked = {"task": "coqa", "context": "w5 w6 w7", "references": ["w8 w9"]}
+    told = [{"text": " ".join(WORDS[:600])}]
+    given_exam.write_bytes(gzip.compress(json.dumps([*QUESTIONS, asked, *told]).encode()))
     given = ["--removed", "1", "--steps", "60", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
-    assert heal.main([*given, "--choices", str(choices), "--output-dir", str(tmp_path)]) == 0
+    assert (
+        heal.main([*given, "--exam", str(given_exam), "--save", str(tmp_path / "kept"), "--output-dir", str(tmp_path)])
+        == 0
+    )
     result = json.loads((tmp_path / "heal-smollm2-135m.json").read_text())
     whole, left, text, distilled = result["rows"]
     assert [row["healed"] for row in result["rows"]] == ["untuned", "untuned", "text", "distilled"]
     assert whole["ratio"] == 1.0 and left["layers"] == text["layers"] and len(left["layers"]) == 1
     assert text["perplexity"] < left["perplexity"] and text["log"]["steps"] == 60 and "--steps 60" in result["command"]
+    assert text["answers"]["coqa"]["n"] == 1 and "--exam exam.json.gz" in result["command"]
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"3-layers-text", "3-layers-distilled"}
     assert distilled["log"]["loss"][-1] < distilled["log"]["loss"][0] and whole["choices"]["a"]["n"] == 2
     less = remove_layers(model(), left["layers"])
     window = heal.windows(heal.load_corpus(), tiny.tokenizer(), count=5)[0]

@@ -81,24 +81,29 @@ def exits_table(folder: Path = FOLDER):
 
 
 def drafts_table(folder: Path = FOLDER):
-    """A line per depth that drafts: tokens a second, over plain decoding, and the same text how often."""
+    """A line per machine and depth that drafts: tokens a second, over plain decoding, and the same text how often. How
+    far ahead is chosen by the first half of the prompts, and the other half says what it gives."""
     import pandas as pd
 
     lines = []
     for path in sorted(folder.glob("draft-*.json")):
         result = json.loads(path.read_text("utf-8"))
-        for row in result["rows"]:
-            if row["depth"] is None and lines and result["model"]["adapter"]:
-                continue
-            low, high = row["speedup_quartiles"]
-            taught = ", taught" if result["model"]["adapter"] else ""
-            lines.append({
-                "drafted by": "nothing" if row["depth"] is None else f"the first {row['depth']} layers{taught}",
-                "tokens/s": f"{row['tokens_per_second']:.1f}",
-                "over greedy": f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]",
-                "whole passes a token": f"{row['passes_per_token']:.2f}",
-                "same text": f"{row['same_text']} of {row['n']}",
-            })  # fmt: skip
+        kind = "taught" if result["model"]["taught"] else "untaught"
+        machine = result["provenance"]["hardware"].get("gpu") or f"CPU, {result['threads']} threads"
+        for alpha in dict.fromkeys(row["alpha"] for row in result["rows"]):
+            plain, *ways = (row for row in result["rows"] if row["alpha"] == alpha)
+            half = plain["n"] // 2
+            for depth in dict.fromkeys(way["depth"] for way in ways):
+                mine = [way for way in ways if way["depth"] == depth]
+                best = max(mine, key=lambda way: np.median(way["speedups"][:half]))
+                middle, low, high = np.percentile(best["speedups"][half:], (50, 25, 75))
+                lines.append({
+                    "on": machine, "alpha": alpha, "drafted by": f"the first {depth} layers, {kind}",
+                    "ahead": best["ahead"], "tokens/s, greedy": f"{plain['tokens_per_second']:.1f}",
+                    "over greedy": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+                    "whole passes a token": f"{best['passes_per_token']:.2f}",
+                    "same text": f"{sum(way['same_text'] for way in mine)} of {sum(way['n'] for way in mine)}",
+                })  # fmt: skip
     return pd.DataFrame(lines)
 
 

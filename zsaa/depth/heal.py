@@ -1,19 +1,17 @@
 """A language model without some of its layers, healed: by labels alone, or by the whole model's verdicts, too.
 
-    python -m zsaa.depth.heal --removed 3 6 9 12 --steps 300 --choices choices.json.gz --output-dir outputs/heal
+    python -m zsaa.depth.heal --removed 3 6 9 12 --steps 300 --exam exam.json.gz --output-dir outputs/heal
     python -m zsaa.depth.heal --exits 6 10 15 20 --steps 600 --output-dir outputs/heal
 
 The first is the experiment of the paper beside the main one (its Tables 1 and 2) on a substitute: blocks chosen by
-angular distance, LoRA on running text, judged by perplexity on held-out windows and by multiple choices that the
-healing text is not about. The second teaches one model to predict from its lower layers, too, which is what
-self-speculative decoding drafts with.
+angular distance, LoRA on running text (and on text like the questions), judged by perplexity on held-out windows, by
+multiple choices and by answers to questions about passages (zsaa/depth/exam.py). The second teaches one model to
+predict from its lower layers, too, at every depth; zsaa/depth/draft.py at the one that drafts.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 import zsaa
 from zsaa.data.batching import pad
 from zsaa.data.corpora import load_corpus
+from zsaa.depth import exam
 from zsaa.depth.similarity import similarity
 from zsaa.depth.study import CONTINUATION, PREFIX, calibration, without
 from zsaa.dial import trained_for
@@ -48,6 +47,13 @@ def pieces(tokenizer, texts: Sequence[str], length: int = LENGTH, seed: int = 0)
         stream += [*ids, end]
     rows = torch.tensor(stream[: len(stream) // length * length]).view(-1, length)
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+
+def mixed(rows: Tensor, others: Tensor) -> Tensor:
+    """Pieces of two kinds in turn, the fewer others over and over; the first kind alone, if there are no others."""
+    if not len(others):
+        return rows
+    return torch.stack([rows, others[torch.arange(len(rows)) % len(others)]], 1).flatten(0, 1)
 
 
 def divergence(said: Tensor, taught: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -96,6 +102,8 @@ def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: a
     """(student with what its adapters learned, log): of the text alone, or half of it and half of the teacher's
     verdicts."""
     model = adapted(student, options.rank)
+    if teacher is not None:
+        teacher.eval()
 
     def loss(ids: Tensor) -> Tensor:
         said = model(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -107,13 +115,18 @@ def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: a
         return (hard + divergence(said, taught)) / 2
 
     log = learn(model, rows, options.steps, loss, options.rate, options.batch, options.deadline)
+    if options.save:
+        how = "text" if teacher is None else "distilled"
+        model.save_pretrained(Path(options.save) / f"{student.config.num_hidden_layers}-layers-{how}")
     return model.merge_and_unload(), log
 
 
-def judged(model: nn.Module, samples: Sequence[Window], base: np.ndarray | None, depth: int | None = None) -> tuple:
+def judged(
+    model: nn.Module, samples: Sequence[Window], base: np.ndarray | None, depth: int | None = None, alpha: float = 1.0
+) -> tuple:
     """(perplexity of `samples`, and its ratio to `base`, with intervals over documents; (the windows' sums of nats, the
-    likeliest tokens))."""
-    zsaa.enable(model, alpha=1.0)
+    likeliest tokens)). alpha: of the prefixes."""
+    zsaa.enable(model, alpha=alpha)
     trained_for(model, None, (1, find_decoder(model)[0].config.num_hidden_layers))  # or not: that is measured here
     zsaa.set_depth(model, depth)
     precision = "bf16" if next(model.parameters()).is_cuda else "fp32"
@@ -161,7 +174,7 @@ def choose(model: nn.Module, tokenizer, questions: Sequence[dict], together: int
 def blocks(options: argparse.Namespace, model: nn.Module, tokenizer, data, samples, rows) -> Iterator[dict]:
     """A row for the whole model, and for each block that is removed: as it is left, healed by text, distilled."""
     device = next(model.parameters()).device
-    asked = json.loads(gzip.decompress(Path(options.choices).read_bytes())) if options.choices else []
+    asked, questions, _ = exam.read(options.exam)
     found = similarity(model, [{k: v.to(device) for k, v in batch.items()}
                                for batch in calibration(tokenizer, data.train, 64, LENGTH)])  # fmt: skip
     zsaa.disable(model)
@@ -181,7 +194,8 @@ def blocks(options: argparse.Namespace, model: nn.Module, tokenizer, data, sampl
             base = nll if base is None else base
             yield {"removed": removed, "layers": gone, "healed": how, "mac_reduction": round(
                 found.num_layers / (found.num_layers - removed), 4), **scores,
-                "choices": choose(student, tokenizer, asked), "log": log,
+                "choices": choose(student, tokenizer, asked), "answers": exam.answers(student, tokenizer, questions),
+                "log": log,
                 "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
 
 
@@ -236,7 +250,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--rank", type=int, default=16, help="of the LoRA adapters")
     add("--texts", type=int, default=None, help="training texts at most")
     add("--windows", type=int, default=400, help="windows of 224 + 32 tokens that are scored")
-    add("--choices", help="questions, as gzipped JSON: a list of {task, context, choices, answer}")
+    add("--exam", help="questions, and text of their kind, by zsaa.depth.exam: half of the pieces are of that text")
+    add("--save", help="a folder for the adapters")
     add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which no step begins")
     add("--name", default="heal", help="of the result file")
     add("--output-dir", default="outputs/depth")
@@ -247,6 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
     model.eval().requires_grad_(False)
     samples = windows(data, tokenizer, "prefix", PREFIX, CONTINUATION, count=options.windows)
     rows = pieces(tokenizer, data.train)
+    if told := exam.read(options.exam)[2]:
+        rows = mixed(rows, pieces(tokenizer, told))
     study, found = (exits if options.exits else blocks), []
     path = Path(options.output_dir) / f"{options.name}-{Path(options.model).name}.json"
     for row in study(options, model, tokenizer, data, samples, rows):
@@ -268,9 +285,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(options: argparse.Namespace) -> list[str]:
     """The options that bear on the numbers, as they are given."""
     said = []
-    for name in ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "windows"):
+    for name in ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "windows", "whole", "exam"):
         value = getattr(options, name)
-        if value:
+        if value is True:
+            said += [f"--{name}"]
+        elif name == "exam" and value:
+            said += ["--exam", Path(value).name]
+        elif value:
             said += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return said
 
