@@ -47,6 +47,7 @@ def test_the_table_has_every_cell(monkeypatch, tmp_path):
     assert set(cells) == {(s, p) for s in ("float32", "bfloat16") for p in ("all layers", "1 layers fewer")}
     assert cells["float32", "all layers"]["ratio"] == 1.0 and cells["float32", "1 layers fewer"]["layers"] == 3
     assert 0.9 < cells["bfloat16", "all layers"]["ratio"] < 1.1
+    assert cells["float32", "all layers"]["by_tokens"]["2x by tokens"]["ratio"] != 1.0
     assert set(cells["float32", "all layers"]["times"]) == {
         f"{tokens}, {what}" for tokens in ("all tokens", "2x by tokens") for what in ("prefill", "answer")
     }

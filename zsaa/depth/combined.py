@@ -12,6 +12,7 @@ distance; healed, if adapters are given), and with fewer tokens.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def _rounded(linear: nn.Linear, storage: str) -> nn.Module:
 def pruned(model: nn.Module, gone: dict[int, list[int]], adapters: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
     """(name, model of its own) of all layers and of each block that goes; healed by the adapter that is given."""
     for count, layers in {0: [], **gone}.items():
-        less = without(model, layers)
+        less = copy.deepcopy(without(model, layers))  # adapters are merged into the weights
         if count in adapters:
             from peft import PeftModel
 
@@ -152,29 +153,28 @@ def table(options: argparse.Namespace, keep: Callable[[list[dict]], object]) -> 
         for name, less in pruned(model, gone, dict(zip(options.removed, options.adapters))):
             row = {"storage": storage, "pruning": name, "layers": less.config.num_hidden_layers}
             try:
-                net = stored(_own(less), storage)
+                net = stored(less, storage)
                 row |= {"bytes": bytes_of(net)}
                 if samples and storage not in ("compiled", "openvino"):
                     scores, (nll, _) = judged(net, samples, base)
                     base = nll if base is None else base
                     row |= scores
+                    if name == "all layers":
+                        row["by_tokens"] = {
+                            f"{r:g}x by tokens": judged(net, samples, base, alpha=zsaa.alpha_for(net, PREFIX, r))[0]
+                            for r in options.reductions
+                        }
+                        zsaa.disable(net)
                 if not options.untimed:
                     row["times"] = times(net, storage, options, alphas if name == "all layers" else {"all tokens": 1.0})
             except ImportError as error:
                 row["not_run"] = str(error)
             rows.append(row)
-            print({k: v for k, v in row.items() if k != "nll"}, flush=True)
+            print({k: v for k, v in row.items() if k not in ("nll", "by_tokens")}, flush=True)
             keep(rows)
             del less
             gc.collect()
     return rows
-
-
-def _own(model: nn.Module) -> nn.Module:
-    """A copy that shares no weight."""
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = Path(options.output_dir) / f"{options.name}-{Path(options.model).name}.json"
     for row in study(options, model, tokenizer, data, samples, rows):
         found.append(row)
-        print({k: v for k, v in row.items() if k not in ("nll", "choices", "log")}, flush=True)
+        print({k: v for k, v in row.items() if k not in ("nll", "choices", "answers", "log")}, flush=True)
         write_json(path, {
             "name": f"{options.name}-{Path(options.model).name}", "kind": "healing",
             "command": "python -m zsaa.depth.heal " + " ".join(_told(options)),
