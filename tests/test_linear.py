@@ -24,7 +24,20 @@ def products(monkeypatch):
         return real(x, weight, *rest)
 
     monkeypatch.setattr(linear, "_onednn", lambda: watched)
+    monkeypatch.setattr(linear, "LARGE", 0)  # here all are small
     return shapes
+
+
+@torch.no_grad()
+def test_small_products_are_left_to_the_layer(products, monkeypatch):
+    monkeypatch.undo()
+    real, seen = linear._onednn(), []
+    monkeypatch.setattr(linear, "_onednn", lambda: lambda x, *rest: seen.append(x.shape[0]) or real(x, *rest))
+    small, large = nn.Linear(64, 128), nn.Linear(576, 576)
+    for rows in (5, 2048):
+        for layer in (small, large):
+            linear.linear(layer, torch.randn(rows, layer.in_features))
+    assert seen == [5, 2048, 2048]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+LARGE, WORK = 1 << 18, 1 << 23  # numbers of a weight, multiplications of a call: below both its 13 us a call cost more
+
 
 def quick(x: Tensor) -> bool:
     """Are linear layers of x to be computed by oneDNN? In float32 on x86 without gradient, where nothing watches."""
@@ -54,6 +56,7 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x), by oneDNN if that is `quick` and `layer` a plain nn.Linear: adapters and quantized layers are not."""
     if type(layer) is nn.Linear and quick(x) and untouched(layer):
         weight = layer._parameters["weight"]
-        if type(weight) is nn.Parameter and weight.dtype == x.dtype:
+        large = weight.numel() >= LARGE or x.numel() * weight.shape[0] >= WORK
+        if type(weight) is nn.Parameter and weight.dtype == x.dtype and large:
             return _onednn()(x, weight, layer._parameters["bias"], "none", [], "")
     return layer(x)
