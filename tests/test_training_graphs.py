@@ -4,6 +4,7 @@ Without a GPU a stand-in runs the recorded functions again, which read their buf
 does. With a GPU the real thing is tested too.
 """
 
+import datasets
 import pytest
 import tiny
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import zsaa
 from zsaa.dial import captured
 from zsaa.fast import graphs, training
+from zsaa.finetune import Recipe, fine_tune
 from zsaa.passes import Plan, Request
 from zsaa.rule import Rule
 
@@ -214,6 +216,24 @@ def test_adapters_learn_alike(stand_in):
             loss_of(model, [23, 9], seed).backward()
         kept.append(gradients(model))
     alike(*kept, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["paper", "zsaa+"])
+def test_a_recipe_learns_the_same(stand_in, tmp_path, name):
+    """A ladder's first pass is watched where a score is learned, and runs as it is; the other two are replayed."""
+    recipe = Recipe.named(name, max_steps=6, batch_size=4, dropout=0.0, precision="fp32")
+    texts = [tiny.tokens([12 + 3 * i], seed=i)[0][0].tolist() for i in range(8)]
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": i % 2} for i, ids in enumerate(texts)]
+    logs = []
+    for mode in (True, False):
+        model = tiny.make("llama", "sequence-classification", dtype=torch.float32)
+        given = (model, tiny.tokenizer(), datasets.Dataset.from_list(rows), recipe, tmp_path / str(mode))
+        model, log = fine_tune(*given, progress=False, log_steps=1, graphs=mode)
+        logs.append(log)
+        assert captured(model)["mode"] == "auto" and not made(model)
+    losses = [torch.tensor(log["loss"]) for log in logs]
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
+    assert logs[0]["replays"] == (12 if name == "zsaa+" else 6) and "replays" not in logs[1]
 
 
 @on_gpu

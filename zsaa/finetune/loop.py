@@ -12,7 +12,7 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, TrainingArguments, set_seed
 
 import zsaa
-from zsaa.dial import trained_for
+from zsaa.dial import captured, trained_for
 from zsaa.families import find_decoder
 from zsaa.finetune.adapters import add_lora, prepare_quantized, set_dropout
 from zsaa.finetune.checkpoints import last_checkpoint, note, refuse_another, training_of
@@ -41,6 +41,7 @@ def fine_tune(
     save_steps: int | None = None,
     log_steps: int = 50,
     progress: bool = True,
+    graphs: bool = False,
 ) -> tuple[nn.Module, dict]:
     """Fine-tune `model` (float32 weights, or quantized ones under LoRA: QLoRA) on `train_dataset` (columns input_ids,
     attention_mask, labels: the class, or for a language model the token ids again; a dropped token is then scored on
@@ -51,7 +52,8 @@ def fine_tune(
     interrupted run continues from the newest one and ends with the same weights as an uninterrupted one. Those of
     another training (recipe, data or model) raise ValueError; resume=False begins anew. The result is
     saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
-    "steps", "alpha_range", "precision", "processes", "sharded"}.
+    "steps", "alpha_range", "precision", "processes", "sharded"}. graphs: on a GPU, passes below alpha = 1 as CUDA
+    graphs (zsaa/fast/training.py): sooner where launching is most of a step; the log then has "replays", too.
 
     Of several processes each calls it alike, with a folder that all can see; the first one writes, all return. Under
     FSDP the model returned stays sharded: call it in all processes together, or `load` it from the folder.
@@ -66,7 +68,7 @@ def fine_tune(
     refuse_another(latest, training)
     lengths = [len(row["input_ids"]) for row in train_dataset] if recipe.sampling == "ladder" else None
     drawn_from = alpha_range(recipe, model, lengths)
-    model = _with_dial(model, recipe)
+    model = _with_dial(model, recipe, graphs)
     arguments = _arguments(recipe, checkpoints, save_steps, log_steps, progress)
     arguments.remove_unused_columns = not _answers(train_dataset)
     trainer = _trainer(model, tokenizer, train_dataset, recipe, drawn_from, arguments)
@@ -75,6 +77,10 @@ def fine_tune(
         on_first(partial(note, checkpoints, training, keep=latest is not None))
     _train(trainer, model, latest, checkpoints)
     seconds = time.perf_counter() - started
+    replays = {}
+    if graphs:
+        replays["replays"] = sum(row["replays"] for row in captured(model)["training"])
+        zsaa.enable(model, graphs="auto")  # frees them
     model, weights = _learned(trainer, model, recipe)
     layers = find_decoder(model)[0].config.num_hidden_layers
     # A scorer that is asked knows every alpha, though the model was tuned at 1.
@@ -94,6 +100,7 @@ def fine_tune(
         "precision": resolve_precision(recipe.precision),
         "processes": place()[1],
         "sharded": trainer.is_fsdp_enabled,
+        **replays,
     }
 
 
@@ -146,7 +153,7 @@ def _check_answers(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _with_dial(model: nn.Module, recipe: Recipe) -> nn.Module:
+def _with_dial(model: nn.Module, recipe: Recipe, graphs: bool) -> nn.Module:
     """`model` ready to learn: adapters, dropout, a score to be learned, and the dial at alpha = 1."""
     if getattr(model, "is_quantized", False):
         model = prepare_quantized(model, recipe)
@@ -160,7 +167,7 @@ def _with_dial(model: nn.Module, recipe: Recipe) -> nn.Module:
             set_seed(recipe.seed)
             salience.attach(model, salience.fresh(model))
         salience.scorer_of(model).requires_grad_(True)
-    model = zsaa.enable(model, alpha=1.0, **rule_of(recipe))
+    model = zsaa.enable(model, alpha=1.0, graphs=True if graphs else None, **rule_of(recipe))
     if recipe.score == ASKED:  # its scorer was taught on these embeddings, and stands still
         decoder, _ = find_decoder(model)
         decoder.get_input_embeddings().requires_grad_(False)
