@@ -1,7 +1,10 @@
 """Eq. 2, the schedule beside it, and their costs: properties, the paper's own numbers, and a FLOP counter's opinion."""
 
+import ast
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import tiny
@@ -13,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import zsaa
 from ablation import variants as bench
 from zsaa import attention
-from zsaa.rule import SCHEDULES, SPREAD, check_alpha, check_tau, powers
+from zsaa.kit import paper
+from zsaa.rule import SCHEDULES, SPREAD, TAU, Rule, check_alpha, check_tau, powers
 from zsaa.score import FUNCTIONS, select
 
+ROOT = Path(__file__).parent.parent
 alphas = st.floats(min_value=0.01, max_value=1.0)
 
 
@@ -222,3 +227,61 @@ def test_tau_out_of_range_or_of_the_wrong_type(tau, error):
 def test_token_counts_are_checked(n):
     with pytest.raises(ValueError, match="n must be a whole number"):
         zsaa.kept_counts(n, 0.5, 3)
+
+
+def literal_taus(source: str) -> list[int]:
+    """Lines of Python source on which a tau is a number: a default, a field, a keyword, an entry of a dict, or text
+    that says so ("tau = 5"; docstrings are prose)."""
+    found, tree = [], ast.parse(source)
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+    def number(node):
+        if isinstance(node, ast.Call):  # traitlets.Int(5)
+            return any(number(argument) for argument in node.args)
+        return isinstance(node, ast.Constant) and type(node.value) is int
+
+    for node in ast.walk(tree):
+        pairs = []
+        if isinstance(node, ast.arguments):
+            named = [*node.posonlyargs, *node.args]
+            pairs = [
+                *zip(named[len(named) - len(node.defaults) :], node.defaults),
+                *zip(node.kwonlyargs, node.kw_defaults),
+            ]
+            pairs = [(argument.arg, default) for argument, default in pairs]
+        elif isinstance(node, ast.AnnAssign):
+            pairs = [(ast.unparse(node.target), node.value)]
+        elif isinstance(node, ast.Assign):
+            pairs = [(ast.unparse(target), node.value) for target in node.targets]
+        elif isinstance(node, ast.keyword):
+            pairs = [(node.arg, node.value)]
+        elif isinstance(node, ast.Dict):
+            pairs = [(getattr(key, "value", ""), value) for key, value in zip(node.keys, node.values)]
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+            pairs = [(ast.unparse(node.left).strip("]'\"").rpartition("'")[2], node.comparators[0])]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found += [node.lineno] * bool(re.search(r"\btau(?: ?= ?| )\d", node.value))
+        found += [value.lineno for name, value in pairs if value and str(name).lower() == "tau" and number(value)]
+    return found
+
+
+def test_the_paper_s_tau_is_written_once():
+    """In zsaa/rule.py, and among the paper's own numbers; whatever else counts by it names it."""
+    for source in (
+        "def f(n, tau: int = 5): ...",
+        "tau: int = 3",
+        "f(tau=5)",
+        "{'tau': 5}",
+        "x['tau'] != 5",
+        "x = 'tau = 5'",
+    ):
+        assert literal_taus(source), source
+    assert not literal_taus("def f(tau: int = TAU, k=5):\n    'with tau = 5'\n    return g(tau=tau)")
+    assert paper.TABLE_1_RECIPE["tau"] == TAU == Rule().tau
+    written = {"zsaa/rule.py", "zsaa/kit/paper.py"}
+    for path in (
+        path for folder in ("zsaa", "kernels", "ablation", "tools") for path in ROOT.glob(f"{folder}/**/*.py")
+    ):
+        lines = literal_taus(path.read_text(encoding="utf-8"))
+        name = path.relative_to(ROOT).as_posix()
+        assert len(lines) == (name in written), f"{name}, lines {lines}: name zsaa.rule.TAU, or leave tau out"

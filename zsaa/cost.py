@@ -10,7 +10,7 @@ from zsaa.depth.stop import check_depth
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.learned.asked import Shape
 from zsaa.learned.salience import WIDTH
-from zsaa.rule import ASKED, LEARNED, Prices, Rule, counting
+from zsaa.rule import ASKED, LEARNED, TAU, Prices, Rule, counting
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
@@ -52,7 +52,7 @@ def macs(
     config: Any,
     n: int,
     alpha: float = 1.0,
-    tau: int = 5,
+    tau: int = TAU,
     score: str = "column_sum",
     schedule: str = "geometric",
     depth: int | None = None,
@@ -74,7 +74,7 @@ def kv_bytes(
     config: Any,
     n: int,
     alpha: float = 1.0,
-    tau: int = 5,
+    tau: int = TAU,
     batch: int = 1,
     itemsize: int = 2,
     schedule: str = "geometric",
@@ -115,7 +115,7 @@ def mac_reduction(
     config: Any,
     lengths: int | Iterable[int],
     alpha: float,
-    tau: int = 5,
+    tau: int = TAU,
     score: str = "column_sum",
     schedule: str = "geometric",
     depth: int | None = None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+TAU = 5  # the paper's least number of tokens that a layer keeps
 SPREAD = ("geometric", "rising")  # schedules that spread drops over the layers; the first is the paper's, Eq. 2
 ENTRY = "entry"  # the one that drops all before the first layer
 SCHEDULES = (*SPREAD, ENTRY)
@@ -48,7 +49,7 @@ class Rule:
     before there is any.
     """
 
-    tau: int = 5
+    tau: int = TAU
     score: str = "column_sum"
     schedule: str = "geometric"
 
@@ -110,7 +111,7 @@ RULE = tuple(field.name for field in fields(Rule))
 
 
 def kept_counts(
-    n: int, alpha: float, num_layers: int, tau: int = 5, schedule: str = "geometric", score: str | None = None
+    n: int, alpha: float, num_layers: int, tau: int = TAU, schedule: str = "geometric", score: str | None = None
 ) -> list[int]:
     """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`. score: needed
     only for "asked", by which a question never leaves; the others keep equally many."""
@@ -184,9 +185,11 @@ def check_alphas(alpha: Any) -> float | tuple[float, ...]:
 def check_tau(tau: Any) -> int:
     """`tau` as an int, if it is a whole number of at least 1; else TypeError or ValueError."""
     if isinstance(tau, bool) or not isinstance(tau, Integral):
-        raise TypeError(f"tau must be a whole number >= 1, got {tau!r} ({type(tau).__name__}). The paper uses 5.")
+        raise TypeError(f"tau must be a whole number >= 1, got {tau!r} ({type(tau).__name__}). The paper uses {TAU}.")
     if tau < 1:
-        raise ValueError(f"tau must be >= 1, got {tau}: at least one token must survive each layer. The paper uses 5.")
+        raise ValueError(
+            f"tau must be >= 1, got {tau}: at least one token must survive each layer. The paper uses {TAU}."
+        )
     return int(tau)
 
 

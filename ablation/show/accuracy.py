@@ -9,6 +9,7 @@ from zsaa.kit.equal import right
 from zsaa.kit.figures.style import REFERENCE, STYLE, legend, multiples, panels
 from zsaa.kit.store import with_interval
 from zsaa.measure.stats import mean_difference
+from zsaa.rule import TAU
 
 
 def accuracy_figure(results: dict[str, dict], title: str):
@@ -74,8 +75,8 @@ def _caption(results: dict[str, dict], title: str, n: int) -> str:
         rates.setdefault(result["training"]["learning_rate"], []).append(name)
     most, *others = sorted(rates, key=lambda rate: -len(rates[rate]))
     text += f" Learning rate {most:g}" + "".join(f", of {' and '.join(rates[r])} {r:g}" for r in others) + "."
-    floors = {name: result["variant"]["tau"] for name, result in shown.items() if result["variant"]["tau"] != 5}
-    text += "".join(f" {name} keeps at least {tau} tokens (tau), the others 5." for name, tau in floors.items())
+    floors = {name: result["variant"]["tau"] for name, result in shown.items() if result["variant"]["tau"] != TAU}
+    text += "".join(f" {name} keeps at least {tau} tokens (tau), the others {TAU}." for name, tau in floors.items())
     for name, result in shown.items():
         if alone := scorer_of(result):
             text += (

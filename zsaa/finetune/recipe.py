@@ -12,7 +12,7 @@ from typing import ClassVar
 import yaml
 
 from zsaa.measure.checks import check_flag, check_number, check_whole
-from zsaa.rule import LEARNED, check_alpha, check_schedule, check_score, check_tau
+from zsaa.rule import LEARNED, TAU, check_alpha, check_schedule, check_score, check_tau
 
 FOLDER = Path(__file__).parent / "recipes"
 CHOICES = {
@@ -68,7 +68,7 @@ class Recipe:
     method: str = "alpha-sampled"
     tuning: str = "full"
     alpha_range: tuple[float, float] | None = None
-    tau: int = 5
+    tau: int = TAU
     score: str = "column_sum"
     schedule: str = "geometric"
     learning_rate: float = 4e-5

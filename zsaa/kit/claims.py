@@ -15,6 +15,7 @@ from zsaa.kit.labels import by_eq_2, label, training
 from zsaa.kit.store import rows_of
 from zsaa.kit.store import with_interval as _said
 from zsaa.kit.tables.table3 import CHANCE
+from zsaa.rule import TAU
 
 VERDICTS = ("borne out", "partly", "not borne out", "against its own numbers", "not tested")
 
@@ -234,7 +235,7 @@ def _adjusted_individually(held: Held) -> tuple[str, str]:
     rows = [row for row in measured_reach(held.results) if row["column"]]
     if not rows:
         return "", ""
-    evidence = "by Eq. 2 with tau = 5 and GPT-2's layers, the largest printed speed-ups need " + ", ".join(
+    evidence = f"by Eq. 2 with tau = {TAU} and GPT-2's layers, the largest printed speed-ups need " + ", ".join(
         f"{n} tokens an input ({', '.join(c for c in paper.TABLE_1_COLUMNS if needed[c] == n)})"
         for n in sorted({needed[c] for c in paper.TABLE_1_COLUMNS})
     ) + "; measured: " + "; ".join(
@@ -324,12 +325,12 @@ def _context_is_preserved(held: Held) -> tuple[str, str]:
 
 def _longer_is_better(held: Held) -> tuple[str, str]:
     alphas = [f"{alpha_for(config('gpt2-124m'), n, 5):.2f} at {n} tokens" for n in (32, 64, 128, 512)]
-    return f"by Eq. 2 with tau = 5, GPT-2 needs for 5x fewer MACs alpha = {', '.join(alphas)}", "borne out"
+    return f"by Eq. 2 with tau = {TAU}, GPT-2 needs for 5x fewer MACs alpha = {', '.join(alphas)}", "borne out"
 
 
 def _range_of_alpha(held: Held) -> tuple[str, str]:
     evidence = (
-        f"{floored():.0%} of the draws leave only tau = 5 of 300 tokens in GPT-2's last layer: most steps "
+        f"{floored():.0%} of the draws leave only tau = {TAU} of 300 tokens in GPT-2's last layer: most steps "
         "train for the floor, not for the range"
     )
     return evidence, "partly"

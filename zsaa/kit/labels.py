@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zsaa.kit import paper
+from zsaa.rule import TAU
 
 
 def label(result: dict, short: bool = False) -> str:
@@ -234,7 +235,7 @@ def method_of(result: dict, row: dict) -> str:
         return "stock" if row["alpha"] == 1 else "dial" if result.get("fused", True) else "dial, PyTorch's kernels"
     if not isinstance(result.get("task"), dict):  # no measurement of the method: whatever names the row
         return ", ".join(value for value in row.values() if isinstance(value, str)) or "-"
-    rule = {"score": "column_sum", "schedule": "geometric", "tau": 5}
+    rule = {"score": "column_sum", "schedule": "geometric", "tau": TAU}
     used = {**rule, **{name: recipe[name] for name in rule if recipe.get(name) is not None}}
     used |= {name: row[name] for name in ("score", "schedule") if row.get(name)}
     others = [f"{name} {used[name]}" for name in rule if used[name] != rule[name]]

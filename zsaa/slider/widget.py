@@ -31,7 +31,7 @@ import traitlets
 from zsaa.finetune import ALPHA_RANGE, DEEP_ALPHA_RANGE
 from zsaa.learned.asked import Scorer
 from zsaa.learned.salience import Salience
-from zsaa.rule import ASKED, ENTRY, LEARNED, SUMS, check_alpha, check_score, check_tau
+from zsaa.rule import ASKED, ENTRY, LEARNED, SUMS, TAU, check_alpha, check_score, check_tau
 from zsaa.score import FUNCTIONS
 from zsaa.slider.engine import STOCK, TAUS, Engine, Interrupted, Text, accuracy_curve, default_alphas
 from zsaa.slider.export import Exporting
@@ -57,8 +57,8 @@ class Slider(Exporting, anywidget.AnyWidget):
     model: any model that zsaa.enable takes, on any device; it is not touched.
     tokenizer: its tokenizer.
     text: one text, several, {name: text}, or None for held-out film reviews from the packaged data.
-    alpha, tau, score: where the dial starts; by default as on `model`'s dial (0.9 where that says 1), else 5 and the
-        paper's score.
+    alpha, tau, score: where the dial starts; by default as on `model`'s dial (0.9 where that says 1), else the paper's
+        tau and score.
     question: one about each text, of a language model whose dial has the score "asked" and the schedule "entry": the
         texts are documents in a prompt then (its form: zsaa.finetune.questions), of which only what the question asks
         for enters the model; all else of it stays.
@@ -79,7 +79,7 @@ class Slider(Exporting, anywidget.AnyWidget):
 
     meta = traitlets.Dict().tag(sync=True)
     alpha = traitlets.Float(0.9).tag(sync=True)
-    tau = traitlets.Int(5).tag(sync=True)
+    tau = traitlets.Int(TAU).tag(sync=True)
     score = traitlets.Unicode("column_sum").tag(sync=True)
     text = traitlets.Unicode("0").tag(sync=True)
 

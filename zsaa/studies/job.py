@@ -12,7 +12,7 @@ from zsaa.evaluation.controls import CONTROLS, TARGETS
 from zsaa.finetune import Recipe
 from zsaa.kit import paper
 from zsaa.measure.checks import check_number, check_whole
-from zsaa.rule import PLAIN, check_schedule, check_tau
+from zsaa.rule import PLAIN, TAU, check_schedule, check_tau
 
 Control = Literal["alpha", "first", "last", "ends", "random"]
 Schedule = Literal["geometric", "rising", "entry"]
@@ -152,7 +152,7 @@ class Latency(Settings):
     batches: tuple[int, ...] = (1, 8)
     repeats: int = 15
     max_length: int = 512
-    tau: int = 5
+    tau: int = TAU
     schedule: Schedule = "geometric"
     settings_of: str | None = None
 
@@ -178,7 +178,7 @@ class Lengths(Settings):
 
     targets: tuple[float, ...] = FINE_TARGETS
     max_length: int = 512
-    tau: int = 5
+    tau: int = TAU
     schedule: Schedule = "geometric"
     shape: Literal["gpt2"] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zsaa.kit.figures.style import COLOURS, STYLE, legend, panels
+from zsaa.rule import TAU
 
 PRINTED_ERROR = {
     "xerr": 0.005,
@@ -68,8 +69,8 @@ def audit_exponents_figure(audit: dict):
 
 
 def audit_reach_figure(audit: dict):
-    """How far Eq. 2 with tau = 5 can reduce GPT-2's MACs, by length of the input, and what the tables' largest printed
-    speed-ups need."""
+    """How far Eq. 2 with the paper's tau can reduce GPT-2's MACs, by length of the input, and what the tables' largest
+    printed speed-ups need."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
@@ -84,7 +85,7 @@ def audit_reach_figure(audit: dict):
                           textcoords="offset points", fontsize=6)  # fmt: skip
         axis.set(xlabel="tokens of an input", ylabel="largest MAC reduction", xlim=(0, 128), ylim=(0, 15))
     figure.set_label(
-        "The largest reduction of GPT-2's MACs that Eq. 2 with tau = 5 allows, by the length of the input, and what "
-        "the largest speed-ups of Tables 1 and 2 need."
+        f"The largest reduction of GPT-2's MACs that Eq. 2 with tau = {TAU} allows, by the length of the input, and "
+        "what the largest speed-ups of Tables 1 and 2 need."
     )
     return figure
