@@ -230,18 +230,18 @@ def test_token_counts_are_checked(n):
 
 
 def literal_taus(source: str) -> list[int]:
-    """Lines of Python source on which a tau is a number: a default, a field, a keyword, an entry of a dict, or text
-    that says so ("tau = 5"; docstrings are prose)."""
+    """Lines of Python source on which the paper's tau is written as a number: any default or field, the 5 that is given
+    or compared, and text that says so ("tau = 5"; docstrings are prose). Another number that is given is a choice."""
     found, tree = [], ast.parse(source)
     prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
 
-    def number(node):
+    def number(node, any_other):
         if isinstance(node, ast.Call):  # traitlets.Int(5)
-            return any(number(argument) for argument in node.args)
-        return isinstance(node, ast.Constant) and type(node.value) is int
+            return any(number(argument, any_other) for argument in node.args)
+        return isinstance(node, ast.Constant) and type(node.value) is int and (any_other or node.value == TAU)
 
     for node in ast.walk(tree):
-        pairs = []
+        pairs, any_other = [], isinstance(node, (ast.arguments, ast.AnnAssign))
         if isinstance(node, ast.arguments):
             named = [*node.posonlyargs, *node.args]
             pairs = [
@@ -260,8 +260,10 @@ def literal_taus(source: str) -> list[int]:
         elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
             pairs = [(ast.unparse(node.left).strip("]'\"").rpartition("'")[2], node.comparators[0])]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-            found += [node.lineno] * bool(re.search(r"\btau(?: ?= ?| )\d", node.value))
-        found += [value.lineno for name, value in pairs if value and str(name).lower() == "tau" and number(value)]
+            found += [node.lineno] * bool(re.search(rf"\btau(?: ?= ?| ){TAU}\b", node.value))
+        found += [
+            value.lineno for name, value in pairs if value and str(name).lower() == "tau" and number(value, any_other)
+        ]
     return found
 
 
@@ -276,7 +278,7 @@ def test_the_paper_s_tau_is_written_once():
         "x = 'tau = 5'",
     ):
         assert literal_taus(source), source
-    assert not literal_taus("def f(tau: int = TAU, k=5):\n    'with tau = 5'\n    return g(tau=tau)")
+    assert not literal_taus("def f(tau: int = TAU, k=5):\n    'with tau = 5'\n    return g(tau=tau), g(tau=1)")
     assert paper.TABLE_1_RECIPE["tau"] == TAU == Rule().tau
     written = {"zsaa/rule.py", "zsaa/kit/paper.py"}
     for path in (
