@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablation.variants import Variant, counts
+from ablation.variants import Variant
 from zsaa.attention import rotate
 from zsaa.families import find_decoder
 
@@ -178,7 +178,7 @@ class _Pass:
             )
         self.gpt2 = config.model_type == "gpt2"
         # All shapes are known beforehand: one copy to the device, and no layer waits for it.
-        counted = ((n, counts(n - tail, alpha, len(self.layers), variant)) for n in lengths)
+        counted = ((n, variant.counts(n - tail, alpha, len(self.layers))) for n in lengths)
         self.counts = [[n, *(kept + tail for kept in found)] for n, found in counted]
         self.stages = torch.tensor(self.counts, device=device)
         self.positions = torch.arange(ids.shape[1], device=device).expand(len(ids), -1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablation.forward import between, take
-from ablation.variants import Variant, counts
+from ablation.variants import Variant, named
 from ablation.words import Weights, fit
 from zsaa.cost import attention_widths
 
@@ -77,9 +77,9 @@ def dropping(config, variant: Variant) -> list[int]:
     """The layers that drop something at some alpha."""
     found, layers = set(), config.num_hidden_layers
     for alpha in (0.999, *(0.99 - 0.01 * step for step in range(50))):
-        plan = [512, *counts(512, alpha, layers, variant)]
+        plan = [512, *variant.counts(512, alpha, layers)]
         found |= {n for n in range(layers) if plan[n + 1] < plan[n]}
-    return list(range(max(found) + 1)) if str(variant.schedule).startswith("deep") else sorted(found)
+    return list(range(max(found) + 1)) if named(variant.schedule)[0] == "deep" else sorted(found)
 
 
 class Phrase(nn.Module):

@@ -11,18 +11,25 @@ from functools import lru_cache
 import numpy as np
 
 from zsaa.cost import attention_widths, layer_weights
+from zsaa.measure.checks import check_flag, check_number, check_whole
+from zsaa.rule import Rule, check_tau
 
+SCORES = (  # ablation/forward.py says what each is
+    *("column_sum", "column_mean", "value_sum", "value_mean", "last_query", "last_8", "last_32", "norm"),
+    *("recent", "first", "even", "random"),
+)
 DROPPED = ("gone", "merged", "weighted", "keys", "noted")
 SCHEDULES = ("geometric", "rising", "easing", "front", "late", "early", "once", "twice", "deep", "linear", "zipf")
+NUMBERED = ("rising", "easing", "once", "deep", "zipf")  # of these, the ones that take a number, as in "once:10"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """What is chosen, when, and what becomes of the rest.
+class Variant(Rule):
+    """The package's rule with more scores and schedules, and what becomes of the rest; tokens are counted there.
 
-    score: a name of SCORES. sinks: first tokens that are always kept. recent: share of the kept places that goes to the
-    latest tokens, whatever their score.
-    schedule: how the total number of drops is spread over the layers (see `counts`): "geometric" (Eq. 2), "front" (as
+    tau: as there. score: a name of SCORES. sinks: first tokens that are always kept. recent: share of the kept places
+        that goes to the latest tokens, whatever their score.
+    schedule: how the total number of drops is spread over the layers (see `weights`): "geometric" (Eq. 2), "front" (as
         if a quarter of the layers' drops were behind layer 1, the rest as in Eq. 2), "rising" (layer l keeps alpha^w
         of what enters it, w growing as exp(l / L): lower layers drop less, upper ones more; "rising:2" as
         exp(2 l / L)), "easing" (as exp(4 l / (L d)), d = -L log(alpha), the drops of all layers together: the slope
@@ -42,22 +49,45 @@ class Variant:
         only that asks queries.
     scorer_macs: what a learned score costs per row that enters a layer that drops some: (the first of these layers,
         those above).
+
+    ValueError or TypeError for others.
     """
 
-    score: str = "column_sum"
     schedule: str | tuple[float, ...] = "geometric"
     dropped: str = "gone"
     sinks: int = 0
     recent: float = 0.0
     smooth: int = 1
     reference: int | None = None
-    tau: int = 5
     ahead: bool = False
     scorer_macs: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
+        object.__setattr__(self, "tau", check_tau(self.tau))
         if not isinstance(self.schedule, str):  # a configuration's list
             object.__setattr__(self, "schedule", tuple(self.schedule))
+        for name, known in (("score", SCORES), ("dropped", DROPPED)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}. Available: {', '.join(known)}.")
+        named(self.schedule), check_flag("ahead", self.ahead), check_number("recent", self.recent, "[0, 1]")
+        check_whole("sinks", self.sinks, least=0), check_whole("smooth", self.smooth)
+        check_whole("reference", self.reference, also={None: "each sample's own length"})
+        for cost in self.scorer_macs:
+            check_whole("scorer_macs", cost, least=0)
+
+    def stages(self, n: int, alpha: float, num_layers: int, exempt: int | None = None) -> list[int]:
+        """What enters each layer and what leaves the last: by the rule, or by a schedule that is no share of what
+        enters. `exempt`: as there."""
+        if self.reference is not None and n < self.reference:
+            allowed = self.stages(self.reference, alpha, num_layers, exempt)
+            return [min(n, most) for most in allowed]
+        kind, number = named(self.schedule)
+        if kind in COUNTS:
+            return [n, *COUNTS[kind](n, alpha, num_layers, self, number)]
+        return super().stages(n, alpha, num_layers, exempt)
+
+    def shares(self, alpha: float, num_layers: int) -> tuple[float, ...]:
+        return _shares(alpha, self.schedule, num_layers)
 
 
 # ---------------------------------------------------------------------------------------------------- schedules
@@ -70,7 +100,7 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
     if kind in WEIGHTS:
         given = WEIGHTS[kind](layers, number)
     elif kind:
-        raise ValueError(f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}, or one weight per layer.")
+        raise ValueError(f"schedule {schedule!r} has no weights: it is no share of what enters a layer.")
     else:
         given = [float(w) for w in schedule]
         if len(given) != layers or min(given) < 0 or sum(given) == 0:
@@ -79,11 +109,20 @@ def weights(schedule: str | Sequence[float], layers: int) -> list[float]:
 
 
 def named(schedule: str | Sequence[float]) -> tuple[str, float | None]:
-    """The kind of a schedule and the number behind its colon, if it has one; kind "" for one weight per layer."""
+    """The kind of a schedule, one of SCHEDULES, and the number behind its colon, if it has one; kind "" for one weight
+    per layer. ValueError for others."""
     if not isinstance(schedule, str):
         return "", None
     kind, _, number = schedule.partition(":")
-    return kind, float(number) if number else None
+    try:
+        if kind in SCHEDULES and (not number or kind in NUMBERED):
+            return kind, float(number) if number else None
+    except ValueError:
+        pass
+    raise ValueError(
+        f"unknown schedule {schedule!r}. Available: {', '.join(SCHEDULES)}, {', '.join(NUMBERED)} also with a number, "
+        "as once:10, or one weight per layer."
+    )
 
 
 def _rising(layers: int, slope: float | None) -> list[float]:
@@ -108,18 +147,18 @@ WEIGHTS: dict[str, Callable[[int, float | None], list[float]]] = {
 
 
 @lru_cache
-def _shares(alpha: float, schedule: str | tuple[float, ...], layers: int) -> list[float]:
+def _shares(alpha: float, schedule: str | tuple[float, ...], layers: int) -> tuple[float, ...]:
     """What each layer keeps of what enters. Training asks for many lengths at one alpha."""
     kind, slope = named(schedule)
     if kind == "easing":
         slope = (4.0 if slope is None else slope) / max(1.0, -layers * math.log(alpha))
         schedule = f"rising:{slope}"
-    return [alpha**w for w in weights(schedule, layers)]
+    return tuple(alpha**w for w in weights(schedule, layers))
 
 
 def _deep(n: int, alpha: float, layers: int, variant: Variant, share: float | None) -> list[int]:
     share, floor = 0.6 if share is None else share, min(n, variant.tau)
-    token_layers = sum(counts(n, alpha, layers, replace(variant, schedule="geometric", reference=None)))
+    token_layers = sum(replace(variant, schedule="geometric", reference=None).counts(n, alpha, layers))
     whole = max(0, math.floor(share * token_layers / n + 1e-9) - 1)  # layers that drop nothing
     kept = min(n, max(floor, (token_layers - whole * n) // (layers - whole)))
     return [n] * whole + [kept] * (layers - whole)
@@ -140,28 +179,13 @@ def _linear(n: int, alpha: float, layers: int, variant: Variant, _: float | None
 COUNTS = {"deep": _deep, "zipf": _zipf, "linear": _linear}  # schedules that are no shares of what enters
 
 
-def counts(n: int, alpha: float, layers: int, variant: Variant) -> list[int]:
-    """N_1 .. N_L for n tokens: N_l = max(floor(alpha^w_l N_(l-1)), tau); "linear" drops the same number each layer."""
-    if variant.reference is not None and n < variant.reference:
-        allowed = counts(variant.reference, alpha, layers, variant)
-        return [min(n, most) for most in allowed]
-    kind, number = named(variant.schedule)
-    if kind in COUNTS:
-        return COUNTS[kind](n, alpha, layers, variant, number)
-    found, floor = [], min(n, variant.tau)
-    for share in _shares(alpha, variant.schedule, layers):
-        n = min(n, max(math.floor(share * n + 1e-6), floor))
-        found.append(n)
-    return found
-
-
 def layer_macs(config, n: int, alpha: float, variant: Variant) -> list[int]:
     """Multiply-accumulates of a prefill of n tokens, in zsaa.cost's convention, layer by layer; kept keys count with
     the projections to keys and values, and in the attention of those that go on."""
     entering_weights, kept_weights = layer_weights(config)
     (q_dim, kv_dim), size = attention_widths(config), config.hidden_size  # a config is slow to read
     found, alive, scoring = [], n, variant.scorer_macs[0]
-    for kept in counts(n, alpha, config.num_hidden_layers, variant):
+    for kept in variant.counts(n, alpha, config.num_hidden_layers):
         beside = n - alive if variant.dropped == "keys" else 0
         asking = kept if variant.ahead else alive
         cost = alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights
@@ -187,7 +211,7 @@ def total_macs(config, counted: Counter, alpha: float, variant: Variant, depth: 
     (q_dim, _), size = attention_widths(config), config.hidden_size
     alive, times = (np.array(list(x), dtype=np.int64) for x in (counted.keys(), counted.values()))
     floor, total, scored = np.minimum(alive, variant.tau), 0, np.zeros_like(alive, dtype=bool)
-    for share in _shares(alpha, variant.schedule, config.num_hidden_layers)[:depth]:
+    for share in variant.shares(alpha, config.num_hidden_layers)[:depth]:
         kept = np.minimum(alive, np.maximum(np.floor(share * alive + 1e-6).astype(np.int64), floor))
         asking = kept if variant.ahead else alive
         total = total + alive * entering_weights - (alive - asking) * q_dim * size + kept * kept_weights

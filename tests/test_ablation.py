@@ -17,11 +17,11 @@ from ablation import variants as ablation
 from ablation.curves import logits_of
 from ablation.forward import SCORES, between, forward
 from ablation.scorers import Evidence
-from ablation.variants import SCHEDULES, Variant, counts
+from ablation.variants import SCHEDULES, Variant
 from zsaa.cost import mac_reduction
 from zsaa.cost import macs as package_macs
 from zsaa.rule import SPREAD as PACKAGED
-from zsaa.rule import kept_counts
+from zsaa.rule import Rule, kept_counts
 
 LENGTHS = [23, 40, 9]
 
@@ -34,7 +34,7 @@ def test_the_package_s_settings_equal_the_package(family, score, schedule):
     ids, mask, _ = tiny.tokens(LENGTHS)
     with zsaa.at(model, 0.7), zsaa.trace(model) as t, torch.no_grad():
         expected = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
-    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score, schedule))
+    hidden, trail = forward(zsaa.disable(model), ids, LENGTHS, 0.7, Variant(score=score, schedule=schedule))
     for sample in range(len(LENGTHS)):
         kept = [layer[sample][layer[sample] >= 0].tolist() for layer in trail]
         assert kept == [layer[sample].tolist() for layer in t.kept]
@@ -69,7 +69,7 @@ def test_dropping_all_at_once_by_recency_keeps_what_truncation_keeps():
     """Behind layer 1, of the last k tokens; only layer 1 saw the others."""
     model = tiny.make("llama", "base")
     ids, _, _ = tiny.tokens([40])
-    _, trail = forward(model, ids, [40], 0.8, Variant("recent", "once"))
+    _, trail = forward(model, ids, [40], 0.8, Variant(score="recent", schedule="once"))
     k = math.floor(0.8**4 * 40)
     assert all(layer.tolist() == [list(range(40 - k, 40))] for layer in trail)
 
@@ -89,11 +89,11 @@ def test_macs_of_many_lengths_are_their_sum(schedule, more):
 @pytest.mark.parametrize("n", [3, 40, 511])
 def test_schedules_end_alike_and_never_grow(schedule, n):
     for alpha in (1.0, 0.93, 0.4):
-        found = counts(n, alpha, 4, Variant(schedule=schedule))
+        found = Variant(schedule=schedule).counts(n, alpha, 4)
         assert found == sorted(found, reverse=True) and found[-1] >= min(n, 5)
         if schedule not in ("deep", "zipf"):  # the same compute instead
             assert abs(found[-1] - max(alpha**4 * n, min(n, 5))) <= 4  # rounding, once a layer
-    assert counts(n, 0.9, 4, Variant()) == kept_counts(n, 0.9, 4)
+    assert Variant().counts(n, 0.9, 4) == kept_counts(n, 0.9, 4)
 
 
 @pytest.mark.parametrize("schedule", PACKAGED)
@@ -111,7 +111,19 @@ def test_bad_schedules_of_the_bench():
     with pytest.raises(ValueError, match="cannot reach"):
         ablation.alpha_for(config, [200], 3.0, Variant(dropped="keys", schedule=(0, 0, 0, 1)))
     with pytest.raises(ValueError, match="4 weights"):
-        counts(9, 0.5, 4, Variant(schedule=(1, 2)))
+        Variant(schedule=(1, 2)).counts(9, 0.5, 4)
+
+
+def test_a_variant_is_the_package_s_rule_with_checked_settings():
+    assert isinstance(Variant(), Rule) and SCORES.keys() == {*ablation.SCORES}
+    for field, value, says in (
+        ("score", "colum_sum", "column_sum"), ("score", "salience", "Available"), ("schedule", "raising", "rising"),
+        ("schedule", "once:often", "once:10"), ("schedule", "late:2", "late"), ("dropped", "lost", "merged"),
+        ("sinks", -1, "sinks"), ("recent", 1.5, "recent"), ("smooth", 0, "smooth"), ("reference", 0, "reference"),
+        ("tau", 0, "tau"), ("ahead", "no", "ahead"), ("scorer_macs", (1, -2), "scorer_macs"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            Variant(**{field: value})
 
 
 def slow(model, ids, alpha, variant):
@@ -146,7 +158,7 @@ def slow(model, ids, alpha, variant):
                 )
                 out.append(sum(p * v[head // groups] for p, (_, _, v, _) in zip(logits.softmax(0), seen)))
             outputs.append(torch.cat(out))
-        keep = counts(len(ids), alpha, len(model.layers), variant)[number]
+        keep = variant.counts(len(ids), alpha, len(model.layers))[number]
         if keep < len(rows):
             merged, group = [], []
             for index, (row, out) in enumerate(zip(rows, outputs)):
@@ -201,7 +213,7 @@ def test_what_becomes_of_dropped_tokens(dropped):
     variant = Variant(dropped=dropped)
     with torch.no_grad():
         kept, expected = slow(model, ids[0], 0.7, variant)
-        positions, plan = [torch.arange(19)[None]], counts(19, 0.7, 4, variant)
+        positions, plan = [torch.arange(19)[None]], variant.counts(19, 0.7, 4)
         for keep in plan:  # what enters each layer, by the same rule
             rows = [(p, None, None) for p in positions[-1][0].tolist()]
             positions.append(positions[-1][:, sorted(chosen(rows, keep, variant))])
@@ -217,7 +229,7 @@ def test_what_becomes_of_dropped_tokens(dropped):
 def test_a_sample_does_not_depend_on_its_batch_and_gradients_flow(score, dropped):
     model = tiny.make("llama", "base")
     ids, _, _ = tiny.tokens(LENGTHS)
-    variant = Variant(score, sinks=1, recent=0.3, dropped=dropped)
+    variant = Variant(score=score, sinks=1, recent=0.3, dropped=dropped)
     if dropped == "noted":
         notes = Evidence(model.config, range(4), 2, noted=True, deciding=False)
         for head in notes.heads.values():
@@ -245,7 +257,7 @@ def test_scores_of_all_voters_are_the_soft_scores_columns():
     try:
         for name in ("column_sum", "last_query", "last_8"):
             SCORES[name] = lambda view, name=name: seen.setdefault((name, view.layer), original[name](view))
-            forward(model, ids, [12], 0.9, Variant(name))
+            forward(model, ids, [12], 0.9, Variant(score=name))
     finally:
         SCORES.update(original)
     p = model(ids, output_attentions=True).attentions[0][0].sum(0)  # over heads: [queries, keys]
@@ -264,7 +276,7 @@ def test_windows_and_caps_are_refused():
 def test_a_schedule_is_solved_from_what_drops_cost():
     config = tiny.make("llama", "base").config
     alpha, variant = sensitivity.only(2, 4, share=0.5)
-    assert counts(40, alpha, 4, variant) == [40, 40, 20, 20]
+    assert variant.counts(40, alpha, 4) == [40, 40, 20, 20]
     even = sensitivity.solve([1.0] * 4, config, 100, 3.0)
     assert sum(even) == pytest.approx(4, abs=0.01) and even == sorted(even, reverse=True), "early drops save most"
     dear = sensitivity.solve([5.0, 1.0, 1.0, 1.0], config, 100, 3.0)

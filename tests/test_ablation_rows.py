@@ -20,7 +20,7 @@ from ablation.curves import logits_of
 from ablation.run import load_config
 from ablation.train import train
 from ablation.training import Training
-from ablation.variants import Variant, counts
+from ablation.variants import Variant
 from zsaa import finetune
 from zsaa.rule import kept_counts
 
@@ -209,8 +209,8 @@ def test_a_saved_row_is_shipped_with_the_dial_on(row, tmp_path, monkeypatch):
         found = net(ids).logits
         expected = logits_of(bench, ids, [150], alpha, variant, **({} if probe is None else {"scorer": probe}))[0]
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-    assert counts(150, alpha, 4, variant) == kept_counts(150, alpha, 4, variant.tau, variant.schedule)
-    assert counts(150, alpha, 4, variant)[-1] < 150
+    assert variant.counts(150, alpha, 4) == kept_counts(150, alpha, 4, variant.tau, variant.schedule)
+    assert variant.counts(150, alpha, 4)[-1] < 150
 
 
 def test_a_variant_that_the_package_lacks_is_not_shipped(tmp_path):

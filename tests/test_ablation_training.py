@@ -27,7 +27,7 @@ from ablation.run import load_config
 from ablation.scorers import make, price
 from ablation.train import last_states, train
 from ablation.training import SAMPLINGS, Training
-from ablation.variants import Variant, counts
+from ablation.variants import Variant
 from zsaa import finetune
 from zsaa.kit import figures
 
@@ -304,7 +304,7 @@ def test_evidence_finds_the_telling_tokens(schedule):
     plain = Variant(schedule=schedule, tau=2)
     layers = model.config.num_hidden_layers
     extra = ablation.macs(model.config, 20, 0.8, variant) - ablation.macs(model.config, 20, 0.8, plain)
-    entering = [20, *counts(20, 0.8, layers, plain)]
+    entering = [20, *plain.counts(20, 0.8, layers)]
     assert extra == sum(100 * n for n, after in pairwise(entering) if after < n)
     rows = curve(model, texts[:40], labels[:40], variant, training, probe, [1, 2])
     assert [row["control"] for row in rows] == ["scorer", "alpha", "alpha"] and log["steps"] == 96
@@ -345,14 +345,14 @@ def test_what_is_known_ahead_asks_no_queries():
     config, n, alpha = tiny.CONFIGS["llama"](), 50, 0.8
     plain, ahead = Variant(), Variant(ahead=True)
     q_dim = config.num_attention_heads * config.head_dim
-    entering = [n, *counts(n, alpha, config.num_hidden_layers, plain)]
+    entering = [n, *plain.counts(n, alpha, config.num_hidden_layers)]
     saved = sum((a - b) * (q_dim * config.hidden_size + 2 * a * q_dim) for a, b in pairwise(entering))
     assert ablation.macs(config, n, alpha, plain) - ablation.macs(config, n, alpha, ahead) == saved > 0
     assert ablation.macs(config, n, 1.0, plain) == ablation.macs(config, n, 1.0, ahead)
     with pytest.raises(ValueError, match="looks at a layer's attention"):
         make("evidence", config, ahead, 2)
-    assert counts(100, 0.5, 4, Variant(schedule="zipf")) == [50, 33, 25, 20]
-    halves = counts(100, 0.5, 4, Variant(schedule="zipf:0.5"))
+    assert Variant(schedule="zipf").counts(100, 0.5, 4) == [50, 33, 25, 20]
+    halves = Variant(schedule="zipf:0.5").counts(100, 0.5, 4)
     assert halves[0] == 50 and halves[-1] > 20  # slower afterwards
 
 

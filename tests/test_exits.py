@@ -15,7 +15,7 @@ from ablation import exits
 from ablation.run import judge
 from ablation.train import train
 from ablation.training import Training
-from ablation.variants import Variant, alpha_for, counts, macs, total_macs
+from ablation.variants import Variant, alpha_for, macs, total_macs
 from zsaa.data.batching import pad
 from zsaa.depth import remove_layers
 from zsaa.dial import settings, trained_for
@@ -59,7 +59,7 @@ def test_costs_are_of_the_layers_that_run():
     alpha = alpha_for(config, [40], 4.0, rule, depth=3)
     stock = macs(config, 40, 1.0, rule)
     assert stock / macs(config, 40, alpha, rule, 3) >= 4 > stock / macs(config, 40, alpha + 0.02, rule, 3)
-    assert alpha_for(config, [40], 2.0, rule, depth=2) == 1.0 and len(counts(40, alpha, 4, rule)) == 4
+    assert alpha_for(config, [40], 2.0, rule, depth=2) == 1.0 and len(rule.counts(40, alpha, 4)) == 4
 
 
 def test_the_loss_is_the_mean_over_depths():

@@ -41,7 +41,7 @@ def test_kept_counts_follow_eq_2(n, alpha, layers, tau):
 @given(n=st.integers(1, 4096), alpha=alphas, layers=st.integers(1, 40), tau=st.integers(1, 64))
 def test_kept_counts_are_the_bench_s(schedule, n, alpha, layers, tau):
     found = zsaa.kept_counts(n, alpha, layers, tau, schedule)
-    assert found == bench.counts(n, alpha, layers, bench.Variant(schedule=schedule, tau=tau))
+    assert found == bench.Variant(schedule=schedule, tau=tau).counts(n, alpha, layers)
 
 
 @given(layers=st.integers(1, 40), alpha=alphas)

@@ -83,10 +83,14 @@ class Rule:
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(f"n must be a whole number of tokens >= 1, got {n!r}.")
         stages, least = [n], max(self.tau, self.exempt(n) if exempt is None else exempt)
-        for share in _shares(alpha, num_layers, self.schedule):
+        for share in self.shares(alpha, num_layers):
             n = min(n, max(math.floor(share * n + 1e-6), least))
             stages.append(n)
         return [n, *stages[1:]] if self.schedule == ENTRY else stages
+
+    def shares(self, alpha: float, num_layers: int) -> tuple[float, ...]:
+        """What each layer keeps of what enters it."""
+        return _shares(alpha, num_layers, self.schedule)
 
     def exempt(self, n: int) -> int:
         """How many of `n` tokens never leave by the score itself, where the call names no question and no others: by
