@@ -246,3 +246,37 @@ def test_recorded_prefills_know_their_depth():
 
     fields = dict(lengths=(9,), width=9, alphas=(0.5,), rule=None, num_layers=4, carry=True, device=torch.device("cpu"))
     assert Request(**fields, stop=2) != Request(**fields, stop=3) and Request(**fields).depth == 4
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.7])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_early_exit_drafts_of_a_shorter_model_give_its_greedy_text(family, alpha):
+    """With both dials turned: the first two layers draft, the first three check."""
+    if family == "gpt2" and alpha == 1:
+        pytest.skip("stock GPT-2 runs all its layers, and more than its cache has")
+    if alpha == 1:
+        pytest.importorskip("transformers", minversion="5.18", reason="older ones cannot crop layers without rows")
+    model, ids = zsaa.enable(make(family), alpha, TAU, depth=3), tiny.tokens([23])[0]
+    options = dict(max_new_tokens=10, min_new_tokens=10, do_sample=False, pad_token_id=0)
+    want = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, assistant_early_exit=2, **options), want)
+    assert settings(model)["depth"] == 3 and model.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4"])
+def test_quantized_layers(storage):
+    """The dial runs the first of them, and others can be removed: the same numbers either way."""
+    pytest.importorskip("bitsandbytes")
+    from zsaa.depth.combined import stored
+    from zsaa.models import never_repack
+
+    def quantized(model):
+        model = stored(model.float(), storage)
+        never_repack(model)  # which wants wider layers than these
+        return model
+
+    ids, model = tiny.tokens([9])[0], zsaa.enable(quantized(make()))
+    with torch.no_grad():
+        want = quantized(remove_layers(make(), [2, 3]))(ids).logits
+        assert torch.equal(model(ids, depth=2).logits, want)
+        assert torch.equal(remove_layers(zsaa.disable(model), [2, 3])(ids).logits, want)

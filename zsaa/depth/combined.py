@@ -4,9 +4,9 @@
     python -m zsaa.depth.combined --model smollm2-135m --windows 200 --untimed     (perplexity)
 
 The paper beside the main one has such a table (its Table 3: seconds by precision, with and without 20% of the layers).
-float32, bfloat16; int8 and nf4 (bitsandbytes) for the decoder's linear layers; compiled (torch.compile, in bfloat16 on
-a GPU); OpenVINO on a CPU, as the accelerator that there is. Each with all layers, without blocks of them (by angular
-distance; healed, if adapters are given), and with fewer tokens.
+float32, bfloat16; int8 and nf4 (bitsandbytes) for the decoder's linear layers; compiled (torch.compile of each layer,
+in bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is. Each with all layers, without blocks of them
+(by angular distance; healed, if adapters are given), and with fewer tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import zsaa
+from zsaa.bench.baselines import compiled, without_mask
 from zsaa.bench.shapes import build
 from zsaa.data.corpora import load_corpus
 from zsaa.depth.heal import judged
@@ -113,19 +114,20 @@ def openvino(model: nn.Module, ids: Tensor) -> Callable[[], object]:
 
 def times(model: nn.Module, storage: str, options: argparse.Namespace, alphas: dict[str, float]) -> dict[str, dict]:
     """Milliseconds of a prefill of --batch texts, and of one answer of --new tokens behind one of them, at each of
-    `alphas`; an answer's only where the model generates as it is."""
+    `alphas`; compiled ones of a prefill of all tokens alone."""
     device, vocabulary = next(model.parameters()).device, model.config.vocab_size
     ids = torch.randint(0, vocabulary, (options.batch, options.tokens), device=device)
     runs: dict[str, Callable] = {}
     if storage == "openvino":
-        runs["all tokens, prefill"] = openvino(model, ids)
+        runs["all tokens, prefill"] = openvino(without_mask(model), ids)
+    elif storage == "compiled":
+        net = compiled(without_mask(model))
+        runs["all tokens, prefill"] = lambda: prefill(net, ids, 1.0)
     else:
-        net = zsaa.enable(model)
-        if storage == "compiled":
-            net = torch.compile(model)
+        zsaa.enable(model)
         for name, alpha in alphas.items():
-            runs[f"{name}, prefill"] = lambda alpha=alpha, net=net: prefill(net, ids, alpha)
-            if storage != "compiled" and options.new:
+            runs[f"{name}, prefill"] = lambda alpha=alpha: prefill(model, ids, alpha)
+            if options.new:
                 runs[f"{name}, answer"] = lambda alpha=alpha: answer(model, ids[:1], options.new, alpha)
     found = alternate(runs, repeats=options.repeats, seconds=options.seconds)
     return {name: {k: v for k, v in row.items() if k != "speedup"} for name, row in found.items()}

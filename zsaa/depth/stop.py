@@ -54,6 +54,10 @@ def check_filled(filled: int, depth: int) -> None:
         )
 
 
+def _nothing_to_crop(tokens: int) -> None:
+    """Of a cache's layer that holds nothing: transformers' own way fails there if the layer's window slides."""
+
+
 def check_stock_cache(cache: Any, depth: int, layers: int) -> None:
     """What a pass of the stock code through `depth` of the `layers` cannot continue or fill: ValueError for a
     DynamicCache of another depth; NotImplementedError for other caches, unless all layers run."""
@@ -61,6 +65,8 @@ def check_stock_cache(cache: Any, depth: int, layers: int) -> None:
         filled = sum(layer.get_seq_length() > 0 for layer in cache.layers)
         if filled:
             check_filled(filled, depth)
+        for layer in cache.layers[depth:]:
+            layer.crop = _nothing_to_crop
     elif cache is not None and depth < layers:
         kind = f"{type(cache).__name__}{' with offloading' if type(cache) is DynamicCache else ''}"
         raise NotImplementedError(
