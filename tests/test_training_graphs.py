@@ -203,6 +203,15 @@ def test_a_replay_that_differs_is_never_used(stand_in, monkeypatch):
     alike(gradients(ours), gradients(theirs), 1e-12)
 
 
+def test_a_deep_model_is_checked_on_numbers_that_are_some(stand_in):
+    """A token without a state has a gradient that grows a thousandfold in every layer: none is made for the check."""
+    config = tiny.CONFIGS["llama"]()
+    config.num_hidden_layers, config.initializer_range, config.num_labels = 30, 0.2, 2
+    model = zsaa.enable(tiny.HEADS["sequence-classification"].from_config(config).train(), alpha=0.6, graphs=True)
+    loss_of(model, [23, 9]).backward()
+    assert captured(model)["off"] is None and made(model) == [(32, 0.625, 1)]
+
+
 def test_adapters_learn_alike(stand_in):
     import peft
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ class CudaGraph:
     def record(self, run: Callable[[], Any]) -> tuple[Any, int]:
         """What `run` returns, in the memory that `replay` will write again; bytes by which the memory grew."""
         pool, stream = self.pool
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), _no_collection():
             before = torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -68,6 +69,18 @@ class CudaGraph:
     def replay(self) -> None:
         with torch.cuda.device(self.device):
             self.graph.replay()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected meanwhile: an old graph that is freed by chance would end the capture of a new one."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _recover(pool) -> None:
