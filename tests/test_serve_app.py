@@ -16,6 +16,7 @@ from asgi import call
 from prometheus_client.parser import text_string_to_metric_families
 
 import zsaa
+from zsaa.serve import lane as lanes
 from zsaa.serve.app import House, build
 from zsaa.serve.controller import Policy, Rung
 from zsaa.serve.engine import Classifier, Completer, Wish
@@ -396,6 +397,22 @@ def test_the_live_numbers(serve):
     lanes = ask(app, "/live").json()["replicas"]["r1"]
     assert lanes["mood"]["answered"] == 1 and lanes["mood"]["alpha"] == 1.0 and lanes["mood"]["floor"] == 0.7
     assert lanes["tiny"]["p95_ms"] is None
+
+
+def test_memory_is_given_back_now_and_then(serve, monkeypatch):
+    app, house = serve()
+    trims = []
+    monkeypatch.setattr(lanes, "trim", lambda: trims.append(1))
+
+    async def three():
+        for _ in range(3):
+            assert (await call(app, "/classify", {"input": "w3 w4"})).status == 200
+
+    asyncio.run(three())
+    assert not trims
+    monkeypatch.setattr(lanes, "TRIM_S", 0.0)
+    asyncio.run(three())
+    assert len(trims) == 3
 
 
 def test_a_soak_loses_nobody_and_leaves_nothing_behind(serve):

@@ -9,6 +9,8 @@ milliseconds, which under load is one request.)
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +21,15 @@ from zsaa.serve.controller import Controller, Policy
 from zsaa.serve.engine import Classifier, Engine, Wish
 
 GATHER_S = 0.005  # that the first of a batch waits for others
+TRIM_S = 10.0  # between two returns of free memory to the system
 PADDED = 1.25  # columns of a classifier's batch at alpha = 1, over its tokens, at most: padding costs as much as tokens
+
+
+def trim() -> None:
+    """Gives the system back what glibc's allocator keeps of freed tensors: texts of ever other lengths leave holes, and
+    a server held a third more memory after half an hour. Does nothing where there is no glibc."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Busy(Exception):
@@ -84,6 +94,7 @@ class Lane:
         self.jobs: dict[int, Job] = {}
         self.running: set[int] = set()
         self.counts: Counter = Counter()
+        self.trimmed = clock()
 
     @property
     def pending(self) -> float:
@@ -191,7 +202,11 @@ class Lane:
             self._classify(jobs, tell)
         else:
             self._write(jobs, tell)
-        return [(job.alpha, job.work) for job in jobs], 1000 * (self.clock() - begun)
+        took_ms = 1000 * (self.clock() - begun)
+        if self.clock() - self.trimmed > TRIM_S:
+            trim()
+            self.trimmed = self.clock()
+        return [(job.alpha, job.work) for job in jobs], took_ms
 
     def _classify(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> None:
         found = self.engine.run([job.wish.ids for job in jobs], [job.alpha for job in jobs])

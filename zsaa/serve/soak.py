@@ -118,6 +118,8 @@ class Soak:
             status, _ = await asyncio.wait_for(client.ask(index), gives_up_s or PATIENCE_S)
         except asyncio.TimeoutError:
             self.found["gave_up" if gives_up_s else "lost"] += 1
+        except aiohttp.ContentTypeError as error:  # Ray's own words, of a replica that is gone
+            self.found[str(error.status)] += 1
         except aiohttp.ClientError as error:
             self.found[f"broken: {type(error).__name__}"] += 1
         else:
