@@ -604,6 +604,26 @@ def test_a_real_failure_leaves_the_gpu_usable(monkeypatch):
 
 
 @torch.no_grad()
+def test_weights_in_four_bits_are_recorded_and_in_eight_are_not(stand_in):
+    bnb = pytest.importorskip("bitsandbytes")
+    from zsaa.bench.shapes import build
+
+    model, plain = (
+        zsaa.enable(build("tiny", 64, "cpu", torch.float32, "nf4"), alpha=0.7, graphs=g) for g in (True, False)
+    )
+    for seed in range(2):
+        ids = tiny.tokens([23, 23], seed)[0]
+        same(everything(model(ids)), everything(plain(ids)))
+    assert held(model) == [([23, 23], 0.7, 2)]
+    linear = model.model.layers[1].mlp.down_proj
+    linear.weight = bnb.nn.Params4bit(torch.randn(64, 128), requires_grad=False, quant_type="nf4").to("cpu")
+    model(ids)
+    assert held(model) == [([23, 23], 0.7, 1)], "other weights are recorded anew"
+    linear.weight = bnb.nn.Int8Params(torch.zeros(64, 128, dtype=torch.int8), requires_grad=False)
+    assert state.state_of(model.model) is None
+
+
+@torch.no_grad()
 def test_sentences_have_no_fixed_shape_and_are_not_recorded(stand_in):
     """Chunks of a fixed size are; and both give what they give without graphs, with nothing said."""
     from zsaa.learned import asked, salience
