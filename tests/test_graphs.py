@@ -603,6 +603,16 @@ def test_a_real_failure_leaves_the_gpu_usable(monkeypatch):
     assert len(held(model)) == 1
 
 
+def test_the_number_of_calls_that_are_remembered_is_bounded(monkeypatch):
+    """Of prefills, decoding steps and training passes: each asks `held`."""
+    monkeypatch.setattr(state, "MANY", 8)
+    made = graphs.Graphs(True)
+    for kept in (made, made.steps, made.training):
+        for number in range(100):
+            assert state.held(kept.recordings, kept.seen, (number,), None) is None
+            assert kept.seen[(number,)] == 1 and len(kept.seen) <= 9
+
+
 @torch.no_grad()
 def test_weights_in_four_bits_are_recorded_and_in_eight_are_not(stand_in):
     bnb = pytest.importorskip("bitsandbytes")
