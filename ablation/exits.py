@@ -119,7 +119,9 @@ def curve(
                          "mac_reduction": whole / float(one.costs[-1].sum()), **found})  # fmt: skip
     if raw is not None:
         cascade.save(raw, passes, right)
-    chosen = cascade.solve(passes, right, whole) if ways is None else ways
+    # By how often a way says what the whole model says: ways that differ from it where labels happen to favour them are
+    # not better on other texts (in halves of the validation part: 92.4 and 91.9% at 2x).
+    chosen = cascade.solve(passes, passes[1.0].said[-1].argmax(-1), whole) if ways is None else ways
     return rows + [cascade.judged(row, passes, right, whole) for row in chosen]
 
 
