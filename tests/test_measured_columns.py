@@ -9,7 +9,7 @@ import torch
 
 from zsaa import bench
 from zsaa.bench.prefill import cache_bytes
-from zsaa.kit import claims, figures, points, report, tables, verdicts
+from zsaa.kit import claims, figures, points, printed, report, tables, verdicts
 from zsaa.kit.report import view
 from zsaa.kit.store import RESULTS
 
@@ -82,7 +82,7 @@ def test_without_a_count_of_memory_nothing_is_claimed(results):
     assert {c.verdict for c in tables.table_3_cells([bare])} == {"not run"}
     assert figures.footprint_figure(points.of([bare])) is None and figures.footprint_figure(points.of([])) is None
     assert set(tables.footprint_table(points.of([bare]))["over stock"]) == {"-"}
-    assert claims._measured_footprints([bare]) == []
+    assert printed._measured_footprints([bare]) == []
 
 
 def test_first_tokens_stand_in_for_the_papers_device(results):

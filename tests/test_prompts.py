@@ -31,10 +31,14 @@ def test_passages_and_sentences_lose_no_word():
 
 def test_bm25_by_hand():
     """Of texts of the same length a word that is in one tells more than a word that is in two of three."""
-    worth = prompts.bm25("Clock, note?", ["the clock and note", "the clock and cook", "a b c d"])
+
+    def bm25(question, texts):
+        return prompts.bm25({*prompts.words(question)}, [prompts.words(text) for text in texts])
+
+    worth = bm25("Clock, note?", ["the clock and note", "the clock and cook", "a b c d"])
     common, rare = math.log(1 + 1.5 / 2.5), math.log(1 + 2.5 / 1.5)
     assert worth == [pytest.approx(common + rare), pytest.approx(common), 0]
-    assert prompts.bm25("nothing", []) == [] and prompts.bm25("", ["a"]) == [0.0]
+    assert bm25("nothing", []) == [] and bm25("", ["a"]) == [0.0]
 
 
 class Letters:

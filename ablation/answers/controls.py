@@ -6,13 +6,12 @@ order; the question's line always stays.
 
 from __future__ import annotations
 
-import math
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ablation.answers.data import Data, Sample
+from zsaa.evaluation.prompts import bm25
 
 CHUNK = 32  # tokens
 
@@ -112,17 +111,6 @@ def _worth(sample: Sample, region, units, way: Way, data: Data, rng: random.Rand
     if way.knows and sample.gold:
         first, last = sample.gold
         worth = [w + 1e6 * (a <= last and first < b) for w, (a, b) in zip(worth, units)]
-    return worth
-
-
-def bm25(asked: set[int], units: list[list[int]], k: float = 1.5, b: float = 0.75) -> list[float]:
-    seen = Counter(w for unit in units for w in set(unit))
-    mean = sum(map(len, units)) / len(units)
-    rare = {w: math.log(1 + (len(units) - n + 0.5) / (n + 0.5)) for w, n in seen.items()}
-    worth = []
-    for unit in units:
-        times, norm = Counter(unit), k * (1 - b + b * len(unit) / mean)
-        worth.append(sum(rare[w] * times[w] * (k + 1) / (times[w] + norm) for w in asked if times[w]))
     return worth
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence, Set
 
 from torch import nn
 
@@ -33,16 +33,15 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def bm25(question: str, texts: Sequence[str], k: float = 1.5, b: float = 0.75) -> list[float]:
-    """How much each text answers to the question's words (Robertson's BM25, its usual constants)."""
-    split = [words(text) for text in texts]
-    seen = Counter(word for text in split for word in set(text))
-    mean = sum(map(len, split)) / max(1, len(split)) or 1
-    rare = {w: math.log(1 + (len(split) - n + 0.5) / (n + 0.5)) for w, n in seen.items()}
+def bm25(asked: Set[Hashable], texts: Sequence[Sequence[Hashable]], k: float = 1.5, b: float = 0.75) -> list[float]:
+    """How much each text answers to what is asked (Robertson's BM25, its usual constants): words, or their numbers."""
+    seen = Counter(word for text in texts for word in set(text))
+    mean = sum(map(len, texts)) / max(1, len(texts)) or 1
+    rare = {w: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) for w, n in seen.items()}
     worth = []
-    for text in split:
+    for text in texts:
         times, norm = Counter(text), k * (1 - b + b * len(text) / mean)
-        worth.append(sum(rare[w] * times[w] * (k + 1) / (times[w] + norm) for w in {*words(question)} if times[w]))
+        worth.append(sum(rare[w] * times[w] * (k + 1) / (times[w] + norm) for w in asked if times[w]))
     return worth
 
 
@@ -60,7 +59,7 @@ def shortened(document: str, question: str, tokens: int, tokenizer, how: str = "
         ids = encode(document)
         return tokenizer.decode(ids[max(0, len(ids) - tokens) :]).strip() if tokens else ""
     parts = [(number, text) for number, passage in enumerate(passages(document)) for text in sentences(passage)]
-    worth = bm25(question, [text for _, text in parts])
+    worth = bm25({*words(question)}, [words(text) for _, text in parts])
     kept = {}
     for i in sorted(range(len(parts)), key=lambda i: -worth[i]):
         ids = encode(" " + parts[i][1])[:tokens]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zsaa.budget import alpha_for
-from zsaa.kit import paper
-from zsaa.kit.architectures import config
-from zsaa.kit.audit import TABLE_3, floored, measured_reach, reach, table_3
+from zsaa.kit import paper, printed
+from zsaa.kit.audit import measured_reach, reach
 from zsaa.kit.equal import ahead, at_equal_macs, control_rows, said
-from zsaa.kit.labels import by_eq_2, label, training
+from zsaa.kit.held import Held, find, row_at, span
+from zsaa.kit.labels import label, training
 from zsaa.kit.store import rows_of
 from zsaa.kit.store import with_interval as _said
 from zsaa.kit.tables.table3 import CHANCE
@@ -32,48 +30,9 @@ class Claim:
     verdict: str
 
 
-@dataclass(frozen=True)
-class Held:
-    """The results that the claims are judged by. sampled, usual: IMDB after alpha-sampled and after conventional
-    fine-tuning, under the paper's schedule."""
-
-    results: Sequence[dict]
-
-    def of(self, kind: str) -> list[dict]:
-        return [result for result in self.results if result["kind"] == kind]
-
-    @property
-    def curves(self) -> list[dict]:
-        return [result for result in self.of("curve") if by_eq_2(result)]
-
-    @property
-    def sampled(self) -> dict | None:
-        return _find(self.curves, "imdb", method="alpha-sampled", tuning="full")
-
-    @property
-    def usual(self) -> dict | None:
-        return _find(self.curves, "imdb", method="conventional", tuning="full")
-
-
-def _find(curves: Sequence[dict], task: str, **recipe) -> dict | None:
-    """The curve of that task and recipe that has the most samples; of several the first."""
-    found = [r for r in curves if r["task"]["name"] == task]
-    found = [r for r in found if all(r["recipe"].get(k) == v for k, v in recipe.items())]
-    return max(found, key=lambda r: r["provenance"]["eval_samples"], default=None)
-
-
-def _row(result: dict | None, control: str, target: float) -> dict | None:
-    return next((r for r in rows_of(result, control) if r["target"] == target), None) if result else None
-
-
 def _apart(a: dict, b: dict) -> int:
     """1 if a's interval lies above b's, -1 if below, 0 if they overlap."""
     return (a["ci95"][0] > b["ci95"][1]) - (a["ci95"][1] < b["ci95"][0])
-
-
-def _span(values: Sequence[float]) -> str:
-    """The range of these, once where both ends look alike."""
-    return " to ".join(dict.fromkeys(f"{value:.2f}x" for value in (min(values), max(values))))
 
 
 def _by_share(shares: Sequence[float]) -> str:
@@ -85,7 +44,7 @@ def _by_share(shares: Sequence[float]) -> str:
 
 
 def _stable(held: Held) -> tuple[str, str]:
-    ours = [_row(held.sampled, "alpha", t) for t in (1, 11)]
+    ours = [row_at(held.sampled, "alpha", t) for t in (1, 11)]
     if not all(ours):
         return "", ""
     lost = ours[0]["accuracy"] - ours[1]["accuracy"]
@@ -95,7 +54,7 @@ def _stable(held: Held) -> tuple[str, str]:
         f"held-out reviews goes from {_said(ours[0])} to {_said(ours[1])} and loses {lost:.1f}"
     )
     verdict = "borne out" if lost <= theirs else "not borne out"
-    another = [_row(_find(held.of("curve"), "imdb", method="zsaa+"), "alpha", t) for t in (1, 11)]
+    another = [row_at(find(held.of("curve"), "imdb", method="zsaa+"), "alpha", t) for t in (1, 11)]
     if verdict == "not borne out" and all(another):
         # Neither the paper's score nor its training, nor, where the result says so, its schedule.
         less = another[0]["accuracy"] - another[1]["accuracy"]
@@ -132,8 +91,8 @@ def _first_token(held: Held) -> tuple[str, str]:
             clock, plain = (sorted(row[key] for row in rows) for key in ("speedup", "by_kernel_speedup"))
             lengths = " to ".join(str(n) for n in dict.fromkeys((rows[0]["tokens"], rows[-1]["tokens"])))
             parts.append(
-                f"{model}'s shape, batch {batch} of {lengths} tokens, {device}: {_span(clock)}"
-                + (f" ({_span(plain)} without CUDA graphs)" if plain != clock else "")
+                f"{model}'s shape, batch {batch} of {lengths} tokens, {device}: {span(clock)}"
+                + (f" ({span(plain)} without CUDA graphs)" if plain != clock else "")
             )
             shares += [times / 3 for times in plain]
     if not parts:
@@ -160,7 +119,7 @@ def _replaces(held: Held) -> tuple[str, str]:
 def _of_both(held: Held, target: float, compare: Callable[[dict, dict], tuple[str, bool]]) -> tuple[str, str]:
     """What the dial's rows at `target` say, after alpha-sampled and after conventional fine-tuning, if there are both:
     evidence, and whether it bears the claim out."""
-    rows = [_row(result, "alpha", target) for result in (held.sampled, held.usual)]
+    rows = [row_at(result, "alpha", target) for result in (held.sampled, held.usual)]
     if not all(rows):
         return "", ""
     evidence, borne_out = compare(*rows)
@@ -168,7 +127,7 @@ def _of_both(held: Held, target: float, compare: Callable[[dict, dict], tuple[st
 
 
 def _can_be_eliminated(held: Held) -> tuple[str, str]:
-    leads = {t: lead for t in paper.TABLE_1 if t > 1 and (lead := _over_last(_row(held.sampled, "alpha", t), held))}
+    leads = {t: lead for t in paper.TABLE_1 if t > 1 and (lead := _over_last(row_at(held.sampled, "alpha", t), held))}
     if not leads:
         return "", ""
     better = [f"{t}x" for t, (_, (low, _)) in leads.items() if low > 0]
@@ -194,7 +153,7 @@ def _soft_score(held: Held) -> tuple[str, str]:
     parts, sure = [], []
 
     def compare(name: str, result: dict, targets: Sequence[float]) -> None:
-        pairs = {t: [_row(result, control, t) for control in ("alpha", "random")] for t in targets}
+        pairs = {t: [row_at(result, control, t) for control in ("alpha", "random")] for t in targets}
         if leads := {t: ahead(*pair) for t, pair in pairs.items() if all(pair)}:
             sure.extend((low > 0) - (high < 0) for _, (low, high) in leads.values())
             parts.append(f"{name}: " + ", ".join(f"{said(lead)} at {target}x" for target, lead in leads.items()))
@@ -203,9 +162,9 @@ def _soft_score(held: Held) -> tuple[str, str]:
         if result["recipe"].get("score", "column_sum") == "column_sum" and result["recipe"]["method"] != "zsaa+":
             name = f"{label(result)}, n {result['rows'][0]['n']}"
             compare(name, result, [t for t in paper.TABLE_1 if t > 1])
-    choices = [r for r in held.of("choice") if _row(r, "random", 1.5)]
+    choices = [r for r in held.of("choice") if row_at(r, "random", 1.5)]
     # What is not told from chance with all tokens cannot tell which of them matter.
-    for result in [r for r in choices if (whole := _row(r, "alpha", 1)) and whole["ci95"][0] > CHANCE]:
+    for result in [r for r in choices if (whole := row_at(r, "alpha", 1)) and whole["ci95"][0] > CHANCE]:
         trained = training(result, "questions").replace(";", ",")
         compare(
             f"{result['model']['name']}, {trained}, {result['task']['name']}, {result['task']['form']}", result, [1.5]
@@ -217,8 +176,8 @@ def _soft_score(held: Held) -> tuple[str, str]:
 
 
 def _with_lora(held: Held) -> tuple[str, str]:
-    lora = _find(held.curves, "imdb", method="alpha-sampled", tuning="lora")
-    pair = [_row(r, "alpha", 11) for r in (lora, held.usual)]
+    lora = find(held.curves, "imdb", method="alpha-sampled", tuning="lora")
+    pair = [row_at(r, "alpha", 11) for r in (lora, held.usual)]
     if not all(pair):
         return "", ""
     lead = _over_last(pair[0], held)
@@ -245,105 +204,6 @@ def _adjusted_individually(held: Held) -> tuple[str, str]:
     return evidence, "borne out" if all(row["enough"] for row in rows) else "partly"
 
 
-# What the paper's own numbers say.
-
-
-def _nine_times(held: Held) -> tuple[str, str]:
-    best = [max(t for t, row in paper.TABLE_1.items() if row[c] is not None) for c in paper.TABLE_1_COLUMNS[1:]]
-    evidence = (
-        f"the largest speed-ups that Table 1 prints for GLUE are {', '.join(f'{t}x' for t in best)}: "
-        f"{statistics.mean(best):.1f}x on average"
-    )
-    return evidence, "against its own numbers"
-
-
-def _macs_of_table_3(held: Held) -> tuple[str, str]:
-    rows = table_3()
-    evidence = "Eq. 2 gives " + "; ".join(
-        f"{name} " + ", ".join(f"{r['eq2']:.2f}x at {r['alpha']}" for r in rows if r["model"] == name)
-        for name in TABLE_3
-    ) + ". Inferred: alpha^3 per layer gives " + "; ".join(
-        ", ".join(f"{r['cubed']:.2f}x" for r in rows if r["model"] == name) for name in TABLE_3
-    )  # fmt: skip
-    return evidence, "against its own numbers"
-
-
-def _footprint_of_table_3(held: Held) -> tuple[str, str]:
-    rows = table_3()
-    shrinks = {
-        name: ", ".join(
-            f"{r['footprint']:.2f}x ({r['kv']:.2f}x, {r['last_layer']:.2f}x)" for r in rows if r["model"] == name
-        )
-        for name in TABLE_3
-    }
-    evidence = (
-        "printed (by Eq. 2 the key/value cache, and the last layer's rows, more than which nothing linear in tokens "
-        "shrinks): "
-        + "; ".join(f"{name} {what}" for name, what in shrinks.items())
-        + "".join(f". Measured{what}" for what in _measured_footprints(held.results))
-    )
-    beyond = any(r["footprint"] > r["last_layer_rounded"] for r in rows)
-    return evidence, "against its own numbers" if beyond else "partly"
-
-
-def _measured_footprints(results: Sequence[dict]) -> list[str]:
-    """What 4-bit results of the kind "footprint" say: over stock, at the printed alphas and at those of Eq. 2."""
-    found = []
-    for result in (r for r in results if r["kind"] == "footprint"):
-        rows = [row for row in result["rows"] if row["storage"] == "nf4" and row["peak_bytes"] and row["target"] != 1]
-        parts = []
-        for name, shape in TABLE_3.items():
-            mine = [row for row in rows if row["model"] == shape]
-            for control, how in (("printed", "as printed"), ("alpha", "of Eq. 2")):
-                spans = [
-                    _span([r["footprint_reduction"] for r in mine if (r["control"], r["target"]) == (control, target)])
-                    for target in dict.fromkeys(row["target"] for row in mine)
-                ]
-                parts += [f"{name}, alphas {how}, {', '.join(spans)}"] if spans else []
-        if parts:
-            lengths = sorted({row["tokens"] for row in rows})
-            device = result["provenance"]["hardware"]["device"]
-            found.append(
-                f" (nf4, random weights, prompts of {lengths[0]} to {lengths[-1]} tokens, {device}): {'; '.join(parts)}"
-            )
-    return found
-
-
-def _high_accuracy(held: Held) -> tuple[str, str]:
-    kept = []
-    for name in TABLE_3:
-        scores = [paper.TABLE_3[name][t]["MMLU"] for t in (1, 3.5)]
-        above = (scores[1] - CHANCE) / (scores[0] - CHANCE)
-        kept.append(f"{name} {scores[0]} to {scores[1]}, or {above:.0%} of what is above chance")
-    return f"Table 3, 1x to 3.5x: {'; '.join(kept)}", "partly"
-
-
-def _context_is_preserved(held: Held) -> tuple[str, str]:
-    rise = [f"{c} {paper.TABLE_2[3][c] / paper.TABLE_2[1][c] - 1:+.0%}" for c in paper.TABLE_2_COLUMNS]
-    return f"perplexity from 1x to 3x in Table 2: {', '.join(rise)}", "partly"
-
-
-def _longer_is_better(held: Held) -> tuple[str, str]:
-    alphas = [f"{alpha_for(config('gpt2-124m'), n, 5):.2f} at {n} tokens" for n in (32, 64, 128, 512)]
-    return f"by Eq. 2 with tau = {TAU}, GPT-2 needs for 5x fewer MACs alpha = {', '.join(alphas)}", "borne out"
-
-
-def _range_of_alpha(held: Held) -> tuple[str, str]:
-    evidence = (
-        f"{floored():.0%} of the draws leave only tau = {TAU} of 300 tokens in GPT-2's last layer: most steps "
-        "train for the floor, not for the range"
-    )
-    return evidence, "partly"
-
-
-def _which_gpt2(held: Held) -> tuple[str, str]:
-    evidence = (
-        "Table 4 lists GPT-2 as 355M, 24 layers, 16 heads, 1024 wide, which is gpt2-medium. The small one has "
-        "124,439,808 weights, and 137,022,720 numbers with the 12 causal masks of 1024 x 1024 in its checkpoint"
-    )
-    return evidence, "against its own numbers"
-
-
 # The sentence, where it stands, and what there is on it.
 CLAIMS: tuple[tuple[str, str, Callable[[Held], tuple[str, str]]], ...] = (
     ("stably accelerates inference by up to 11×", "section 1", _stable),
@@ -367,30 +227,34 @@ CLAIMS: tuple[tuple[str, str, Callable[[Held], tuple[str, str]]], ...] = (
     ),
     ("strong performance when combined with the LoRA-based acceleration method", "section 4.4", _with_lora),
     ("the preservation rate is adjusted individually for each dataset", "section 4.4", _adjusted_individually),
-    ("an average latency reduction of approximately 9× across GLUE tasks", "section 4.4", _nine_times),
+    ("an average latency reduction of approximately 9× across GLUE tasks", "section 4.4", printed.nine_times),
     (
         "the reduction in Multiply-Accumulate Operations (MACs) achieved by the proposed approach",
         "Table 3",
-        _macs_of_table_3,
+        printed.macs_of_table_3,
     ),
-    ("the GPU memory footprint reduction (excluding constant self-model memory)", "Table 3", _footprint_of_table_3),
+    (
+        "the GPU memory footprint reduction (excluding constant self-model memory)",
+        "Table 3",
+        printed.footprint_of_table_3,
+    ),
     (
         "reduces Multiply-Accumulate Operations (MACs) during inference while maintaining high accuracy",
         "section 4.4",
-        _high_accuracy,
+        printed.high_accuracy,
     ),
-    ("the input sentence context is well preserved", "section 4.4", _context_is_preserved),
+    ("the input sentence context is well preserved", "section 4.4", printed.context_is_preserved),
     (
         "enhanced effectiveness on datasets with longer sequence lengths",
         "section 4.4, on Figure 2 (C)",
-        _longer_is_better,
+        printed.longer_is_better,
     ),
     (
         "exposed to dynamic preservation rates ranging from 2% to 100% token preservation per layer",
         "section 3.4",
-        _range_of_alpha,
+        printed.range_of_alpha,
     ),
-    ("GPT-2 (137M parameters)", "Tables 1 and 2", _which_gpt2),
+    ("GPT-2 (137M parameters)", "Tables 1 and 2", printed.which_gpt2),
 )
 
 
