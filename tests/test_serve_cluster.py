@@ -25,7 +25,7 @@ import zsaa
 from zsaa import finetune
 from zsaa.budget import Calibration
 from zsaa.serve import __main__ as command
-from zsaa.serve import cluster
+from zsaa.serve import cluster, furnish
 from zsaa.serve.engine import Classifier, Completer
 from zsaa.serve.soak import replica_processes, resident_mib
 
@@ -224,10 +224,10 @@ def test_the_command_line_becomes_settings(monkeypatch):
     monkeypatch.setenv("ZSAA_API_KEY", "s3cret")
     made = options("--model", "none", "--floor", "0.8", "--p95-ms", "300")
     assert (made.model, made.floor, made.p95_ms, made.key) == (None, 0.8, 300.0, "s3cret")
-    assert made.classifier == str(cluster.ADAPTER) and made.hosts == ("127.0.0.1", "localhost")
+    assert made.classifier == str(furnish.ADAPTER) and made.hosts == ("127.0.0.1", "localhost")
     assert options("--host", "0.0.0.0").hosts == ()
     with pytest.raises(ValueError, match="neither a model nor a classifier"):
-        cluster.engines(options("--model", "none", "--classifier", "none"))
+        furnish.engines(options("--model", "none", "--classifier", "none"))
 
 
 def test_a_house_from_folders(folders):
@@ -235,7 +235,7 @@ def test_a_house_from_folders(folders):
         *("--model", str(folders["writer"]), "--classifier", str(folders["mood"]), "--floor", "0.6"),
         *("--reference", "64", "--calibrate-s", "0", "--policy", "floor"),
     )
-    house = cluster.furnish(made)
+    house = furnish.furnish(made)
     assert list(house.lanes) == ["writer", "mood"]
     assert all([rung.alpha for rung in lane.controller.policy.rungs] == [0.6] for lane in house.lanes.values())
 
@@ -243,10 +243,10 @@ def test_a_house_from_folders(folders):
 def test_without_a_curve_of_its_own_a_language_model_is_not_pruned(folders):
     made = options("--loss", "1.0")
     writer = Completer(tiny.make("llama"), tiny.tokenizer())
-    assert cluster.floor_for(writer, made) == 1.0
+    assert furnish.floor_for(writer, made) == 1.0
     mood = Classifier(tiny.make("llama", "sequence-classification"), tiny.tokenizer())
-    assert cluster.floor_for(mood, made) < 1.0
-    assert cluster.floor_for(mood, options("--floor", "0.9")) == 0.9
+    assert furnish.floor_for(mood, made) < 1.0
+    assert furnish.floor_for(mood, options("--floor", "0.9")) == 0.9
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.9])
@@ -256,10 +256,10 @@ def test_times_that_scatter_give_their_scale_alone(monkeypatch, noise):
     spread = [20 * (1 - noise / 2), 20 * (1 + noise / 2)]
     rows = [{"alpha": alpha, "latency_ms": 20.0, "latency_ms_quartiles": spread} for alpha in (1.0, 0.999, 0.5)]
     timed = Calibration(engine.config, {"n": 64, "batch": 1, **engine.rule}, rows, {})
-    monkeypatch.setattr(cluster.costs, "calibrated", lambda *arguments: timed)
-    rungs = cluster.ladder(engine, options("--reference", "64", "--floor", "0.7"))
+    monkeypatch.setattr(furnish.costs, "calibrated", lambda *arguments: timed)
+    rungs = furnish.ladder(engine, options("--reference", "64", "--floor", "0.7"))
     assert (rungs[0].ms, rungs[0].alpha, rungs[-1].alpha) == (20.0, 1.0, 0.7)
-    assert (rungs[-1].ms < 20) == (noise > cluster.NOISY)
+    assert (rungs[-1].ms < 20) == (noise > furnish.NOISY)
 
 
 def test_the_deployment_says_how_many_replicas_there_may_be():

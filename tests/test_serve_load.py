@@ -93,7 +93,7 @@ def fake(monkeypatch):
 
     for module in (load, soak):
         monkeypatch.setattr(module, "server", server)
-        monkeypatch.setattr(module, "samples_of", lambda count, seed: SAMPLES)
+        monkeypatch.setattr(module, "samples_of", lambda *asked: SAMPLES)
     monkeypatch.setattr(load, "DRAIN_S", 1.0)
     monkeypatch.setattr(load, "CALM_S", 0.3)
     made.started = started

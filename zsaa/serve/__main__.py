@@ -45,12 +45,13 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help=f"address to listen on; set {KEY} before you open it to others")
     add("--port", type=int, default=8000)
     add("--address", default=None, help="a Ray cluster to run on ('auto': the one of this machine); default: a new one")
+    add("--bare", action="store_true", help="one replica in this process by uvicorn, without Ray: to measure it alone")
     return made
 
 
 def settings(chosen: argparse.Namespace):
     """The replica's settings from the command line and the environment."""
-    from zsaa.serve.cluster import Settings
+    from zsaa.serve.furnish import Settings
 
     given = {f.name: getattr(chosen, f.name) for f in fields(Settings) if hasattr(chosen, f.name)}
     for name in ("classifier", "curve"):
@@ -63,8 +64,22 @@ def settings(chosen: argparse.Namespace):
     return Settings(**given, key=os.environ.get(KEY) or None, hosts=hosts)
 
 
+def bare(chosen: argparse.Namespace) -> None:
+    """The same application without Ray: no router, no proxy, no second process."""
+    import uvicorn
+
+    from zsaa.serve import app as http
+    from zsaa.serve.furnish import furnish
+
+    plan = settings(chosen)
+    app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
+    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning")
+
+
 def main() -> None:
     chosen = parser().parse_args()
+    if chosen.bare:
+        return bare(chosen)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside that it runs
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: any other program would go before the server
     try:

@@ -3,9 +3,13 @@
     python -m zsaa.serve.load --output outputs/serve
 
 starts `python -m zsaa.serve` anew for each policy, on loopback, with the classifier alone; finds what alpha = 1 can
-serve (eight clients in turn), and sends held-out reviews as a Poisson process of 0.7 times that rate through each
+serve (clients that always ask), and sends held-out reviews as a Poisson process of 0.7 times that rate through each
 profile: the same texts at the same moments to every policy. A latency counts from the moment at which a request was
-due. Beside each run stands what the simulator says of it.
+due. Beside each run stands what the simulator says of it. The file is written anew after each policy.
+
+On a GPU, without Ray (its router and proxy cost more than the model):
+
+    python -m zsaa.serve.load --clients 64 --least-words 380 --p95-ms 1000 -- --bare --device cuda --batch 64
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -34,7 +38,6 @@ PORT = 8137
 DRAIN_S = 15.0  # after a profile: what is not answered by then is lost
 CALM_S = 8.0  # before each, so that it begins with an empty window and alpha back at 1
 UTILIZATION = 0.7  # of alpha = 1, outside of bursts
-CLIENTS = 8  # that find the capacity
 PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), "day": day, "steady": steady}
 
 Sample = tuple[str, str]  # a text, and the label that it should get
@@ -85,8 +88,9 @@ class Client:
         async with self.session.post("/classify", json={"input": text, **more}) as response:
             return response.status, await response.json()
 
-    async def capacity(self, seconds: float) -> tuple[float, float]:
-        """Requests a second that are answered at alpha = 1 with CLIENTS always asking, and a request's mean tokens."""
+    async def capacity(self, seconds: float, clients: int) -> tuple[float, float]:
+        """Requests a second that are answered at alpha = 1 with so many `clients` always asking, and a request's mean
+        tokens."""
         numbers, begun, tokens = itertools.count(), time.monotonic(), []
 
         async def one() -> None:
@@ -95,7 +99,7 @@ class Client:
                 if status == 200:
                     tokens.append(content["usage"]["prompt_tokens"])
 
-        await asyncio.gather(*(one() for _ in range(CLIENTS)))
+        await asyncio.gather(*(one() for _ in range(clients)))
         if not tokens:
             raise RuntimeError(
                 "the server answered nothing while its capacity was measured. Start it alone to see why."
@@ -127,8 +131,10 @@ class Client:
                 self.seen.append((time.monotonic() - begun, min(lane["alpha"] for lane in lanes), house))
             await asyncio.sleep(0.25)
 
-    async def play(self, arrivals: Sequence[float], profile: Profile) -> list[tuple[Outcome, int]]:
-        """One profile, from its first request to the last answer, or to DRAIN_S after its end."""
+    async def play(
+        self, arrivals: Sequence[float], profile: Profile, calm_s: float = CALM_S
+    ) -> list[tuple[Outcome, int]]:
+        """One profile, from its first request to the last answer, or to DRAIN_S after its end; and `calm_s` more."""
         self.seen.clear()
         begun = time.monotonic() + 0.5
         watching = asyncio.ensure_future(self.watch(begun))
@@ -137,15 +143,19 @@ class Client:
         for task in tasks:
             task.cancel()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(CALM_S)
+        await asyncio.sleep(calm_s)
         watching.cancel()
         return [f if isinstance(f, tuple) else (Outcome(at, None), 0) for f, at in zip(found, arrivals)]
 
 
-def samples_of(count: int, seed: int) -> list[Sample]:
-    """Held-out film reviews with the names of their labels."""
-    task = load_task("imdb", test=count, seed=seed)
-    return [(text, task.label_names[label]) for text, label in zip(task.test["text"], task.test["label"])]
+def samples_of(count: int, seed: int, least_words: int = 0) -> list[Sample]:
+    """Held-out film reviews of `least_words` words or more, with the names of their labels."""
+    task = load_task("imdb", test=None if least_words else count, seed=seed)
+    found = [(text, task.label_names[label]) for text, label in zip(task.test["text"], task.test["label"])]
+    long = [sample for sample in found if len(sample[0].split()) >= least_words]
+    if len(long) < count and least_words:
+        raise ValueError(f"{len(long)} held-out reviews have {least_words} words or more: ask for fewer than {count}.")
+    return long[:count]
 
 
 def row_of(name: str, profile: Profile, played: list[tuple[Outcome, int]], seen: list, p95_ms: float) -> dict:
@@ -206,15 +216,15 @@ class Measured:
             self.facts["scale"] = round(self.scale, 4)
 
 
-async def measure(chosen: argparse.Namespace, samples: Sequence[Sample]) -> dict:
-    """All policies, all profiles: the content of a result file, but for provenance."""
+async def measure(chosen: argparse.Namespace, samples: Sequence[Sample], write: Callable[[dict], object]) -> None:
+    """All policies, all profiles. write: what to do with the content of the result file, as far as it is known."""
     so_far = Measured(chosen.rate)
     for name in chosen.policies:
         with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as (address, _):
             options = {"timeout": aiohttp.ClientTimeout(total=None), "connector": aiohttp.TCPConnector(limit=0)}
             async with aiohttp.ClientSession(address, **options) as session:
                 await _play_all(chosen, name, Client(session, samples), so_far)
-    return {**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]}
+        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]})
 
 
 async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_far: Measured) -> None:
@@ -222,14 +232,14 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
     about = (await client.model())["zsaa"]
     await client.ask(0)
     if not so_far.facts:
-        so_far.found(*await client.capacity(chosen.probe_s))
-        await asyncio.sleep(CALM_S)
+        so_far.found(*await client.capacity(chosen.probe_s, chosen.clients))
+        await asyncio.sleep(chosen.calm_s)
     ladder, reference = [Rung(**rung) for rung in about["rungs"]], about["reference_tokens"]
     so_far.told(ladder, reference)
     if name == "controller":
         so_far.facts |= {"rungs": about["rungs"], "reference_tokens": reference}
     for number, profile in enumerate(PROFILES[name](chosen.seconds) for name in chosen.profiles):
-        played = await client.play(poisson(profile, so_far.rate, chosen.seed + number), profile)
+        played = await client.play(poisson(profile, so_far.rate, chosen.seed + number), profile, chosen.calm_s)
         row = row_of(name, profile, played, client.seen, chosen.p95_ms)
         row["simulated"] = simulated(ladder, name, chosen.p95_ms, played, reference, profile, so_far.scale)
         row["right"] = [outcome.right for outcome, _ in played]
@@ -265,6 +275,9 @@ def parser() -> argparse.ArgumentParser:
     add("--p95-ms", type=float, default=3000.0, help="the promise")
     add("--rate", type=float, default=None, help="requests a second outside of bursts; default: 0.7 of the capacity")
     add("--probe-s", type=float, default=10.0, help="seconds in which the capacity is measured")
+    add("--clients", type=int, default=8, help="that find the capacity, each always asking")
+    add("--calm-s", type=float, default=CALM_S, help="seconds of silence after each profile")
+    add("--least-words", type=int, default=0, help="of the reviews that are sent")
     add("--samples", type=int, default=400, help="held-out reviews, asked in turn")
     add("--seed", type=int, default=0)
     add("server", nargs="*", help="options of python -m zsaa.serve, after --: for example -- --replicas 2")
@@ -278,15 +291,15 @@ def main() -> None:
         if unknown := set(given) - set(known):
             made.error(f"{sorted(unknown)} are not known; there are {', '.join(known)}.")
     output, begun = output_folder(chosen.output), time.monotonic()
-    samples = samples_of(chosen.samples, chosen.seed)
-    content = asyncio.run(measure(chosen, samples))
+    samples = samples_of(chosen.samples, chosen.seed, chosen.least_words)
     command = shlex.join(["python", "-m", "zsaa.serve.load", *sys.argv[1:]])
-    facts = provenance(seed=chosen.seed, seconds=round(time.monotonic() - begun, 1), samples=len(samples))
-    path = write_json(
-        output / "results" / "serve.json",
-        {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, **content, "provenance": facts},
-    )
-    print(path)
+
+    def write(content: dict) -> None:
+        facts = provenance(seed=chosen.seed, seconds=round(time.monotonic() - begun, 1), samples=len(samples))
+        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms}
+        print(write_json(output / "results" / "serve.json", {**head, **content, "provenance": facts}), flush=True)
+
+    asyncio.run(measure(chosen, samples, write))
 
 
 if __name__ == "__main__":

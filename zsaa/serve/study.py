@@ -24,8 +24,8 @@ from statistics import fmean
 
 from zsaa.kit.store import RESULTS
 from zsaa.measure import output_folder, provenance, stats, write_json
-from zsaa.serve.cluster import Settings, engines
 from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
+from zsaa.serve.furnish import Settings, engines
 from zsaa.serve.load import DRAIN_S, samples_of
 from zsaa.serve.simulate import Run, Service, describe, simulate
 from zsaa.serve.traces import Profile, bursts, poisson
