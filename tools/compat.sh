@@ -49,9 +49,10 @@ others = (f"{m.__name__} {m.__version__}" for m in (datasets, peft, accelerate, 
 print("compat: transformers", t.__version__, *others, sep=", ")'
 if [ "$#" = 0 ]; then
     set -- -m "not full"
-    for own in ablation answers arrows audit bench catalogue distributed figures files films graphs house kernels kit \
-        layer linear measured_columns needs packing pages points promises recipes results rows rule runner \
-        serve_controller serve_simulate slider_browser stats verdicts; do
+    for own in ablation answers arrows audit bench card cascade catalogue combined depth_pages distributed figures files \
+        films frontier graphs heal house kernels kit layer linear measured_columns near needs packing pages points \
+        promises prompts recipes results rows rule runner serve slider_browser spread stats training_graphs \
+        verdicts; do
         for file in "tests/test_$own.py" "tests/test_${own}_"*.py; do
             [ ! -e "$file" ] || set -- "$@" --ignore "$file"
         done
