@@ -34,9 +34,9 @@ def test_drafts_of_the_first_layers_are_checked_by_all(family):
     pytest.importorskip("transformers", minversion="5.18", reason="older ones cannot crop layers without rows")
     model = tiny.make(family)
     prompts = [tiny.tokens([n], seed=n)[0] for n in (9, 14)]
-    rows = draft.measured(model, prompts, 6, [2, 3], rounds=1)
+    rows = draft.measured(model, prompts, 6, [(2, 5, 0.4), (3, 2, 0.0)], rounds=1)
     assert [row["depth"] for row in rows] == [None, 2, 3] and all(row["same_text"] == 2 for row in rows)
     assert rows[0]["passes_per_token"] == 1.0 and rows[0]["speedup"] == 1.0
     want = model.generate(prompts[0], max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
-    assert draft.once(model, prompts[0], 6, 2)[0] == want[0, 9:].tolist()
+    assert draft.once(model, prompts[0], 6, (2, 5, 0.4))[0] == want[0, 9:].tolist()
     assert not hasattr(model.base_model, "_zsaa") and torch.equal(prompts[0], tiny.tokens([9], seed=9)[0])
