@@ -40,6 +40,7 @@ def test_every_committed_command_still_asks_for_what_its_file_holds(file, result
             "zsaa.depth",
             "zsaa.depth.heal",
             "zsaa.serve.load",
+            "zsaa.serve.soak",
             "zsaa.serve.study",
         )
         return
