@@ -15,9 +15,13 @@ PAGE = Path(__file__).parent.parent / "docs/findings/depth.md"
 def tables():
     yield "depths", exits.depths_table()
     yield "budgets", exits.budgets_table()
-    yield "joint", exits.joint_table()
+    if len(joint := exits.joint_table()):
+        yield "joint", joint
     yield "healed", healed.healed_table()
     yield "exits", healed.exits_table()
+    yield "combined", healed.combined_table()
+    if len(exam := healed.exam_table()):
+        yield "exam", exam
     if len(drafts := healed.drafts_table()):
         yield "drafts", drafts
 

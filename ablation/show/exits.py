@@ -3,7 +3,8 @@
 python -m ablation.show.exits      prints the tables, as docs/findings/depth.md has them
 
 What a method does at a budget (a confidence, a split between both dials) is chosen on the validation part, among the
-settings that save as many MACs; the test part says what that choice is worth. Intervals as in ablation.show.films.
+settings that save as many MACs; the test part says what that choice is worth. Intervals of one table as in
+ablation.show.films; those of both dials against one hold for further trainings, too (`stats.over_runs`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,25 @@ import numpy as np
 from ablation import films
 from zsaa.kit.equal import right
 from zsaa.kit.store import RESULTS
-from zsaa.measure.stats import mean_difference
+from zsaa.measure.stats import holm, mean_difference, over_runs
 
 FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
+STEADY = tuple(f"steady{seed}-epochs3-seconds660" for seed in ("", "-seed1", "-seed2", "-seed3", "-seed4"))
+JOINT = tuple(f"exits-first{seed}-seconds680" for seed in ("", "-seed1", "-seed2"))
+SINGLE, BOTH = ("fewer layers", "fewer layers, when sure", "fewer tokens"), "both, when sure"
+TARGETS = (3, 5)  # at which both dials are to be ahead
 BUDGETS = (2, 3, 5, 7)
 SHOWN = (30, 27, 24, 22, 20, 18, 15, 10, 6, 3)  # layers
 TAUGHT = {15: "layers-15-taught", 10: "layers-10-taught", 6: "layers-6-taught", 3: "layers-3-taught"}
-KEYS = ("control", "layers", "sure", "tokens", "target")  # what tells a setting from another of the same result
+KEYS = (
+    "control",
+    "layers",
+    "sure",
+    "tokens",
+    "target",
+    "stages",
+)  # what tells a setting from another of the same result
 
 
 @lru_cache
@@ -51,9 +63,9 @@ def at_depth(name: str, layers: int, part: str = "test", folder: Path = FOLDER) 
 
 def chosen(name: str, controls: Sequence[str], budget: float, folder: Path = FOLDER) -> dict | None:
     """The test row of the setting that is most accurate on validation among those of these controls that save as many
-    MACs there; of equals the one that saves most. None if none does."""
+    MACs there; of equals the one that saves most. Ways (ablation/cascade.py) were chosen before. None if none does."""
     found = [r for r in rows(name, "validation", folder) if r["control"] in controls]
-    found = [r for r in found if r["mac_reduction"] >= 0.999 * budget]
+    found = [r for r in found if (r["target"] == budget if "stages" in r else r["mac_reduction"] >= 0.999 * budget)]
     if not found:
         return None
     best = max(found, key=lambda r: (r["accuracy"], r["mac_reduction"]))
@@ -95,26 +107,17 @@ def depths_table(folder: Path = FOLDER):
 
 
 def ways(folder: Path = FOLDER) -> dict[str, tuple[list[str], tuple[str, ...]]]:
-    """name -> (results, one per seed; controls among which validation chooses)."""
-    joint = sorted(
-        path.stem
-        for path in (folder / "test").glob("*exits-both*.json")
-        if (folder / path.name).is_file()
-    )  # fmt: skip
-    full, adapters = ([n for n in joint if n.startswith("lora") is on] for on in (False, True))
+    """name -> (results, one per seed; controls among which validation chooses). The first three turn one dial; the
+    others are of one training for both."""
     found = {
-        "fewer layers, one model": (there(EXITS, folder), ("layers",)),
-        "fewer layers, by confidence, one model": (there(EXITS, folder), ("confidence",)),
-        "fewer tokens (seed 0 of the dial)": (there(["lora-crops-epochs3"], folder), ("alpha",)),
+        "fewer layers": (there(EXITS, folder), ("layers",)),
+        "fewer layers, when sure": (there(EXITS, folder), ("confidence",)),
+        "fewer tokens": (there(STEADY, folder), ("alpha",)),
     }
-    for names, kind in ((full, "in full"), (adapters, "by adapters")):
-        if names:
-            found |= {
-                f"both, {kind}: tokens alone": (names, ("alpha",)),
-                f"both, {kind}: a split": (names, ("both", "alpha", "layers")),
-                f"both, {kind}: by confidence": (names, ("both-confidence", "confidence")),
-            }
-    return found
+    joint = there(JOINT, folder)
+    kinds = {"layers, when sure": "layers-sure", "tokens": "alpha", "tokens, when sure": "tokens-sure"}
+    found |= {f"trained for both: fewer {kind}": (joint, (control,)) for kind, control in kinds.items()}
+    return found | {"both, fixed": (joint, ("both-fixed",)), BOTH: (joint, ("both-sure",))}
 
 
 def cells(names: Sequence[str], controls: Sequence[str], budget: float, folder: Path = FOLDER) -> list[dict]:
@@ -128,13 +131,13 @@ def budgets_table(folder: Path = FOLDER):
 
     lines = []
     for name, (names, controls) in ways(folder).items():
-        line = {"accuracy": f"{name}" + (f" ({len(names)} seeds)" if len(names) > 1 else "")}
+        line = {"accuracy": name, "trainings": len(names)}
         for budget in BUDGETS:
             found = cells(names, controls, budget, folder)
             saved = np.mean([r["mac_reduction"] for r in found]) if found else 0
             line[f"{budget}x"] = f"{mean(found)} at {saved:.1f}x" if found else ""
         lines.append(line)
-    alone = {"accuracy": "models of so many layers, distilled (3 seeds)"}
+    alone = {"accuracy": "models of so many layers, distilled", "trainings": 3}
     for budget in BUDGETS:
         model = TAUGHT.get(30 // budget, "none")
         at = [rows(model + seed, "test", folder) for seed in ("", "-seed1", "-seed2")]
@@ -145,9 +148,8 @@ def budgets_table(folder: Path = FOLDER):
 def single(budget: float, folder: Path = FOLDER) -> tuple[str, list[dict]]:
     """The better of the ways that turn one dial, by validation: its name and its test rows."""
     best, found = None, []
-    for name, (names, controls) in ways(folder).items():
-        if name.startswith("both"):
-            continue
+    for name in SINGLE:
+        names, controls = ways(folder)[name]
         at = [max((r["accuracy"] for r in rows(n, "validation", folder) if r["control"] in controls
                    and r["mac_reduction"] >= 0.999 * budget), default=0.0) for n in names]  # fmt: skip
         if at and (best is None or np.mean(at) > best[0]):
@@ -156,20 +158,38 @@ def single(budget: float, folder: Path = FOLDER) -> tuple[str, list[dict]]:
 
 
 def joint_table(folder: Path = FOLDER):
-    """A line per way to turn both dials: how far it is ahead of the better single one at each budget."""
+    """A line per rival: how far both dials, when sure, are ahead of it at each budget, with what a further training may
+    differ by; and of the better single dial p, corrected for the budgets that were asked about (Holm)."""
     import pandas as pd
 
-    lines = []
-    for name, (names, controls) in ways(folder).items():
-        if not name.startswith("both") or "tokens alone" in name:
-            continue
-        line = {"ahead of the better single dial": name}
-        for budget in BUDGETS:
-            rival, theirs = single(budget, folder)
-            ours = cells(names, controls, budget, folder)
-            line[f"{budget}x"] = f"{said(ours, theirs)} ({rival.split(',')[0]})" if ours and theirs else ""
-        lines.append(line)
+    names, controls = ways(folder)[BOTH]
+    ours = {budget: cells(names, controls, budget, folder) for budget in BUDGETS}
+    if not names:
+        return pd.DataFrame()
+
+    def apart(budget: float, theirs: list[dict]):
+        return over_runs([right(r) for r in ours[budget]], [right(r) for r in theirs], clusters=films.runs("test"))
+
+    found = {budget: apart(budget, single(budget, folder)[1]) for budget in BUDGETS}
+    p = dict(zip(TARGETS, holm([found[budget].p for budget in TARGETS])))
+    best = {"both, when sure, are ahead of": "**the better single dial**"}
+    for budget in BUDGETS:
+        more = f", Holm {p[budget]:.3f}" if budget in p else ""
+        best[f"{budget}x"] = f"{points(found[budget])} ({single(budget, folder)[0]}{more})"
+    lines = [best]
+    for name, (theirs, kind) in ways(folder).items():
+        if name != BOTH:
+            line = {"both, when sure, are ahead of": name}
+            for budget in BUDGETS:
+                at = cells(theirs, kind, budget, folder)
+                line[f"{budget}x"] = points(apart(budget, at)) if at else ""
+            lines.append(line)
     return pd.DataFrame(lines)
+
+
+def points(found) -> str:
+    low, high = found.interval
+    return f"{100 * found.mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def main() -> int:

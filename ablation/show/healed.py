@@ -16,6 +16,7 @@ from zsaa.kit.store import RESULTS
 
 FOLDER = RESULTS / "depth"
 TASKS = {"sciq": "SciQ", "piqa": "PIQA", "arc_easy": "ARC-Easy"}
+SCORES = ("exact", "f1", "rouge_l")
 NAMES = {"untuned": "as left", "text": "healed by text", "distilled": "by text and the whole model"}
 
 
@@ -43,7 +44,7 @@ def healed_table(folder: Path = FOLDER):
     the end of a lease left without a step of training are none."""
     import pandas as pd
 
-    found, lines = [row for row in rows("heal-*.json", folder) if row["log"] is None or row["log"]["steps"]], []
+    found, lines = [row for row in rows("heal-[ab]-*.json", folder) if row["log"] is None or row["log"]["steps"]], []
     unique = {(row["removed"], row["healed"]): row for row in found}
     for (removed, how), row in sorted(unique.items(), key=lambda item: (item[0][0], list(NAMES).index(item[0][1]))):
         back = ""
@@ -57,6 +58,83 @@ def healed_table(folder: Path = FOLDER):
             "recovered, % of nats": back,
             **{name: f"{row['choices'][task]['accuracy']:.1f}" for task, name in TASKS.items() if row["choices"]},
         })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def exam_table(folder: Path = FOLDER):
+    """A line per share of layers and way of healing, in the shape of the optimization paper's Tables 1 and 2: half of
+    the text that heals is like the questions."""
+    import pandas as pd
+
+    found = [row for row in rows("heal-exam-*.json", folder) if row["log"] is None or row["log"]["steps"]]
+    unique, lines = {(row["removed"], row["healed"]): row for row in found}, []
+    for (removed, how), row in sorted(unique.items(), key=lambda item: (item[0][0], list(NAMES).index(item[0][1]))):
+        low, high = row["ratio_ci95"]
+        back = ""
+        if removed and how != "untuned":
+            share, (least, most) = recovered(found, removed, how)
+            back = f"{share:.0f} [{least:.0f}, {most:.0f}]"
+        asked = {
+            f"{name}: EM / F1 / ROUGE-L": " / ".join(f"{row['answers'][task][key]:.1f}" for key in SCORES)
+            for task, name in (("coqa", "CoQA"), ("squad", "SQuAD"))
+        }
+        lines.append({
+            "layers removed": f"{removed} ({round(100 * removed / 30)}%)" if removed else "none",
+            "": NAMES[how] if removed or how == "untuned" else "adapted, too",
+            "perplexity": f"{row['perplexity']:.1f}, {row['ratio']:.2f}x [{low:.2f}, {high:.2f}]",
+            "recovered, % of nats": back, **asked,
+            **{name: f"{row['choices'][task]['accuracy']:.1f}" for task, name in TASKS.items()},
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def answers_back(removed: int, how: str, folder: Path = FOLDER) -> tuple[float, float, tuple[float, float]]:
+    """(F1 points that removing so many layers costs, the percent of them that healing gives back, its 95% interval), of
+    all questions about passages together, by resampling questions."""
+    at = {}
+    for row in rows("heal-exam-*.json", folder):
+        at[row["removed"], row["healed"]] = np.concatenate([row["answers"][t]["f1s"] for t in ("coqa", "squad")])
+    whole, left, healed = at[0, "untuned"], at[removed, "untuned"], at[removed, how]
+    draw, shares = np.random.RandomState(0), []
+    for _ in range(2000):
+        pick = draw.randint(0, len(whole), len(whole))
+        shares.append(100 * (healed - left)[pick].sum() / (whole - left)[pick].sum())
+    cost, back = 100 * (whole - left).mean(), 100 * (healed - left).sum() / (whole - left).sum()
+    return cost, back, tuple(np.percentile(shares, (2.5, 97.5)))
+
+
+def combined_table(folder: Path = FOLDER):
+    """A line per precision and way of pruning, in the shape of the optimization paper's Table 3: what is stored, times
+    on random weights of the shape, and perplexity of the model itself over the whole one's in float32."""
+    import pandas as pd
+
+    cells: dict[tuple[str, str, str], dict] = {}
+    scored: dict[tuple[str, str], str] = {}
+    for path in sorted(folder.glob("combined-*.json")):
+        result = json.loads(path.read_text("utf-8"))
+        machine = where(result)
+        for row in result["rows"]:
+            every = [(row["pruning"], row.get("times", {}), "all tokens", row)]
+            tokens = [key.split(",")[0] for key in row.get("times", {}) if not key.startswith("all")]
+            every += [(name, row["times"], name, {}) for name in dict.fromkeys(tokens)]
+            every += [(name, {}, name, scores) for name, scores in row.get("by_tokens", {}).items()]
+            for pruning, times, key, scores in every:
+                cell = cells.setdefault((machine, row["storage"], pruning), {}) if times else {}
+                for what in ("prefill", "answer"):
+                    if f"{key}, {what}" in times:
+                        cell.setdefault(what, f"{times[f'{key}, {what}']['latency_ms']:.1f}")
+                if "ratio" in scores:
+                    low, high = scores["ratio_ci95"]
+                    scored[row["storage"], pruning] = f"{scores['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+                if "bytes" in scores:
+                    cell["bytes"] = f"{scores['bytes'] / 1e6:.0f}"
+    order = list(dict.fromkeys(key[:2] for key in cells))
+    lines = [
+        {"on": machine, "weights": storage, "pruning": pruning, "MB": cell.get("bytes", ""),
+         "prefills, ms": cell.get("prefill", "not run"), "an answer, ms": cell.get("answer", "not run"),
+         "perplexity over the whole, float32": scored.get((storage, pruning), "not run")}
+        for (machine, storage, pruning), cell in sorted(cells.items(), key=lambda item: order.index(item[0][:2]))
+    ]  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -80,6 +158,12 @@ def exits_table(folder: Path = FOLDER):
     return pd.DataFrame(lines)
 
 
+def where(result: dict) -> str:
+    """The machine of a result: its GPU, or how many threads of a CPU."""
+    device = result["provenance"]["hardware"]["device"]
+    return device if device != "cpu" else f"CPU, {result['threads']} threads"
+
+
 def drafts_table(folder: Path = FOLDER):
     """A line per machine and depth that drafts: tokens a second, over plain decoding, and the same text how often. How
     far ahead is chosen by the first half of the prompts, and the other half says what it gives."""
@@ -89,7 +173,7 @@ def drafts_table(folder: Path = FOLDER):
     for path in sorted(folder.glob("draft-*.json")):
         result = json.loads(path.read_text("utf-8"))
         kind = "taught" if result["model"]["taught"] else "untaught"
-        machine = result["provenance"]["hardware"].get("gpu") or f"CPU, {result['threads']} threads"
+        machine = where(result)
         for alpha in dict.fromkeys(row["alpha"] for row in result["rows"]):
             plain, *ways = (row for row in result["rows"] if row["alpha"] == alpha)
             half = plain["n"] // 2
@@ -112,7 +196,7 @@ def _number(value: float) -> str:
 
 
 def main() -> int:
-    for table in (healed_table, exits_table, drafts_table):
+    for table in (healed_table, exam_table, combined_table, exits_table, drafts_table):
         print(table().to_markdown(index=False, disable_numparse=True), end="\n\n")
     return 0
 

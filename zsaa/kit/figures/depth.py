@@ -75,6 +75,7 @@ WAYS = {  # control -> its line
     "confidence": ("first layers, until sure", COLOURS["conventional"], "s", "-"),
     "alpha": ("fewer tokens", COLOURS["last"], "v", ":"),
     "both-confidence": ("fewer tokens, until sure", COLOURS["random"], "^", "--"),
+    "both-sure": ("both, chosen by budget", "black", "D", "none"),
 }
 
 
