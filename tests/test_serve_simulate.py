@@ -138,6 +138,13 @@ def test_what_a_summary_counts():
     assert recovery_s([(0, 1), (5, 0.8)], 5) is None
 
 
+@pytest.mark.parametrize(("padded", "batches"), [(float("inf"), [[1.0], [1.0, 9.0]]), (1.25, [[1.0], [1.0], [9.0]])])
+def test_at_alpha_1_a_long_request_does_not_pad_short_ones(padded, batches):
+    ran = []
+    simulate([0.0, 0.1, 0.2], ONE, lambda alpha, works: ran.append(works) or 1.0, [1.0, 1.0, 9.0], padded=padded)
+    assert ran == batches
+
+
 def test_the_command_prints_a_row_for_each_policy(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["simulate", "--seconds", "20", "--replicas", "2"])
     simulator.main()

@@ -63,7 +63,8 @@ def test_what_comes_too_late_for_the_load_generator_is_lost():
     assert row["p95_ms"] < 1000 * (20 + study.DRAIN_S)
 
 
-def test_the_committed_run_is_one_that_the_study_can_read():
-    result = json.loads((RESULTS / "serving/serve.json").read_text())
+@pytest.mark.parametrize("name", ["serve", "serve-mended", "serve-h200"])
+def test_the_committed_run_is_one_that_the_study_can_read(name):
+    result = json.loads((RESULTS / f"serving/{name}.json").read_text())
     assert {study.profile_of(row).name for row in result["rows"]} == {"burst 2x", "burst 5x"}
     assert {"rungs", "rate", "reference_tokens", "promise_ms"} <= set(result)

@@ -10,6 +10,7 @@ import argparse
 import heapq
 import itertools
 import json
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -52,12 +53,13 @@ def simulate(
     batch: int = 8,
     tick_s: float = 0.25,
     seed: int = 0,
+    padded: float = math.inf,
 ) -> Run:
     """Play requests that arrive at these seconds, each of 1 reference request or of `works`.
 
     A request goes to the emptier of two replicas drawn by lot (as Ray Serve does), which lets it in or not; a replica
     that is free takes up to `batch` of those that wait, at the alpha of that moment. Every controller looks at every
-    tick, too.
+    tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier).
     """
     works = [1.0] * len(arrivals) if works is None else works
     service = served_as_calibrated(policy) if service is None else service
@@ -70,11 +72,20 @@ def simulate(
     events += [(k * tick_s, next(order), "tick", None) for k in range(int(ends / tick_s))]
     heapq.heapify(events)
 
+    def next_batch(house: Replica, alpha: float) -> list:
+        taken, longest, total = [], 0.0, 0.0
+        while house.waiting and len(taken) < batch:
+            longest, total = max(longest, house.waiting[0][2]), total + house.waiting[0][2]
+            if taken and alpha == 1 and longest * (len(taken) + 1) > padded * total:
+                break
+            taken.append(house.waiting.popleft())
+        return taken
+
     def start(house: Replica, now: float) -> None:
-        taken = [house.waiting.popleft() for _ in range(min(batch, len(house.waiting)))]
-        house.running = bool(taken)
-        if taken:
+        house.running = bool(house.waiting)
+        if house.running:
             alpha = house.controller.look(now, house.pending)
+            taken = next_batch(house, alpha)
             took_s = service(alpha, [work for *_, work in taken])
             heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))
 

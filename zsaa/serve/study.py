@@ -26,6 +26,7 @@ from zsaa.kit.store import RESULTS
 from zsaa.measure import output_folder, provenance, stats, write_json
 from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
 from zsaa.serve.furnish import Settings, engines
+from zsaa.serve.lane import PADDED
 from zsaa.serve.load import DRAIN_S, samples_of
 from zsaa.serve.simulate import Run, Service, describe, simulate
 from zsaa.serve.traces import Profile, bursts, poisson
@@ -71,7 +72,7 @@ class World:
         at = poisson(profile, self.rate, arrivals)
         works = [self.lengths[(first + k) % len(self.lengths)] / self.reference for k in range(len(at))]
         policy = policy_named(name, Policy(self.rungs, self.p95_ms))
-        run = simulate(at, policy, costs.service(self.rungs, seed), works, batch=self.batch, seed=seed)
+        run = simulate(at, policy, costs.service(self.rungs, seed), works, batch=self.batch, seed=seed, padded=PADDED)
         found = describe(_ended(run, profile), policy, profile)
         return {key: found[key] for key in (*SHOWN, *ALPHA)}
 
