@@ -24,7 +24,7 @@ from zsaa.measure.stats import holm, mean_difference, over_runs
 FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
 STEADY = tuple(f"steady{seed}-epochs3-seconds660" for seed in ("", "-seed1", "-seed2", "-seed3", "-seed4"))
-JOINT = tuple(f"exits-first{seed}-seconds680" for seed in ("", "-seed1", "-seed2"))
+JOINT = tuple(f"exits-first{seed}-seconds270" for seed in ("", "-seed1", "-seed2"))
 SINGLE, BOTH = ("fewer layers", "fewer layers, when sure", "fewer tokens"), "both, when sure"
 TARGETS = (3, 5)  # at which both dials are to be ahead
 BUDGETS = (2, 3, 5, 7)
