@@ -90,3 +90,8 @@ def test_a_row_learns_and_writes_what_it_reads(lm, monkeypatch, tmp_path):
     read_ = [(r["row"], r["way"], r["reduction"]) for r in records if "nll" in r]
     assert ("plain", "looks", 3.0) in read_ and ("funnel", "funnel", 3.0) in read_ and len(set(read_)) == len(read_)
     assert [r["done"] for r in records if "done" in r] == [3, 3]
+    monkeypatch.setattr(prose, "STEPS", 3)
+    cut = [{**r, "done": 2} if r.get("row") == "funnel" and "done" in r else r for r in records]
+    found = prose.results(cut, "lambada")["rows"]
+    assert {r["row"] for r in found} == {"untuned", "plain"}
+    assert all(r["ratio"] == 1 for r in found if r["target"] == 1) and all(r["perplexity"] > 1 for r in found)

