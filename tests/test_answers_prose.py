@@ -94,4 +94,4 @@ def test_a_row_learns_and_writes_what_it_reads(lm, monkeypatch, tmp_path):
     cut = [{**r, "done": 2} if r.get("row") == "funnel" and "done" in r else r for r in records]
     found = prose.results(cut, "lambada")["rows"]
     assert {r["row"] for r in found} == {"untuned", "plain"}
-    assert all(r["ratio"] == 1 for r in found if r["target"] == 1) and all(r["perplexity"] > 1 for r in found)
+    assert all(r["times"] == 1 for r in found if r["target"] == 1) and all(r["perplexity"] > 1 for r in found)

@@ -197,7 +197,7 @@ METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional,
 
 def results(records: list[dict], which: str) -> dict:
     """A result, of rows that made all their steps: of each way the perplexity (LAMBADA's by word, as one passage is
-    one), its ratio to the same row's at 1x, and intervals that resample texts; "over": to that of `more`, the model
+    one), how many times the same row's at 1x, and intervals that resample texts; "over": to that of `more`, the model
     tuned conventionally for as many steps."""
     origin = next(r for r in records if "origin" in r)
     done = {r["row"]: r["done"] for r in records if "done" in r}
@@ -209,7 +209,7 @@ def results(records: list[dict], which: str) -> dict:
     def ratio(nll: np.ndarray, base: np.ndarray) -> dict:
         drawn = np.exp(over_stories((nll - base) / each, range(len(nll))))
         mean, bounds = float(np.exp((nll - base).mean() / each)), np.quantile(drawn, [0.025, 0.975])
-        return {"ratio": round(mean, 4), "ratio_ci95": [round(float(v), 4) for v in bounds]}
+        return {"times": round(mean, 4), "times_ci95": [round(float(v), 4) for v in bounds]}
 
     rows = []
     for (row, way, reduction), nll in found.items():
