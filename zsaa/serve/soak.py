@@ -188,8 +188,10 @@ def main() -> None:
     chosen = parser().parse_args()
     output, command = output_folder(chosen.output), shlex.join(["python", "-m", "zsaa.serve.soak", *sys.argv[1:]])
 
+    begun = provenance(seed=chosen.seed)  # the code that runs, whatever is checked out an hour later
+
     def write(content: dict) -> Path:
-        facts = provenance(seed=chosen.seed, seconds=content["elapsed_s"], samples=content["requests"])
+        facts = {**begun, "seconds": content["elapsed_s"], "samples": content["requests"]}
         head = {"kind": "serve-soak", "command": command, "seconds": chosen.seconds, "rate": chosen.rate}
         return write_json(output / "results" / "soak.json", {**head, **content, "provenance": facts})
 
