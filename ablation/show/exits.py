@@ -212,7 +212,7 @@ def rivals_table(folder: Path = FOLDER):
 
 def losses_table(folder: Path = FOLDER):
     """A line per budget: what both dials, when sure, lose of their own model's accuracy at 1x, what the paper prints,
-    and the p-values (Holm over the lines) that the two are within MARGIN, and that ours is no more than MARGIN above."""
+    and the p-values (Holm over the lines) that the two are within MARGIN, and ours at most MARGIN above."""
     import pandas as pd
 
     names, controls = ways(folder)[BOTH]
