@@ -4,8 +4,8 @@ texts that leave when a model is sure of them.
 python -m ablation.words_first
 
 Two ways: the rest goes to a model without a dial (all layers, or the first of them, distilled), or to the model that
-was trained for both dials, of fewer tokens. Which of these, and from which confidence on the bag's word counts, is chosen
-on the validation part for each budget in MACs; then the test part says what that is worth, once, and the reading is
+was trained for both dials, of fewer tokens. Which of these, and from which confidence on the bag counts, is chosen on
+the validation part for each budget in MACs; then the test part says what that is worth, once, and the reading is
 noted. Nothing is trained but the bag, on a CPU; what the models say of each review is in their committed results.
 """
 
@@ -31,8 +31,8 @@ from zsaa.models import load_model
 
 TASK, NAME = "imdb_films", "words-first"
 BUDGETS = (2.0, 3.0, 5.0, 7.0, 9.0, 11.0)
-PLAIN = ("lora-conventional-crops-epochs1.5", "lora-conventional-crops-epochs3", "lora-cut-ends-epochs3", "layers-15-taught",
-         "layers-10-taught", "layers-6-taught")  # fmt: skip
+PLAIN = ("lora-conventional-crops-epochs1.5", "lora-conventional-crops-epochs3", "lora-cut-ends-epochs3",
+         "layers-15-taught", "layers-10-taught", "layers-6-taught")  # fmt: skip
 DIALS = ("exits-first-seconds520",)  # results/depth/films; at each of its reductions
 Answers = dict[
     tuple[str, float], tuple[np.ndarray, np.ndarray]

@@ -19,6 +19,7 @@ def tables():
         yield "joint", joint
         yield "rivals", exits.rivals_table()
         yield "losses", exits.losses_table()
+        yield "words", exits.words_table()
     yield "healed", healed.healed_table()
     yield "exits", healed.exits_table()
     yield "combined", healed.combined_table()

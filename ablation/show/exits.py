@@ -27,6 +27,7 @@ FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_film
 EXITS = ("exits", "exits-seed1", "exits-seed2")
 STEADY = tuple(f"steady{seed}-epochs3-seconds660" for seed in ("", "-seed1", "-seed2", "-seed3", "-seed4"))
 JOINT = tuple(f"exits-first{seed}-seconds520" for seed in ("", "-seed1", "-seed2"))
+WORDS = {"words-first": "a bag of words where it is sure, else a model", "words-first-dial": "... else fewer tokens"}
 SINGLE, BOTH = ("fewer layers", "fewer layers, when sure", "fewer tokens"), "both, when sure"
 TARGETS = (3, 5)  # at which both dials are to be ahead
 BUDGETS = (2, 3, 5, 7)
@@ -196,11 +197,12 @@ def rivals_table(folder: Path = FOLDER):
 
     names, controls = ways(folder)[BOTH]
     ours = {budget: [right(row) for row in cells(names, controls, budget, folder)] for budget in BUDGETS}
+    theirs = {(name, b): all_held(at[b], b) for name, at in RIVALS.items() for b in BUDGETS if b in at}
+    theirs |= {(WORDS["words-first"], b): words_first("words-first", b) for b in BUDGETS}
     found = {
-        (name, budget): over_runs(ours[budget], all_held(at[budget], budget), clusters=films.runs("test"))
-        for name, at in RIVALS.items()
-        for budget in BUDGETS
-        if names and budget in at
+        (name, budget): over_runs(ours[budget], at, clusters=films.runs("test"))
+        for (name, budget), at in theirs.items()
+        if names and at
     }
     sure = {cell for cell, p in zip(found, holm([lead.p for lead in found.values()])) if p < 0.05}
     return pd.DataFrame([
@@ -208,6 +210,28 @@ def rivals_table(folder: Path = FOLDER):
         | {f"{b}x": points(found[name, b]) + "*" * ((name, b) in sure) if (name, b) in found else "" for b in BUDGETS}
         for name in dict.fromkeys(name for name, _ in found)
     ])  # fmt: skip
+
+
+def words_first(control: str, budget: float) -> list[np.ndarray]:
+    """Which test reviews a bag of words, and behind it a model, has right (ablation.words_first); a seed each."""
+    return [right(r) for r in rows("words-first", "test") if (r["control"], r["target"]) == (control, budget)]
+
+
+def words_table():
+    """A line per way to go on where a bag of words is not sure, its accuracy at each budget, and what the dial adds."""
+    import pandas as pd
+
+    budgets = sorted({r["target"] for r in rows("words-first", "test")})
+    lines = [
+        {"accuracy": name}
+        | {f"{b:g}x": f"{np.mean([100 * run.mean() for run in words_first(control, b)]):.1f}" for b in budgets}
+        for control, name in WORDS.items()
+    ]
+    lead = {"accuracy": "the second is ahead by"}
+    for b in budgets:
+        sides = (words_first(control, b) for control in reversed(WORDS))
+        lead[f"{b:g}x"] = points(over_runs(*sides, clusters=films.runs("test")))
+    return pd.DataFrame([*lines, lead])
 
 
 def losses_table(folder: Path = FOLDER):
@@ -239,7 +263,7 @@ def points(found) -> str:
 
 
 def main() -> int:
-    for table in (depths_table, budgets_table, joint_table, rivals_table, losses_table):
+    for table in (depths_table, budgets_table, joint_table, rivals_table, losses_table, words_table):
         print(table().to_markdown(index=False, disable_numparse=True), end="\n\n")
     return 0
 
