@@ -215,7 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
             "command": "python -m zsaa.depth.combined " + " ".join(given),
             "model": {"name": name, "random": bool(options.shape), "healed": bool(options.adapters)},
             "tokens": options.tokens, "batch": options.batch, "new": options.new, "threads": torch.get_num_threads(),
-            "rows": rows, "provenance": provenance(torch.device(device), seed=0, eval_samples=options.windows),
+            "rows": rows, "provenance": provenance(
+                torch.device(device), seed=0, eval_samples=max((row.get("n", 0) for row in rows), default=0)),
         })  # fmt: skip
 
     table(options, keep)
