@@ -210,13 +210,13 @@ def main(arguments: list[str] | None = None) -> int:
     name = options.shape or Path(options.model).name
 
     def keep(rows: list[dict]) -> None:
+        scored = next(({"eval_samples": row["n"]} for row in rows if "n" in row), {})
         write_json(Path(options.output_dir) / f"{options.name}-{name}.json", {
             "name": f"{options.name}-{name}", "kind": "combined",
             "command": "python -m zsaa.depth.combined " + " ".join(given),
             "model": {"name": name, "random": bool(options.shape), "healed": bool(options.adapters)},
             "tokens": options.tokens, "batch": options.batch, "new": options.new, "threads": torch.get_num_threads(),
-            "rows": rows, "provenance": provenance(
-                torch.device(device), seed=0, eval_samples=max((row.get("n", 0) for row in rows), default=0)),
+            "rows": rows, "provenance": provenance(torch.device(device), seed=0, **scored),
         })  # fmt: skip
 
     table(options, keep)
