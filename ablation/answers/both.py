@@ -78,7 +78,7 @@ def judged(lm, scorer, samples, data: Data, device, depth: int, reduction: float
 
 
 def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int], deadline: float):
-    """Rows of the validation stories, at all depths; then of the test stories: the best of them, and each dial alone."""
+    """Rows of the validation stories, at all depths; then of the test stories: the best of those, each dial alone."""
     layers, best = lm.config.num_hidden_layers, {}
     for split in ("validation", "test"):
         samples = judge.samples_of(data, split, 1, counts[split])

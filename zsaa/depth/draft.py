@@ -107,14 +107,14 @@ def foretold(drafter: nn.Module, rows: Tensor, words: Tensor) -> float:
 def school(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> Iterator[dict]:
     """Teach a drafter for each of `exits`, and leave it in the output folder; each time, what is known so far."""
     rows = written(model, pieces(tokenizer, data.train, PROMPT)[: options.written])
-    held = written(model, prompts_of(data, tokenizer, 256, seed=1))
+    held = written(model, prompts_of(data, tokenizer, min(256, options.written), seed=1))
     counts = torch.bincount(rows[:, PROMPT:].flatten(), minlength=model.config.vocab_size)
     words = counts.argsort(descending=True, stable=True)[: options.said].sort().values
     found = {"written": len(rows), "said_share": round(100 * float(counts[words].sum() / counts.sum()), 2), "exits": []}
     for depth in options.exits:
         student, log = taught(model, depth, rows, words, options)
         folder = Path(options.output_dir) / f"drafter-{depth}"
-        student.save_pretrained(folder)
+        student.save_pretrained(folder, state_dict={k: v.half() for k, v in student.state_dict().items()})
         (folder / "words.json").write_text(json.dumps(words.tolist()))
         net = student.merge_and_unload().eval()
         row = {"depth": depth, "rank": RANKS // depth, "foretold": foretold(net, held, words),
