@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ablation.answers import both
 from ablation.show import exits, healed
 from zsaa.depth import published
 from zsaa.measure.stats import to_bits
@@ -22,8 +23,9 @@ def tables():
     yield "combined", healed.combined_table()
     if len(exam := healed.exam_table()):
         yield "exam", exam
-    if len(drafts := healed.drafts_table()):
-        yield "drafts", drafts
+    for name, made in (("drafters", healed.drafters_table), ("drafts", healed.drafts_table), ("answers", both.table)):
+        if len(table := made()):
+            yield name, table
 
 
 def test_the_page_s_tables_are_those_of_the_results():
@@ -61,3 +63,15 @@ def test_what_is_recovered_is_a_share_of_the_nats_lost():
     rows = [{"removed": removed, "healed": how, "nll": line} for removed, how, line in nll]
     share, (low, high) = healed.recovered(rows, 6, "distilled")
     assert share == pytest.approx(60) and low == pytest.approx(60) and high == pytest.approx(60)
+
+
+def test_drafts_stand_beside_the_same_code_without_drafts(tmp_path):
+    row = {"n": 3, "same_text": 3, "passes_per_token": 0.5, "tokens_per_second": 10.0}
+    ways = {"generate": [1, 1, 1], "plain": [2, 2, 2], "exit": [3, 3, 3], "recorded plain": [8, 8, 8],
+            "recorded exit": [12, 12, 12]}  # fmt: skip
+    rows = [{**row, "way": way, "depth": None, "ahead": None, "speedups": ratios} for way, ratios in ways.items()]
+    result = {"rows": rows, "threads": 2, "provenance": {"hardware": {"device": "cpu"}}}
+    (tmp_path / "draft-x.json").write_text(json.dumps(result))
+    table = healed.drafts_table(tmp_path)
+    assert [*table["over nothing drafted"]] == ["", "", "1.50 [1.50, 1.50]", "", "1.50 [1.50, 1.50]"]
+    assert table["over stock"][4] == "12.00 [12.00, 12.00]" and table["on"][0] == "CPU, 2 threads"

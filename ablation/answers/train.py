@@ -177,9 +177,9 @@ def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device,
     passes += passes[:1] * (len(strengths) - len(passes))
     teacher, first = None, 0.0
     for b, reduction in zip(passes, strengths):
-        passed: list | None = [] if row.exits else None
+        passed: list[Rows] = []
         with mixed(device):
-            rows = read(lm, b, passed=passed, **(dial.how(b, reduction) if dial else {}))
+            rows = read(lm, b, **(dial.how(b, reduction) if dial else {}), **({"passed": passed} if row.exits else {}))
             logs, gold, _ = at_answers(lm, rows, b)
         loss = F.nll_loss(logs, gold, reduction="sum") / said
         if teacher is None:

@@ -164,30 +164,54 @@ def where(result: dict) -> str:
     return device if device != "cpu" else f"CPU, {result['threads']} threads"
 
 
+WAYS = {
+    "generate": "transformers, nothing drafted", "lookup": "transformers, what stood before",
+    "assisted": "transformers, first layers", "plain": "nothing drafted", "before": "what stood before",
+    "exit": "first layers",
+}  # fmt: skip
+
+
 def drafts_table(folder: Path = FOLDER):
-    """A line per machine and depth that drafts: tokens a second, over plain decoding, and the same text how often. How
-    far ahead is chosen by the first half of the prompts, and the other half says what it gives."""
+    """A line per machine and way to decode, each the best of its kind on other prompts: tokens a second, over stock
+    `generate`, over as much code without drafts, and the same text how often."""
     import pandas as pd
 
     lines = []
     for path in sorted(folder.glob("draft-*.json")):
         result = json.loads(path.read_text("utf-8"))
-        kind = "taught" if result["model"]["taught"] else "untaught"
-        machine = where(result)
-        for alpha in dict.fromkeys(row["alpha"] for row in result["rows"]):
-            plain, *ways = (row for row in result["rows"] if row["alpha"] == alpha)
-            half = plain["n"] // 2
-            for depth in dict.fromkeys(way["depth"] for way in ways):
-                mine = [way for way in ways if way["depth"] == depth]
-                best = max(mine, key=lambda way: np.median(way["speedups"][:half]))
-                middle, low, high = np.percentile(best["speedups"][half:], (50, 25, 75))
-                lines.append({
-                    "on": machine, "alpha": alpha, "drafted by": f"the first {depth} layers, {kind}",
-                    "ahead": best["ahead"], "tokens/s, greedy": f"{plain['tokens_per_second']:.1f}",
-                    "over greedy": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
-                    "whole passes a token": f"{best['passes_per_token']:.2f}",
-                    "same text": f"{sum(way['same_text'] for way in mine)} of {sum(way['n'] for way in mine)}",
-                })  # fmt: skip
+        ways = {row["way"]: row for row in result["rows"]}
+        for name, row in ways.items():
+            recorded, kind = name.startswith("recorded "), name.removeprefix("recorded ")
+            plain = "generate" if kind in ("generate", "lookup", "assisted") else "recorded " * recorded + "plain"
+            apart = np.array(row["speedups"]) / np.array(ways[plain]["speedups"])
+            lines.append({
+                "on": where(result), "drafted by": WAYS[kind] + ", recorded" * recorded, "layers": row["depth"] or "",
+                "ahead": row["ahead"] or "", "tokens/s": f"{row['tokens_per_second']:.1f}",
+                "over stock": _quartiles(row["speedups"]),
+                "over nothing drafted": _quartiles(apart) if name != plain else "",
+                "whole passes a token": f"{row['passes_per_token']:.2f}",
+                "same text": f"{row['same_text']} of {row['n']}",
+            })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _quartiles(values) -> str:
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def drafters_table(folder: Path = FOLDER):
+    """A line per depth that was taught to draft: what of the whole model's greedy text it foretells, before and
+    after."""
+    import pandas as pd
+
+    lines = []
+    for path in sorted(folder.glob("drafters-*.json")):
+        for row in json.loads(path.read_text("utf-8"))["exits"]:
+            lines.append({
+                "layers": row["depth"], "rank": row["rank"], "steps": row["log"]["steps"],
+                "foretells, %": f"{row['foretold']:.1f}", "untaught": f"{row['foretold_untaught']:.1f}",
+            })  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -196,7 +220,7 @@ def _number(value: float) -> str:
 
 
 def main() -> int:
-    for table in (healed_table, exam_table, combined_table, exits_table, drafts_table):
+    for table in (healed_table, exam_table, combined_table, exits_table, drafters_table, drafts_table):
         print(table().to_markdown(index=False, disable_numparse=True), end="\n\n")
     return 0
 
