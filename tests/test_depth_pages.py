@@ -60,9 +60,23 @@ def test_settings_are_chosen_on_validation_and_judged_on_test(tmp_path):
 
 def test_what_is_recovered_is_a_share_of_the_nats_lost():
     nll = [(0, "untuned", "10 20 30"), (6, "untuned", "20 40 60"), (6, "distilled", "14 28 42")]
-    rows = [{"removed": removed, "healed": how, "nll": line} for removed, how, line in nll]
+    rows = {(removed, how): [{"nll": line}] for removed, how, line in nll}
     share, (low, high) = healed.recovered(rows, 6, "distilled")
     assert share == pytest.approx(60) and low == pytest.approx(60) and high == pytest.approx(60)
+    rows[6, "distilled"].append({"nll": "16 32 48"})
+    assert healed.recovered(rows, 6, "distilled")[0] == pytest.approx(50), "in the mean over seeds"
+
+
+def test_cells_have_a_row_for_each_seed_that_learned(tmp_path):
+    for seed in (0, 1):
+        kinds = (("untuned", None), ("text", {"steps": 3}), ("distilled", {"steps": 3 * seed}))
+        rows = [{"removed": 6, "healed": how, "log": log, "mark": seed} for how, log in kinds]
+        file = {"rows": rows, "provenance": {"seed": seed}}
+        (tmp_path / f"heal-x-{seed}.json").write_text(json.dumps(file))
+    found = healed.cells("heal-*.json", tmp_path)
+    assert {cell: [row["mark"] for row in mine] for cell, mine in found.items()} == {
+        (6, "untuned"): [0], (6, "text"): [0, 1], (6, "distilled"): [1]
+    }  # fmt: skip
 
 
 def test_drafts_stand_beside_the_same_code_without_drafts(tmp_path):

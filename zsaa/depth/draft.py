@@ -114,7 +114,8 @@ def school(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> It
     for depth in options.exits:
         student, log = taught(model, depth, rows, words, options)
         folder = Path(options.output_dir) / f"drafter-{depth}"
-        student.save_pretrained(folder, state_dict={k: v.half() for k, v in student.state_dict().items()})
+        halves = {name: value.half() for name, value in student.state_dict().items()}
+        student.save_pretrained(folder, state_dict=halves, save_embedding_layers=False)
         (folder / "words.json").write_text(json.dumps(words.tolist()))
         net = student.merge_and_unload().eval()
         row = {"depth": depth, "rank": RANKS // depth, "foretold": foretold(net, held, words),
