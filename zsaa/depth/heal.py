@@ -278,7 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
             "recipe": {"method": "lora", "lora_rank": options.rank, "temperature": TEMPERATURE},
             "protocol": {"name": "whole", "prefix": PREFIX, "continuation": CONTINUATION},
             "rows": found,
-            "provenance": provenance(torch.device(device), seed=options.seed, train_samples=len(rows), eval_samples=len(samples)),
+            "provenance": provenance(
+                torch.device(device), seed=options.seed, train_samples=len(rows), eval_samples=len(samples)),
         })  # fmt: skip
     return 0
 
@@ -286,7 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(options: argparse.Namespace) -> list[str]:
     """The options that bear on the numbers, as they are given."""
     said = []
-    for name in ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "seed", "windows", "whole", "exam"):
+    told = ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "seed", "windows", "whole", "exam")
+    for name in told:
         value = getattr(options, name)
         if value is True:
             said += [f"--{name}"]
