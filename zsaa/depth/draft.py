@@ -238,18 +238,23 @@ def measure(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> I
     drafters = {depth: loaded(model, Path(options.drafters), depth) for depth in options.exits}
     prompts = prompts_of(data, tokenizer, options.choose + options.prompts, seed=0).to(device)
     model.generation_config.eos_token_id = None
-    ways = ways_of(model, drafters, options)
-    for run in ways.values():
-        run(prompts[0])  # what is compiled, allocated or recorded at first
+    ways, failed = ways_of(model, drafters, options), {}
+    for way in list(ways):  # what is compiled, allocated or recorded at first
+        try:
+            ways[way](prompts[0])
+        except RuntimeError as error:
+            failed[" ".join(str(x) for x in way if x is not None)] = str(error)
+            print(f"  {way} is left out: {error}", flush=True)
+            del ways[way]
     tried = timed(ways, prompts[: options.choose], options.rounds)
-    yield {"tried": tried, "rows": []}
+    yield {"failed": failed, "tried": tried, "rows": []}
     best: dict[str, dict] = {}
     for row in tried:
         if row["way"] not in best or row["speedup"] > best[row["way"]]["speedup"]:
             best[row["way"]] = row
     taken = {(row["way"], row["depth"], row["ahead"]) for row in best.values()}
     ways = {way: run for way, run in ways.items() if way in taken}
-    yield {"tried": tried, "rows": timed(ways, prompts[options.choose :], options.rounds)}
+    yield {"failed": failed, "tried": tried, "rows": timed(ways, prompts[options.choose :], options.rounds)}
 
 
 def main(arguments: list[str] | None = None) -> int:
