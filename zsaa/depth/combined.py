@@ -158,12 +158,15 @@ def table(options: argparse.Namespace, keep: Callable[[list[dict]], object]) -> 
                 net = stored(less, storage)
                 row |= {"bytes": bytes_of(net)}
                 if samples and storage not in ("compiled", "openvino"):
-                    scores, (nll, _) = judged(net, samples, base)
+                    precision = "fp32" if storage == "float32" else None  # and not what a GPU takes by default
+                    scores, (nll, _) = judged(net, samples, base, precision=precision)
                     base = nll if base is None else base
                     row |= scores
                     if name == "all layers":
                         row["by_tokens"] = {
-                            f"{r:g}x by tokens": judged(net, samples, base, alpha=zsaa.alpha_for(net, PREFIX, r))[0]
+                            f"{r:g}x by tokens": judged(
+                                net, samples, base, alpha=zsaa.alpha_for(net, PREFIX, r), precision=precision
+                            )[0]
                             for r in options.reductions
                         }
                         zsaa.disable(net)

@@ -237,7 +237,6 @@ def measure(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> I
     device = next(model.parameters()).device
     drafters = {depth: loaded(model, Path(options.drafters), depth) for depth in options.exits}
     prompts = prompts_of(data, tokenizer, options.choose + options.prompts, seed=0).to(device)
-    model.generation_config.eos_token_id = None
     ways, failed = ways_of(model, drafters, options), {}
     for way in list(ways):  # what is compiled, allocated or recorded at first
         try:
@@ -282,6 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     model, tokenizer = load_model(options.model, device=options.device)
     model.eval().requires_grad_(False)
+    model.generation_config.eos_token_id = None  # texts are of one length, and the likeliest token is always taken
     data = load_corpus(options.corpus, train=0 if options.drafters else None)
     for name in ("--drafters", "--output-dir", "--deadline"):  # of one machine
         if name in given:

@@ -122,14 +122,15 @@ def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: a
 
 
 def judged(
-    model: nn.Module, samples: Sequence[Window], base: np.ndarray | None, depth: int | None = None, alpha: float = 1.0
-) -> tuple:
+    model: nn.Module, samples: Sequence[Window], base: np.ndarray | None, depth: int | None = None, alpha: float = 1.0,
+    precision: str | None = None,
+) -> tuple:  # fmt: skip
     """(perplexity of `samples`, and its ratio to `base`, with intervals over documents; (the windows' sums of nats, the
-    likeliest tokens)). alpha: of the prefixes."""
+    likeliest tokens)). alpha: of the prefixes; precision: by default "bf16" on a GPU, "fp32" elsewhere."""
     zsaa.enable(model, alpha=alpha)
     trained_for(model, None, (1, find_decoder(model)[0].config.num_hidden_layers))  # or not: that is measured here
     zsaa.set_depth(model, depth)
-    precision = "bf16" if next(model.parameters()).is_cuda else "fp32"
+    precision = precision or ("bf16" if next(model.parameters()).is_cuda else "fp32")
     scored = score(model, [(w.ids, w.start) for w in samples], 32, precision)
     zsaa.disable(model)
     nll, counts = np.array([float(x.sum()) for x, _ in scored]), np.array([len(w.ids) - w.start for w in samples])
