@@ -18,12 +18,11 @@ def tables():
     yield "budgets", exits.budgets_table()
     if len(joint := exits.joint_table()):
         yield "joint", joint
-    yield "healed", healed.healed_table()
-    yield "exits", healed.exits_table()
-    yield "combined", healed.combined_table()
-    if len(exam := healed.exam_table()):
-        yield "exam", exam
-    for name, made in (("drafters", healed.drafters_table), ("drafts", healed.drafts_table), ("answers", both.table)):
+    more = {
+        "exam": healed.exam_table, "combined": healed.combined_table, "scores": healed.scores_table,
+        "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both.table,
+    }  # fmt: skip
+    for name, made in more.items():
         if len(table := made()):
             yield name, table
 

@@ -143,39 +143,42 @@ def answers_back(removed: int, how: str, folder: Path = FOLDER) -> tuple[float, 
     return cost, back, tuple(np.percentile(shares, (2.5, 97.5)))
 
 
+PRUNING = ("all layers", "2x by tokens", "6 layers fewer", "12 layers fewer")
+
+
 def combined_table(folder: Path = FOLDER):
-    """A line per precision and way of pruning, in the shape of the optimization paper's Table 3: what is stored, times
-    on random weights of the shape, and perplexity of the model itself over the whole one's in float32."""
+    """A line per machine and precision, in the shape of the optimization paper's Table 3: what is stored, and
+    milliseconds of the prefills and of an answer, by what is pruned; on random weights of the shape."""
     import pandas as pd
 
-    cells: dict[tuple[str, str, str], dict] = {}
-    scored: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, str], dict] = {}
     for path in sorted(folder.glob("combined-*.json")):
         result = json.loads(path.read_text("utf-8"))
-        machine = where(result)
-        for row in result["rows"]:
-            every = [(row["pruning"], row.get("times", {}), "all tokens", row)]
-            tokens = [key.split(",")[0] for key in row.get("times", {}) if not key.startswith("all")]
-            every += [(name, row["times"], name, {}) for name in dict.fromkeys(tokens)]
-            every += [(name, {}, name, scores) for name, scores in row.get("by_tokens", {}).items()]
-            for pruning, times, key, scores in every:
-                cell = cells.setdefault((machine, row["storage"], pruning), {}) if times else {}
-                for what in ("prefill", "answer"):
-                    if f"{key}, {what}" in times:
-                        cell.setdefault(what, f"{times[f'{key}, {what}']['latency_ms']:.1f}")
-                if "ratio" in scores:
-                    low, high = scores["ratio_ci95"]
-                    scored[row["storage"], pruning] = f"{scores['ratio']:.3f} [{low:.3f}, {high:.3f}]"
-                if "bytes" in scores:
-                    cell["bytes"] = f"{scores['bytes'] / 1e6:.0f}"
-    order = list(dict.fromkeys(key[:2] for key in cells))
+        for row in (row for row in result["rows"] if "times" in row):
+            line = found.setdefault((where(result), row["storage"]), {"MB": f"{row['bytes'] / 1e6:.0f}"})
+            for name in dict.fromkeys(key.split(",")[0] for key in row["times"]):
+                clock = [row["times"].get(f"{name}, {what}", {}).get("latency_ms") for what in ("prefill", "answer")]
+                pruning = row["pruning"] if name == "all tokens" else name
+                line[pruning] = " / ".join("-" if ms is None else f"{ms:.1f}" for ms in clock)
     lines = [
-        {"on": machine, "weights": storage, "pruning": pruning, "MB": cell.get("bytes", ""),
-         "prefills, ms": cell.get("prefill", "not run"), "an answer, ms": cell.get("answer", "not run"),
-         "perplexity over the whole, float32": scored.get((storage, pruning), "not run")}
-        for (machine, storage, pruning), cell in sorted(cells.items(), key=lambda item: order.index(item[0][:2]))
-    ]  # fmt: skip
+        {"on": machine, "weights": storage, "MB": line["MB"], **{name: line.get(name, "") for name in PRUNING}}
+        for (machine, storage), line in sorted(found.items(), key=lambda item: item[0][0] != "NVIDIA H200")
+    ]
     return pd.DataFrame(lines)
+
+
+def scores_table(folder: Path = FOLDER):
+    """A line per precision: perplexity over the whole model's in float32, by what is pruned, with intervals."""
+    import pandas as pd
+
+    lines: dict[str, dict] = {}
+    for row in rows("combined-*.json", folder):
+        cells = {row["pruning"]: row, **row.get("by_tokens", {})} if "ratio" in row else {}
+        for name, scores in cells.items():
+            low, high = scores["ratio_ci95"]
+            line = lines.setdefault(row["storage"], {"weights": row["storage"], **dict.fromkeys(PRUNING, "")})
+            line[name] = f"{scores['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+    return pd.DataFrame([*lines.values()])
 
 
 def exits_table(folder: Path = FOLDER):
@@ -260,7 +263,7 @@ def _number(value: float) -> str:
 
 
 def main() -> int:
-    for table in (healed_table, exam_table, combined_table, exits_table, drafters_table, drafts_table):
+    for table in (healed_table, exam_table, combined_table, scores_table, exits_table, drafters_table, drafts_table):
         print(table().to_markdown(index=False, disable_numparse=True), end="\n\n")
     return 0
 
