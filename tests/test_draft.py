@@ -83,10 +83,11 @@ def test_first_layers_learn_to_go_on_as_all_do():
     net = model()
     rows = draft.written(net, tiny.tokens([12] * 8, seed=3)[0])
     assert rows[0, 12:].tolist() == greedy(net, rows[0, :12], 12)
-    options = argparse.Namespace(steps=60, rate=3e-3, batch=8, deadline=float("inf"))
+    options = argparse.Namespace(steps=60, rate=3e-3, batch=8)
     words = rows[:, 12:].unique()
+    assert len(draft.written(net, rows, together=3, deadline=0.0)) == 3, "some, though the time is out"
     before = draft.foretold(draft.first(net, 1), rows, words)
-    student, log = draft.taught(net, 1, rows, words, options)
+    student, log = draft.taught(net, 1, rows, words, options, float("inf"))
     assert draft.foretold(student.merge_and_unload(), rows, words) > before + 30 and log["steps"] == 60
 
 
@@ -107,5 +108,8 @@ def test_a_run_teaches_and_another_measures(monkeypatch, tmp_path):
     assert len(result["tried"]) == 12 and str(tmp_path) not in result["command"]
     assert all(row["same_text"] == row["n"] == 2 for row in result["rows"] + result["tried"])
     assert result["rows"][0]["passes_per_token"] == result["rows"][3]["passes_per_token"] == 1.0
+    assert draft.main(["--exits", *given[2:], "--output-dir", str(tmp_path / "plain")]) == 0
+    result = json.loads((tmp_path / "plain/draft-smollm2-135m.json").read_text())
+    assert [row["way"] for row in result["rows"]] == ["generate", "lookup", "plain", "before"]
     with pytest.raises(FileNotFoundError, match="holds no drafter-3"):
         draft.main([*given, "--exits", "3", "--output-dir", str(tmp_path)])

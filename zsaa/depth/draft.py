@@ -38,10 +38,13 @@ RANKS = 192  # of the adapters, times the layers that draft: as much to learn fo
 SAID = 8192  # tokens that a draft may have: the head of all takes more time than three layers
 
 
-def written(model: nn.Module, rows: Tensor, together: int = 1024) -> Tensor:
-    """int64 [rows, 2 x tokens]: `rows`, and what the model says greedily behind each, as many tokens."""
+def written(model: nn.Module, rows: Tensor, together: int = 1024, deadline: float = float("inf")) -> Tensor:
+    """int64 [rows, 2 x tokens]: `rows`, and what the model says greedily behind each, as many tokens. Those that come
+    after `deadline` (seconds since 1970) are left out."""
     device, width, found = next(model.parameters()).device, rows.shape[1], []
     for start in range(0, len(rows), together):
+        if found and time.time() > deadline:
+            break
         ids = rows[start : start + together].to(device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             found.append(model.generate(
@@ -75,7 +78,9 @@ def adapted(less: nn.Module, depth: int) -> nn.Module:
     return get_peft_model(less, config)
 
 
-def taught(model: nn.Module, depth: int, rows: Tensor, words: Tensor, options: argparse.Namespace) -> tuple:
+def taught(
+    model: nn.Module, depth: int, rows: Tensor, words: Tensor, options: argparse.Namespace, deadline: float
+) -> tuple:
     """(the first `depth` layers with adapters that go on as `rows` do in their second halves, log)."""
     student = adapted(first(model, depth), depth)
     decoder, half = find_decoder(student)[0], rows.shape[1] // 2
@@ -89,7 +94,7 @@ def taught(model: nn.Module, depth: int, rows: Tensor, words: Tensor, options: a
         said = F.linear(states, head.to(states.dtype)).flatten(0, 1).float()
         return F.cross_entropy(said, number[ids[:, half:]].flatten(), ignore_index=-100)
 
-    log = learn(student, rows, options.steps, loss, options.rate, options.batch, options.deadline)
+    log = learn(student, rows, options.steps, loss, options.rate, options.batch, deadline)
     return student, log
 
 
@@ -106,13 +111,19 @@ def foretold(drafter: nn.Module, rows: Tensor, words: Tensor) -> float:
 
 def school(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> Iterator[dict]:
     """Teach a drafter for each of `exits`, and leave it in the output folder; each time, what is known so far."""
-    rows = written(model, pieces(tokenizer, data.train, PROMPT)[: options.written])
+    pages = pieces(tokenizer, data.train, PROMPT)[: options.written]
+    started, left = (
+        time.time(),
+        options.deadline - time.time(),
+    )  # a third to write in, an equal part of the rest for each
+    rows = written(model, pages, deadline=started + left / 3)
     held = written(model, prompts_of(data, tokenizer, min(256, options.written), seed=1))
     counts = torch.bincount(rows[:, PROMPT:].flatten(), minlength=model.config.vocab_size)
     words = counts.argsort(descending=True, stable=True)[: options.said].sort().values
     found = {"written": len(rows), "said_share": round(100 * float(counts[words].sum() / counts.sum()), 2), "exits": []}
-    for depth in options.exits:
-        student, log = taught(model, depth, rows, words, options)
+    for number, depth in enumerate(options.exits, 1):
+        until = started + left * (1 / 3 + 2 / 3 * number / len(options.exits))
+        student, log = taught(model, depth, rows, words, options, until)
         folder = Path(options.output_dir) / f"drafter-{depth}"
         halves = {name: value.half() for name, value in student.state_dict().items()}
         student.save_pretrained(folder, state_dict=halves, save_embedding_layers=False)
@@ -261,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.depth.draft", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="as in zsaa.models.load_model")
-    add("--exits", type=int, nargs="+", default=[3, 6], help="layers that draft")
+    add("--exits", type=int, nargs="*", default=[3, 6], help="layers that draft; none: time what needs no teaching")
     add("--steps", type=int, default=3000, help="of teaching each")
     add("--written", type=int, default=32768, help="pieces of reviews that the model continues, to teach by")
     add("--said", type=int, default=SAID, help="tokens that drafts may have: those that it writes most often")
@@ -282,13 +293,14 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer = load_model(options.model, device=options.device)
     model.eval().requires_grad_(False)
     model.generation_config.eos_token_id = None  # texts are of one length, and the likeliest token is always taken
-    data = load_corpus(options.corpus, train=0 if options.drafters else None)
+    timing = bool(options.drafters) or not options.exits
+    data = load_corpus(options.corpus, train=0 if timing else None)
     for name in ("--drafters", "--output-dir", "--deadline"):  # of one machine
         if name in given:
             at = given.index(name)
             del given[at + 1 if name == "--drafters" else at : at + 2]
-    name = options.name or ("draft" if options.drafters else "drafters")
-    for found in (measure if options.drafters else school)(options, model, tokenizer, data):
+    name = options.name or ("draft" if timing else "drafters")
+    for found in (measure if timing else school)(options, model, tokenizer, data):
         write_json(Path(options.output_dir) / f"{name}-{Path(options.model).name}.json", {
             "name": f"{name}-{Path(options.model).name}", "kind": "drafting",
             "command": " ".join(["python -m zsaa.depth.draft", *given]), "model": {"name": Path(options.model).name},
