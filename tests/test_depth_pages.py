@@ -18,6 +18,8 @@ def tables():
     yield "budgets", exits.budgets_table()
     if len(joint := exits.joint_table()):
         yield "joint", joint
+        yield "rivals", exits.rivals_table()
+        yield "losses", exits.losses_table()
     more = {
         "exam": healed.exam_table, "combined": healed.combined_table, "scores": healed.scores_table,
         "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both.table,
