@@ -9,6 +9,7 @@ from torch import nn
 
 from zsaa.data.corpora import Corpus
 from zsaa.depth import combined
+from zsaa.kit.labels import method_of
 
 WORDS = [f"w{3 + (7 * i) % 94}" for i in range(6000)]
 
@@ -46,6 +47,7 @@ def test_the_table_has_every_cell(monkeypatch, tmp_path):
     cells = {(row["storage"], row["pruning"]): row for row in result["rows"]}
     assert set(cells) == {(s, p) for s in ("float32", "bfloat16") for p in ("all layers", "1 layers fewer")}
     assert cells["float32", "all layers"]["ratio"] == 1.0 and cells["float32", "1 layers fewer"]["layers"] == 3
+    assert method_of(result, cells["float32", "all layers"]) == "float32, all layers"
     assert 0.9 < cells["bfloat16", "all layers"]["ratio"] < 1.1
     assert cells["float32", "all layers"]["by_tokens"]["2x by tokens"]["ratio"] != 1.0
     assert set(cells["float32", "all layers"]["times"]) == {

@@ -13,6 +13,7 @@ from zsaa.data.corpora import Corpus
 from zsaa.depth import draft
 from zsaa.depth.speculate import Before, Exit, Reader, continued
 from zsaa.fast import graphs
+from zsaa.kit.labels import method_of
 
 WORDS = [f"w{3 + (7 * i) % 94}" for i in range(6000)]
 
@@ -105,6 +106,7 @@ def test_a_run_teaches_and_another_measures(monkeypatch, tmp_path):
     assert draft.main([*given, *there]) == 0
     result = json.loads((tmp_path / "draft-smollm2-135m.json").read_text())
     assert [row["way"] for row in result["rows"]] == ["generate", "lookup", "assisted", "plain", "before", "exit"]
+    assert [method_of(result, row) for row in result["rows"]][:2] == ["stock", "drafts, lookup"]
     assert len(result["tried"]) == 12 and str(tmp_path) not in result["command"]
     assert all(row["same_text"] == row["n"] == 2 for row in result["rows"] + result["tried"])
     assert result["rows"][0]["passes_per_token"] == result["rows"][3]["passes_per_token"] == 1.0
