@@ -207,13 +207,14 @@ def test_the_environment_chooses(monkeypatch):
         dispatch.backends()
 
 
-@pytest.mark.parametrize("storage", ["float32", "nf4"])
-def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
+@pytest.mark.parametrize(("storage", "how"), [("float32", "eager"), ("nf4", "sdpa")])
+def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage, how):
     if storage == "nf4":
         pytest.importorskip("bitsandbytes")
     code, record = run(
-        tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2"
-    )
+        tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2",
+        "--attention", how,
+    )  # fmt: skip
     assert (code, record["kind"], "bitsandbytes" in record) == (0, "footprint", storage == "nf4")
     rows = record["rows"]
     assert [(r["control"], r["target"]) for r in rows] == [
@@ -222,6 +223,7 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
     assert [r["alpha"] for r in rows if r["control"] == "printed"] == [0.99, 0.98, 0.97]
     assert rows[-1]["kv_bytes"] == rows[0]["kv_bytes"] and rows[-1]["alpha"] < 1
     for row in rows:
+        assert row["attention"] == how
         if row["control"] == "alpha":
             assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.02)
         entering = [200, *zsaa.kept_counts(200, row["alpha"], 3)[:-1]]
@@ -232,10 +234,10 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
 def test_a_footprint_that_does_not_fit_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
     build = bench.build
 
-    def small(name, tokens, device, dtype, storage="float16"):
+    def small(name, tokens, device, dtype, storage="float16", **others):
         if storage == "float16":
             raise torch.OutOfMemoryError
-        return build(name, tokens, device, dtype, storage)
+        return build(name, tokens, device, dtype, storage, **others)
 
     monkeypatch.setattr(bench.memory, "build", small)
     monkeypatch.setattr(

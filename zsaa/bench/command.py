@@ -87,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
                         help="ttft, question, rivals: of the MACs; alpha is solved for them")  # fmt: skip
     made.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
                         help="footprint: of the weights; prefill, profile: nf4, or as --dtype says")  # fmt: skip
+    made.add_argument("--attention", choices=("sdpa", "eager"), help="footprint: of the stock model (default: sdpa, "
+                      "and eager where transformers has no other)")  # fmt: skip
     made.add_argument("--new", type=int, default=32, help="decode, generate: tokens to generate")
     made.add_argument("--compiled", action="store_true", help="generate: stock compiled, too (on a GPU; takes minutes)")
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
