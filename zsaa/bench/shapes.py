@@ -41,7 +41,13 @@ def config_of(name: str, tokens: int):
 
 
 def build(
-    name: str, tokens: int, device, dtype, storage: str | None = None, head: str = "causal-lm", attention: str | None = None
+    name: str,
+    tokens: int,
+    device,
+    dtype,
+    storage: str | None = None,
+    head: str = "causal-lm",
+    attention: str | None = None,
 ) -> nn.Module:
     """A model of that shape with random weights, made on the device, in eval mode, with the dial on.
 
