@@ -126,7 +126,7 @@ def test_the_page_shows_the_tables_as_they_come_out():
 
 
 def test_the_readme_s_first_finding_is_in_the_tables():
-    accuracies, ahead = (table.set_index(table.columns[0]) for table in films.tables()[:2])
+    accuracies, ahead = (table.set_index(table.columns[0]) for table in (films.accuracies_table(), films.ahead_table()))
     finding = (RESULTS.parent / "README.md").read_text(encoding="utf-8").split("## Five findings")[1].split("\n- ")[1]
     at_3x = accuracies.loc["the dial (5 seeds)", "3x"].split()[0]
     lead = ahead.loc["first layers, distilled by a better teacher (5 seeds)", "3x"].strip("+*")
