@@ -149,6 +149,8 @@ def bench_replicas(args, device, dtype) -> dict:
                 rows.append({"model": name, "copies": copies, "batch": batch, "tokens": tokens, "alpha": alpha,
                              "alone_per_second": round(sums[0] / copies, 3), "together_per_second": round(sums[1], 3),
                              "efficiency": round(sums[1] / sums[0], 3)})  # fmt: skip
+                if number == 0:
+                    args.keep({"rows": rows})
     if number == 0:
         print_rows(rows, " ".join(rows[0]))
     return {"rows": rows}
