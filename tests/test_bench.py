@@ -158,7 +158,7 @@ def test_recorded_prefills_are_timed_beside_plain_ones(tmp_path, monkeypatch):
     code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
     stock, pruned = record["rows"]
     assert (code, stock["capture_ms"], stock["graph_bytes"]) == (0, None, None)
-    assert pruned["graph_bytes"] == 1000 + 40 * 8
+    assert pruned["graph_bytes"] == pruned["recorded_bytes"] == 1000 + 40 * 8
     assert pruned["capture_ms"] > 0
     assert stock["by_kernel_ms"] == stock["latency_ms"]
     assert pruned["by_kernel_ms"] != pruned["latency_ms"]

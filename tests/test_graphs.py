@@ -94,8 +94,10 @@ def test_a_model_that_overflows_is_recorded_like_any_other(stand_in):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
+@pytest.mark.parametrize("large", [0, graphs.LARGE])
 @torch.no_grad()
-def test_a_replay_equals_the_pass_that_it_replaces(stand_in, family, lengths, padding):
+def test_a_replay_equals_the_pass_that_it_replaces(stand_in, monkeypatch, family, lengths, padding, large):
+    monkeypatch.setattr(graphs, "LARGE", large)
     model, plain = model_of(family, graphs=True), model_of(family, graphs=False)
     for seed in range(2):
         ids, mask, positions = tiny.tokens(lengths, seed, padding)
@@ -530,8 +532,10 @@ def half_precision(family, alpha=0.7, mode=True):
 @on_gpu
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(("lengths", "padding"), [*BATCHES, ([200, 200], "right")], ids=str)
+@pytest.mark.parametrize("large", [0, graphs.LARGE])
 @torch.inference_mode()
-def test_real_graphs_replay_bit_for_bit(family, lengths, padding):
+def test_real_graphs_replay_bit_for_bit(monkeypatch, family, lengths, padding, large):
+    monkeypatch.setattr(graphs, "LARGE", large)
     model, plain = half_precision(family), half_precision(family, mode=False)
     for seed in range(3):
         ids, mask, positions = (x.cuda() for x in tiny.tokens(lengths, seed, padding))
@@ -562,6 +566,20 @@ def test_real_graphs_on_several_streams_and_settings():
     for alpha, i, tensors in results:
         with zsaa.at(plain, alpha):
             same(tensors, everything(plain(batches[i])))
+
+
+@on_gpu
+@torch.inference_mode()
+def test_real_graphs_take_turns_in_one_memory():
+    from zsaa.bench.shapes import build
+
+    model = zsaa.enable(build("smollm2-135m", 512, "cuda", torch.float16), graphs=True)
+    ids = torch.randint(0, 49152, (32, 512), device="cuda")
+    for alpha in (0.9, 0.8, 0.7, 0.5):
+        with zsaa.at(model, alpha):
+            model(ids)
+    first, *others = (g["bytes"] - ids.nbytes for g in zsaa.captured(model)["graphs"])
+    assert first > 100e6 and sum(others) < 0.1 * first  # where one held its cache, the next would need its own
 
 
 @on_gpu

@@ -27,7 +27,7 @@ from zsaa.cache import pruned_cache
 from zsaa.depth.stop import Stop
 from zsaa.fast import dispatch
 from zsaa.fast import state as states
-from zsaa.fast.packing import Packing, alike
+from zsaa.fast.packing import Packing, alike, settle, unheld
 from zsaa.fast.recorder import Recorder
 from zsaa.fast.state import State
 from zsaa.fast.steps import Steps
@@ -38,11 +38,14 @@ from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of ear
 LIMIT = 16  # recordings per model
 MEMORY = 0.1  # share of the GPU's memory that they may hold together; what is over it runs without
 DEVICES = ("cuda",)
+# Keys and values of so many bytes lie together, so that what a pass needs for a while finds room in one piece beside
+# them. A copy in each layer: smaller ones stay where they come to lie.
+LARGE = 64 << 20
 
 
 class CudaGraph:
-    """One recorded run. The recordings of a model share a memory pool: they never run at the same time, and what they
-    leave is copied out at once."""
+    """One recorded run. The recordings of a model share a memory pool, and each may use all of it: they never run at
+    the same time, and what they leave is copied out at once."""
 
     def __init__(self, device: torch.device, pool: list):
         self.device, self.pool, self.graph = device, pool, torch.cuda.CUDAGraph()
@@ -220,8 +223,10 @@ class Graphs(Recorder):
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
             given = {name: x.clone() for name, x in step.given.tensors().items()}
 
-            def run():
+            def run(like: list[Tensor] | None = None):
                 cache = pruned_cache(None, layers) if cached else None
+                if like:
+                    settle(cache.layers, like, request.device)
                 again = Prefill(request, plan, Given(**given), step.scorer)
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
@@ -229,11 +234,12 @@ class Graphs(Recorder):
                     tensors += [layer.keys, layer.values, layer.columns]
                 return output, tensors
 
-            if self.seen[key] < 2:
-                run()  # what is compiled, planned or allocated at the first use is so before recording
+            # What is compiled, planned or allocated at the first use is so before recording.
+            like = [torch.empty_like(x, device="meta") for x in run()[1][1:] if x.dim() == 4]  # keys and values
+            large = sum(x.nbytes for x in like) >= LARGE
             started = time.perf_counter()
             graph = self.new(request.device)
-            (output, tensors), nbytes = graph.record(run)
+            (output, tensors), nbytes = graph.record(functools.partial(run, like if large else None))
             # A recording is only as good as its replay: it must give what the pass itself gives for another input.
             for name in ("input_ids", "inputs_embeds"):
                 if name in inputs:
@@ -250,6 +256,9 @@ class Graphs(Recorder):
             return None
         with torch.inference_mode(False), torch.no_grad():
             packing = Packing(tensors)
+            # Their memory is the pool's, which the graph holds. The next recording may use it: replays take turns, and
+            # what one leaves is copied out before the next.
+            packing.tensors = [unheld(x) for x in tensors]
         elapsed = 1000 * (time.perf_counter() - started)
         facts = (cached, type(output), tuple(output.keys()), graph, nbytes, elapsed, self.calls)
         return Recording(request, plan, state, inputs, packing, *facts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from zsaa.cache import PrunedLayer
 from zsaa.fast import dispatch
 
 LIMIT = 64 << 20  # bytes that share memory: what is handed out is freed when all that it shares memory with is
@@ -16,6 +18,41 @@ ALIGNED = 64  # words of 8 bytes: as PyTorch aligns tensors of their own
 def alike(a: Tensor, b: Tensor) -> bool:
     """Are a and b, of one shape, equal? NaN equals itself: a model that overflows is none of ours to find."""
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def unheld(x: Tensor) -> Tensor:
+    """x's memory, in a tensor that does not hold it: whoever does decides how long it is there."""
+    make = getattr(torch._C, "_construct_storage_from_data_pointer", None)
+    if make is None:  # not public
+        return x
+    held = x.untyped_storage()
+    bare = make(held.data_ptr(), x.device, held.nbytes())
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(bare, x.storage_offset(), x.shape, x.stride())
+
+
+class Placed(PrunedLayer):
+    """A layer whose keys and values are put into tensors that are there already."""
+
+    place: list[Tensor]
+
+    def extend(self, keys: Tensor, values: Tensor, *rest):
+        torch._foreach_copy_(self.place, [keys, values])
+        return super().extend(*self.place, *rest)
+
+
+def settle(layers: Sequence[PrunedLayer], like: list[Tensor], device: torch.device) -> None:
+    """Let empty layers put their keys and values into one piece of memory: dense, of the shapes of `like`, two each."""
+    words, parts = _layout(like)
+    views = _views(torch.empty(words, dtype=torch.int64, device=device), parts)
+    for layer, *place in zip(layers, views[::2], views[1::2], strict=True):
+        layer.__class__ = Placed
+        layer.place = place
+
+
+def _views(flat: Tensor, parts: list[tuple]) -> list[Tensor]:
+    """What _layout says, of int64 [words]."""
+    typed = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
+    return [typed[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
 
 
 class Packing:
@@ -54,8 +91,7 @@ class Packing:
         copies = []
         for pack, (words, parts) in zip(self.packs or [None] * len(self.layouts), self.layouts):
             flat = pack() if pack else torch.empty(words, dtype=torch.int64, device=self.tensors[0].device)
-            views = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
-            copies += [views[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
+            copies += _views(flat, parts)
         if not self.packs:
             torch._foreach_copy_(copies, self.tensors)
         return copies
