@@ -1,6 +1,7 @@
 """The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from zsaa import bench
 from zsaa.bench.device import roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
+from zsaa.measure import alternate
 from zsaa.rule import Rule
 
 
@@ -56,6 +58,14 @@ def test_prefill_reports_against_stock_and_the_roofline(tmp_path):
     # keys and values, 2 heads of 16, float32: 40 tokens enter every layer of the stock model, 40, 20, 10 of the other
     assert stock["kv_bytes"] == 2 * 2 * 16 * 4 * 3 * 40
     assert pruned["kv_bytes"] == 2 * 2 * 16 * 4 * (40 + 20 + 10)
+
+
+def test_where_others_share_the_cores_the_process_s_own_time_counts(tmp_path):
+    given = ("prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--process-time")
+    code, record = run(tmp_path, *given)
+    assert (code, record["clock"]) == (0, "process") and all(row["latency_ms"] > 0 for row in record["rows"])
+    own, wall = (alternate({"asleep": lambda: time.sleep(0.1)}, 3, clock=c) for c in (time.process_time, None))
+    assert own["asleep"]["latency_ms"] < 50 < wall["asleep"]["latency_ms"]
 
 
 def test_decode_leaves_the_caches_as_they_were(tmp_path):
