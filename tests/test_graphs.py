@@ -94,10 +94,8 @@ def test_a_model_that_overflows_is_recorded_like_any_other(stand_in):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(("lengths", "padding"), BATCHES, ids=str)
-@pytest.mark.parametrize("large", [0, graphs.LARGE])
 @torch.no_grad()
-def test_a_replay_equals_the_pass_that_it_replaces(stand_in, monkeypatch, family, lengths, padding, large):
-    monkeypatch.setattr(graphs, "LARGE", large)
+def test_a_replay_equals_the_pass_that_it_replaces(stand_in, family, lengths, padding):
     model, plain = model_of(family, graphs=True), model_of(family, graphs=False)
     for seed in range(2):
         ids, mask, positions = tiny.tokens(lengths, seed, padding)
@@ -532,10 +530,8 @@ def half_precision(family, alpha=0.7, mode=True):
 @on_gpu
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(("lengths", "padding"), [*BATCHES, ([200, 200], "right")], ids=str)
-@pytest.mark.parametrize("large", [0, graphs.LARGE])
 @torch.inference_mode()
-def test_real_graphs_replay_bit_for_bit(monkeypatch, family, lengths, padding, large):
-    monkeypatch.setattr(graphs, "LARGE", large)
+def test_real_graphs_replay_bit_for_bit(family, lengths, padding):
     model, plain = half_precision(family), half_precision(family, mode=False)
     for seed in range(3):
         ids, mask, positions = (x.cuda() for x in tiny.tokens(lengths, seed, padding))

@@ -27,7 +27,7 @@ from zsaa.cache import pruned_cache
 from zsaa.depth.stop import Stop
 from zsaa.fast import dispatch
 from zsaa.fast import state as states
-from zsaa.fast.packing import Packing, alike, settle, unheld
+from zsaa.fast.packing import Packing, alike, unheld
 from zsaa.fast.recorder import Recorder
 from zsaa.fast.state import State
 from zsaa.fast.steps import Steps
@@ -38,9 +38,6 @@ from zsaa.subclass import empty, saving, subclass  # noqa: F401 - pickles of ear
 LIMIT = 16  # recordings per model
 MEMORY = 0.1  # share of the GPU's memory that they may hold together; what is over it runs without
 DEVICES = ("cuda",)
-# Keys and values of so many bytes lie together, so that what a pass needs for a while finds room in one piece beside
-# them. A copy in each layer: smaller ones stay where they come to lie.
-LARGE = 64 << 20
 
 
 class CudaGraph:
@@ -223,10 +220,8 @@ class Graphs(Recorder):
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
             given = {name: x.clone() for name, x in step.given.tensors().items()}
 
-            def run(like: list[Tensor] | None = None):
+            def run():
                 cache = pruned_cache(None, layers) if cached else None
-                if like:
-                    settle(cache.layers, like, request.device)
                 again = Prefill(request, plan, Given(**given), step.scorer)
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
@@ -234,12 +229,11 @@ class Graphs(Recorder):
                     tensors += [layer.keys, layer.values, layer.columns]
                 return output, tensors
 
-            # What is compiled, planned or allocated at the first use is so before recording.
-            like = [torch.empty_like(x, device="meta") for x in run()[1][1:] if x.dim() == 4]  # keys and values
-            large = sum(x.nbytes for x in like) >= LARGE
+            if self.seen[key] < 2:
+                run()  # what is compiled, planned or allocated at the first use is so before recording
             started = time.perf_counter()
             graph = self.new(request.device)
-            (output, tensors), nbytes = graph.record(functools.partial(run, like if large else None))
+            (output, tensors), nbytes = graph.record(run)
             # A recording is only as good as its replay: it must give what the pass itself gives for another input.
             for name in ("input_ids", "inputs_embeds"):
                 if name in inputs:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from zsaa.cache import PrunedLayer
 from zsaa.fast import dispatch
 
 LIMIT = 64 << 20  # bytes that share memory: what is handed out is freed when all that it shares memory with is
@@ -28,31 +26,6 @@ def unheld(x: Tensor) -> Tensor:
     held = x.untyped_storage()
     bare = make(held.data_ptr(), x.device, held.nbytes())
     return torch.empty(0, dtype=x.dtype, device=x.device).set_(bare, x.storage_offset(), x.shape, x.stride())
-
-
-class Placed(PrunedLayer):
-    """A layer whose keys and values are put into tensors that are there already."""
-
-    place: list[Tensor]
-
-    def extend(self, keys: Tensor, values: Tensor, *rest):
-        torch._foreach_copy_(self.place, [keys, values])
-        return super().extend(*self.place, *rest)
-
-
-def settle(layers: Sequence[PrunedLayer], like: list[Tensor], device: torch.device) -> None:
-    """Let empty layers put their keys and values into one piece of memory: dense, of the shapes of `like`, two each."""
-    words, parts = _layout(like)
-    views = _views(torch.empty(words, dtype=torch.int64, device=device), parts)
-    for layer, *place in zip(layers, views[::2], views[1::2], strict=True):
-        layer.__class__ = Placed
-        layer.place = place
-
-
-def _views(flat: Tensor, parts: list[tuple]) -> list[Tensor]:
-    """What _layout says, of int64 [words]."""
-    typed = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
-    return [typed[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
 
 
 class Packing:
@@ -91,7 +64,8 @@ class Packing:
         copies = []
         for pack, (words, parts) in zip(self.packs or [None] * len(self.layouts), self.layouts):
             flat = pack() if pack else torch.empty(words, dtype=torch.int64, device=self.tensors[0].device)
-            copies += _views(flat, parts)
+            views = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
+            copies += [views[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
         if not self.packs:
             torch._foreach_copy_(copies, self.tensors)
         return copies
