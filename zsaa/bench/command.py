@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     made.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
     made.add_argument("--process-time", action="store_true",
-                      help="prefill, on a CPU that others share: time that the process itself has had")  # fmt: skip
+                      help="prefill, rivals, on a CPU that others share: time that the process itself has had")  # fmt: skip
     made.add_argument("--backend", choices=dispatch.NAMES, default="auto")
     without = "pruned passes without fused norms and activations, which stock models do not have"
     made.add_argument("--no-fused", action="store_true", help=without)
@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         del given[given.index("--output") : given.index("--output") + 2]
     command = "python -m zsaa.bench " + shlex.join(given)
     args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
+    args.clock = time.process_time if args.process_time else None
     started = time.perf_counter()
 
     def write(result: dict, **spent) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from dataclasses import asdict
 
 import torch
@@ -106,8 +105,7 @@ def bench_prefill(args, device, dtype, alphas_of=_given) -> dict:
         recorded = {g["alphas"][0]: g for g in captured["graphs"] if g["lengths"] == [tokens] * batch}
         plain = {key: functools.partial(by_kernel, model, ids, a) for key, a in alphas.items() if a in recorded}
         runs |= {f"{key} by kernel": run for key, run in plain.items()}
-        clock = time.process_time if args.process_time else None
-        times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds, clock=clock)
+        times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds, clock=args.clock)
         ideals = {k: roofline_ms(config, batch, tokens, a, rule, dtype.itemsize, rates) for k, a in alphas.items()}
         for key, alpha in alphas.items():
             predicted = cached_bytes(config, tokens, alpha, rule, batch, dtype.itemsize)
