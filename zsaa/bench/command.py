@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     made.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
     made.add_argument("--process-time", action="store_true",
-                      help="prefill, rivals, on a CPU that others share: time that the process itself has had")  # fmt: skip
+                      help="prefill, rivals, on a CPU that others share: time that the process has had")  # fmt: skip
     made.add_argument("--backend", choices=dispatch.NAMES, default="auto")
     without = "pruned passes without fused norms and activations, which stock models do not have"
     made.add_argument("--no-fused", action="store_true", help=without)
