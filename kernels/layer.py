@@ -73,11 +73,11 @@ def _silu_mul_kernel(gate, up, out, count, BLOCK: tl.constexpr):
     tl.store(out + index, (g / (1.0 + tl.exp(-g)) * u).to(out.dtype.element_ty), mask=mask)
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, in float32 and rounded once; both contiguous and of one shape."""
+def silu_mul(gate: Tensor, up: Tensor, inplace: bool = False) -> Tensor:
+    """silu(gate) * up, in float32 and rounded once; both contiguous and of one shape. inplace: in gate's memory."""
     if not (gate.is_contiguous() and up.is_contiguous() and gate.shape == up.shape):
         raise ValueError("gate and up must be contiguous and of one shape; call .contiguous() on them.")
-    out, count, block = torch.empty_like(gate), gate.numel(), 2048
+    out, count, block = gate if inplace else torch.empty_like(gate), gate.numel(), 2048
     with _on(gate):
         _silu_mul_kernel[(triton.cdiv(count, block),)](gate, up, out, count, BLOCK=block, num_warps=4)
     return out

@@ -1,6 +1,7 @@
 """The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from zsaa import bench
 from zsaa.bench.device import roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
+from zsaa.measure import alternate
 from zsaa.rule import Rule
 
 
@@ -56,6 +58,14 @@ def test_prefill_reports_against_stock_and_the_roofline(tmp_path):
     # keys and values, 2 heads of 16, float32: 40 tokens enter every layer of the stock model, 40, 20, 10 of the other
     assert stock["kv_bytes"] == 2 * 2 * 16 * 4 * 3 * 40
     assert pruned["kv_bytes"] == 2 * 2 * 16 * 4 * (40 + 20 + 10)
+
+
+def test_where_others_share_the_cores_the_process_s_own_time_counts(tmp_path):
+    given = ("prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--process-time")
+    code, record = run(tmp_path, *given)
+    assert (code, record["clock"]) == (0, "process") and all(row["latency_ms"] > 0 for row in record["rows"])
+    own, wall = (alternate({"asleep": lambda: time.sleep(0.1)}, 3, clock=c) for c in (time.process_time, None))
+    assert own["asleep"]["latency_ms"] < 50 < wall["asleep"]["latency_ms"]
 
 
 def test_decode_leaves_the_caches_as_they_were(tmp_path):
@@ -158,7 +168,7 @@ def test_recorded_prefills_are_timed_beside_plain_ones(tmp_path, monkeypatch):
     code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
     stock, pruned = record["rows"]
     assert (code, stock["capture_ms"], stock["graph_bytes"]) == (0, None, None)
-    assert pruned["graph_bytes"] == 1000 + 40 * 8
+    assert pruned["graph_bytes"] == pruned["recorded_bytes"] == 1000 + 40 * 8
     assert pruned["capture_ms"] > 0
     assert stock["by_kernel_ms"] == stock["latency_ms"]
     assert pruned["by_kernel_ms"] != pruned["latency_ms"]
@@ -207,13 +217,14 @@ def test_the_environment_chooses(monkeypatch):
         dispatch.backends()
 
 
-@pytest.mark.parametrize("storage", ["float32", "nf4"])
-def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
+@pytest.mark.parametrize(("storage", "how"), [("float32", "eager"), ("nf4", "sdpa")])
+def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage, how):
     if storage == "nf4":
         pytest.importorskip("bitsandbytes")
     code, record = run(
-        tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2"
-    )
+        tmp_path, "footprint", "--model", "tiny", "--tokens", "200", "--storage", storage, "--batch", "2",
+        "--attention", how,
+    )  # fmt: skip
     assert (code, record["kind"], "bitsandbytes" in record) == (0, "footprint", storage == "nf4")
     rows = record["rows"]
     assert [(r["control"], r["target"]) for r in rows] == [
@@ -222,6 +233,7 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
     assert [r["alpha"] for r in rows if r["control"] == "printed"] == [0.99, 0.98, 0.97]
     assert rows[-1]["kv_bytes"] == rows[0]["kv_bytes"] and rows[-1]["alpha"] < 1
     for row in rows:
+        assert row["attention"] == how
         if row["control"] == "alpha":
             assert row["mac_reduction"] == pytest.approx(row["target"], rel=0.02)
         entering = [200, *zsaa.kept_counts(200, row["alpha"], 3)[:-1]]
@@ -232,10 +244,10 @@ def test_footprint_at_printed_and_at_solved_alphas(tmp_path, storage):
 def test_a_footprint_that_does_not_fit_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
     build = bench.build
 
-    def small(name, tokens, device, dtype, storage="float16"):
+    def small(name, tokens, device, dtype, storage="float16", **others):
         if storage == "float16":
             raise torch.OutOfMemoryError
-        return build(name, tokens, device, dtype, storage)
+        return build(name, tokens, device, dtype, storage, **others)
 
     monkeypatch.setattr(bench.memory, "build", small)
     monkeypatch.setattr(

@@ -9,27 +9,34 @@ from zsaa.fast import attention, dispatch
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("long", [70, 1000])
+@pytest.mark.parametrize("wide", [1, 30])
 @torch.no_grad()
-def test_attention_in_one_piece_of_memory_is_the_plain_one(monkeypatch, ragged, window):
-    """Of several blocks, beside float64 in zsaa.attention's own way; without sums, by PyTorch's attention, too."""
-    monkeypatch.setattr(attention, "ONE_PIECE", 1)
-    monkeypatch.setattr(attention, "LONG", 70)
+def test_attention_in_one_piece_of_memory_is_the_plain_one(monkeypatch, ragged, window, long, wide):
+    """Of several blocks, beside float64 in zsaa.attention's own way; without sums, by PyTorch's attention, too; logits
+    so `wide` that their exponents leave float32."""
+    for name in ("ONE_PIECE", "FEW"):
+        monkeypatch.setattr(attention, name, 1)
+    monkeypatch.setattr(attention, "LONG", long)
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 6, 75, 16), *torch.randn(2, 2, 2, 75, 16)
+    q, k, v = wide * torch.randn(2, 6, 75, 16), *torch.randn(2, 2, 2, 75, 16)
     positions = torch.arange(75).mul(2).expand(2, -1)
     real = positions < torch.tensor([[150], [80]]) if ragged else None
     rows = Rows(73, None if real is None else real[:, :73], positions[:, :73], window)
-    took, one_piece = [], attention._in_one_piece
+    took, one_piece, over_own, far = [], attention._in_one_piece, attention._over_own, []
+    monkeypatch.setattr(attention, "_over_own", lambda *args: far.append(over_own(*args)) or far[-1])
     monkeypatch.setattr(attention, "_in_one_piece", lambda *args: took.append(1) or one_piece(*args))
     seen = slice(None) if real is None else real[:, :73][:, None, :, None].expand(2, 6, 73, 16)
+    near = {"rtol": 1e-5, "atol": 1e-6} if wide == 1 else {"rtol": 1e-3, "atol": 1e-4}
     for score in (True, False):
         output, sums = attend_and_score(q, k, v, scale=0.25, rows=rows, score=score)
         exact = attend_and_score(q.double(), k.double(), v.double(), scale=0.25, rows=rows, score=score)
-        torch.testing.assert_close(output[seen].double(), exact[0][seen], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(output[seen].double(), exact[0][seen], **near)
         assert (sums is None) == (not score)
         if score:
-            torch.testing.assert_close(sums.double(), exact[1], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(sums.double(), exact[1], **near)
     assert len(took) == 2
+    assert [done is None for done in far] == ([] if long > 75 else [wide > 1] * (1 if window is None else 2))
     dispatch.use_backend("torch")
     try:
         attend_and_score(q, k, v, scale=0.25, rows=rows)

@@ -232,7 +232,7 @@ def test_provenance_is_complete():
     p = measure.provenance(seed=3, eval_samples=5)
     assert p["seed"] == 3 and p["eval_samples"] == 5
     assert measure.provenance(torch.device("cpu"))["hardware"]["device"] == "cpu"
-    assert p["versions"]["torch"] == torch.__version__
+    assert p["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # some builds add a name to one
     assert {"device", "cpu", "cores", "threads", "memory_gib"} == set(p["hardware"])
     json.dumps(p, allow_nan=False)
 

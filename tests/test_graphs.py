@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa.fast import dispatch, graphs, plans, state
+from zsaa.fast import dispatch, graphs, plans, recorder, state
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -465,7 +465,7 @@ def test_what_cannot_be_recorded_runs_as_before_and_says_so_once(stand_in, monke
 
 @torch.no_grad()
 def test_memory_is_bounded(stand_in, monkeypatch):
-    monkeypatch.setattr(graphs, "LIMIT", 3)
+    monkeypatch.setattr(graphs.Graphs, "limit", 3)
     model = model_of(graphs=True)
     batches = {n: tiny.tokens([n])[0] for n in range(10, 30)}
     for n in (10, 11, 12, 13, 14):  # more than fit: the first three stay
@@ -565,6 +565,20 @@ def test_real_graphs_on_several_streams_and_settings():
 
 
 @on_gpu
+@torch.inference_mode()
+def test_real_graphs_take_turns_in_one_memory():
+    from zsaa.bench.shapes import build
+
+    model = zsaa.enable(build("smollm2-135m", 512, "cuda", torch.float16), graphs=True)
+    ids = torch.randint(0, 49152, (32, 512), device="cuda")
+    for alpha in (0.9, 0.8, 0.7, 0.5):
+        with zsaa.at(model, alpha):
+            model(ids)
+    first, *others = (g["bytes"] - ids.nbytes for g in zsaa.captured(model)["graphs"])
+    assert first > 100e6 and sum(others) < 0.1 * first  # where one held its cache, the next would need its own
+
+
+@on_gpu
 @pytest.mark.parametrize("mode", [True, "auto"])
 @torch.no_grad()
 def test_real_graphs_outlive_an_autocast_block(mode):
@@ -604,12 +618,12 @@ def test_a_real_failure_leaves_the_gpu_usable(monkeypatch):
 
 
 def test_the_number_of_calls_that_are_remembered_is_bounded(monkeypatch):
-    """Of prefills, decoding steps and training passes: each asks `held`."""
-    monkeypatch.setattr(state, "MANY", 8)
+    """Of prefills, decoding steps and training passes."""
+    monkeypatch.setattr(recorder, "MANY", 8)
     made = graphs.Graphs(True)
     for kept in (made, made.steps, made.training):
         for number in range(100):
-            assert state.held(kept.recordings, kept.seen, (number,), None) is None
+            assert kept.find((number,), None, 2, None) is None
             assert kept.seen[(number,)] == 1 and len(kept.seen) <= 9
 
 

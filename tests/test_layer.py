@@ -67,7 +67,9 @@ def test_silu_mul(size, dtype):
     gate, up, _, _ = inputs(size, dtype)
     up = up.contiguous()
     gate.view(-1)[0] = -100  # exp(100) overflows
-    check([kernels.silu_mul(gate, up)], [naive.silu_mul(gate, up)], [naive.silu_mul(gate.double(), up.double())])
+    ours = kernels.silu_mul(gate, up)
+    check([ours], [naive.silu_mul(gate, up)], [naive.silu_mul(gate.double(), up.double())])
+    assert kernels.silu_mul(gate, up, inplace=True) is gate and torch.equal(gate, ours)
 
 
 def test_refusals():
@@ -96,7 +98,7 @@ def test_a_model_through_them_is_the_model(family, monkeypatch):
     dispatch._layers_agree(torch.empty(0, device=DEVICE).device)  # its own calls do not count
     for name in ("add_norm", "silu_mul"):
         stock = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *a, _f=stock, _n=name: calls.append(_n) or _f(*a))
+        monkeypatch.setattr(kernels, name, lambda *a, _f=stock, _n=name, **k: calls.append(_n) or _f(*a, **k))
     if not GPU:
         monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
     monkeypatch.setattr(dispatch, "_chosen", "auto")
@@ -152,6 +154,10 @@ def test_hooks_on_an_activation_and_on_all_modules_run(monkeypatch):
     fused.mlp(module, x)
     handle.remove()
     assert seen == ["activation"]
+    handle = module.gate_proj.register_forward_hook(lambda m, given, out: seen.append((out, out.clone())))
+    fused.mlp(module, x)
+    handle.remove()
+    assert torch.equal(*seen.pop()), "what a hook has seen is not written"
     handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
     try:
         fused.mlp(module, x), fused.add_norm(x, None, norm)

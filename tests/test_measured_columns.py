@@ -149,7 +149,7 @@ def test_the_claims_take_them_up(results):
     said = {c.quote: c for c in claims.claims(found)}
     foot = next(c for quote, c in said.items() if quote.startswith("the GPU memory footprint"))
     assert "Measured (nf4, random weights, prompts of 120 to 200 tokens, cpu)" in foot.evidence
-    assert "Gemma-2-2B-4bit, alphas as printed" in foot.evidence and foot.verdict == "against its own numbers"
+    assert "Gemma-2-2B-4bit (eager), alphas as printed" in foot.evidence and foot.verdict == "against its own numbers"
     first = next(c for quote, c in said.items() if "Time-to-First-Token" in quote)
     assert "gpt2-124m's shape, batch 2 of 60 to 80 tokens" in first.evidence
     for factor, verdict in ((0.9, "borne out"), (0.5, "not borne out")):

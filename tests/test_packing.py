@@ -99,3 +99,14 @@ def test_a_kernel_that_copies_something_else_is_not_used(packing, monkeypatch):
         packed = packing.Packing(tensors)
     assert not packed.packs
     assert all(torch.equal(a, b) for a, b in zip(packed.copies(), tensors))
+
+
+def test_memory_is_seen_by_who_does_not_hold_it():
+    from zsaa.fast.packing import unheld
+
+    held = torch.arange(24.0, device=DEVICE).view(2, 3, 4).transpose(0, 2)[1:]
+    seen = unheld(held)
+    assert (seen.shape, seen.stride(), seen.data_ptr()) == (held.shape, held.stride(), held.data_ptr())
+    held.mul_(2)
+    assert torch.equal(seen, held) and seen.dtype == held.dtype
+    assert seen.untyped_storage()._cdata != held.untyped_storage()._cdata, "a storage of its own"

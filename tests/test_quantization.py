@@ -389,6 +389,12 @@ def test_full_tuning_of_a_quantized_model_is_refused(checkpoints, tmp_path):
         fine_tune(model, tokenizer, samples(), Recipe(), tmp_path, progress=False)
 
 
+trained_on_a_cpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="training takes the GPU: test_qlora_on_a_gpu"
+)  # fmt: skip
+
+
+@trained_on_a_cpu
 @pytest.mark.parametrize(
     ("family", "quantization"), [("llama", "nf4"), pytest.param("gpt2", "int8", marks=pytest.mark.full)]
 )
@@ -424,6 +430,7 @@ def test_qlora_learns_saves_and_loads(family, quantization, checkpoints, tmp_pat
     assert distance(logits[None], want) > 0, "the base is another"
 
 
+@trained_on_a_cpu
 @pytest.mark.parametrize(
     ("family", "quantization"), [pytest.param("llama", "nf4", marks=pytest.mark.full), ("gpt2", "int8")]
 )

@@ -214,6 +214,33 @@ def test_a_model_through_the_kernels_is_the_model(family, lengths, head, monkeyp
         dispatch._without_triton.cache_clear()
 
 
+@pytest.mark.parametrize("lengths", [[40, 40], [40, 23]], ids=str)
+@torch.no_grad()
+def test_more_rows_than_choose_holds_are_moved_all_the_same(lengths, monkeypatch):
+    """Or what leaves each layer would be kept to the end; ragged ones are."""
+    if not GPU:
+        monkeypatch.setattr(base.attention, "_blocks", lambda *args: (32, 32, 4, 2))
+    dispatch._without_triton.cache_clear()
+    monkeypatch.setattr(dispatch, "_chosen", "auto")
+    model = zsaa.enable(tiny.make("llama", dtype=torch.float32), alpha=0.7, tau=3, graphs=False)
+    model = model.to(DEVICE, torch.float16)
+    ids, mask, _ = (x.to(DEVICE) for x in tiny.tokens(lengths))
+    calls = []
+    for name in ("choose", "move"):
+        stock = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, _f=stock, _n=name, **k: calls.append(_n) or _f(*a, **k))
+    try:
+        want = model.model(ids, attention_mask=mask).last_hidden_state
+        assert {*calls} == {"choose", "move"}
+        calls.clear()
+        monkeypatch.setattr(kernels, "CHOOSE_LIMIT", 8)
+        assert torch.equal(model.model(ids, attention_mask=mask).last_hidden_state, want)
+        ragged = len({*lengths}) > 1
+        assert calls == [] if ragged else {*calls} == {"move"}
+    finally:
+        dispatch._without_triton.cache_clear()
+
+
 @pytest.mark.parametrize("lengths", [[18, 18], [18, 9]], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("chosen", ["auto", "torch"])

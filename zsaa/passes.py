@@ -250,6 +250,7 @@ class Prefill:
             else:
                 ragged = self.real[layer] is not None or self.real[layer + 1] is not None
                 kept, _ = select(scores, before, after, width, ragged)
+                places = None if ragged else fast.places(kept, rows.shape[1], like)
                 rows = rows.gather(1, kept)
             self.choice[layer] = kept, places
         self.rows.append(rows)

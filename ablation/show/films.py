@@ -9,6 +9,7 @@ side that has several seeds (`zsaa.measure.stats.over_runs`).
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -136,12 +137,15 @@ def ahead_table(folder: Path = PART):
     return pd.DataFrame(lines)
 
 
+@functools.cache
+def words(part: str) -> np.ndarray:
+    """How many words each review of a part has."""
+    return np.array([len(text.split()) for text in films.side(part)[0]["text"][:]])
+
+
 def longest(part: str) -> np.ndarray:
     """Which reviews of a part have more words than the share LONGEST of the validation part's."""
-    words = {
-        name: np.array([len(text.split()) for text in films.side(name)[0]["text"]]) for name in ("validation", part)
-    }
-    return words[part] > np.quantile(words["validation"], LONGEST)
+    return words(part) > np.quantile(words("validation"), LONGEST)
 
 
 def long_leads(part: str) -> dict[tuple[str, int], tuple[Difference, float, float]]:

@@ -114,11 +114,11 @@ def _draw_when_sure(axis, name: str) -> None:
 def _caption(tested, bag: float) -> str:
     return (
         f"IMDB, {tested['n'].max():,.0f} reviews of films that no training text is about, read once: accuracy of "
-        "SmolLM2-135M against the reduction of MACs, and against milliseconds on an H200 (32 texts at once, random "
-        "weights; every way as a CUDA graph): by the dial (zsaa+ by adapters, five seeds, about two epochs), by texts "
-        "cut to both ends for adapters trained on such (two seeds), by the first 15, 10, 6 or 3 layers alone (three "
-        "seeds; distilled at 10 layers by a better teacher, five), and by the paper's recipe at the learning rate that "
-        "validation chose; and "
+        "SmolLM2-135M-Instruct (Q4_1) against the reduction of MACs, and against milliseconds on an H200 (32 texts at "
+        "once, random weights; every way as a CUDA graph): by the dial (zsaa+ by adapters, five seeds, about two "
+        "epochs), by texts cut to both ends for adapters trained on such (two seeds), by the first 15, 10, 6 or 3 "
+        "layers alone (three seeds; distilled at 10 layers by a better teacher, five), and by the paper's recipe at "
+        "the learning rate that validation chose; and "
         f"of TF-IDF with a logistic regression ({bag:.1f}%). Texts that leave when sure: of the model trained for "
         "both dials (three seeds, 520 s), and by TF-IDF, with a model for the rest; chosen on validation, not timed. "
         "Bands: the range of several seeds, else 95% intervals, "

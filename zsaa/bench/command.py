@@ -87,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
                         help="ttft, question, rivals: of the MACs; alpha is solved for them")  # fmt: skip
     made.add_argument("--storage", nargs="+", choices=("float16", "bfloat16", "float32", "nf4"), default=["float16"],
                         help="footprint: of the weights; prefill, profile: nf4, or as --dtype says")  # fmt: skip
+    made.add_argument("--attention", choices=("sdpa", "eager"), help="footprint: of the stock model (default: sdpa, "
+                      "and eager where transformers has no other)")  # fmt: skip
     made.add_argument("--new", type=int, default=32, help="decode, generate: tokens to generate")
     made.add_argument("--compiled", action="store_true", help="generate: stock compiled, too (on a GPU; takes minutes)")
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
@@ -100,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--top", type=int, default=15, help="profile, train: kernels to show")
     made.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))
     made.add_argument("--block-sizes", nargs="+", type=int, default=[64, 128], help="sweep: rows per block")
+    made.add_argument("--process-time", action="store_true",
+                      help="prefill, rivals, on a CPU that others share: time that the process has had")  # fmt: skip
     made.add_argument("--backend", choices=dispatch.NAMES, default="auto")
     without = "pruned passes without fused norms and activations, which stock models do not have"
     made.add_argument("--no-fused", action="store_true", help=without)
@@ -117,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         del given[given.index("--output") : given.index("--output") + 2]
     command = "python -m zsaa.bench " + shlex.join(given)
     args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
+    args.clock = time.process_time if args.process_time else None
     started = time.perf_counter()
 
     def write(result: dict, **spent) -> Path:
@@ -124,6 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         kind = args.bench if args.bench == "ttft" else f"bench-{args.bench}"
         return write_json(args.output, {"kind": kind, "command": command, "dtype": args.dtype,
                                         "backends": dispatch.backends(device), "fused": not args.no_fused,
+                                        **({"clock": "process"} if args.process_time else {}),
                                         "provenance": provenance(**facts),
                                         **result})  # fmt: skip
 

@@ -27,6 +27,15 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict:
     return {"flops_per_s": flops, "bytes_per_s": 2 * source.nbytes / (times["copy"]["latency_ms"] / 1000)}
 
 
+PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 311.9e12}  # FLOP/s that makers print, dense, 16 bits
+
+
+def printed_flops() -> float | None:
+    """Of this machine's GPU, each second; None where it is not known."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((rate for kind, rate in PEAKS.items() if kind in name), None)
+
+
 def prefill_work(config, batch: int, tokens: int, alpha: float, rule: Rule, itemsize: int) -> Iterator[tuple[int, int]]:
     """(FLOPs, bytes) of each layer of a prefill.
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from zsaa import dial
-from zsaa.bench.device import WrongNumbersError, peak_bytes
+from zsaa.bench.device import WrongNumbersError, peak_bytes, prefill_work, printed_flops
 from zsaa.bench.prefill import by_kernel, cache_bytes, cached_bytes, check_model, prefill, rule_of
 from zsaa.bench.rows import print_rows
 from zsaa.bench.shapes import build
@@ -29,7 +29,7 @@ def _footprint_of(name: str, storage: str, args, device, dtype) -> Iterator[list
     """The rows of a model, one batch and length after another."""
     began = time.perf_counter()
     kept = getattr(torch, storage) if storage != "nf4" else dtype
-    model = build(name, max(args.tokens), device, kept, storage)
+    model = build(name, max(args.tokens), device, kept, storage, attention=args.attention)
     dial.enable(model, graphs=False)
     config, rule, weights = model.config, rule_of(model), sum(p.nbytes for p in model.parameters())
     print(f"{name} in {storage}: {weights / 1e9:.2f} GB, made in {time.perf_counter() - began:.1f} s", flush=True)
@@ -72,7 +72,7 @@ def bench_footprint(args, device, dtype) -> dict:
     nothing (the control "all"): what pruning alone gives, where stock attention and ours take different memory.
     "too_large" names what did not fit this GPU.
     """
-    rows, facts = [], {"kind": "footprint", "name": "footprint", "model": {"name": ", ".join(args.models)}}
+    rows, facts = [], {"kind": "footprint", "name": args.output.stem, "model": {"name": ", ".join(args.models)}}
     if "nf4" in args.storage:  # releases differ in when they unpack a matrix, which takes memory
         with contextlib.suppress(PackageNotFoundError):
             facts["bitsandbytes"] = version("bitsandbytes")
@@ -96,8 +96,9 @@ def bench_footprint(args, device, dtype) -> dict:
 def bench_memory(args, device, dtype) -> dict:
     """What a prefill takes at its peak on top of the weights, cache and last logits included, against its length:
     stock and at each alpha, kernel by kernel (what CUDA graphs hold beside it is in `prefill`'s rows). ms: of the run
-    whose peak is taken (on a GPU), the second one; one only, as long prompts take seconds."""
-    rows = []
+    whose peak is taken (on a GPU), the second one; one only, as long prompts take seconds. flops: that it executes,
+    attention causal, scoring left out; mfu: of what the maker prints for the device."""
+    rows, printed = [], printed_flops()
     for name in args.models:
         model = build(name, max(args.tokens), device, dtype)
         config, rule = model.config, rule_of(model)
@@ -111,8 +112,10 @@ def bench_memory(args, device, dtype) -> dict:
             began = time.perf_counter()
             peak = peak_bytes(run, device)
             clock = None if peak is None else round(1000 * (time.perf_counter() - began), 3)
+            flops = sum(work for work, _ in prefill_work(config, batch, tokens, alpha, rule, dtype.itemsize))
+            mfu = round(1000 * flops / clock / printed, 4) if clock and printed else None
             rows.append({"model": name, "batch": batch, "tokens": tokens, "alpha": alpha, "kv_bytes": measured,
-                         "peak_bytes": peak, "ms": clock})  # fmt: skip
+                         "peak_bytes": peak, "ms": clock, "flops": flops, "mfu": mfu})  # fmt: skip
             print(rows[-1], flush=True)
             args.keep({"rows": rows})
         del model, run

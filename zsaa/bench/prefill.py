@@ -94,15 +94,18 @@ def by_kernel(model: nn.Module, ids: Tensor, alpha: float):
 
 
 def bench_prefill(args, device, dtype, alphas_of=_given) -> dict:
-    """Time to the first token's logits, by the clock; where CUDA graphs are recorded, without them too."""
+    """Time to the first token's logits, by the clock; where CUDA graphs are recorded, without them too. peak_bytes:
+    what a pass takes on top of what is there; recorded_bytes: what the recordings of all alphas hold beside it.
+    """
     rates, rows = ceilings(device, dtype), []
     for name, model, ids, alphas in checked_models(args, device, dtype, alphas_of):
         (batch, tokens), config, rule = ids.shape, model.config, rule_of(model)
         runs = {key: functools.partial(prefill, model, ids, alpha) for key, alpha in alphas.items()}
-        recorded = {g["alphas"][0]: g for g in dial.captured(model)["graphs"] if g["lengths"] == [tokens] * batch}
+        captured = dial.captured(model)
+        recorded = {g["alphas"][0]: g for g in captured["graphs"] if g["lengths"] == [tokens] * batch}
         plain = {key: functools.partial(by_kernel, model, ids, a) for key, a in alphas.items() if a in recorded}
         runs |= {f"{key} by kernel": run for key, run in plain.items()}
-        times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds)
+        times = alternate(runs, repeats=args.repeats, warmup=2, seconds=args.seconds, clock=args.clock)
         ideals = {k: roofline_ms(config, batch, tokens, a, rule, dtype.itemsize, rates) for k, a in alphas.items()}
         for key, alpha in alphas.items():
             predicted = cached_bytes(config, tokens, alpha, rule, batch, dtype.itemsize)
@@ -118,7 +121,8 @@ def bench_prefill(args, device, dtype, alphas_of=_given) -> dict:
                          "realised": round(times[key]["speedup"] / ideal, 3),
                          "of_roofline": round(ideals[key] / times[key]["latency_ms"], 3),
                          "by_kernel_ms": unrecorded["latency_ms"],
-                         "graph_bytes": graph.get("bytes"), "capture_ms": graph.get("capture_ms"),
+                         "graph_bytes": graph.get("bytes"), "recorded_bytes": captured["bytes"] if graph else None,
+                         "capture_ms": graph.get("capture_ms"),
                          "kv_bytes": measured, "peak_bytes": peak_bytes(runs[key], device)})  # fmt: skip
             if alphas_of is _solved:
                 rows[-1] |= {"control": "alpha", "target": _whole(key), "by_kernel_speedup": unrecorded["speedup"]}

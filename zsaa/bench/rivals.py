@@ -75,9 +75,8 @@ def bench_rivals(args, device, dtype) -> dict:
             found = ways(model, stock, ids, args.reductions)
             for alpha in {alpha for _, _, alpha, *_ in found.values()} - {1.0}:
                 check_model(model, ids, alpha)
-            times = alternate(
-                {key: run for key, (run, *_) in found.items()}, repeats=args.repeats, seconds=args.seconds
-            )
+            runs = {key: run for key, (run, *_) in found.items()}
+            times = alternate(runs, repeats=args.repeats, seconds=args.seconds, clock=args.clock)
             for (control, target), (_, fewer, alpha, layers, kept) in found.items():
                 rows.append({"model": name, "batch": batch, "tokens": tokens, "control": control, "target": target,
                              "alpha": alpha, "layers": layers, "kept": kept, "mac_reduction": round(fewer, 3),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zsaa import dial
-from zsaa.bench.device import ceilings, prefill_work
+from zsaa.bench.device import ceilings, prefill_work, printed_flops
 from zsaa.bench.prefill import check_model, prefill, rule_of
 from zsaa.bench.rows import print_rows
 from zsaa.bench.shapes import build, config_of
@@ -21,7 +21,6 @@ from zsaa.families import find_decoder
 from zsaa.measure import alternate
 from zsaa.measure.distributed import gather, place, start
 
-PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 311.9e12}  # FLOP/s that makers print, dense, 16 bits
 AT_ONCE = 4  # prompts that follow each other without a wait, so that each device has some at any time
 
 
@@ -60,11 +59,6 @@ def spread(name: str, tokens: int, devices: list[torch.device], dtype: torch.dty
     return accelerate.dispatch_model(model, places, main_device=devices[0], force_hooks=True)
 
 
-def _peak() -> float | None:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((rate for kind, rate in PEAKS.items() if kind in name), None)
-
-
 def bench_scale(args, device, dtype) -> dict:
     """Prefills of a model that is spread over all GPUs: one prompt at a time, when one GPU works and the others wait,
     and several after another, when all work.
@@ -73,7 +67,7 @@ def bench_scale(args, device, dtype) -> dict:
     of_measured: of a large product's rate, measured here. Peaks and weights: bytes, the sum over devices.
     """
     devices, rows = devices_of(device), []
-    rates, printed = ceilings(device, dtype), _peak()
+    rates, printed = ceilings(device, dtype), printed_flops()
     for name in args.models:
         began = time.perf_counter()
         model = spread(name, max(args.tokens), devices, dtype)
@@ -155,6 +149,8 @@ def bench_replicas(args, device, dtype) -> dict:
                 rows.append({"model": name, "copies": copies, "batch": batch, "tokens": tokens, "alpha": alpha,
                              "alone_per_second": round(sums[0] / copies, 3), "together_per_second": round(sums[1], 3),
                              "efficiency": round(sums[1] / sums[0], 3)})  # fmt: skip
+                if number == 0:
+                    args.keep({"rows": rows})
     if number == 0:
         print_rows(rows, " ".join(rows[0]))
     return {"rows": rows}

@@ -40,10 +40,19 @@ def config_of(name: str, tokens: int):
     return transformers.AutoConfig.for_model(kind, **settings)
 
 
-def build(name: str, tokens: int, device, dtype, storage: str | None = None, head: str = "causal-lm") -> nn.Module:
+def build(
+    name: str,
+    tokens: int,
+    device,
+    dtype,
+    storage: str | None = None,
+    head: str = "causal-lm",
+    attention: str | None = None,
+) -> nn.Module:
     """A model of that shape with random weights, made on the device, in eval mode, with the dial on.
 
     head: one of HEADS; a classifier's pads are tokens 0.
+    attention: of the stock model, "sdpa" or "eager"; None for sdpa where transformers has it.
     storage: "nf4" has the decoder's linear layers in 4 bits, made one by one: only one is ever there in `dtype`.
     """
     import transformers
@@ -52,7 +61,8 @@ def build(name: str, tokens: int, device, dtype, storage: str | None = None, hea
     if head != "causal-lm":
         config.pad_token_id = 0
     # transformers has no SDPA that caps scores, as Gemma 2 does.
-    how = {"attn_implementation": "eager" if config.model_type == "gemma2" else "sdpa", "dtype": dtype}
+    attention = attention or ("eager" if config.model_type == "gemma2" else "sdpa")
+    how = {"attn_implementation": attention, "dtype": dtype}
     torch.manual_seed(0)
     with torch.device("meta" if storage == "nf4" else device):
         model = getattr(transformers, HEADS[head]).from_config(config, **how)

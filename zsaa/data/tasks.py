@@ -57,7 +57,7 @@ def fingerprint(*splits):
     digest = hashlib.sha256()
     for split in splits:
         for name in split.column_names:
-            for value in split[name]:
+            for value in split[name][:]:  # all at once: one by one takes ten times as long
                 data = str(value).encode("utf-8", "surrogatepass")
                 digest.update(len(data).to_bytes(8, "little") + data)
         digest.update(b"|")

@@ -104,7 +104,9 @@ def attend_and_score(
 
 
 ONE_PIECE = 1 << 20  # numbers of a block of the soft-score: what a core's cache holds, or nearly
-LONG = 1024  # rows from which PyTorch's own attention, which gives no sums, is faster
+LONG = 1024  # rows from which PyTorch's own attention, which gives no sums, is faster; and `_over_own` with them
+FEW = 1 << 18  # as ONE_PIECE, of `_over_own`
+FAR = 1e30  # exponents of one row may come to so much, in float32
 
 
 def _fits_one_piece(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -126,6 +128,8 @@ def _in_one_piece(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, sco
     if not score and rows.window is None and count >= LONG:
         k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale), None
+    if count >= LONG and (done := _over_own(q, k, v, rows, scale)) is not None:
+        return done if score else (done[0], None)
     block = min(64, max(32, ONE_PIECE // (batch * heads * count)))
     hidden, q = rows.hidden(count, q.device), (q * scale).unflatten(1, (kv_heads, -1))
     keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
@@ -143,6 +147,33 @@ def _in_one_piece(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, sco
             sums[:, :end] += _sums(by_head, None if rows.real is None else rows.real[:, start:end])
         outputs.append(torch.bmm(p, values[:, :end]).view(batch, heads, end - start, dim))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)), sums
+
+
+def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor] | None:
+    """As `_in_one_piece`, of many rows, without a search for the largest logit of each: exponents are of logits over
+    the row's own, taken off by the product, and divided by their sum after it. None where that leaves float32."""
+    (batch, heads, count, dim), kv_heads = q.shape, k.shape[1]
+    q, hidden = (q * scale).unflatten(1, (kv_heads, -1)), rows.hidden(count, q.device)
+    q = torch.cat([q, -(q * k[:, :, None]).sum(dim=-1, keepdim=True)], dim=-1)
+    keys = torch.cat([k, k.new_ones(*k.shape[:3], 1)], dim=-1).flatten(0, 1).transpose(1, 2)
+    values, sums, outputs = v.flatten(0, 1), q.new_zeros(batch, 1, count), []
+    block = min(128, max(32, FEW // (batch * heads * count)))
+    piece = q.new_empty(batch * heads * block * count)
+    for start in range(0, count, block):
+        end = min(start + block, count)
+        some = q[:, :, :, start:end].reshape(batch * kv_heads, -1, dim + 1)
+        p = piece[: some.shape[0] * some.shape[1] * end].view(*some.shape[:2], end)
+        torch.bmm(some, keys[:, :, :end], out=p).exp_()
+        by_head, mask = p.view(batch, kv_heads, -1, end - start, end), hidden(start, end)
+        by_head[..., -mask.shape[-1] :].masked_fill_(mask, 0.0)  # not before: exponents of -inf take ten times as long
+        total = p.sum(dim=-1, keepdim=True)
+        if not total.max() < FAR:  # NaN is none either
+            return None
+        outputs.append(torch.bmm(p, values[:, :end]).div_(total).view(batch, heads, end - start, dim))
+        votes = total.reciprocal_().view(batch, heads, -1)
+        votes = votes if rows.real is None else votes * rows.real[:, None, start:end]
+        sums[:, :, :end] += torch.bmm(votes.view(batch, 1, -1), p.view(batch, -1, end))
+    return torch.cat(outputs, dim=2), sums.squeeze(1)
 
 
 def _sums(p: Tensor, real: Tensor | None) -> Tensor:

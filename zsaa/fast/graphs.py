@@ -15,8 +15,6 @@ import functools
 import gc
 import threading
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +27,8 @@ from zsaa.cache import pruned_cache
 from zsaa.depth.stop import Stop
 from zsaa.fast import dispatch
 from zsaa.fast import state as states
-from zsaa.fast.packing import Packing, alike
+from zsaa.fast.packing import Packing, alike, unheld
+from zsaa.fast.recorder import Recorder
 from zsaa.fast.state import State
 from zsaa.fast.steps import Steps
 from zsaa.fast.training import Training
@@ -42,8 +41,8 @@ DEVICES = ("cuda",)
 
 
 class CudaGraph:
-    """One recorded run. The recordings of a model share a memory pool: they never run at the same time, and what they
-    leave is copied out at once."""
+    """One recorded run. The recordings of a model share a memory pool, and each may use all of it: they never run at
+    the same time, and what they leave is copied out at once."""
 
     def __init__(self, device: torch.device, pool: list):
         self.device, self.pool, self.graph = device, pool, torch.cuda.CUDAGraph()
@@ -115,21 +114,23 @@ def _budget(device: torch.device) -> float:
     return MEMORY * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
 
 
-class Graphs:
-    """The recordings of one decoder. mode: "auto" records shapes that come a second time, True at once, False never."""
+class Graphs(Recorder):
+    """The recorded prefills of one decoder, and what else is recorded of it. mode: "auto" records shapes that come a
+    second time, True at once, False never."""
+
+    what = "CUDA graphs of prefills"
+    limit = LIMIT
 
     def __init__(self, mode: bool | str = "auto"):
         self.mode = mode
         self.lock = threading.Lock()
-        self.off: str | None = None  # why no more are made
+        super().__init__()
         self.clear()
 
     def clear(self) -> None:
         """Free all recordings."""
-        self.recordings: dict[tuple, Recording] = {}
-        self.seen: Counter[tuple] = Counter()
+        self.forget()
         self.pool: list = []
-        self.calls = 0
         self.stream: torch.cuda.Stream | None = None
         self.steps, self.training = Steps(self), Training(self)
 
@@ -151,7 +152,8 @@ class Graphs:
         if key is None or not self.lock.acquire(blocking=False):  # another thread is at it
             return forward(**call)
         try:
-            recording = self._find(key, decoder, forward, call)
+            record = functools.partial(self._record, key, decoder, forward, call)
+            recording = self.find(key, decoder, 2 if self.mode == "auto" else 1, record)
             if recording is not None:
                 return self._replay(recording, call)
         finally:
@@ -197,42 +199,18 @@ class Graphs:
         used = dispatch.backends(device)["used"], dispatch._fused
         return shapes, plain, autocast, dispatch.matmul_precision(), used
 
-    def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
-        self.calls += 1
-        recording = states.held(self.recordings, self.seen, key, decoder)
-        if recording is not None:
-            return recording
-        wanted = 2 if self.mode == "auto" else 1
-        if self.off or self.seen[key] < wanted or not self._room():
-            return None
-        state = states.state_of(decoder)
-        if state is None:
-            return None
-        try:
-            return self._record(key, state, decoder, forward, call)
-        except Exception as error:  # of many kinds: whatever a model does that a graph cannot hold
-            self.off = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            warnings.warn(
-                f"zsaa records no CUDA graphs of this {type(decoder).__name__}, prefills run kernel by kernel: "
-                f"{self.off}. zsaa.enable(model, graphs=False) says so from the start.",
-                stacklevel=2,
-            )
-            return None
-
-    def _room(self) -> bool:
+    def room(self) -> bool:
         """Make room for one more: only a recording that has not been used for long gives way, so that more settings
         than fit do not chase each other out."""
-        if len(self.recordings) < LIMIT:
+        if len(self.recordings) < self.limit:
             return True
         key, oldest = min(self.recordings.items(), key=lambda item: item[1].used)
-        if self.calls - oldest.used <= 4 * LIMIT:
+        if self.calls - oldest.used <= 4 * self.limit:
             return False
         del self.recordings[key]
         return True
 
-    def _record(
-        self, key: tuple, state: states.State, decoder: nn.Module, forward: Callable, call: dict
-    ) -> Recording | None:
+    def _record(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict, state: State) -> Recording | None:
         step, cached = call["zsaa"], key[3]
         request, plan, layers = step.request, step.plan, step.depth
         # Grad mode is off already. Not inference mode: later replays write into these tensors from outside it too.
@@ -272,10 +250,12 @@ class Graphs:
             return None
         with torch.inference_mode(False), torch.no_grad():
             packing = Packing(tensors)
+            # Their memory is the pool's, which the graph holds. The next recording may use it: replays take turns, and
+            # what one leaves is copied out before the next.
+            packing.tensors = [unheld(x) for x in tensors]
         elapsed = 1000 * (time.perf_counter() - started)
         facts = (cached, type(output), tuple(output.keys()), graph, nbytes, elapsed, self.calls)
-        self.recordings[key] = Recording(request, plan, state, inputs, packing, *facts)
-        return self.recordings[key]
+        return Recording(request, plan, state, inputs, packing, *facts)
 
     def _replay(self, recording: Recording, call: dict):
         self.follow(recording.request.device)

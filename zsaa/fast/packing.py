@@ -18,6 +18,16 @@ def alike(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+def unheld(x: Tensor) -> Tensor:
+    """x's memory, in a tensor that does not hold it: whoever does decides how long it is there."""
+    make = getattr(torch._C, "_construct_storage_from_data_pointer", None)
+    if make is None:  # not public
+        return x
+    held = x.untyped_storage()
+    bare = make(held.data_ptr(), x.device, held.nbytes())
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(bare, x.storage_offset(), x.shape, x.stride())
+
+
 class Packing:
     """Copies of `tensors`, which stay where they are. Several share the memory of one new tensor, so that the host
     makes one instead of many; the first, a model's last states, often let go before the cache, has its own.

@@ -21,6 +21,15 @@ def choose(
     return kernels.choose(scores, before, after, width, rows)
 
 
+def places(kept: Tensor, rows: int, like: Tensor) -> Tensor | None:
+    """Where each of `rows` rows stands among `kept` [batch, width], int32, -1 for those that are dropped: what the
+    kernel that moves them asks where PyTorch chose, as of more rows than one program holds. None without the kernel."""
+    if dispatch.row_kernels(like) is None:
+        return None
+    index = torch.arange(kept.shape[1], dtype=torch.int32, device=kept.device).expand_as(kept)
+    return index.new_full((kept.shape[0], rows), -1).scatter_(1, kept, index)
+
+
 class Left:
     """The states in which dropped tokens leave, until all tokens are put together again.
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import copy
 from itertools import chain, repeat
 from operator import contains, itemgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-MANY = 4096  # kinds of calls whose number is remembered, of which few come again
-
 
 # bitsandbytes' weights in 4 bits, which the same kernels unpack at every call; those in 8 look at their input first.
 PACKED = {"Params4bit"}
@@ -100,19 +96,3 @@ def casting(kind: str) -> torch.autocast:
     recording that read them would read what lies there next."""
     on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return torch.autocast(kind, dtype, enabled=on, cache_enabled=False)
-
-
-def held(recordings: dict[tuple, Any], seen: dict[tuple, int], key: tuple, decoder: nn.Module) -> Any:
-    """The recording of `key`, if it is of this decoder's weights, else None, and the call is counted among those seen;
-    one of others goes, and its calls count anew. What the graphs of prefills, of decoding steps and of training passes
-    are looked up by."""
-    recording = recordings.get(key)
-    if recording is not None and recording.state.holds(decoder):
-        return recording
-    if recording is not None:  # other weights, or other adapters: not what was recorded
-        del recordings[key], recording
-        seen[key] = 0
-    if len(seen) > MANY:
-        seen.clear()
-    seen[key] += 1
-    return None

@@ -10,9 +10,8 @@ grows its cache by torch.cat, which is the reference.
 from __future__ import annotations
 
 import copy
+import functools
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from zsaa.cache import PrunedLayer
 from zsaa.fast import dispatch, slots
 from zsaa.fast import state as states
 from zsaa.fast.packing import alike
+from zsaa.fast.recorder import Recorder
 from zsaa.fast.slots import Slots
 from zsaa.passes import Decode
 
@@ -51,15 +51,15 @@ class Recording:
     replays: int = 0
 
 
-class Steps:
+class Steps(Recorder):
     """The recorded steps of one decoder, beside its recorded prefills."""
 
+    what = "CUDA graphs of decoding steps"
+    limit = LIMIT
+
     def __init__(self, graphs: Graphs):
+        super().__init__()
         self.graphs = graphs
-        self.off: str | None = None  # why no more are made
-        self.recordings: dict[tuple, Recording] = {}
-        self.seen: Counter[tuple] = Counter()
-        self.calls = 0
 
     def run(self, decoder: nn.Module, forward: Callable, call: dict):
         """forward(**call), over slots and by a replay where that can be. call holds a fresh Decode as "zsaa"."""
@@ -83,36 +83,13 @@ class Steps:
             return None
         try:
             key = (*key, chunks_of(layers))
-            recording = self._find(key, decoder, forward, call)
+            record = functools.partial(self._record, key, decoder, forward, call)
+            recording = self.find(key, decoder, AFTER if graphs.mode == "auto" else 1, record)
             return None if recording is None else self._replay(recording, call)
         finally:
             graphs.lock.release()
 
-    def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict) -> Recording | None:
-        self.calls += 1
-        recording = states.held(self.recordings, self.seen, key, decoder)
-        if recording is not None:
-            return recording
-        if self.off or self.seen[key] < (AFTER if self.graphs.mode == "auto" else 1):
-            return None
-        state = states.state_of(decoder)
-        if state is None:
-            return None
-        if len(self.recordings) >= LIMIT:
-            del self.recordings[min(self.recordings, key=lambda k: self.recordings[k].used)]
-        try:
-            self.recordings[key] = self._record(key, state, decoder, forward, call)
-            return self.recordings[key]
-        except Exception as error:  # of many kinds: whatever a model does that a graph cannot hold
-            self.off = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            warnings.warn(
-                f"zsaa records no CUDA graphs of decoding steps of this {type(decoder).__name__}, they run kernel by "
-                f"kernel: {self.off}. zsaa.enable(model, graphs=False) says so from the start.",
-                stacklevel=2,
-            )
-            return None
-
-    def _record(self, key: tuple, state: states.State, decoder: nn.Module, forward: Callable, call: dict) -> Recording:
+    def _record(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict, state: states.State) -> Recording:
         step, layers, started = call["zsaa"], call["past_key_values"].layers, time.perf_counter()
         with torch.inference_mode(False), torch.no_grad():
             inputs = {name: x.clone() for name, x in call.items() if isinstance(x, Tensor) and name != "attention_mask"}

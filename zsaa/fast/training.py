@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import time
-import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from zsaa.fast import state as states
+from zsaa.fast.recorder import Recorder
 from zsaa.fast.rows import recomputed
 from zsaa.passes import Given, Plan, Prefill, Request
 from zsaa.rule import ENTRY
@@ -216,19 +216,19 @@ def _near(got: list[Tensor], expected: list[Tensor]) -> str | None:
     return f"{int(far.sum())} of {len(pairs)} tensors, number {worst} by {float(apart[worst] / sizes[worst]):.3g} of it"
 
 
-class Training:
+class Training(Recorder):
     """The recorded training passes of one decoder, beside its recorded prefills."""
 
+    what, instead = "training passes", "zsaa.enable(model, graphs='auto')"
+    limit, training = LIMIT, True
+
     def __init__(self, graphs: Graphs):
+        super().__init__()
         self.graphs = graphs
-        self.off: str | None = None  # why no more are made
-        self.recordings: dict[tuple, Recording] = {}
-        self.seen: Counter[tuple] = Counter()
         self.rooms: dict[tuple, Room] = {}
         self.buffers: dict[Tensor, Tensor] = {}
         self.pool: list = []
         self.turns: list = []
-        self.calls = 0
 
     def run(self, decoder: nn.Module, forward: Callable, call: dict):
         """forward(**call), by a replay where that can be. call holds a fresh Prefill as "zsaa"."""
@@ -237,7 +237,9 @@ class Training:
             return forward(**call)
         try:
             embeds = decoder.get_input_embeddings()(call["input_ids"])
-            recording = self._find(key, decoder, forward, call, embeds)
+            record = functools.partial(self._record, key[0], decoder, forward, call, embeds.detach())
+            fits = embeds.shape[:2] == call["input_ids"].shape
+            recording = self.find(key, decoder, 1, record) if fits else None
             if recording is not None:
                 return self._replay(recording, call, embeds)
         finally:
@@ -265,30 +267,8 @@ class Training:
         key = self.graphs.shapes(decoder, call, request.device, training=True)
         return None if key is None or others else (bucket_of(request), *key[1:])
 
-    def _find(self, key: tuple, decoder: nn.Module, forward: Callable, call: dict, embeds: Tensor) -> Recording | None:
-        self.calls += 1
-        recording = states.held(self.recordings, self.seen, key, decoder)
-        if recording is not None or self.off:
-            return recording
-        state = states.state_of(decoder, training=True)
-        if state is None or embeds.shape[:2] != call["input_ids"].shape:
-            return None
-        if len(self.recordings) >= LIMIT:
-            del self.recordings[min(self.recordings, key=lambda k: self.recordings[k].used)]
-        try:
-            self.recordings[key] = self._record(key[0], state, decoder, forward, call, embeds.detach())
-            return self.recordings[key]
-        except Exception as error:  # of many kinds: whatever a model does that a graph cannot hold
-            self.off = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            warnings.warn(
-                f"zsaa records no training passes of this {type(decoder).__name__}, they run kernel by kernel: "
-                f"{self.off}. zsaa.enable(model, graphs='auto') says so from the start.",
-                stacklevel=2,
-            )
-            return None
-
     def _record(
-        self, request: Request, state: states.State, decoder: nn.Module, forward: Callable, call: dict, embeds: Tensor
+        self, request: Request, decoder: nn.Module, forward: Callable, call: dict, embeds: Tensor, state: states.State
     ) -> Recording:
         started, step, device = time.perf_counter(), call["zsaa"], request.device
         shape = (*embeds.shape[::2], request.width, request.depth, embeds.dtype)

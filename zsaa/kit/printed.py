@@ -65,7 +65,8 @@ def _measured_footprints(results: Sequence[dict]) -> list[str]:
                     span([r["footprint_reduction"] for r in mine if (r["control"], r["target"]) == (control, target)])
                     for target in dict.fromkeys(row["target"] for row in mine)
                 ]
-                parts += [f"{name}, alphas {how}, {', '.join(spans)}"] if spans else []
+                stock = {row["attention"]: None for row in mine}  # holds whole attention matrices where it is eager
+                parts += [f"{name} ({', '.join(stock)}), alphas {how}, {', '.join(spans)}"] if spans else []
         if parts:
             lengths = sorted({row["tokens"] for row in rows})
             device = result["provenance"]["hardware"]["device"]

@@ -17,18 +17,21 @@ def alternate(
     warmup: int | None = None,
     seconds: float = math.inf,
     progress: str | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, dict]:
     """Time several variants in turn, round after round, so that a slow spell of the machine hits all of them.
 
     warmup: rounds before that; by default 1, and 2 on a GPU, where a shape's second run records a CUDA graph.
     repeats: timed rounds; fewer, but at least 3, if all rounds together would take longer than `seconds`.
     progress: the text of a progress bar; None shows none.
+    clock: what says the seconds, such as time.process_time; None for the wall's.
 
     Returns per variant {"latency_ms": median, "latency_ms_quartiles": [q1, q3], "speedup": median of the first variant
-    over this median}. Wall-clock milliseconds; on a GPU each run is synchronized.
+    over this median}. Milliseconds of the clock; on a GPU each run is synchronized.
     """
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     warmup = warmup if warmup is not None else 2 if torch.cuda.is_available() else 1
+    clock = clock or time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
     options = {"desc": progress, "disable": progress is None, "leave": False, "mininterval": 1.0}
@@ -38,11 +41,11 @@ def alternate(
                 break
             for name, run in runs.items():
                 wait()
-                started = time.perf_counter()
+                started = clock()
                 run()
                 wait()
                 if round_ >= warmup:
-                    times[name].append(1000 * (time.perf_counter() - started))
+                    times[name].append(1000 * (clock() - started))
                 bar.update()
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = medians[next(iter(runs))]

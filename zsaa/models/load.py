@@ -16,7 +16,7 @@ from zsaa.models.hub import from_hub
 from zsaa.models.integrity import sha256
 from zsaa.models.packages import PACKAGED, convert, gguf_sha256
 from zsaa.models.pretrained import KINDS, from_pretrained
-from zsaa.models.quantize import never_repack, quantized, stored_as
+from zsaa.models.quantize import never_repack, quantized, stored_as, stores_bits
 
 
 def load_model(
@@ -60,6 +60,8 @@ def load_model(
         name, kwargs = _folder_of_gguf(name, kwargs)
     if quantization is not None:
         dtype, kwargs = quantized(quantization, dtype, device, kwargs)
+    elif where == "local" and stores_bits(name):  # or transformers puts it on a GPU where there is one
+        kwargs = {"device_map": {"": device}, **kwargs}
     dtype = torch.float32 if dtype is None else dtype
     model, tokenizer = _read(where, name, kind, num_labels, dtype, device, seed, kwargs)
     _set_padding(model, tokenizer, kind)

@@ -1,7 +1,9 @@
 """Weights of 4 and 8 bits, by bitsandbytes."""
 
 import importlib.metadata
+import json
 import re
+from pathlib import Path
 
 import torch
 
@@ -51,6 +53,13 @@ def quantized(quantization, dtype, device, kwargs):
 
 def _tells_news(record):
     return "will be cast" not in record.getMessage()
+
+
+def stores_bits(folder):
+    """Are the weights of a checkpoint's folder those of bitsandbytes?"""
+    file = Path(folder).expanduser() / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes"
 
 
 def stored_as(model):

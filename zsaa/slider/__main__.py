@@ -20,8 +20,8 @@ TEXTS = ("0", "2", "3", "1", "4")  # a right answer that fades, one that flips, 
 TITLE = "One dial between a language model's speed and its accuracy"
 ABOUT = (
     "Drag α: the smaller, the fewer of the tokens go on at each layer, those on which a learned score expects the "
-    "answer to hang; the others are dropped for good. The model, SmolLM2-135M, was fine-tuned once, with α "
-    "drawn anew at every step; it reads held-out film reviews. Every number was computed or measured with the "
+    "answer to hang; the others are dropped for good. The model, SmolLM2-135M-Instruct (Q4_1), was fine-tuned once, "
+    "with α drawn anew at every step; it reads held-out film reviews. Every number was computed or measured with the "
     "real model (times: on a CPU)."
 )
 

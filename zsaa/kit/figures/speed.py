@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from zsaa.kit.figures.style import MARKERS, PALETTE, REFERENCE, STYLE, legend, multiples, panels
 from zsaa.kit.points import settings
 
@@ -87,7 +89,8 @@ def _prefill_line(axis, field: str | None, rows, look: dict, name: str) -> None:
     if field is None:
         if rows["peak_bytes"].isna().any():
             return
-        graphs = rows["graph_bytes"].fillna(0) if "graph_bytes" in rows else 0
+        held = [rows[kind] for kind in ("recorded_bytes", "graph_bytes") if kind in rows]  # of all recordings, of one
+        graphs = functools.reduce(lambda a, b: a.fillna(b), held).fillna(0) if held else 0
         axis.plot(rows["mac_reduction"], (rows["peak_bytes"] + graphs) / rows["peak_bytes"].iloc[0], label=name, **look)
         return
     axis.plot(rows["mac_reduction"], rows[field], label=name, **look)
