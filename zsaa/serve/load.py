@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,6 @@ from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
 from zsaa.serve.simulate import describe, simulate
 from zsaa.serve.traces import Outcome, Profile, bursts, day, poisson, recovery_s, steady, summary, turns
 
-PORT = 8137
 DRAIN_S = 15.0  # after a profile: what is not answered by then is lost
 CALM_S = 8.0  # before each, so that it begins with an empty window and alpha back at 1
 UTILIZATION = 0.7  # of alpha = 1, outside of bursts
@@ -43,11 +43,19 @@ PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), 
 Sample = tuple[str, str]  # a text, and the label that it should get
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 @contextlib.contextmanager
 def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[tuple[str, int]]:
-    """A server of its own process with these options: its address and process id, once it is ready."""
-    command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(PORT), *options]
-    address, begun = f"http://127.0.0.1:{PORT}", time.monotonic()
+    """A server of its own process with these options, on a port that is free: its address and process id, once it is
+    ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(port), *options]
+    address, begun = f"http://127.0.0.1:{port}", time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not _ready(address):
