@@ -27,7 +27,7 @@ class Replica:
     controller: Controller
     waiting: deque = field(default_factory=deque)  # (index, arrived, work)
     pending: float = 0.0
-    running: bool = False
+    running: int = 0  # requests in a batch
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ def simulate(
     tick_s: float = 0.25,
     seed: int = 0,
     padded: float = math.inf,
+    most: float = math.inf,
 ) -> Run:
     """Play requests that arrive at these seconds, each of 1 reference request or of `works`.
 
     A request goes to the emptier of two replicas drawn by lot (as Ray Serve does), which lets it in or not; a replica
     that is free takes up to `batch` of those that wait, at the alpha of that moment. Every controller looks at every
-    tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier).
+    tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier). most:
+    requests in one house at a time, as the server's --max-jobs.
     """
     works = [1.0] * len(arrivals) if works is None else works
     service = served_as_calibrated(policy) if service is None else service
@@ -82,17 +84,19 @@ def simulate(
         return taken
 
     def start(house: Replica, now: float) -> None:
-        house.running = bool(house.waiting)
-        if house.running:
+        house.running = 0
+        if house.waiting:
             alpha = house.controller.look(now, house.pending)
             taken = next_batch(house, alpha)
+            house.running = len(taken)
             took_s = service(alpha, [work for *_, work in taken])
             heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))
 
     def arrive(index: int, now: float) -> None:
         house = min(draw.sample(houses, 2), key=lambda h: h.pending) if replicas > 1 else houses[0]
         work = works[index]
-        if house.controller.arrive(now, work, house.pending + work) is not None:
+        full = len(house.waiting) + house.running >= most
+        if house.controller.arrive(now, work, house.pending + work) is not None or full:
             outcomes[index] = Outcome(now, None, refused=True)
             return
         house.pending += work
