@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import random
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -55,13 +56,15 @@ def simulate(
     seed: int = 0,
     padded: float = math.inf,
     most: float = math.inf,
+    door_s: float = 0.0,
 ) -> Run:
     """Play requests that arrive at these seconds, each of 1 reference request or of `works`.
 
     A request goes to the emptier of two replicas drawn by lot (as Ray Serve does), which lets it in or not; a replica
     that is free takes up to `batch` of those that wait, at the alpha of that moment. Every controller looks at every
     tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier). most:
-    requests in one house at a time, as the server's --max-jobs.
+    requests in one house at a time, as the server's --max-jobs. door_s: what each arrival takes of the process in which
+    the model runs, let in or not: its text is cut into tokens and its answer written; a batch takes so much longer.
     """
     works = [1.0] * len(arrivals) if works is None else works
     service = served_as_calibrated(policy) if service is None else service
@@ -83,13 +86,20 @@ def simulate(
             taken.append(house.waiting.popleft())
         return taken
 
+    def disturbed(now: float, alone_s: float) -> float:
+        first, took_s, before = bisect(arrivals, now), alone_s, 0.0
+        while door_s and took_s > before:
+            came = bisect(arrivals, now + took_s) - first
+            before, took_s = took_s, alone_s + door_s * came / replicas
+        return took_s
+
     def start(house: Replica, now: float) -> None:
         house.running = 0
         if house.waiting:
             alpha = house.controller.look(now, house.pending)
             taken = next_batch(house, alpha)
             house.running = len(taken)
-            took_s = service(alpha, [work for *_, work in taken])
+            took_s = disturbed(now, service(alpha, [work for *_, work in taken]))
             heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))
 
     def arrive(index: int, now: float) -> None:

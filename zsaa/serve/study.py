@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -39,12 +39,14 @@ PACES, BESIDES_MS = [k / 20 for k in range(10, 41)], [10.0 * k for k in range(41
 @dataclass(frozen=True)
 class Costs:
     """pace: times what the rung says. beside_ms: for each request. scatter: standard deviation of the logarithm of what
-    one takes, over what it takes on average. batch_ms: for each batch, whatever is in it."""
+    one takes, over what it takes on average. batch_ms: for each batch, whatever is in it. door_ms: for each arrival,
+    see `simulate`."""
 
     pace: float
     beside_ms: float
     scatter: float = 0.0
     batch_ms: float = 0.0
+    door_ms: float = 0.0
 
     def service(self, rungs: Sequence[Rung], seed: int = 0) -> Service:
         ms, draw = {rung.alpha: rung.ms for rung in rungs}, random.Random(seed)
@@ -75,6 +77,7 @@ class World:
         works = [self.lengths[(first + k) % len(self.lengths)] / self.reference for k in range(len(at))]
         policy = policy_named(name, Policy(self.rungs, self.p95_ms))
         options = {"batch": self.batch, "seed": seed, "padded": PADDED, "most": self.most}
+        options["door_s"] = costs.door_ms / 1000
         run = simulate(at, policy, costs.service(self.rungs, seed), works, **options)
         found = describe(_ended(run, profile), policy, profile)
         return {key: found[key] for key in (*SHOWN, *ALPHA)}
@@ -155,8 +158,7 @@ def study(
         for name in POLICIES
         for seed in seeds
     ]
-    facts = {"pace": costs.pace, "beside_ms": costs.beside_ms, "batch_ms": costs.batch_ms, "scatter": scatter}
-    facts["batch"] = batch
+    facts = {**asdict(costs), "scatter": scatter, "batch": batch}
     return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": compared(played, len(seeds))}
 
 
@@ -170,14 +172,14 @@ def main() -> None:
     add("--scatter", type=float, default=0.15, help="of what requests take: assumed, not measured")
     add("--samples", type=int, default=400, help="reviews, as in the measured run")
     add("--least-words", type=int, default=0, help="of the reviews, as in the measured run")
-    add("--costs", type=float, nargs=3, metavar="X", help="pace, beside_ms and batch_ms, given instead of fitted")
+    add("--costs", type=float, nargs=4, metavar="X", help="pace, beside_ms, batch_ms and door_ms instead of a fit")
     chosen, begun = made.parse_args(), time.monotonic()
     output, path = output_folder(chosen.output), Path(chosen.measured)
     measured = json.loads(path.read_text(encoding="utf-8"))
     (engine,) = engines(Settings(model=None)).values()
     texts = samples_of(chosen.samples, measured["provenance"]["seed"], chosen.least_words)
     lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
-    costs = Costs(*chosen.costs[:2], batch_ms=chosen.costs[2]) if chosen.costs else None
+    costs = Costs(*chosen.costs[:2], 0.0, *chosen.costs[2:]) if chosen.costs else None
     content = study(measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs)
     command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
     facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
