@@ -87,7 +87,7 @@ class Lane:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.engine, self.worker, self.reference, self.clock = engine, worker, reference, clock
-        self.controller = Controller(policy)
+        self.controller = Controller(policy, batch=batch)
         self.max_jobs, self.timeout_s, self.batch = max_jobs, timeout_s, batch
         self.queue: deque[Job] = deque()
         self.drain: asyncio.Task | None = None
@@ -227,7 +227,7 @@ class Lane:
     def live(self) -> dict:
         """What the page plots."""
         p95 = self.controller.watch.reading(self.clock(), self.pending).p95_ms
-        pace, beside_ms = self.controller.watch.costs()
+        costs = self.controller.watch.costs
         return {
             "running": len(self.running),
             "waiting": max(0, self.waiting),
@@ -235,8 +235,9 @@ class Lane:
             "alpha": self.controller.alpha,
             "floor": self.controller.policy.floor,
             "p95_ms": None if p95 is None else round(p95, 1),
-            "pace": round(pace, 4),
-            "beside_ms": round(beside_ms, 1),
+            "pace": round(costs.pace, 4),
+            "beside_ms": round(costs.beside_ms, 1),
+            "batch_ms": round(costs.batch_ms, 1),
             "promise_ms": self.controller.policy.p95_ms,
             **{name: self.counts[name] for name in ("answered", "pruned", "refused", "left")},
         }

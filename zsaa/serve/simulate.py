@@ -69,7 +69,7 @@ def simulate(
     works = [1.0] * len(arrivals) if works is None else works
     service = served_as_calibrated(policy) if service is None else service
     draw, order = random.Random(seed), itertools.count()
-    houses = [Replica(Controller(policy)) for _ in range(replicas)]
+    houses = [Replica(Controller(policy, batch=batch)) for _ in range(replicas)]
     outcomes: list[Outcome | None] = [None] * len(arrivals)
     seen: list[tuple[float, float, float]] = []
     ends = max(arrivals, default=0.0) + 15
