@@ -16,8 +16,9 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import NoReturn
 
-from zsaa.serve.controller import Controller, Policy
+from zsaa.serve.controller import Controller, Policy, retry_after
 from zsaa.serve.engine import Classifier, Engine, Wish
 
 GATHER_S = 0.005  # that the first of a batch waits for others
@@ -108,8 +109,24 @@ class Lane:
         """What the controller says now; called by batches, arrivals, and a ticker, so that alpha returns in silence."""
         return self.controller.look(self.clock(), self.pending)
 
-    def job(self, wish: Wish, asked: float | None) -> Job:
-        return Job(wish, asked, max(1, len(wish.ids)) / self.reference, self.clock())
+    def job(self, wish: Wish, asked: float | None, born: float | None = None) -> Job:
+        """born: when the request came, by this lane's clock; None: now."""
+        born = self.clock() if born is None else born
+        return Job(wish, asked, max(1, len(wish.ids)) / self.reference, born)
+
+    def knock(self, tokens: float) -> None:
+        """Busy, if a request of so many tokens at least would not be let in now. To ask this before its text is cut
+        into tokens spares the process in which the model runs most of what a refusal costs."""
+        work, now = tokens / self.reference, self.clock()
+        reading = self.controller.reading(now, self.pending + work)
+        retry = retry_after(self.controller.policy, self.controller.state, reading, work)
+        if retry is not None:
+            self.controller.watch.arrived(now, work)
+            self._refuse(retry)
+
+    def _refuse(self, seconds: int) -> NoReturn:
+        self.counts["refused"] += 1
+        raise Busy(seconds)
 
     async def ask(self, job: Job) -> AsyncIterator[Event]:
         """The events of a job, the last with a reason. Busy, TooSlow, Failed. Closing it, or cancelling who reads it,
@@ -118,8 +135,7 @@ class Lane:
         if retry is None and len(self.jobs) >= self.max_jobs:
             retry = 1
         if retry is not None:
-            self.counts["refused"] += 1
-            raise Busy(retry)
+            self._refuse(retry)
         self.jobs[id(job)] = job
         self.queue.append(job)
         if self.drain is None or self.drain.done():
