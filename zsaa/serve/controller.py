@@ -25,7 +25,9 @@ LEAST_TRUST = 1 / 4
 LEAST_PACE = 1 / 100
 LATE, WELL = 1.0, 0.8  # times the promise: above the first trust falls, below the second it returns
 FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by when late, and in a second when well
-PRIORS = (0.1, 0.01, 0.02)  # of `Watch.costs`: weights of the calibrated pace, and of no costs beside it or of a batch
+# Of `Watch.costs`: weights of the calibrated pace, of no costs beside it, and of a batch's calibrated price. With less
+# of the last, what scatters on a CPU is taken for a price of batches.
+PRIORS = (0.1, 0.01, 10.0)
 FORGETS = 0.85  # how much of its batches' weight is left at the next one
 USUAL = 0.95  # likewise, of the work of a request
 
@@ -47,7 +49,8 @@ class Policy:
     it. p95_ms: the promise, from arrival to the last byte. admits: may a request be turned away (429)?
     share: of the promise, that what is in the house may take. fills: of the promise, up to which requests are let in;
     the rest is for what nobody foresees. busy, calm: utilization above which the controller goes
-    down, and below which it may go up. hold_s: seconds of calm before each step up.
+    down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms: what a batch is known to
+    cost, whatever is in it.
     """
 
     rungs: tuple[Rung, ...]
@@ -59,6 +62,7 @@ class Policy:
     busy: float = 1.0
     calm: float = 0.7
     hold_s: float = 0.5
+    batch_ms: float = 0.0
 
     def __post_init__(self):
         if not self.rungs:
@@ -184,16 +188,16 @@ class Costs:
 
 class Watch:
     """What happened in the last `window_s` seconds, of which readings are made; and what batches cost, of the last ten
-    or so, which a silence does not change. batch: requests that run at once, at most."""
+    or so, which a silence does not change. batch: requests that run at once, at most. batch_ms: see `Policy`."""
 
-    def __init__(self, window_s: float = 4.0, batch: int = 1):
-        self.window_s, self.batch = window_s, batch
+    def __init__(self, window_s: float = 4.0, batch: int = 1, batch_ms: float = 0.0):
+        self.window_s, self.batch, self.batch_ms = window_s, batch, batch_ms
         self._arrivals: deque[tuple[float, float]] = deque()
         self._answers: deque[tuple[float, float]] = deque()
         self._squares = [[0.0] * 3 for _ in range(3)]  # of batches: sums of products of what `ran` knows of each,
         self._products = [0.0] * 3  # and with what it took
         self._usual = 1.0  # work of a request
-        self.costs = Costs()
+        self.costs = Costs(batch_ms=batch_ms)
 
     def arrived(self, now_s: float, work: float) -> None:
         """A request of `work` reference requests arrived, whether or not it was let in."""
@@ -220,7 +224,8 @@ class Watch:
         n, least = self._squares[0][0], (LEAST_PACE, 0.0, 0.0)
         scales = [(self._squares[0][i] / n) ** 2 for i in range(3)]  # so that a prior weighs the same in any unit
         squares = [[x + (i == j) * PRIORS[i] * scales[i] for j, x in enumerate(r)] for i, r in enumerate(self._squares)]
-        products = [x + PRIORS[0] * (i == 0) for i, x in enumerate(self._products)]
+        expected = (1.0, 0.0, self.batch_ms)
+        products = [x + p * scale * e for x, p, scale, e in zip(self._products, PRIORS, scales, expected)]
 
         def error(found: tuple[float, ...]) -> float:
             pulled = [sum(a * x for a, x in zip(row, found)) for row in squares]
@@ -269,7 +274,7 @@ class Controller:
     at most."""
 
     def __init__(self, policy: Policy, window_s: float = 4.0, batch: int = 1):
-        self.policy, self.state, self.watch = policy, State(), Watch(window_s, batch)
+        self.policy, self.state, self.watch = policy, State(), Watch(window_s, batch, policy.batch_ms)
 
     @property
     def alpha(self) -> float:

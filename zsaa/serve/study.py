@@ -61,7 +61,7 @@ class Costs:
 @dataclass(frozen=True)
 class World:
     """What a rush is played with. lengths: tokens of the requests, in turn. batch: requests that run at once, at
-    most. most: in the house."""
+    most. most: in the house. known_ms: what the server is told at its start that a batch costs by itself."""
 
     rungs: tuple[Rung, ...]
     p95_ms: float
@@ -70,12 +70,13 @@ class World:
     lengths: tuple[int, ...]
     batch: int
     most: int = 256
+    known_ms: float = 0.0
 
     def play(self, name: str, profile: Profile, costs: Costs, arrivals: int, first: int = 0, seed: int = 0) -> dict:
         """One rush by this policy. arrivals: seed of the moments; first: sample that the first request asks of."""
         at = poisson(profile, self.rate, arrivals)
         works = [self.lengths[(first + k) % len(self.lengths)] / self.reference for k in range(len(at))]
-        policy = policy_named(name, Policy(self.rungs, self.p95_ms))
+        policy = policy_named(name, Policy(self.rungs, self.p95_ms, batch_ms=self.known_ms))
         options = {"batch": self.batch, "seed": seed, "padded": PADDED, "most": self.most}
         options["door_s"] = costs.door_ms / 1000
         run = simulate(at, policy, costs.service(self.rungs, seed), works, **options)
@@ -128,11 +129,18 @@ def _gain(rows: Sequence[dict], profile: str, name: str) -> dict:
 
 
 def study(
-    measured: dict, lengths: Sequence[int], batch: int, seeds: Sequence[int], scatter: float, costs: Costs | None = None
+    measured: dict,
+    lengths: Sequence[int],
+    batch: int,
+    seeds: Sequence[int],
+    scatter: float,
+    costs: Costs | None = None,
+    known_ms: float = 0.0,
 ) -> dict:
     """The content of the result file. costs: None to fit them."""
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
     world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
+    world = replace(world, known_ms=known_ms)
     # As zsaa.serve.load numbers them: the profiles in turn, from the run's own seed on.
     numbers = {name: k for k, name in enumerate(dict.fromkeys(row["profile"] for row in measured["rows"]))}
     numbers = {name: measured["provenance"]["seed"] + k for name, k in numbers.items() if name.startswith("burst")}
@@ -158,7 +166,7 @@ def study(
         for name in POLICIES
         for seed in seeds
     ]
-    facts = {**asdict(costs), "scatter": scatter, "batch": batch}
+    facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms}
     return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": compared(played, len(seeds))}
 
 
@@ -173,6 +181,7 @@ def main() -> None:
     add("--samples", type=int, default=400, help="reviews, as in the measured run")
     add("--least-words", type=int, default=0, help="of the reviews, as in the measured run")
     add("--costs", type=float, nargs=4, metavar="X", help="pace, beside_ms, batch_ms and door_ms instead of a fit")
+    add("--known-ms", type=float, default=0.0, help="of a batch's price, what the server is told at its start")
     chosen, begun = made.parse_args(), time.monotonic()
     output, path = output_folder(chosen.output), Path(chosen.measured)
     measured = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +189,7 @@ def main() -> None:
     texts = samples_of(chosen.samples, measured["provenance"]["seed"], chosen.least_words)
     lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
     costs = Costs(*chosen.costs[:2], 0.0, *chosen.costs[2:]) if chosen.costs else None
-    content = study(measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs)
+    content = study(measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs, chosen.known_ms)
     command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
     facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
     head = {"kind": "serve-simulated", "command": command, "measured": path.name}
