@@ -61,7 +61,8 @@ class Costs:
 @dataclass(frozen=True)
 class World:
     """What a rush is played with. lengths: tokens of the requests, in turn. batch: requests that run at once, at
-    most. most: in the house. known_ms: what the server is told at its start that a batch costs by itself."""
+    most. most: in the house. known_ms: what the server is told at its start that a batch costs by itself. replicas: of
+    the server; `rate` is of each."""
 
     rungs: tuple[Rung, ...]
     p95_ms: float
@@ -71,14 +72,15 @@ class World:
     batch: int
     most: int = 256
     known_ms: float = 0.0
+    replicas: int = 1
 
     def play(self, name: str, profile: Profile, costs: Costs, arrivals: int, first: int = 0, seed: int = 0) -> dict:
         """One rush by this policy. arrivals: seed of the moments; first: sample that the first request asks of."""
-        at = poisson(profile, self.rate, arrivals)
+        at = poisson(profile, self.rate * self.replicas, arrivals)
         works = [self.lengths[(first + k) % len(self.lengths)] / self.reference for k in range(len(at))]
         policy = policy_named(name, Policy(self.rungs, self.p95_ms, batch_ms=self.known_ms))
         options = {"batch": self.batch, "seed": seed, "padded": PADDED, "most": self.most}
-        options["door_s"] = costs.door_ms / 1000
+        options |= {"door_s": costs.door_ms / 1000, "replicas": self.replicas}
         run = simulate(at, policy, costs.service(self.rungs, seed), works, **options)
         found = describe(_ended(run, profile), policy, profile)
         return {key: found[key] for key in (*SHOWN, *ALPHA)}
@@ -128,6 +130,19 @@ def _gain(rows: Sequence[dict], profile: str, name: str) -> dict:
     return {"controller_gain": round(mean, 4), "gain_ci95": [round(mean - half, 4), round(mean + half, 4)]}
 
 
+def fleet(world: World, costs: Costs, seconds: float, counts: Sequence[int]) -> list[dict]:
+    """One rush of two and one of five for each policy and each number of replicas: what each replica does on average,
+    and what is gained by being many, where the emptier of two gets the next request."""
+    found = []
+    for replicas, times, name in itertools.product(counts, (2, 5), POLICIES):
+        profile = bursts(times, seconds)
+        row = replace(world, replicas=replicas).play(name, profile, costs, times, seed=times)
+        each = {"goodput_each": round(row["goodput"] / replicas, 4)}
+        found.append({"replicas": replicas, "profile": profile.name, "policy": name, **row, **each})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def study(
     measured: dict,
     lengths: Sequence[int],
@@ -136,8 +151,9 @@ def study(
     scatter: float,
     costs: Costs | None = None,
     known_ms: float = 0.0,
+    counts: Sequence[int] = (),
 ) -> dict:
-    """The content of the result file. costs: None to fit them."""
+    """The content of the result file. costs: None to fit them. counts: of replicas, see `fleet`."""
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
     world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
     world = replace(world, known_ms=known_ms)
@@ -167,7 +183,9 @@ def study(
         for seed in seeds
     ]
     facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms}
-    return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": compared(played, len(seeds))}
+    many = {"replicas": fleet(world, noisy, seconds, counts)} if counts else {}
+    rows = compared(played, len(seeds))
+    return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": rows, **many}
 
 
 def main() -> None:
@@ -182,6 +200,7 @@ def main() -> None:
     add("--least-words", type=int, default=0, help="of the reviews, as in the measured run")
     add("--costs", type=float, nargs=4, metavar="X", help="pace, beside_ms, batch_ms and door_ms instead of a fit")
     add("--known-ms", type=float, default=0.0, help="of a batch's price, what the server is told at its start")
+    add("--replicas", type=int, nargs="*", default=[], help="numbers of replicas that are played, too")
     chosen, begun = made.parse_args(), time.monotonic()
     output, path = output_folder(chosen.output), Path(chosen.measured)
     measured = json.loads(path.read_text(encoding="utf-8"))
@@ -189,7 +208,9 @@ def main() -> None:
     texts = samples_of(chosen.samples, measured["provenance"]["seed"], chosen.least_words)
     lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
     costs = Costs(*chosen.costs[:2], 0.0, *chosen.costs[2:]) if chosen.costs else None
-    content = study(measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs, chosen.known_ms)
+    content = study(
+        measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs, chosen.known_ms, chosen.replicas
+    )
     command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
     facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
     head = {"kind": "serve-simulated", "command": command, "measured": path.name}
