@@ -6,8 +6,8 @@ optimization strategies (docs/related_work.md).
 
 CoQA's conversations ask several questions of one passage. Each question is answered by every cache at every alpha
 before the next one comes, so what else the machine does falls on all alike. "dynamic" gives the answer to a near
-question of the same passage (zsaa.reuse.near, unsafe) and reads nothing; it has no perplexity. It needs MiniLM and
-faiss: leave it out of --ways where they are not installed.
+question of the same passage (zsaa.reuse.near, unsafe) and reads nothing; it has no perplexity. It needs MiniLM: leave
+it out of --ways where that is not installed.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_many_replicas_share_a_rush_and_each_does_no_worse():
     rows = study.fleet(WORLD, Costs(1.0, 50.0), 20.0, (1, 4))
     assert len(rows) == 2 * 2 * len(POLICIES)
     of = {(row["replicas"], row["profile"], row["policy"]): row for row in rows}
-    for (replicas, *rest), row in of.items():
+    for (replicas, *_), row in of.items():
         assert row["answered"] + row["refused"] + row["lost"] == row["requests"]
         assert row["goodput_each"] == pytest.approx(row["goodput"] / replicas, abs=1e-4)
     assert of[4, "burst 5x", "controller"]["requests"] > 3 * of[1, "burst 5x", "controller"]["requests"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zsaa.kit.figures.style import COLOURS, REFERENCE, STYLE, legend, panels
+from zsaa.kit.figures.style import COLOURS, STYLE, legend, panels
 
 POLICIES = {
     "stock": ("alpha = 1", COLOURS["conventional"], "-"),
@@ -81,10 +81,9 @@ def replicas_figure(rows: Sequence[dict]):
                 mine = [row for row in rows if (row["profile"], row["policy"]) == (profile, policy)]
                 points = sorted((row["replicas"], row["goodput_each"]) for row in mine)
                 axis.plot(*zip(*points), color=colour, linestyle=dash, marker="o", label=name)
-            axis.set(xscale="log", xlabel="replicas", ylim=(0, None))
-            axis.axhline(0, **REFERENCE)
+            axis.set(xscale="log", xlabel="replicas")
             axis.set_title(profile, loc="left")
-        axes[0, 0].set_ylabel("answers in time,\na second and replica")
+        axes[0, 0].set(ylabel="answers in time,\na second and replica", ylim=(0, None))
         legend(figure, columns=2)
     figure.set_label("The same rush for many replicas, by simulation: each request goes to the emptier of two.")
     return figure
