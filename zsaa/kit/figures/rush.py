@@ -39,6 +39,16 @@ def rush_figure(seen: Mapping[str, Sequence[Sequence[float]]], rush: tuple[float
     return figure
 
 
+def measured_rush_figure(result: dict, profile: str = "burst 2x"):
+    """`rush_figure` of a result file of zsaa.serve.load."""
+    rows = [row for row in result["rows"] if row["profile"] == profile]
+    begin, end = rows[0]["seconds"] / 4, rows[0]["seconds"] * 7 / 12  # as zsaa.serve.traces.bursts has it
+    seen = {row["policy"]: [point for point in row["seen"] if point[0] >= 0] for row in rows}
+    hardware = result["provenance"]["hardware"]
+    where = f"{profile}, measured on {hardware.get('cores')} CPU cores, {rows[0]['requests']} requests"
+    return rush_figure(seen, (begin, end), where)
+
+
 def outcomes_figure(rows: Sequence[dict], where: str):
     """What became of the requests of a rush. rows: of "profile", "policy", "requests", "answered", "late", "lost" and
     "refused"."""
