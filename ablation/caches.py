@@ -199,6 +199,7 @@ def main() -> None:
     with gzip.open(chosen.data, "rt") as file:
         data = json.load(file)
     reader, found = Reader(data, chosen.ways, chosen.device), {}
+    path = output_folder(chosen.output) / "results" / "caches.json"
     turns = turns_of(data, chosen.stories, chosen.each, chosen.seed)
     for alpha, way in itertools.product((1.0, 0.5), chosen.ways if chosen.device != "cpu" else ()):
         reader.answer(turns[0], way, alpha)  # a GPU's first passes compile and allocate
@@ -211,21 +212,24 @@ def main() -> None:
                 row = {**said, "nll": nll, "answer_tokens": tokens, "story": turn["story"]}
                 found.setdefault((way, alpha), []).append(row)
         print(f"{number + 1} of {len(turns)}, {time.monotonic() - begun:.0f} s", flush=True)
-    rows = [row_of(way, alpha, rows, found["none", 1.0]) for (way, alpha), rows in found.items()]
-    for row in rows:
-        print(row)
-    facts = provenance(reader.device, seed=chosen.seed, seconds=round(time.monotonic() - begun, 1))
-    content = {
+        told = number + 1
+        if told % chosen.each == 0 and told > chosen.each:  # whole stories, two at least, for an interval
+            rows = [row_of(way, alpha, rows, found["none", 1.0]) for (way, alpha), rows in found.items()]
+            write_json(path, content_of(reader, rows, told // chosen.each, chosen.seed, time.monotonic() - begun))
+    print(path)
+
+
+def content_of(reader: Reader, rows: list[dict], stories: int, seed: int, seconds: float) -> dict:
+    return {
         "kind": "caches",
         "command": shlex.join(["python", "-m", "ablation.caches", *sys.argv[1:]]),
         "model": {"name": "smollm2-135m", "adapter": "results/adapters/coqa-asked"},
         "rule": zsaa.settings(reader.model) | {"depth_range": None},
-        "stories": chosen.stories,
+        "stories": stories,
         "hits": {str(alpha): prompts.counts for alpha, prompts in reader.prompts.items()},
         "rows": rows,
-        "provenance": facts,
+        "provenance": provenance(reader.device, seed=seed, seconds=round(seconds, 1)),
     }
-    print(write_json(output_folder(chosen.output) / "results" / "caches.json", content))
 
 
 if __name__ == "__main__":

@@ -205,5 +205,8 @@ def test_a_soak_counts_what_became_of_every_request(fake, tmp_path, monkeypatch)
 @pytest.mark.full
 def test_a_server_that_does_not_start_is_told(monkeypatch):
     monkeypatch.setattr(load, "_ready", lambda address: False)
-    with pytest.raises(RuntimeError, match="Start it alone"), load.server(["--no-such-option"]):
+    with (
+        pytest.raises(RuntimeError, match="unrecognized arguments: --no-such-option\nStart it alone"),
+        load.server(["--no-such-option"]),
+    ):
         pass
