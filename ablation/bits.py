@@ -2,7 +2,7 @@
 
 The first tokens of a held-out film review are read into the cache, and what follows is predicted from it, token by
 token of the text itself: perplexity, and how often the likeliest next token is that of the cache in full. Keys are
-grouped within a channel (axis 0) or a token (axis 1), values within a token, as hqq counts axes.
+grouped across tokens (axis 0) or within one (axis 1), values within one, as hqq counts axes.
 """
 
 from __future__ import annotations

@@ -60,26 +60,25 @@ def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[tuple[str,
     port = free_port()
     command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(port), *options]
     address, begun = f"http://127.0.0.1:{port}", time.monotonic()
-    said = tempfile.TemporaryFile("w+", errors="replace")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-    try:
-        while not _ready(address):
-            if process.poll() is not None or time.monotonic() - begun > wait_s:
-                said.seek(0)
-                last = "".join(said.readlines()[-3:]).strip() or "nothing"
-                raise RuntimeError(
-                    f"the server was not ready; the last that it said: {last}\nStart it alone to see more: "
-                    f"{shlex.join(command)}"
-                )
-            time.sleep(0.5)
-        yield address, process.pid
-    finally:
-        process.terminate()
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        said.close()
+            while not _ready(address):
+                if process.poll() is not None or time.monotonic() - begun > wait_s:
+                    said.seek(0)
+                    last = "".join(said.readlines()[-3:]).strip() or "nothing"
+                    raise RuntimeError(
+                        f"the server was not ready; the last that it said: {last}\nStart it alone to see more: "
+                        f"{shlex.join(command)}"
+                    )
+                time.sleep(0.5)
+            yield address, process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _ready(address: str) -> bool:
