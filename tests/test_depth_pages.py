@@ -17,6 +17,9 @@ def tables():
     yield "budgets", exits.budgets_table()
     if len(joint := exits.joint_table()):
         yield "joint", joint
+        yield "rivals", exits.rivals_table()
+        yield "losses", exits.losses_table()
+        yield "words", exits.words_table()
     yield "healed", healed.healed_table()
     yield "exits", healed.exits_table()
     yield "combined", healed.combined_table()
