@@ -5,13 +5,16 @@ optimization strategies (docs/related_work.md).
     python -m ablation.caches --data outputs/answers.json.gz --output outputs/caches
 
 CoQA's conversations ask several questions of one passage. Each question is answered by every cache at every alpha
-before the next one comes, so what else the machine does falls on all alike.
+before the next one comes, so what else the machine does falls on all alike. "dynamic" gives the answer to a near
+question of the same passage (zsaa.reuse.near, unsafe) and reads nothing; it has no perplexity. It needs MiniLM: leave
+it out of --ways where that is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import math
 import random
@@ -20,6 +23,7 @@ import string
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
@@ -31,10 +35,12 @@ from transformers.cache_utils import QuantizedCache
 import zsaa
 from zsaa import finetune
 from zsaa.measure import output_folder, provenance, stats, write_json
+from zsaa.reuse import near
 
 ADAPTER = Path(__file__).resolve().parent.parent / "results/adapters/coqa-asked"
-WAYS = ("none", "static", "hqq8", "hqq4")
+WAYS = ("none", "static", "dynamic", "hqq8", "hqq4")
 NEW = 16
+NEAR = 0.9  # similarity of two questions of one passage that are taken for the same by "dynamic", if their facts agree
 
 
 def f1(answer: str, references: list[str]) -> float:
@@ -55,19 +61,30 @@ def f1(answer: str, references: list[str]) -> float:
 class Reader:
     """One model, and each way in which it may remember."""
 
-    def __init__(self, data: dict):
-        model, self.tokenizer = finetune.load(ADAPTER, kind="causal-lm")
+    def __init__(self, data: dict, ways: Sequence[str] = WAYS, device: str = "cpu"):
+        model, self.tokenizer = finetune.load(ADAPTER, kind="causal-lm", device=device)
+        self.device = torch.device(device)
+        self.embed, self.near = near.MiniLM() if "dynamic" in ways else None, {}
         self.model = zsaa.enable(model.merge_and_unload().eval())
-        self.prompts = {alpha: zsaa.Prompts(self.model) for alpha in (1.0, 0.5)}
+        self.forget()
         self.data, self.end = data, data["newline"]
+
+    def forget(self) -> None:
+        """All that was answered so far."""
+        self.near.clear()
+        self.prompts = {alpha: zsaa.Prompts(self.model) for alpha in (1.0, 0.5)}
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def prompt(self, turn: dict) -> tuple[torch.Tensor, int]:
         """ids [1, tokens], and how many of them are the passage's."""
         body = self.data["pre"] + self.data["stories"][turn["story"]] + self.data["sep"]
-        return torch.tensor([body + turn["line"]]), len(body)
+        return torch.tensor([body + turn["line"]], device=self.device), len(body)
 
     def cache(self, way: str):
-        if way in ("none", "static"):
+        if not way.startswith("hqq"):
             return DynamicCache(config=self.model.config)
         bits = int(way.removeprefix("hqq"))
         return QuantizedCache("hqq", self.model.config, nbits=bits, axis_key=1, axis_value=1)
@@ -78,31 +95,47 @@ class Reader:
         return zsaa.trace(self.model) if way.startswith("hqq") else nullcontext()
 
     def _asks(self, ids: torch.Tensor, body: int) -> torch.Tensor:
-        return torch.arange(ids.shape[1])[None] >= body
+        return torch.arange(ids.shape[1], device=self.device)[None] >= body
 
     @torch.inference_mode()
     def answer(self, turn: dict, way: str, alpha: float) -> dict:
         """Greedy, to the end of the line: what it says, in how many seconds."""
         ids, body = self.prompt(turn)
         options = dict(max_new_tokens=NEW, do_sample=False, eos_token_id=self.end, pad_token_id=self.end)
+        said = self.tokenizer.decode(turn["line"])
+        held = hit = None
+        if way == "dynamic":  # one store for each passage and alpha
+            held = self.near.setdefault((turn["story"], alpha), near.Near(self.embed, NEAR, unsafe=True))
+        self.wait()
         begun = time.perf_counter()
-        if way == "static":
-            found = self.prompts[alpha].generate(ids, prefix=body, alpha=alpha, **options)
+        if held is not None and (hit := held.get(said)) is not None:
+            found = hit.answer
+        elif way == "static":
+            found = self.prompts[alpha].generate(ids, prefix=body, alpha=alpha, **options)[0, ids.shape[1] :]
         else:
             masks = {} if alpha == 1 else {"question": self._asks(ids, body)}
             with self.path(way):
                 found = self.model.generate(ids, alpha=alpha, past_key_values=self.cache(way), **masks, **options)
-        seconds = time.perf_counter() - begun
-        new = found[0, ids.shape[1] :]
+            found = found[0, ids.shape[1] :]
+        if held is not None and hit is None:
+            held.put(said, found)
+        self.wait()
+        seconds, new = time.perf_counter() - begun, found
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         score = f1(text, turn["references"])
-        return {"seconds": seconds, "f1": score, "tokens": found.shape[1], "new": len(new)}
+        return {
+            "seconds": seconds,
+            "f1": score,
+            "tokens": ids.shape[1] + len(new),
+            "new": len(new),
+            "hit": hit is not None,
+        }
 
     @torch.inference_mode()
     def nll(self, turn: dict, way: str, alpha: float) -> tuple[float, int]:
         """Of the reference answer's tokens, read through the cache that the prompt left; and how many they are."""
         ids, body = self.prompt(turn)
-        answer = torch.tensor([turn["answer"]])
+        answer = torch.tensor([turn["answer"]], device=self.device)
         if way == "static":
             with self.prompts[alpha]:
                 cache = self.model(ids[:, :body], alpha=alpha, use_cache=True).past_key_values
@@ -135,11 +168,13 @@ def row_of(way: str, alpha: float, found: list[dict], plain: list[dict]) -> dict
     seconds, scores = [r["seconds"] for r in found], [[100 * r["f1"] for r in rows] for rows in by.values()]
     means = [fmean(rows) for rows in scores]
     of_ratio, of_score = stats.half_width(ratios), stats.half_width(means)
+    tokens = sum(r["answer_tokens"] for r in found)
     row = {
         "cache": way,
         "alpha": alpha,
         "n": len(found),
-        "perplexity": math.exp(sum(r["nll"] for r in found) / sum(r["answer_tokens"] for r in found)),
+        **({"hits": sum(r["hit"] for r in found)} if way == "dynamic" else {}),
+        "perplexity": math.exp(sum(r["nll"] for r in found) / tokens) if tokens else None,
         "f1": fmean(means),
         "latency_ms": 1000 * fmean(seconds),
         "tokens_per_s": sum(r["tokens"] for r in found) / sum(seconds),
@@ -158,34 +193,43 @@ def main() -> None:
     add("--stories", type=int, default=6)
     add("--each", type=int, default=5, help="questions of each story")
     add("--seed", type=int, default=0)
+    add("--ways", type=lambda text: text.split(","), default=list(WAYS), help=f"of {', '.join(WAYS)}")
+    add("--device", default="cpu")
     chosen, begun = made.parse_args(), time.monotonic()
     with gzip.open(chosen.data, "rt") as file:
         data = json.load(file)
-    reader, found = Reader(data), {}
+    reader, found = Reader(data, chosen.ways, chosen.device), {}
+    path = output_folder(chosen.output) / "results" / "caches.json"
     turns = turns_of(data, chosen.stories, chosen.each, chosen.seed)
+    for alpha, way in itertools.product((1.0, 0.5), chosen.ways if chosen.device != "cpu" else ()):
+        reader.answer(turns[0], way, alpha)  # a GPU's first passes compile and allocate
+    reader.forget()
     for number, turn in enumerate(turns):
         for alpha in (1.0, 0.5):
-            for way in WAYS:
+            for way in chosen.ways:
                 said = reader.answer(turn, way, alpha)
-                nll, tokens = reader.nll(turn, way, alpha)
+                nll, tokens = (0.0, 0) if way == "dynamic" else reader.nll(turn, way, alpha)
                 row = {**said, "nll": nll, "answer_tokens": tokens, "story": turn["story"]}
                 found.setdefault((way, alpha), []).append(row)
         print(f"{number + 1} of {len(turns)}, {time.monotonic() - begun:.0f} s", flush=True)
-    rows = [row_of(way, alpha, rows, found["none", 1.0]) for (way, alpha), rows in found.items()]
-    for row in rows:
-        print(row)
-    facts = provenance(torch.device("cpu"), seed=chosen.seed, seconds=round(time.monotonic() - begun, 1))
-    content = {
+        told = number + 1
+        if told % chosen.each == 0 and told > chosen.each:  # whole stories, two at least, for an interval
+            rows = [row_of(way, alpha, rows, found["none", 1.0]) for (way, alpha), rows in found.items()]
+            write_json(path, content_of(reader, rows, told // chosen.each, chosen.seed, time.monotonic() - begun))
+    print(path)
+
+
+def content_of(reader: Reader, rows: list[dict], stories: int, seed: int, seconds: float) -> dict:
+    return {
         "kind": "caches",
         "command": shlex.join(["python", "-m", "ablation.caches", *sys.argv[1:]]),
         "model": {"name": "smollm2-135m", "adapter": "results/adapters/coqa-asked"},
         "rule": zsaa.settings(reader.model) | {"depth_range": None},
-        "stories": chosen.stories,
+        "stories": stories,
         "hits": {str(alpha): prompts.counts for alpha, prompts in reader.prompts.items()},
         "rows": rows,
-        "provenance": facts,
+        "provenance": provenance(reader.device, seed=seed, seconds=round(seconds, 1)),
     }
-    print(write_json(output_folder(chosen.output) / "results" / "caches.json", content))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ def test_the_facts_of_a_text_are_told_from_those_of_its_neighbour(one, other, sa
 
 
 def test_a_near_prompt_is_a_hit_only_if_its_facts_agree():
-    pytest.importorskip("faiss", reason="near prompts need faiss-cpu: pip install 'zsaa[reuse]'")
     near = Near(embed, threshold=0.95, unsafe=True)
     assert near.get("Did Anna call Ben?") is None
     near.put("Did Anna call Ben?", "yes")

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import QuantizedCache
 
 pytest.importorskip("hqq", reason="quantized caches need hqq: pip install 'zsaa[reuse]'")
@@ -155,3 +155,19 @@ def test_what_cannot_be_quantized_is_refused_by_name():
         assert cache.get_seq_length() == 0
         again = model(ids, alpha=0.7, past_key_values=cache)
     assert all(type(layer) is QuantizedPrunedLayer for layer in again.past_key_values.layers)
+
+
+@torch.no_grad()
+def test_what_breaks_qwen_2_is_refused_by_name_and_the_rest_runs():
+    """Few bits of its keys by token: results/serving/bits.json. Llama bears them."""
+    ids = tiny.tokens([40])[0]
+    config = tiny.CONFIGS["qwen2"]()
+    config.use_sliding_window, config.layer_types = False, ["full_attention"] * config.num_hidden_layers
+    model = zsaa.enable(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    with pytest.raises(NotImplementedError, match="Qwen 2's keys do not bear 4 bits .* Set axis_key to 0"):
+        model(ids, alpha=0.7, past_key_values=cache_of(model, 4))
+    for bits, axis in ((4, 0), (8, 1)):
+        found = model(ids, alpha=0.7, past_key_values=cache_of(model, bits, axis_key=axis)).past_key_values
+        assert all(type(layer) is QuantizedPrunedLayer for layer in found.layers)
+    other = zsaa.enable(tiny.make("llama", dtype=torch.float32))
+    other(ids, alpha=0.7, past_key_values=cache_of(other, 4))

@@ -20,7 +20,7 @@ from zsaa.serve import lane as lanes
 from zsaa.serve.app import House, build
 from zsaa.serve.controller import Policy, Rung
 from zsaa.serve.engine import Classifier, Completer, Wish
-from zsaa.serve.lane import Lane
+from zsaa.serve.lane import Job, Lane
 from zsaa.serve.metrics import merged
 
 TEXT = " ".join(f"w{3 + (7 * i) % 94}" for i in range(30))
@@ -197,6 +197,22 @@ def test_beyond_the_floor_requests_are_told_to_come_again(serve):
     assert refused[0].json()["error"]["type"] == "rate_limit_error"
     assert ask(app, "/metrics").body.decode().count("zsaa:requests_refused_total{") == 2
     assert house.lanes["mood"].counts["refused"] == 6 and house.lanes["mood"].jobs == {}
+
+
+@pytest.mark.parametrize("path, body", [("/classify", {"input": TEXT}), ("/v1/completions", {"prompt": TEXT})])
+def test_where_the_house_is_full_no_text_is_cut_into_tokens_first(serve, engines, path, body, monkeypatch):
+    app, house = serve(rungs=RUNGS, p95_ms=1000.0)
+    cut = []
+    for name, engine in engines.items():
+        encode = engine.encode
+        monkeypatch.setattr(engine, "encode", lambda text, encode=encode: cut.append(text) or encode(text))
+        house.lanes[name].jobs[0] = Job(Wish((1,)), None, 1000.0, 0.0)
+    response = ask(app, path, body)
+    assert response.status == 429 and int(response.headers["retry-after"]) == 20 and not cut
+    assert sum(lane.counts["refused"] for lane in house.lanes.values()) == 1
+    for lane in house.lanes.values():
+        lane.jobs.clear()
+    assert ask(app, path, body).status == 200 and len(cut) == 1
 
 
 def test_no_more_are_let_in_than_there_is_room_for(serve):

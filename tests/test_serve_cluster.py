@@ -27,7 +27,7 @@ from zsaa.budget import Calibration
 from zsaa.serve import __main__ as command
 from zsaa.serve import cluster, furnish
 from zsaa.serve.engine import Classifier, Completer
-from zsaa.serve.soak import replica_processes, resident_mib
+from zsaa.serve.soak import held_mib, replica_processes
 
 PORT = 8141
 SOAK_S = 60.0
@@ -170,7 +170,7 @@ def test_a_minute_of_soak_loses_nobody_and_holds_no_more_memory(server):
         clients = [pool.submit(client, number) for number in range(8)]
         for share in (1 / 3, 1):
             time.sleep(max(0, begun + share * SOAK_S - time.monotonic()))
-            held.append([resident_mib(pid) for pid in pids])
+            held.append([held_mib(pid)[0] for pid in pids])
         for each in clients:
             each.result(120)
     assert set(found) <= {200, 429} and found.count(200) > 50

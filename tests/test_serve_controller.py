@@ -4,9 +4,11 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from zsaa.serve.controller import (
     LEAST_TRUST,
     POLICIES,
     Controller,
+    Costs,
     Policy,
     Reading,
     Rung,
@@ -58,7 +61,8 @@ def situations(draw):
     policy = draw(policies())
     beside_ms = draw(st.just(0.0) | st.floats(0, 1000))
     pace, p95_ms = draw(st.floats(0.01, 100)), draw(st.none() | amounts)
-    reading = Reading(draw(st.floats(0, 200)), draw(amounts), draw(amounts), p95_ms, pace, beside_ms)
+    batches = draw(st.just(0.0) | st.floats(0, 1000)), draw(st.floats(1, 100))
+    reading = Reading(draw(st.floats(0, 200)), draw(amounts), draw(amounts), p95_ms, pace, beside_ms, *batches)
     return policy, draw(states(policy)), reading
 
 
@@ -75,11 +79,11 @@ def test_alpha_stays_between_the_floor_and_one_and_depends_on_nothing_else(situa
     assert step(policy, state, reading) == after
 
 
-@given(situations(), amounts, amounts, amounts, amounts, amounts)
-def test_more_of_anything_never_raises_alpha(situation, pending, rate, p95, pace, beside):
+@given(situations(), amounts, amounts, amounts, amounts, amounts, amounts)
+def test_more_of_anything_never_raises_alpha(situation, pending, rate, p95, pace, beside, batch):
     policy, state, reading = situation
     p95 = None if reading.p95_ms is None else reading.p95_ms + p95
-    costs = reading.pace + pace, reading.beside_ms + beside
+    costs = reading.pace + pace, reading.beside_ms + beside, reading.batch_ms + batch, reading.full
     worse = Reading(reading.now_s, reading.pending + pending, reading.rate + rate, p95, *costs)
     assert alpha(policy, step(policy, state, worse)) <= alpha(policy, step(policy, state, reading))
 
@@ -116,8 +120,8 @@ def test_who_is_refused_has_everybody_at_the_floor(situation, pending):
     after = step(policy, state, replace(reading, pending=pending))
     reading = replace(reading, pending=pending)
     seconds = retry_after(policy, after, reading)
-    least_ms = reading.cost(policy.rungs[-1])
-    if seconds is not None and (pending - 1) * least_ms > policy.share * after.trust * policy.p95_ms:
+    least_ms = reading.takes(policy.rungs[-1], pending - 1)
+    if seconds is not None and least_ms > policy.share * after.trust * policy.p95_ms:
         assert alpha(policy, after) == policy.floor
     assert seconds is None or (isinstance(seconds, int) and seconds >= 1)
 
@@ -233,9 +237,11 @@ def test_the_window_forgets():
     for second in range(4):
         watch.arrived(second, 2.0)
         watch.answered(second, 100.0 * second)
-    assert watch.reading(3.5, 1) == Reading(3.5, 1, rate=2.0, p95_ms=300.0)
-    assert watch.reading(6.5, 0) == Reading(6.5, 0, rate=0.5, p95_ms=300.0)
-    assert watch.reading(60, 0) == Reading(60, 0, rate=0, p95_ms=None)
+    full = watch.reading(3.5, 1).full  # work of a usual request, which a silence does not change
+    assert 1 < full < 2
+    assert watch.reading(3.5, 1) == Reading(3.5, 1, rate=2.0, p95_ms=300.0, full=full)
+    assert watch.reading(6.5, 0) == Reading(6.5, 0, rate=0.5, p95_ms=300.0, full=full)
+    assert watch.reading(60, 0) == Reading(60, 0, rate=0, p95_ms=None, full=full)
 
 
 def predicted(controller, alpha):
@@ -245,12 +251,13 @@ def predicted(controller, alpha):
 
 def test_what_batches_cost_is_what_they_took_lately():
     controller = Controller(POLICY)
-    assert controller.watch.costs() == (1.0, 0.0)
+    assert controller.watch.costs == Costs()
     for _ in range(30):
         controller.ran([(1.0, 2.0), (0.9, 1.0)], 1800)  # 2 x 400 + 100 were expected
-    assert 2 * predicted(controller, 1.0) + predicted(controller, 0.9) == pytest.approx(1800, rel=0.01)
+    costs = controller.watch.costs
+    assert 900 * costs.pace + 3 * costs.beside_ms + costs.batch_ms == pytest.approx(1800, rel=0.01)
     controller.ran([(0.5, 1.0)], 1e9)  # no rung: nothing is known of it
-    assert predicted(controller, 1.0) < 900
+    assert controller.watch.costs == costs
     for _ in range(60):
         controller.ran([(1.0, 1.0)], 40)
     assert predicted(controller, 1.0) == pytest.approx(40, rel=0.15)
@@ -274,6 +281,46 @@ def test_what_each_request_costs_beside_its_rung_is_told_apart(pace, beside_ms, 
         assert all(predicted(controller, rung.alpha) >= 0.9 * (min(pace, 1.0) * rung.ms + beside_ms) for rung in lower)
     costs = [predicted(controller, rung.alpha) for rung in LADDER]
     assert costs == sorted(costs, reverse=True) and costs[-1] > 0
+
+
+@given(st.floats(0.2, 3), st.floats(0, 300), st.lists(st.integers(1, 32), min_size=20, max_size=40))
+def test_what_a_batch_costs_whatever_is_in_it_is_told_apart(pace, batch_ms, sizes):
+    """Of batches of several sizes, as far as the prior lets it."""
+    controller = Controller(replace(POLICY, batch_ms=0.8 * batch_ms), batch=32)
+    for k, size in enumerate(sizes):
+        rung = LADDER[2 + k % 2]
+        controller.ran([(rung.alpha, 1.0)] * size, pace * rung.ms * size + batch_ms)
+    costs = controller.watch.costs
+    assert all(value >= 0 for value in (costs.pace, costs.beside_ms, costs.batch_ms))
+    if len(set(sizes[-10:])) > 5:
+        reading = replace(controller.reading(0.0, 1), full=32.0)
+        for rung, work in itertools.product(LADDER[2:4], {min(sizes[-10:]), max(sizes[-10:])}):
+            assert reading.takes(rung, work) == pytest.approx(pace * rung.ms * work + batch_ms, rel=0.4, abs=20)
+
+
+@pytest.mark.parametrize("known_ms", [30.0, 60.0])
+def test_a_price_of_each_batch_is_not_counted_once_per_request(known_ms):
+    """Forty requests of 2 ms and batches that cost 60 ms by themselves: two batches, not 40 times 62 ms; the better,
+    the better that is known from the start."""
+    policy = Policy((Rung(1.0, 2.0), Rung(0.9, 1.0)), 500.0, batch_ms=known_ms)
+    controller, unknown = Controller(policy, batch=32), Controller(replace(policy, batch_ms=0.0))
+    for size in (1, 2, 1, 3, 2, 4, 2, 1):
+        for each in (controller, unknown):
+            each.ran([(1.0, 1.0)] * size, 60 + 2.0 * size)
+    said, otherwise = (each.reading(0.0, 40).takes(policy.rungs[0], 40) for each in (controller, unknown))
+    assert said < (0.2 if known_ms == 60 else 0.6) * otherwise
+    assert known_ms != 60 or said == pytest.approx(60 * 40 / 32 + 80, rel=0.1)
+    assert unknown.arrive(0.0, 1.0, 40.0) is not None
+    assert known_ms != 60 or controller.arrive(0.0, 1.0, 40.0) is None
+
+
+@given(amounts, st.floats(0.1, 100), st.floats(0.01, 10), st.floats(0, 1000), st.floats(0, 1000), st.floats(1, 100))
+def test_more_work_takes_longer_and_fuller_batches_less(work, more, pace, beside_ms, batch_ms, full):
+    reading = Reading(0.0, 1.0, 0.0, None, pace, beside_ms, batch_ms, full)
+    rung = LADDER[0]
+    assert reading.takes(rung, 0) == 0 <= reading.takes(rung, work) <= reading.takes(rung, work + more)
+    assert replace(reading, full=full + more).takes(rung, work) <= reading.takes(rung, work)
+    assert reading.takes(rung, full) == pytest.approx(full * reading.cost(rung))
 
 
 def test_two_controllers_that_see_the_same_do_the_same():
@@ -314,6 +361,13 @@ def test_rungs_from_macs_fall_evenly_to_the_floor():
     assert costs.ladder_by_macs(config, 200, 50.0, 1.0) == (Rung(1.0, 50.0),)
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         costs.ladder_by_macs(config, 200, 50.0, 0.0)
+
+
+def test_what_a_batch_costs_by_itself_is_what_one_text_takes_beyond_its_share(monkeypatch):
+    monkeypatch.setattr(costs, "prefill_ms", lambda engine, n, batch=1: 25.0 + 2.0 * batch)
+    gpu, cpu = (SimpleNamespace(device=torch.device(name)) for name in ("cuda", "cpu"))
+    assert costs.batch_ms(gpu, 256, 32) == pytest.approx(25.0)
+    assert costs.batch_ms(gpu, 256, 1) == costs.batch_ms(cpu, 256, 32) == 0
 
 
 def test_the_floor_is_read_off_a_committed_curve():

@@ -123,6 +123,16 @@ def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_pa
     assert rows[("controller", "steady")]["against_stock"]["points"] == 0
     assert "controller" in capsys.readouterr().out
 
+    monkeypatch.setattr("sys.argv", ["load", *given, "--policies", "floor", "--go-on"])
+    load.main()
+    more = json.loads((tmp_path / "results" / "serve.json").read_text())
+    assert more["rows"][:4] == result["rows"] and [row["policy"] for row in more["rows"][4:]] == ["floor", "floor"]
+    assert {key: more[key] for key in load.FACTS} == {key: result[key] for key in load.FACTS}
+    assert (
+        more["rows"][5]["against_stock"]["n"] > 0
+        and more["rows"][4]["requests"] == rows["stock", "burst 2x"]["requests"]
+    )
+
 
 def test_requests_are_sent_when_they_are_due_however_slow_the_answers(fake):
     fake.pause_s = 0.4
@@ -148,7 +158,7 @@ def test_what_was_lost_against_alpha_1_counts_texts_that_both_answered():
     rows = [row("stock", [True, True, True, None]), row("floor", [True, False, None, True])]
     stock, floor = (load._with_loss(r, rows) for r in rows)
     assert floor["against_stock"]["n"] == 2 and floor["against_stock"]["points"] == -50
-    assert "against_stock" not in stock and "right" not in floor
+    assert "against_stock" not in stock and floor["right"] == "10-1"
 
 
 def test_the_simulator_is_told_what_was_measured():
@@ -195,5 +205,8 @@ def test_a_soak_counts_what_became_of_every_request(fake, tmp_path, monkeypatch)
 @pytest.mark.full
 def test_a_server_that_does_not_start_is_told(monkeypatch):
     monkeypatch.setattr(load, "_ready", lambda address: False)
-    with pytest.raises(RuntimeError, match="Start it alone"), load.server(["--no-such-option"]):
+    with (
+        pytest.raises(RuntimeError, match="unrecognized arguments: --no-such-option\nStart it alone"),
+        load.server(["--no-such-option"]),
+    ):
         pass

@@ -68,3 +68,14 @@ def test_the_committed_run_is_one_that_the_study_can_read(name):
     result = json.loads((RESULTS / f"serving/{name}.json").read_text())
     assert {study.profile_of(row).name for row in result["rows"]} == {"burst 2x", "burst 5x"}
     assert {"rungs", "rate", "reference_tokens", "promise_ms"} <= set(result)
+
+
+def test_many_replicas_share_a_rush_and_each_does_no_worse():
+    rows = study.fleet(WORLD, Costs(1.0, 50.0), 20.0, (1, 4))
+    assert len(rows) == 2 * 2 * len(POLICIES)
+    of = {(row["replicas"], row["profile"], row["policy"]): row for row in rows}
+    for (replicas, *_), row in of.items():
+        assert row["answered"] + row["refused"] + row["lost"] == row["requests"]
+        assert row["goodput_each"] == pytest.approx(row["goodput"] / replicas, abs=1e-4)
+    assert of[4, "burst 5x", "controller"]["requests"] > 3 * of[1, "burst 5x", "controller"]["requests"]
+    assert of[4, "burst 5x", "controller"]["goodput_each"] > 0.9 * of[1, "burst 5x", "controller"]["goodput_each"]

@@ -112,7 +112,8 @@ class PrunedLayer(DynamicLayer):
 
 
 # Kinds of caches that can be pruned into, and what each of their layers becomes; zsaa/reuse/quantized.py adds another.
-KINDS: dict[type, Callable[[Any], PrunedLayer]] = {DynamicCache: lambda cache: PrunedLayer()}
+# Called with the cache and the model's type, as its configuration has it.
+KINDS: dict[type, Callable[[Any, str], PrunedLayer]] = {DynamicCache: lambda cache, model: PrunedLayer()}
 
 
 def is_pruned(cache) -> bool:
@@ -143,10 +144,10 @@ def check_cache(cache) -> None:
         )
 
 
-def pruned_cache(cache, num_layers: int) -> DynamicCache:
-    """`cache` (or a new one, for None), empty, with its layers replaced by PrunedLayers."""
+def pruned_cache(cache, num_layers: int, model: str = "") -> DynamicCache:
+    """`cache` (or a new one, for None), empty, with its layers replaced by PrunedLayers. model: its type."""
     check_cache(cache)
     cache = DynamicCache() if cache is None else cache
-    cache.layers = [KINDS[type(cache)](cache) for _ in range(num_layers)]
+    cache.layers = [KINDS[type(cache)](cache, model) for _ in range(num_layers)]
     cache.layer_class_to_replicate = None
     return cache

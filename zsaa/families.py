@@ -15,15 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zsaa.fast.linear import linear
-
 Part = Any  # a module of transformers: its family says which parts it has in turn
 
 
 def _separate_qkv(attention: Part, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q_proj, k_proj, v_proj, and the per-head norms of Qwen 3 and Gemma 3: [batch, heads, rows, head_dim] each."""
     q, k, v = (
-        linear(projection, hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        projection(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if hasattr(attention, "q_norm"):
@@ -39,7 +37,7 @@ def _fused_qkv(attention: Part, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _output(attention: Part, x: Tensor) -> Tensor:
-    return linear(attention.o_proj, x)
+    return attention.o_proj(x)
 
 
 def _gpt2_output(attention: Part, x: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ class Dial:
         """Run the prompt, which is pruned, and get ready for what `generate` has appended to it, which is not: all that
         is left of the call."""
         keep, decoder, dials = call.caches, call.decoder, {"alpha": alpha, "depth": depth}
-        cache = pruned_cache(call.cache, depth)
+        cache = pruned_cache(call.cache, depth, call.decoder.config.model_type)
         call.named |= {"past_key_values": cache, "use_cache": True}
         prompt, rest = call.split(appended)
         before = decoder(**{**call.named, **prompt}, **{**call.extra, **dials, "return_dict": True})
@@ -235,7 +235,8 @@ class Dial:
         )
         shapes = plan(request)
         if call.caches:
-            call.named["past_key_values"] = cache = pruned_cache(call.cache, depth)
+            cache = pruned_cache(call.cache, depth, call.decoder.config.model_type)
+            call.named["past_key_values"] = cache
             if shapes.early:
                 all_real = torch.ones(batch, width, dtype=torch.bool, device=request.device)
                 cache.layers[0].given = all_real if real is None else real

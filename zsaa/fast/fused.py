@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
 from zsaa.fast import dispatch
-from zsaa.fast.linear import linear, quick, untouched
 
 RMS_NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}  # weight * normed
 GATED_MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "Gemma2MLP", "Gemma3MLP"}  # down(act(gate) * up)
 SILU = ("SiLUActivation", "SiLU")
-HOOKS = ("_backward_hooks", "_backward_pre_hooks")  # beside those that `untouched` knows
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _known(module: nn.Module, names: set[str]) -> bool:
@@ -30,7 +30,10 @@ def _known(module: nn.Module, names: set[str]) -> bool:
 
 
 def _unhooked(module: nn.Module) -> bool:
-    return untouched(module) and not any(module.__dict__[kind] for kind in HOOKS)
+    """Does a call of `module` run its class's forward and nothing else, no hook and no replacement?"""
+    own = module.__dict__
+    everywhere = _module._global_forward_hooks or _module._global_forward_pre_hooks
+    return not (everywhere or "forward" in own or any(own[kind] for kind in HOOKS))
 
 
 def _norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, float] | None:
@@ -62,8 +65,6 @@ def _once(normed: Tensor) -> Tensor:
 
 def mlp(module: nn.Module, x: Tensor) -> Tensor:
     """module(x)."""
-    if quick(x) and untouched(module) and _known(module, GATED_MLPS):
-        return linear(module.down_proj, module.act_fn(linear(module.gate_proj, x)) * linear(module.up_proj, x))
     kernels = dispatch.layer_kernels(x)
     if kernels is None and not dispatch.fuses_training(x):
         return module(x)

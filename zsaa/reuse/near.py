@@ -82,25 +82,18 @@ class Near:
         self.texts: list[str] = []
         self.answers: list[Any] = []
         self.counts: Counter = Counter()
-        self._index: Any = None
+        self._vectors: list[np.ndarray] = []  # compared with all: for thousands, not for millions
 
     def put(self, prompt: str, answer: Any) -> None:
-        import faiss  # pip install 'zsaa[reuse]'
-
-        vector = self.embed([prompt])
-        if self._index is None:
-            self._index = faiss.IndexFlatIP(vector.shape[1])
-        self._index.add(vector)
+        self._vectors.append(self.embed([prompt])[0])
         self.texts.append(prompt)
         self.answers.append(answer)
 
     def get(self, prompt: str, among: int = 8) -> Hit | None:
         """The nearest prompt that is near enough and agrees in its facts, of the `among` nearest."""
-        if self._index is None:
-            self.counts["misses"] += 1
-            return None
-        similarity, index = self._index.search(self.embed([prompt]), min(among, len(self.texts)))
-        for value, k in zip(similarity[0].tolist(), index[0].tolist()):
+        similar = np.stack(self._vectors) @ self.embed([prompt])[0] if self.texts else np.empty(0)
+        for k in np.argsort(-similar, kind="stable")[:among].tolist():
+            value = float(similar[k])
             if value < self.threshold:
                 break
             if self.verify is None or self.verify(prompt, self.texts[k]):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import QuantizedCache, QuantizedLayer
+from transformers.cache_utils import HQQQuantizedLayer, QuantizedCache, QuantizedLayer
 
 from zsaa import cache as pruned
 from zsaa.cache import PrunedLayer
@@ -110,8 +110,9 @@ class QuantizedPrunedLayer(PrunedLayer):
         return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def layer_of(cache: QuantizedCache) -> PrunedLayer:
-    """What a layer of this cache becomes. NotImplementedError for what cannot be pruned into."""
+def layer_of(cache: QuantizedCache, model: str) -> PrunedLayer:
+    """What a layer of this cache becomes, in a model of this type. NotImplementedError for what cannot be pruned into,
+    or breaks the model."""
     like = cache.layers[0]
     if isinstance(like, QuantizedPrunedLayer):
         like = like.like
@@ -119,6 +120,11 @@ def layer_of(cache: QuantizedCache) -> PrunedLayer:
         raise NotImplementedError(
             f"zsaa prunes into quantized caches of the backends hqq and quanto, got {type(like).__name__}. Choose one "
             "of these in cache_config, or set alpha to 1 for this call."
+        )
+    if model == "qwen2" and isinstance(like, HQQQuantizedLayer) and like.nbits <= 4 and like.axis_key == 1:
+        raise NotImplementedError(
+            f"Qwen 2's keys do not bear {like.nbits} bits in groups of one token: its perplexity rises by a third "
+            "(results/serving/bits.json). Set axis_key to 0 in cache_config, or nbits to 8."
         )
     return QuantizedPrunedLayer(like)
 

@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from zsaa.serve.wishes import Chat, Classification, Completion, Written
 LOG = logging.getLogger("zsaa.serve")
 HERE = Path(__file__).parent
 TICK_S = 0.25  # how often the controllers look, so that alpha returns to 1 without a request
+LONG_TOKEN = 8  # characters: few texts have so many to a token
 CHAT_TOKENS = 256  # of an answer, where a chat names no limit
 
 Gather = Callable[[], Awaitable[list[tuple[str, str, dict]]]]  # (replica, its metrics, its live numbers) of all
@@ -58,6 +60,8 @@ class House:
     def __init__(self, lanes: dict[str, Lane], replica: str = "local"):
         self.lanes, self.replica, self.started = lanes, replica, int(time.time())
         self.metrics = Metrics(lanes)
+        # One thread for all texts: each more would take the interpreter from the one in which the model runs.
+        self.clerk = ThreadPoolExecutor(1, thread_name_prefix="tokens")
 
     def snapshot(self) -> tuple[str, str, dict]:
         return self.replica, self.metrics.text(), {name: lane.live() for name, lane in self.lanes.items()}
@@ -73,6 +77,21 @@ class House:
         key = name or next(iter(found))
         return key, found[key]
 
+    def _full(self, name: str, busy: Busy) -> Refused:
+        self.metrics.refused.labels(name).inc()
+        message = f"the server is full, even at its lowest alpha. Try again in {busy} s."
+        return Refused(429, message, {"Retry-After": str(busy)}, kind="rate_limit_error", code="rate_limit_exceeded")
+
+    async def encoded(self, name: str, texts: Sequence[str]) -> list[list[int]]:
+        """Each text as tokens. Refused at once, where all of them would be for their length alone."""
+        engine = self.lanes[name].engine
+        try:
+            self.lanes[name].knock(sum(min(len(text) / LONG_TOKEN, engine.max_tokens) for text in texts))
+        except Busy as busy:
+            raise self._full(name, busy) from None
+        loop = asyncio.get_running_loop()
+        return [await loop.run_in_executor(self.clerk, engine.encode, text) for text in texts]
+
     async def events(self, name: str, job: Job) -> AsyncIterator[Event]:
         """A job's events, counted. Refused, where it is not let in or not answered."""
         lane, first = self.lanes[name], True
@@ -87,11 +106,7 @@ class House:
                     first = False
                     yield event
         except Busy as busy:
-            self.metrics.refused.labels(name).inc()
-            message = f"the server is full, even at its lowest alpha. Try again in {busy} s."
-            raise Refused(
-                429, message, {"Retry-After": str(busy)}, kind="rate_limit_error", code="rate_limit_exceeded"
-            ) from None
+            raise self._full(name, busy) from None
         except TooSlow as limit:
             message = f"the request took longer than the {limit} s that are allowed. Ask for fewer tokens."
             raise Refused(504, message, kind="timeout_error", code="timeout") from None
@@ -233,11 +248,11 @@ def _sse(content: dict) -> str:
 
 async def _classify(house: House, request: Request, body: Classification) -> Response:
     name, lane = house.lane(Classifier, body.model)
-    engine = lane.engine
-    samples = [await asyncio.to_thread(engine.encode, text) for text in body.texts]
+    engine, born = lane.engine, lane.clock()
+    samples = await house.encoded(name, body.texts)
     if not all(samples):
         raise Refused(400, "a text is empty. Send at least one word.", param="input")
-    jobs = [lane.job(Wish(tuple(ids[: engine.max_tokens])), body.asked) for ids in samples]
+    jobs = [lane.job(Wish(tuple(ids[: engine.max_tokens])), body.asked, born) for ids in samples]
     answers = await while_there(request, _all([house.answer(name, job) for job in jobs]))
     data = []
     for index, (answer, ids) in enumerate(zip(answers, samples)):
@@ -349,8 +364,8 @@ def build(
 
     @app.post("/v1/completions")
     async def completions(body: Completion, request: Request):
-        _, lane = house.lane(Completer, body.model)
-        prompts = [await asyncio.to_thread(lane.engine.encode, text) for text in body.prompts]
+        name, _ = house.lane(Completer, body.model)
+        prompts = await house.encoded(name, body.prompts)
         return await _write(house, request, body, prompts, lambda n, most: body.max_tokens, chat=False)
 
     @app.post("/v1/chat/completions")

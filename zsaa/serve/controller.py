@@ -5,8 +5,9 @@ A ladder of settings goes from alpha = 1 down to the floor, each with what a req
 controller takes the highest rung at which what is in the house would be done within its share of the promised p95, and
 at which what arrives is no more than can be served. Down it goes at once, however far; up one rung at a time, and only
 after the stricter threshold of a calm spell has held for a while: so it does not swing. The cost model follows what
-batches really take: its scale, and what each request costs beside it, which no alpha makes less. If the observed p95 is
-above the promise although the model says that all is well, it is trusted less, until it is well again.
+batches really take: its scale, and what no alpha makes less, of each request and of each batch, whatever is in it. If
+the observed p95 is above the promise although the model says that all is well, it is trusted less, until it is well
+again.
 
 Time comes with each reading; nothing here looks at a clock, draws a number or keeps a secret: the same readings give
 the same alphas.
@@ -18,13 +19,17 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 LEAST_TRUST = 1 / 4
 LEAST_PACE = 1 / 100
 LATE, WELL = 1.0, 0.8  # times the promise: above the first trust falls, below the second it returns
 FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by when late, and in a second when well
-PRIOR, BESIDE = 0.1, 0.01  # of `Watch.costs`: weight of the calibrated pace, and of no costs beside it
+# Of `Watch.costs`: weights of the calibrated pace, of no costs beside it, and of a batch's calibrated price. With less
+# of the last, what scatters on a CPU is taken for a price of batches.
+PRIORS = (0.1, 0.01, 10.0)
 FORGETS = 0.85  # how much of its batches' weight is left at the next one
+USUAL = 0.95  # likewise, of the work of a request
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Policy:
     it. p95_ms: the promise, from arrival to the last byte. admits: may a request be turned away (429)?
     share: of the promise, that what is in the house may take. fills: of the promise, up to which requests are let in;
     the rest is for what nobody foresees. busy, calm: utilization above which the controller goes
-    down, and below which it may go up. hold_s: seconds of calm before each step up.
+    down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms: what a batch is known to
+    cost, whatever is in it.
     """
 
     rungs: tuple[Rung, ...]
@@ -56,6 +62,7 @@ class Policy:
     busy: float = 1.0
     calm: float = 0.7
     hold_s: float = 0.5
+    batch_ms: float = 0.0
 
     def __post_init__(self):
         if not self.rungs:
@@ -87,7 +94,8 @@ class Reading:
     waiting and running, in requests of reference length (one of twice its length counts 2). rate: such requests that
     arrive in a second. p95_ms: of the answers given lately, None if there were none. pace: what batches took lately,
     over what the cost model says; 2 on a machine that is half as fast as when it was timed. beside_ms: what a request
-    took beside that, whatever its alpha."""
+    took beside that, whatever its alpha. batch_ms: what a batch took beside that, whatever is in it. full: reference
+    requests in a full batch."""
 
     now_s: float
     pending: float
@@ -95,10 +103,17 @@ class Reading:
     p95_ms: float | None = None
     pace: float = 1.0
     beside_ms: float = 0.0
+    batch_ms: float = 0.0
+    full: float = 1.0
 
     def cost(self, rung: Rung) -> float:
-        """Milliseconds of a reference request on this rung, as batches took lately."""
-        return rung.ms * self.pace + self.beside_ms
+        """Milliseconds of a reference request on this rung, as one of a full batch, as batches took lately."""
+        return rung.ms * self.pace + self.beside_ms + self.batch_ms / self.full
+
+    def takes(self, rung: Rung, work: float) -> float:
+        """Milliseconds of so many reference requests, in batches as full as can be: one at least, if there is any."""
+        batches = max(1.0, work / self.full) if work > 0 else 0.0
+        return work * (rung.ms * self.pace + self.beside_ms) + batches * self.batch_ms
 
 
 @dataclass(frozen=True)
@@ -134,8 +149,8 @@ def _rung(policy: Policy, reading: Reading, share: float, utilization: float) ->
     the server at most so busy; else the last. A request alone never waits for anybody, and is never pruned."""
     others = max(0.0, reading.pending - 1)
     for index, rung in enumerate(policy.rungs):
-        ms = reading.cost(rung)
-        if others * ms <= share * policy.p95_ms and reading.rate * ms <= 1000 * utilization:
+        in_time = reading.takes(rung, others) <= share * policy.p95_ms
+        if in_time and reading.rate * reading.cost(rung) <= 1000 * utilization:
             return index
     return len(policy.rungs) - 1
 
@@ -156,46 +171,68 @@ def retry_after(policy: Policy, state: State, reading: Reading, work: float = 1.
     """None if a request of `work` may come in as the last of `reading.pending` (itself included); else whole seconds
     after which it may try again: when even at the floor the house could not do them all within the promise, as far as
     the cost model is trusted. Nobody who finds the house empty is turned away."""
-    over = reading.pending * reading.cost(policy.rungs[-1]) - policy.fills * state.trust * policy.p95_ms
+    over = reading.takes(policy.rungs[-1], reading.pending) - policy.fills * state.trust * policy.p95_ms
     if not policy.admits or over <= 0 or reading.pending <= max(1.0, work):
         return None
     return max(1, math.ceil(over / 1000))
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Of batches, lately: see `Reading`."""
+
+    pace: float = 1.0
+    beside_ms: float = 0.0
+    batch_ms: float = 0.0
+
+
 class Watch:
     """What happened in the last `window_s` seconds, of which readings are made; and what batches cost, of the last ten
-    or so, which a silence does not change."""
+    or so, which a silence does not change. batch: requests that run at once, at most. batch_ms: see `Policy`."""
 
-    def __init__(self, window_s: float = 4.0):
-        self.window_s = window_s
+    def __init__(self, window_s: float = 4.0, batch: int = 1, batch_ms: float = 0.0):
+        self.window_s, self.batch, self.batch_ms = window_s, batch, batch_ms
         self._arrivals: deque[tuple[float, float]] = deque()
         self._answers: deque[tuple[float, float]] = deque()
-        self._sums = [0.0] * 5  # of batches: 1, x, x^2, y, xy; x: requests for each expected ms, y: ms for each such
+        self._squares = [[0.0] * 3 for _ in range(3)]  # of batches: sums of products of what `ran` knows of each,
+        self._products = [0.0] * 3  # and with what it took
+        self._usual = 1.0  # work of a request
+        self.costs = Costs(batch_ms=batch_ms)
 
     def arrived(self, now_s: float, work: float) -> None:
         """A request of `work` reference requests arrived, whether or not it was let in."""
         self._arrivals.append((now_s, work))
+        self._usual += (1 - USUAL) * (work - self._usual)
 
     def answered(self, now_s: float, latency_ms: float) -> None:
         self._answers.append((now_s, latency_ms))
 
     def ran(self, expected_ms: float, took_ms: float, work: float = 1.0) -> None:
-        """A batch of `work` reference requests ended."""
-        x, y = work / expected_ms, took_ms / expected_ms
-        self._sums = [FORGETS * old + new for old, new in zip(self._sums, (1.0, x, x * x, y, x * y))]
+        """A batch of `work` reference requests ended. All is counted for each expected millisecond."""
+        known, took = (1.0, work / expected_ms, 1 / expected_ms), took_ms / expected_ms
+        for i, a in enumerate(known):
+            self._products[i] = FORGETS * self._products[i] + a * took
+            for j, b in enumerate(known):
+                self._squares[i][j] = FORGETS * self._squares[i][j] + a * b
+        self.costs = self._fitted()
 
-    def costs(self) -> tuple[float, float]:
-        """(pace, beside_ms), fitted: a batch takes pace times what the model expects, and beside_ms for each request.
-        Batches of one rung do not tell these apart; then what they take too long counts as `beside`, since to promise
-        too little of a lower alpha is the safer error."""
-        n, x, xx, y, xy = self._sums
-        if not n:
-            return 1.0, 0.0
-        weight = n + PRIOR
-        level, slope = y + PRIOR, xx + BESIDE * (x / n) ** 2
-        beside = max(0.0, (weight * xy - x * level) / (weight * slope - x * x))
-        pace = (level - beside * x) / weight
-        return (pace, beside) if pace > LEAST_PACE else (LEAST_PACE, max(0.0, (xy - LEAST_PACE * x) / slope))
+    def _fitted(self) -> Costs:
+        """A batch takes pace times what the model expects, beside_ms for each request and batch_ms for itself: the
+        least squares of which none is below its least. Batches that are all alike do not tell these apart; then what
+        they take too long counts first as `beside`, since to promise too little of a lower alpha, and of a fuller
+        batch, is the safer error."""
+        n, least = self._squares[0][0], (LEAST_PACE, 0.0, 0.0)
+        scales = [(self._squares[0][i] / n) ** 2 for i in range(3)]  # so that a prior weighs the same in any unit
+        squares = [[x + (i == j) * PRIORS[i] * scales[i] for j, x in enumerate(r)] for i, r in enumerate(self._squares)]
+        expected = (1.0, 0.0, self.batch_ms)
+        products = [x + p * scale * e for x, p, scale, e in zip(self._products, PRIORS, scales, expected)]
+
+        def error(found: tuple[float, ...]) -> float:
+            pulled = [sum(a * x for a, x in zip(row, found)) for row in squares]
+            return sum(x * (p - 2 * y) for x, p, y in zip(found, pulled, products))
+
+        tried = (_solved(squares, products, least, free) for free in product((True, False), repeat=3))
+        return Costs(*min((found for found in tried if all(x >= low for x, low in zip(found, least))), key=error))
 
     def reading(self, now_s: float, pending: float, since_s: float | None = None) -> Reading:
         """The p95 is of the requests that arrived after `since_s`."""
@@ -204,7 +241,27 @@ class Watch:
                 events.popleft()
         rate = sum(work for _, work in self._arrivals) / self.window_s
         times = [ms for at, ms in self._answers if since_s is None or at - ms / 1000 >= since_s]
-        return Reading(now_s, pending, rate, percentile(times, 0.95), *self.costs())
+        costs = self.costs
+        full = max(1.0, self.batch * self._usual)
+        fitted = costs.pace, costs.beside_ms, costs.batch_ms, full
+        return Reading(now_s, pending, rate, percentile(times, 0.95), *fitted)
+
+
+def _solved(
+    squares: list[list[float]], products: list[float], least: Sequence[float], free: Sequence[bool]
+) -> tuple[float, ...]:
+    """The x at which x @ squares @ x - 2 x @ products is least, where those that are not `free` are at their least.
+    squares: symmetric, positive definite. By Gauss and Jordan."""
+    rows = [
+        [*(x if free[i] and free[j] else float(i == j) for j, x in enumerate(row))]
+        + [products[i] - sum(x * least[j] for j, x in enumerate(row) if not free[j]) if free[i] else least[i]]
+        for i, row in enumerate(squares)
+    ]
+    for i, pivot in enumerate(rows):
+        pivot[:] = [x / pivot[i] for x in pivot]
+        for row in rows[:i] + rows[i + 1 :]:
+            row[:] = [x - row[i] * y for x, y in zip(row, pivot)]
+    return tuple(row[-1] for row in rows)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -213,10 +270,11 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 
 class Controller:
-    """A policy, its state and its window together: what one queue of one server has."""
+    """A policy, its state and its window together: what one queue of one server has. batch: requests that run at once,
+    at most."""
 
-    def __init__(self, policy: Policy, window_s: float = 4.0):
-        self.policy, self.state, self.watch = policy, State(), Watch(window_s)
+    def __init__(self, policy: Policy, window_s: float = 4.0, batch: int = 1):
+        self.policy, self.state, self.watch = policy, State(), Watch(window_s, batch, policy.batch_ms)
 
     @property
     def alpha(self) -> float:

@@ -87,11 +87,20 @@ def calibrated(model: nn.Module, n: int, batch: int, seconds: float) -> Calibrat
     return zsaa.calibrate(model, n, 1 if on_cpu else batch, seconds=seconds, progress=False)
 
 
-def prefill_ms(engine: Engine, n: int) -> float:
-    """Milliseconds of one prefill of `n` tokens at alpha = 1, the faster of two."""
+def prefill_ms(engine: Engine, n: int, batch: int = 1) -> float:
+    """Milliseconds of one prefill of `batch` texts of `n` tokens at alpha = 1, the faster of two."""
     if isinstance(engine, Classifier):
-        return _faster(lambda: engine.run([[1] * n], [1.0]))
-    return _faster(lambda: engine.run([Wish((1,) * n, 1)], [1.0]))
+        return _faster(lambda: engine.run([[1] * n] * batch, [1.0] * batch))
+    return _faster(lambda: engine.run([Wish((1,) * n, 1)] * batch, [1.0] * batch))
+
+
+def batch_ms(engine: Engine, n: int, batch: int) -> float:
+    """Milliseconds that a batch costs whatever is in it: what one text takes beyond its share of a full batch. None on
+    a CPU, where a batch takes as long as its texts one after another."""
+    if engine.device.type == "cpu" or batch == 1:
+        return 0.0
+    alone, full = prefill_ms(engine, n), prefill_ms(engine, n, batch)
+    return max(0.0, (batch * alone - full) / (batch - 1))
 
 
 def decode_ms(engine: Completer, n: int, batch: int, tokens: int = 4) -> float:

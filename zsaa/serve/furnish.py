@@ -107,7 +107,9 @@ def furnish(settings: Settings, replica: str = "local") -> http.House:
     worker = ThreadPoolExecutor(1, thread_name_prefix="model")
     lanes = {}
     for name, engine in engines(settings).items():
-        policy = policy_named(settings.policy, Policy(ladder(engine, settings), settings.p95_ms))
         reference = min(settings.reference, engine.max_tokens)
+        by_itself = costs.batch_ms(engine, reference, settings.batch)
+        controlled = Policy(ladder(engine, settings), settings.p95_ms, batch_ms=by_itself)
+        policy = policy_named(settings.policy, controlled)
         lanes[name] = Lane(engine, policy, worker, reference, settings.max_jobs, settings.timeout_s, settings.batch)
     return http.House(lanes, replica)

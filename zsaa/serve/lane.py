@@ -16,8 +16,9 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import NoReturn
 
-from zsaa.serve.controller import Controller, Policy
+from zsaa.serve.controller import Controller, Policy, retry_after
 from zsaa.serve.engine import Classifier, Engine, Wish
 
 GATHER_S = 0.005  # that the first of a batch waits for others
@@ -87,7 +88,7 @@ class Lane:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.engine, self.worker, self.reference, self.clock = engine, worker, reference, clock
-        self.controller = Controller(policy)
+        self.controller = Controller(policy, batch=batch)
         self.max_jobs, self.timeout_s, self.batch = max_jobs, timeout_s, batch
         self.queue: deque[Job] = deque()
         self.drain: asyncio.Task | None = None
@@ -108,8 +109,24 @@ class Lane:
         """What the controller says now; called by batches, arrivals, and a ticker, so that alpha returns in silence."""
         return self.controller.look(self.clock(), self.pending)
 
-    def job(self, wish: Wish, asked: float | None) -> Job:
-        return Job(wish, asked, max(1, len(wish.ids)) / self.reference, self.clock())
+    def job(self, wish: Wish, asked: float | None, born: float | None = None) -> Job:
+        """born: when the request came, by this lane's clock; None: now."""
+        born = self.clock() if born is None else born
+        return Job(wish, asked, max(1, len(wish.ids)) / self.reference, born)
+
+    def knock(self, tokens: float) -> None:
+        """Busy, if a request of so many tokens at least would not be let in now. To ask this before its text is cut
+        into tokens spares the process in which the model runs most of what a refusal costs."""
+        work, now = tokens / self.reference, self.clock()
+        reading = self.controller.reading(now, self.pending + work)
+        retry = retry_after(self.controller.policy, self.controller.state, reading, work)
+        if retry is not None:
+            self.controller.watch.arrived(now, work)
+            self._refuse(retry)
+
+    def _refuse(self, seconds: int) -> NoReturn:
+        self.counts["refused"] += 1
+        raise Busy(seconds)
 
     async def ask(self, job: Job) -> AsyncIterator[Event]:
         """The events of a job, the last with a reason. Busy, TooSlow, Failed. Closing it, or cancelling who reads it,
@@ -118,8 +135,7 @@ class Lane:
         if retry is None and len(self.jobs) >= self.max_jobs:
             retry = 1
         if retry is not None:
-            self.counts["refused"] += 1
-            raise Busy(retry)
+            self._refuse(retry)
         self.jobs[id(job)] = job
         self.queue.append(job)
         if self.drain is None or self.drain.done():
@@ -227,7 +243,7 @@ class Lane:
     def live(self) -> dict:
         """What the page plots."""
         p95 = self.controller.watch.reading(self.clock(), self.pending).p95_ms
-        pace, beside_ms = self.controller.watch.costs()
+        costs = self.controller.watch.costs
         return {
             "running": len(self.running),
             "waiting": max(0, self.waiting),
@@ -235,8 +251,9 @@ class Lane:
             "alpha": self.controller.alpha,
             "floor": self.controller.policy.floor,
             "p95_ms": None if p95 is None else round(p95, 1),
-            "pace": round(pace, 4),
-            "beside_ms": round(beside_ms, 1),
+            "pace": round(costs.pace, 4),
+            "beside_ms": round(costs.beside_ms, 1),
+            "batch_ms": round(costs.batch_ms, 1),
             "promise_ms": self.controller.policy.p95_ms,
             **{name: self.counts[name] for name in ("answered", "pruned", "refused", "left")},
         }

@@ -18,9 +18,12 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import shlex
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -34,33 +37,48 @@ from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
 from zsaa.serve.simulate import describe, simulate
 from zsaa.serve.traces import Outcome, Profile, bursts, day, poisson, recovery_s, steady, summary, turns
 
-PORT = 8137
 DRAIN_S = 15.0  # after a profile: what is not answered by then is lost
 CALM_S = 8.0  # before each, so that it begins with an empty window and alpha back at 1
 UTILIZATION = 0.7  # of alpha = 1, outside of bursts
 PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), "day": day, "steady": steady}
 
+FACTS = ("capacity", "mean_tokens", "rate", "scale", "rungs", "reference_tokens")  # of a result file
+
 Sample = tuple[str, str]  # a text, and the label that it should get
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @contextlib.contextmanager
 def server(options: Sequence[str], wait_s: float = 600.0) -> Iterator[tuple[str, int]]:
-    """A server of its own process with these options: its address and process id, once it is ready."""
-    command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(PORT), *options]
-    address, begun = f"http://127.0.0.1:{PORT}", time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not _ready(address):
-            if process.poll() is not None or time.monotonic() - begun > wait_s:
-                raise RuntimeError(f"the server was not ready. Start it alone to see why: {shlex.join(command)}")
-            time.sleep(0.5)
-        yield address, process.pid
-    finally:
-        process.terminate()
+    """A server of its own process with these options, on a port that is free: its address and process id, once it is
+    ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "zsaa.serve", "--model", "none", "--port", str(port), *options]
+    address, begun = f"http://127.0.0.1:{port}", time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            while not _ready(address):
+                if process.poll() is not None or time.monotonic() - begun > wait_s:
+                    said.seek(0)
+                    last = "".join(said.readlines()[-3:]).strip() or "nothing"
+                    raise RuntimeError(
+                        f"the server was not ready; the last that it said: {last}\nStart it alone to see more: "
+                        f"{shlex.join(command)}"
+                    )
+                time.sleep(0.5)
+            yield address, process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _ready(address: str) -> bool:
@@ -209,6 +227,14 @@ class Measured:
         self.rate = UTILIZATION * capacity if self.rate is None else self.rate
         self.facts = {"capacity": round(capacity, 3), "mean_tokens": round(tokens, 1), "rate": round(self.rate, 3)}
 
+    def recall(self, content: dict) -> None:
+        """What a result file holds of the policies that were measured before."""
+        self.rate, self.scale = content["rate"], content.get("scale", 1.0)
+        self.facts = {key: content[key] for key in FACTS if key in content}
+        code = {"-": None, "0": False, "1": True}
+        rows = ({**row, "right": [code[right] for right in row["right"]]} for row in content["rows"])
+        self.rows = [{key: value for key, value in row.items() if key != "against_stock"} for row in rows]
+
     def told(self, ladder: Sequence[Rung], reference: int) -> None:
         if ladder[0].alpha == 1:
             expected_ms = ladder[0].ms * self.facts["mean_tokens"] / reference
@@ -216,9 +242,14 @@ class Measured:
             self.facts["scale"] = round(self.scale, 4)
 
 
-async def measure(chosen: argparse.Namespace, samples: Sequence[Sample], write: Callable[[dict], object]) -> None:
-    """All policies, all profiles. write: what to do with the content of the result file, as far as it is known."""
+async def measure(
+    chosen: argparse.Namespace, samples: Sequence[Sample], write: Callable[[dict], object], before: dict | None = None
+) -> None:
+    """All policies, all profiles. write: what to do with the content of the result file, as far as it is known.
+    before: that content, where a file is gone on with."""
     so_far = Measured(chosen.rate)
+    if before is not None:
+        so_far.recall(before)
     for name in chosen.policies:
         with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as (address, _):
             options = {"timeout": aiohttp.ClientTimeout(total=None), "connector": aiohttp.TCPConnector(limit=0)}
@@ -252,12 +283,13 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
 
 
 def _with_loss(row: dict, rows: Sequence[dict]) -> dict:
-    """The row with the points of accuracy that it lost against alpha = 1, on the texts that both answered."""
+    """The row with the points of accuracy that it lost against alpha = 1, on the texts that both answered; and of each
+    text, in the order in which they were asked, whether it was answered rightly (1), wrongly (0) or not at all (-)."""
     stock = next((r for r in rows if r["policy"] == "stock" and r["profile"] == row["profile"]), None)
     both = [
         (a, b) for a, b in zip(row["right"], stock["right"]) if a is not None and b is not None
     ] if stock else []  # fmt: skip
-    found = {key: value for key, value in row.items() if key != "right"}
+    found = {**row, "right": "".join("-" if right is None else str(int(right)) for right in row["right"])}
     if both and row is not stock:
         ones, others = ([int(pair[k]) for pair in both] for k in (0, 1))
         gain, interval = stats.difference("accuracy", [1] * len(both), ones, others)
@@ -280,6 +312,7 @@ def parser() -> argparse.ArgumentParser:
     add("--least-words", type=int, default=0, help="of the reviews that are sent")
     add("--samples", type=int, default=400, help="held-out reviews, asked in turn")
     add("--seed", type=int, default=0)
+    add("--go-on", action="store_true", help="with the file in the output folder: add these policies, by its rate")
     add("server", nargs="*", help="options of python -m zsaa.serve, after --: for example -- --replicas 2")
     return made
 
@@ -294,12 +327,17 @@ def main() -> None:
     samples = samples_of(chosen.samples, chosen.seed, chosen.least_words)
     command = shlex.join(["python", "-m", "zsaa.serve.load", *sys.argv[1:]])
 
-    def write(content: dict) -> None:
-        facts = provenance(seed=chosen.seed, seconds=round(time.monotonic() - begun, 1), samples=len(samples))
-        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms}
-        print(write_json(output / "results" / "serve.json", {**head, **content, "provenance": facts}), flush=True)
+    path = output / "results" / "serve.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if chosen.go_on else None
+    earlier_s = before["provenance"]["seconds"] if before else 0.0
 
-    asyncio.run(measure(chosen, samples, write))
+    def write(content: dict) -> None:
+        seconds = round(earlier_s + time.monotonic() - begun, 1)
+        facts = provenance(seed=chosen.seed, seconds=seconds, samples=len(samples))
+        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms}
+        print(write_json(path, {**head, **content, "provenance": facts}), flush=True)
+
+    asyncio.run(measure(chosen, samples, write, before))
 
 
 if __name__ == "__main__":

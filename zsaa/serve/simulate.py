@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import random
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Replica:
     controller: Controller
     waiting: deque = field(default_factory=deque)  # (index, arrived, work)
     pending: float = 0.0
-    running: bool = False
+    running: int = 0  # requests in a batch
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,21 @@ def simulate(
     tick_s: float = 0.25,
     seed: int = 0,
     padded: float = math.inf,
+    most: float = math.inf,
+    door_s: float = 0.0,
 ) -> Run:
     """Play requests that arrive at these seconds, each of 1 reference request or of `works`.
 
     A request goes to the emptier of two replicas drawn by lot (as Ray Serve does), which lets it in or not; a replica
     that is free takes up to `batch` of those that wait, at the alpha of that moment. Every controller looks at every
-    tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier).
+    tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier). most:
+    requests in one house at a time, as the server's --max-jobs. door_s: what each arrival takes of the process in which
+    the model runs, let in or not: its text is cut into tokens and its answer written; a batch takes so much longer.
     """
     works = [1.0] * len(arrivals) if works is None else works
     service = served_as_calibrated(policy) if service is None else service
     draw, order = random.Random(seed), itertools.count()
-    houses = [Replica(Controller(policy)) for _ in range(replicas)]
+    houses = [Replica(Controller(policy, batch=batch)) for _ in range(replicas)]
     outcomes: list[Outcome | None] = [None] * len(arrivals)
     seen: list[tuple[float, float, float]] = []
     ends = max(arrivals, default=0.0) + 15
@@ -81,18 +86,27 @@ def simulate(
             taken.append(house.waiting.popleft())
         return taken
 
+    def disturbed(now: float, alone_s: float) -> float:
+        first, took_s, before = bisect(arrivals, now), alone_s, 0.0
+        while door_s and took_s > before:
+            came = bisect(arrivals, now + took_s) - first
+            before, took_s = took_s, alone_s + door_s * came / replicas
+        return took_s
+
     def start(house: Replica, now: float) -> None:
-        house.running = bool(house.waiting)
-        if house.running:
+        house.running = 0
+        if house.waiting:
             alpha = house.controller.look(now, house.pending)
             taken = next_batch(house, alpha)
-            took_s = service(alpha, [work for *_, work in taken])
+            house.running = len(taken)
+            took_s = disturbed(now, service(alpha, [work for *_, work in taken]))
             heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))
 
     def arrive(index: int, now: float) -> None:
         house = min(draw.sample(houses, 2), key=lambda h: h.pending) if replicas > 1 else houses[0]
         work = works[index]
-        if house.controller.arrive(now, work, house.pending + work) is not None:
+        full = len(house.waiting) + house.running >= most
+        if house.controller.arrive(now, work, house.pending + work) is not None or full:
             outcomes[index] = Outcome(now, None, refused=True)
             return
         house.pending += work

@@ -34,7 +34,7 @@ from zsaa.serve.traces import Profile, poisson
 REPLICA = "ServeReplica:zsaa"  # how Ray names the processes of ours
 IMPATIENT = 0.1  # share of the clients that go away before they are answered
 PATIENCE_S = 120.0  # after which an answer counts as lost
-SETTLED = 0.25  # of each process' time, which its allocators get before growth is looked at
+SETTLED = 0.25  # of each process' time, which it gets to warm up before growth is looked at
 
 
 def replica_processes(parent: int) -> list[int]:
@@ -52,9 +52,11 @@ def replica_processes(parent: int) -> list[int]:
     return sorted(pid for pid in replicas if ours(pid))
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process, in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def held_mib(pid: int) -> tuple[float, float]:
+    """A process' own memory (RssAnon), and what it has mapped of files (RssFile: code and weights), in MiB."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    anonymous, files = (int(status[key].split()[0]) / 1024 for key in ("RssAnon", "RssFile"))
+    return anonymous, files
 
 
 def waves(seconds: float) -> Profile:
@@ -62,11 +64,11 @@ def waves(seconds: float) -> Profile:
     return Profile("waves", seconds, lambda t: 3.0 if t % 300 >= 240 else 1.0, 3.0)
 
 
-def growth(seen: Sequence[tuple[float, float]]) -> dict:
-    """Slope of memory in MiB an hour, seen as (second, MiB), once a process has settled: by Theil and Sen, whose 95%
-    interval a few jumps do not move."""
+def growth(seen: Sequence[tuple[float, ...]]) -> dict:
+    """Slope of a process' own memory in MiB an hour, seen as (second, MiB, ...), once it has settled: by Theil and Sen,
+    whose 95% interval a few jumps do not move."""
     begin = seen[0][0] + SETTLED * (seen[-1][0] - seen[0][0])
-    late = [(at, mib) for at, mib in seen if at >= begin]
+    late = [(at, mib) for at, mib, *_ in seen if at >= begin]
     if len(late) < 8:
         return {"seen": len(late), "mib_an_hour": None}
     slope = distributions.theilslopes([mib for _, mib in late], [at / 3600 for at, _ in late])
@@ -81,12 +83,13 @@ def growth(seen: Sequence[tuple[float, float]]) -> dict:
 
 @dataclass
 class Soak:
-    """What is known so far. parent: the server's process. memory: (second, MiB) of each replica's process. found: what
-    became of requests, by HTTP status or cause. killed: of the replica. latencies: seconds, of the answered."""
+    """What is known so far. parent: the server's process. memory: (second, MiB of its own, MiB of files) of each
+    replica's process. found: what became of requests, by HTTP status or cause. killed: of the replica. latencies:
+    seconds, of the answered."""
 
     parent: int
     begun: float = field(default_factory=time.monotonic)
-    memory: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    memory: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
     found: Counter = field(default_factory=Counter)
     killed: dict | None = None
     latencies: list[float] = field(default_factory=list)
@@ -95,7 +98,7 @@ class Soak:
         while True:
             for pid in replica_processes(self.parent):
                 with contextlib.suppress(OSError):
-                    self.memory.setdefault(pid, []).append((time.monotonic() - self.begun, resident_mib(pid)))
+                    self.memory.setdefault(pid, []).append((time.monotonic() - self.begun, *held_mib(pid)))
             await asyncio.sleep(every_s)
 
     async def kill(self, at_s: float) -> None:
@@ -137,7 +140,7 @@ class Soak:
             "p95_ms": round(1000 * answers[math.ceil(0.95 * len(answers)) - 1], 1) if answers else None,
             "growth": {f"process {k}": growth(seen) for k, seen in enumerate(self.memory.values())},
             "memory": [
-                [[round(at), round(mib, 1)] for at, mib in seen[:: max(1, len(seen) // 120)]]
+                [[round(at), round(own, 1), round(files, 1)] for at, own, files in seen[:: max(1, len(seen) // 120)]]
                 for seen in self.memory.values()
             ],
         }

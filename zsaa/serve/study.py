@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -39,17 +39,20 @@ PACES, BESIDES_MS = [k / 20 for k in range(10, 41)], [10.0 * k for k in range(41
 @dataclass(frozen=True)
 class Costs:
     """pace: times what the rung says. beside_ms: for each request. scatter: standard deviation of the logarithm of what
-    one takes, over what it takes on average."""
+    one takes, over what it takes on average. batch_ms: for each batch, whatever is in it. door_ms: for each arrival,
+    see `simulate`."""
 
     pace: float
     beside_ms: float
     scatter: float = 0.0
+    batch_ms: float = 0.0
+    door_ms: float = 0.0
 
     def service(self, rungs: Sequence[Rung], seed: int = 0) -> Service:
         ms, draw = {rung.alpha: rung.ms for rung in rungs}, random.Random(seed)
 
         def took_s(alpha: float, works: list[float]) -> float:
-            each = (ms[alpha] * self.pace * work + self.beside_ms for work in works)
+            each = [ms[alpha] * self.pace * work + self.beside_ms for work in works] + [self.batch_ms]
             return sum(t * math.exp(draw.gauss(-(self.scatter**2) / 2, self.scatter)) for t in each) / 1000
 
         return took_s
@@ -58,7 +61,8 @@ class Costs:
 @dataclass(frozen=True)
 class World:
     """What a rush is played with. lengths: tokens of the requests, in turn. batch: requests that run at once, at
-    most."""
+    most. most: in the house. known_ms: what the server is told at its start that a batch costs by itself. replicas: of
+    the server; `rate` is of each."""
 
     rungs: tuple[Rung, ...]
     p95_ms: float
@@ -66,13 +70,18 @@ class World:
     reference: int
     lengths: tuple[int, ...]
     batch: int
+    most: int = 256
+    known_ms: float = 0.0
+    replicas: int = 1
 
     def play(self, name: str, profile: Profile, costs: Costs, arrivals: int, first: int = 0, seed: int = 0) -> dict:
         """One rush by this policy. arrivals: seed of the moments; first: sample that the first request asks of."""
-        at = poisson(profile, self.rate, arrivals)
+        at = poisson(profile, self.rate * self.replicas, arrivals)
         works = [self.lengths[(first + k) % len(self.lengths)] / self.reference for k in range(len(at))]
-        policy = policy_named(name, Policy(self.rungs, self.p95_ms))
-        run = simulate(at, policy, costs.service(self.rungs, seed), works, batch=self.batch, seed=seed, padded=PADDED)
+        policy = policy_named(name, Policy(self.rungs, self.p95_ms, batch_ms=self.known_ms))
+        options = {"batch": self.batch, "seed": seed, "padded": PADDED, "most": self.most}
+        options |= {"door_s": costs.door_ms / 1000, "replicas": self.replicas}
+        run = simulate(at, policy, costs.service(self.rungs, seed), works, **options)
         found = describe(_ended(run, profile), policy, profile)
         return {key: found[key] for key in (*SHOWN, *ALPHA)}
 
@@ -121,16 +130,41 @@ def _gain(rows: Sequence[dict], profile: str, name: str) -> dict:
     return {"controller_gain": round(mean, 4), "gain_ci95": [round(mean - half, 4), round(mean + half, 4)]}
 
 
-def study(measured: dict, lengths: Sequence[int], batch: int, seeds: Sequence[int], scatter: float) -> dict:
+def fleet(world: World, costs: Costs, seconds: float, counts: Sequence[int]) -> list[dict]:
+    """One rush of two and one of five for each policy and each number of replicas: what each replica does on average,
+    and what is gained by being many, where the emptier of two gets the next request."""
+    found = []
+    for replicas, times, name in itertools.product(counts, (2, 5), POLICIES):
+        profile = bursts(times, seconds)
+        row = replace(world, replicas=replicas).play(name, profile, costs, times, seed=times)
+        each = {"goodput_each": round(row["goodput"] / replicas, 4)}
+        found.append({"replicas": replicas, "profile": profile.name, "policy": name, **row, **each})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def study(
+    measured: dict,
+    lengths: Sequence[int],
+    batch: int,
+    seeds: Sequence[int],
+    scatter: float,
+    costs: Costs | None = None,
+    known_ms: float = 0.0,
+    counts: Sequence[int] = (),
+) -> dict:
+    """The content of the result file. costs: None to fit them. counts: of replicas, see `fleet`."""
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
     world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
+    world = replace(world, known_ms=known_ms)
     # As zsaa.serve.load numbers them: the profiles in turn, from the run's own seed on.
     numbers = {name: k for k, name in enumerate(dict.fromkeys(row["profile"] for row in measured["rows"]))}
     numbers = {name: measured["provenance"]["seed"] + k for name, k in numbers.items() if name.startswith("burst")}
     rows = [row for row in measured["rows"] if row["profile"] in numbers]
     largest = max(numbers, key=lambda name: profile_of({"profile": name, "seconds": 1.0}).most)
     fitted = [row for row in rows if row["profile"] == largest and row["policy"] in ("stock", "floor")]
-    costs = fit(world, fitted, numbers)
+    fitted = fitted if costs is None else []
+    costs = fit(world, fitted, numbers) if costs is None else costs
     predicted = [
         {
             **{key: row[key] for key in ("profile", "policy")},
@@ -148,8 +182,10 @@ def study(measured: dict, lengths: Sequence[int], batch: int, seeds: Sequence[in
         for name in POLICIES
         for seed in seeds
     ]
-    facts = {"pace": costs.pace, "beside_ms": costs.beside_ms, "scatter": scatter, "batch": batch}
-    return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": compared(played, len(seeds))}
+    facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms}
+    many = {"replicas": fleet(world, noisy, seconds, counts)} if counts else {}
+    rows = compared(played, len(seeds))
+    return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": rows, **many}
 
 
 def main() -> None:
@@ -161,13 +197,20 @@ def main() -> None:
     add("--seeds", type=int, default=20)
     add("--scatter", type=float, default=0.15, help="of what requests take: assumed, not measured")
     add("--samples", type=int, default=400, help="reviews, as in the measured run")
+    add("--least-words", type=int, default=0, help="of the reviews, as in the measured run")
+    add("--costs", type=float, nargs=4, metavar="X", help="pace, beside_ms, batch_ms and door_ms instead of a fit")
+    add("--known-ms", type=float, default=0.0, help="of a batch's price, what the server is told at its start")
+    add("--replicas", type=int, nargs="*", default=[], help="numbers of replicas that are played, too")
     chosen, begun = made.parse_args(), time.monotonic()
     output, path = output_folder(chosen.output), Path(chosen.measured)
     measured = json.loads(path.read_text(encoding="utf-8"))
     (engine,) = engines(Settings(model=None)).values()
-    texts = samples_of(chosen.samples, measured["provenance"]["seed"])
+    texts = samples_of(chosen.samples, measured["provenance"]["seed"], chosen.least_words)
     lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
-    content = study(measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter)
+    costs = Costs(*chosen.costs[:2], 0.0, *chosen.costs[2:]) if chosen.costs else None
+    content = study(
+        measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs, chosen.known_ms, chosen.replicas
+    )
     command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
     facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
     head = {"kind": "serve-simulated", "command": command, "measured": path.name}

@@ -16,6 +16,7 @@ from zsaa.kit.figures.perplexity import perplexity_figure, perplexity_figures
 from zsaa.kit.figures.preservation import preservation_figure
 from zsaa.kit.figures.question import first_token_figure, passages_figure
 from zsaa.kit.figures.quickstart import kept_figure, reviews_figure, scores_figure, untuned_figure
+from zsaa.kit.figures.rush import outcomes_figure, replicas_figure, rush_figure
 from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figure, training_figure
 from zsaa.kit.figures.style import COLOURS, COLUMN, CUTS, DATA_SETS, STYLE, panels, save_figure, show
 
@@ -42,13 +43,16 @@ __all__ = [
     "headline_figure",
     "kept_figure",
     "memory_figure",
+    "outcomes_figure",
     "panels",
     "passages_figure",
     "perplexity_figure",
     "perplexity_figures",
     "prefill_figures",
     "preservation_figure",
+    "replicas_figure",
     "reviews_figure",
+    "rush_figure",
     "save_figure",
     "scores_figure",
     "show",

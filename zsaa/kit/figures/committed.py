@@ -16,9 +16,12 @@ from zsaa.kit.figures.headline import headline_figure
 from zsaa.kit.figures.memory import footprint_figure, memory_figure
 from zsaa.kit.figures.perplexity import perplexity_figures
 from zsaa.kit.figures.preservation import preservation_figure
+from zsaa.kit.figures.rush import measured_rush_figure
 from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figure, training_figure
 from zsaa.kit.figures.style import save_figure
 from zsaa.kit.store import all_results, load_results, unpack
+
+RUSH = "serving/serve-mended.json"  # the measured rush that README shows
 
 
 def draw_committed(folder: str | Path) -> list[Path]:
@@ -66,6 +69,9 @@ def _figures(all_points):
     exits = [result for path, result in all_results() if shown.fullmatch(path)]
     if exits:
         yield "depth_dial", exits_figure(exits)
+    for path, result in all_results():
+        if path == RUSH:
+            yield "rush", measured_rush_figure(result)
     for audit in load_results(kind="audit"):
         yield "audit_table3", audit_reductions_figure(audit)
         yield "audit_exponents", audit_exponents_figure(audit)
