@@ -108,6 +108,19 @@ def test_answers_are_those_of_the_model_and_its_masked_pass(lm):
             ids = torch.cat([ids, torch.tensor([token])])
 
 
+def test_what_is_numbered_anew_is_read_as_a_shorter_prompt(lm):
+    b = batch([sample(50, 1), sample(20, 2)], "cpu", answers=False)
+    scores, keep = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([[30], [22]])
+    how = {"steps": (0,), "keep": keep, "choose": lambda x: scores, "unit": chunks_of(b, CHUNK), "close": True}
+    for i, said in enumerate(answer(lm, b, end=-1, limit=6, **how)):
+        n = int(b.prompt[i])
+        ids = b.ids[i : i + 1, :n][:, ranks(scores, b, chunks_of(b, CHUNK))[i, :n] < keep[i, 0]]
+        want = lm.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
+        assert said == want[0, ids.shape[1] :].tolist()
+
+
 @pytest.mark.parametrize("width", [0, 32])
 @pytest.mark.parametrize("history", [False, True])
 def test_no_sample_depends_on_its_batch_mates(lm, width, history):

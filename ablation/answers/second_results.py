@@ -57,6 +57,7 @@ METHODS = {  # of training, by a row's name
     "more": "conventional, continued",
     "dial": "continued with the dial",
     "cuts": "continued with cut prompts",
+    "more4": "conventional, continued as long as at reductions",
     "tuned": "continued at reductions, rate 2e-4",
     "tuned4": "continued at reductions",
     "chunks4": "continued at reductions, chunks",
@@ -69,7 +70,10 @@ NO_RIVALS = ("whole", "minilm-free", "perplexity", *(kind for kind, way in WAYS.
 
 
 def label(kind: str) -> str:
-    return f"dial once, scorer {kind[5:].partition('.')[0]}" if kind.startswith("dial:") else LABELS[kind]
+    if not kind.startswith("dial:"):
+        return LABELS[kind]
+    closed = ", numbered anew" if kind.startswith("dial:close:") else ""
+    return f"dial once, scorer {kind.rsplit(':', 1)[1].partition('.')[0]}{closed}"
 
 
 def pack(f1s: list[int]) -> str:

@@ -3,6 +3,7 @@
     python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT               # of the first study
     python -m ablation.answers.ship make adapter-dial-0.pt scorer-s24.0.pt OUT data.json.xz  # of the second, and third
     python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions, on a CPU
+    python -m ablation.answers.ship open FOLDER adapter-tuned4-0.pt scorer-s16-also.0.pt     # and back, for the study
 
 Files are those of ablation.answers.run, or of ablation.answers.second. The adapter is rounded to float16, as the
 studies saved it; the scorer stays in float32.
@@ -80,6 +81,18 @@ def make(adapter: str | Path, scorer: str | Path, out: str | Path, data: str | P
     return out
 
 
+def opened(folder: str | Path, adapter: str | Path, scorer: str | Path) -> None:
+    """Write the files that `ablation.answers.second` reads from a folder that `make` wrote."""
+    names = {".lora_A.weight": ".down", ".lora_B.weight": ".up"}
+    weights = {}
+    for name, value in load_file(Path(folder, "adapter_model.safetensors")).items():
+        ending = next(ending for ending in names if name.endswith(ending))
+        weights[name.removeprefix("base_model.model.").removesuffix(ending) + names[ending]] = value
+    torch.save(weights, adapter)
+    kept = load_file(Path(folder, "asked.safetensors"))
+    torch.save({k: v for k, v in kept.items() if k not in ("canon", "idf", "marks")}, scorer)
+
+
 def reach(adapter: str, config) -> tuple[float, float]:
     """The range of alpha that a row of the studies, whose name ends its adapter's, was trained for."""
     row = next((row for name, row in second.ROWS.items() if adapter.endswith(f"-{name}")), None)
@@ -131,7 +144,7 @@ def answers(model, samples: Sequence[Sample], data: Data, reduction: float) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["make", "judge"])
+    parser.add_argument("what", choices=["make", "judge", "open"])
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--passages", type=int, default=3)
@@ -139,6 +152,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "make":
         print(make(*arguments.paths))
+        return
+    if arguments.what == "open":
+        opened(*arguments.paths)
         return
     folder, path = arguments.paths
     model, _ = finetune.load(folder, kind="causal-lm")

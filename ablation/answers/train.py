@@ -57,6 +57,7 @@ class Dial:
     row: Row
     scorer: torch.nn.Module
     config: object
+    close: bool = False  # what is left is numbered anew
 
     def _prompts(self, b: Batch):
         """(tokens, exempt ones, MACs of the scorer) of each prompt."""
@@ -77,7 +78,7 @@ class Dial:
         """Arguments of `read` and `answer`."""
         if reduction <= 1:
             return {}
-        return {"steps": [layer for layer, _ in self.row.steps],
+        return {"steps": [layer for layer, _ in self.row.steps], "close": self.close,
                 "keep": torch.tensor(self.kept(b, reduction), device=b.ids.device),
                 "unit": teach.units(self.scorer, b),
                 "choose": torch.no_grad()(lambda x: look(self.scorer, x, b))}  # fmt: skip
