@@ -141,8 +141,8 @@ def read(
 
     steps: before which layers tokens leave; keep [batch, steps]: prompt tokens that go on. choose(states): scores of
     the region's chunks, asked once, before the first step; unit: as in `ranks`. watch(layer, queries, keys) sees each
-    layer's attention; store collects each layer's keys, values and real rows. close: what is left is numbered anew, as if
-    nothing had stood between; otherwise it keeps its places.
+    layer's attention; store collects each layer's keys, values and real rows. close: what is left is numbered anew, as
+    if nothing had stood between; otherwise it keeps its places.
     """
     config = lm.config
     rows = Rows(lm.model.embed_tokens(b.ids), *_places(b))
