@@ -66,6 +66,7 @@ METHODS = {  # of training, by a row's name
     "lexical4": "continued on lexical cuts",
     "last4": "continued on last tokens",
 }
+SHIPPED = {"weights": "results/adapters/coqa-asked"}  # of a row that was trained before
 NO_RIVALS = ("whole", "minilm-free", "perplexity", *(kind for kind, way in WAYS.items() if way.knows))
 
 
@@ -121,9 +122,8 @@ def file_of(
     recipe = {"method": "untuned", "tuning": "none"}
     if name in second.ROWS:
         row = second.ROWS[name]
-        done = next(r for r in reversed(trained) if "done" in r)
-        recipe = {**asdict(row), "method": METHODS[name.partition("-")[0]], "tuning": "lora", "steps": done["steps"],
-                  "done": done["done"]}  # fmt: skip
+        done = next(({k: r[k] for k in ("steps", "done")} for r in reversed(trained) if "done" in r), SHIPPED)
+        recipe = {**asdict(row), "method": METHODS[name.partition("-")[0]], "tuning": "lora", **done}
     log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in trained if "step" in r]
     seen = {(r["split"], r["passages"], r["kind"], r["reduction"]): r for r in records}  # again: the last one counts
     return {
