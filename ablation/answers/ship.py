@@ -2,7 +2,7 @@
 
     python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT               # of the first study
     python -m ablation.answers.ship make adapter-dial-0.pt scorer-s24.0.pt OUT data.json.xz  # of the second, and third
-    python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions, on a CPU
+    python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions
     python -m ablation.answers.ship open FOLDER adapter-tuned4-0.pt scorer-s16-also.0.pt     # and back, for the study
 
 Files are those of ablation.answers.run, or of ablation.answers.second. The adapter is rounded to float16, as the
@@ -120,14 +120,14 @@ def answers(model, samples: Sequence[Sample], data: Data, reduction: float) -> d
     """EM and F1 of the package's answers at a reduction of MACs, one question at a time."""
     em = f1 = seconds = 0.0
     for s in samples:
-        prompt = torch.tensor([s.body + s.older + s.last + s.line])
+        prompt = torch.tensor([s.body + s.older + s.last + s.line], device=model.device)
         part = [0] * len(s.body) + [1] * len(s.older) + [2] * len(s.last) + [3] * len(s.line)
         alpha = 1.0 if reduction == 1 else zsaa.alpha_for(model, prompt.shape[1], reduction)
         began = time.perf_counter()
         said = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            question=torch.tensor([part]),
+            question=torch.tensor([part], device=model.device),
             alpha=alpha,
             max_new_tokens=24,
             do_sample=False,
@@ -157,7 +157,7 @@ def main() -> None:
         opened(*arguments.paths)
         return
     folder, path = arguments.paths
-    model, _ = finetune.load(folder, kind="causal-lm")
+    model, _ = finetune.load(folder, kind="causal-lm", device="cuda" if torch.cuda.is_available() else "cpu")
     data = Data(path)
     samples = samples_of(data, "test", arguments.passages, 600)[: arguments.questions]
     for reduction in arguments.reductions:

@@ -1,5 +1,5 @@
 """What the third study's committed answers say: `python -m ablation.answers.third` (results/answers/third, and fourth:
-what was read later of the row that ships, and of rows that were trained anew, as their weights were gone).
+what was read later, of the row that ships and of rows that were trained anew, as their weights were gone).
 
 Models that are tuned at the reductions they are judged at: by the dial (`tuned4`; its scorer was taught before, and
 left as it is), and their rivals on prompts that these cut (`rival4`), as many steps from the same conventional models
@@ -32,12 +32,11 @@ UNTUNED: Way = ("plain", DIAL)
 
 class Third(Second):
     def __init__(self, first=FOLDERS[0], later=FOLDERS[1]):
-        """What was read later goes before; of a dial's row that was trained anew nothing else counts."""
+        """What was read later goes before."""
         super().__init__(first)
         if later.is_dir():
             more = Second(later)
-            anew = {name for name, d in more.files.items() if name.startswith(OURS) and d.get("log")}
-            self.rows = {at: r for at, r in self.rows.items() if at[0] not in anew} | more.rows
+            self.rows |= more.rows
             self.stories |= more.stories
             self.files |= more.files
 
