@@ -41,11 +41,11 @@ def answers_figure(points):
     figure.set_label(
         f"Answers of {model}, tuned by LoRA, to {n} questions on CoQA's held-out stories: F1 against the reduction of "
         "the prompt's MACs, the scorer's included, meaned over the seeds that were run. Dial: one drop, before layer "
-        "0, of the sentences of at most 16 tokens that say least to the question, by models that went on learning at such "
-        "reductions, or never met one. The other lines: prompts cut at equal MACs, by models that went on learning on "
-        "what BM25 leaves, or never met it; what the embedding model costs is counted, and leaves it nothing from 7x "
-        "on with one passage. Bands: 95%, stories resampled, of a seed. Dotted: whole prompts, by models that learned at "
-        "alpha = 1 alone."
+        "0, of the sentences of at most 16 tokens that say least to the question, by models that went on learning at "
+        "such reductions, or never met one. The other lines: prompts cut at equal MACs, by models that went on learning"
+        " on what BM25 leaves, or never met it; what the embedding model costs is counted, and leaves it nothing from "
+        "7x on with one passage. Bands: 95%, stories resampled, of a seed. Dotted: whole prompts, by models that "
+        "learned at alpha = 1 alone."
     )
     return figure
 
