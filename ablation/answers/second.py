@@ -8,7 +8,7 @@
 
 Environment: DATA, the data; WORK, a folder for weights; GIVEN, one with weights that were made before; RESULTS, a
 folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970.
-TINY=1: a rehearsal on a tiny random model; TINY=2: on a few samples by the real one.
+SCORER: in place of a row's own, where that was not kept. TINY=1: a rehearsal on a tiny random model; TINY=2: on a few samples by the real one.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ PLANS = {
     "whole": [("validation", (1, 3), 400, (1.0,))],
     "validation": [("validation", (1, 3), 400, ALL)],
     "test": [("test", (1, 3), 1000, ALL)],
+    "test-1": [("test", (1,), 1000, ALL)],
     "test-3": [("test", (3,), 1000, ALL)],
     "transfer": [("squad", (1, 3), 983, FEW), ("drop", (1, 3), 978, FEW)],
     "papers": [("qasper", (1,), 147, FEW)],
@@ -243,6 +244,7 @@ def scorers(work: Work, names: list[str]) -> None:
 
 def row(work: Work, name: str) -> None:
     row, lm = ROWS[name], work.model()
+    row = replace(row, scorer=os.environ.get("SCORER", row.scorer)) if row.scorer else row
     scorer = work.scorer(row.scorer) if row.scorer else None
     begin = torch.load(work.wait(f"adapter-{row.start}.pt"), map_location=work.device) if row.start else None
     tag = os.environ.get("TAG", "")  # of a trial

@@ -121,9 +121,9 @@ def file_of(
 ):
     recipe = {"method": "untuned", "tuning": "none"}
     if name in second.ROWS:
-        row = second.ROWS[name]
-        done = next(({k: r[k] for k in ("steps", "done")} for r in reversed(trained) if "done" in r), SHIPPED)
-        recipe = {**asdict(row), "method": METHODS[name.partition("-")[0]], "tuning": "lora", **done}
+        row = asdict(second.ROWS[name]) | SHIPPED
+        row = next((r["row"] | {k: r[k] for k in ("steps", "done")} for r in reversed(trained) if "done" in r), row)
+        recipe = {**row, "method": METHODS[name.partition("-")[0]], "tuning": "lora"}
     log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in trained if "step" in r]
     seen = {(r["split"], r["passages"], r["kind"], r["reduction"]): r for r in records}  # again: the last one counts
     return {

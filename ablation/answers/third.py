@@ -40,6 +40,11 @@ class Third(Second):
             self.stories |= more.stories
             self.files |= more.files
 
+    def seeds(self, stem: str, kind: str, cell: Cell) -> dict[int, dict]:
+        """A dial's scorer has the seed of its model or, of those that were trained anew, 0."""
+        found = super().seeds(stem, kind.replace("*", "0"), cell) if kind.startswith("dial:") else {}
+        return dict(sorted((found | super().seeds(stem, kind, cell)).items()))
+
     def dial(self) -> str:
         """The dial that is read."""
         at = [(s, cell) for cell in cells(TASKS, VALIDATION) for s in SEEDS
