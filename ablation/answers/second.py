@@ -7,8 +7,9 @@
     python -m ablation.answers.second judge plain-0 validation bm25-all dial:s24   # one plan, kind after kind
 
 Environment: DATA, the data; WORK, a folder for weights; GIVEN, one with weights that were made before; RESULTS, a
-folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970.
-SCORER: in place of a row's own, where that was not kept. TINY=1: a rehearsal on a tiny random model; TINY=2: on a few samples by the real one.
+folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970;
+SCORER, in place of a row's own, where that was not kept. TINY=1: a rehearsal on a tiny random model; TINY=2: on a few
+samples by the real one.
 """
 
 from __future__ import annotations
