@@ -58,7 +58,7 @@ def test_the_third_study_sets_the_tuned_dial_beside_the_best_of_all_controls(tmp
                     rows += [row(name, VALIDATION, known), row(name, TEST, read)]
             (tmp_path / f"{stem}-{seed}.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "questions.json").write_text(json.dumps({"stories": {f"{ONE}, {TEST}": STORIES}}))
-    a, cell = third.Third(tmp_path), (ONE, TEST, 3.0)
+    a, cell = third.Third(tmp_path, tmp_path / "later"), (ONE, TEST, 3.0)
     assert a.control(cell) == ("rival4", "bm25-all") and a.best(cell) == ("plain", "lexical-all")
     assert a.control(cell, theirs=("last4",)) is None
     (found,) = third.against(a, ("tuned4", third.DIAL), [cell], a.control)

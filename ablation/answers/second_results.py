@@ -1,10 +1,10 @@
-"""Records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT [third]`, of the second study or
-of the third, which has its rows tuned at reductions.
+"""Records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT [third|fourth]`, of the second
+study or of the third, which has its rows tuned at reductions, and of what was read of these later.
 
 A file a model that answers (plain-0, dial-0, ...), with every way to shorten its prompts in `rows`; of validation means
 alone, of everything else each question's F1 (`packed`: a byte each in whole percent, deflated, base64). scorers.json:
 what each school's scorer keeps of validation's answers; questions.json: the story of each question, which intervals
-resample. The third study keeps each question's F1 on validation, too.
+resample. From the third on each question's F1 on validation is kept, too.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def main() -> None:
         if "f1s" in r and "model" in r:
             judged.setdefault(r["model"], []).append(r)
     for name, records in judged.items():
-        own = [o["provenance"] for o in origins if name in o["command"]][-1] if study == "third" else origin
+        own = [o["provenance"] for o in origins if name in o["command"]][-1] if study != "second" else origin
         made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, own, data, study)
     if study == "second":
         made["scorers"] = scorers_of(folder, shared, origin)
