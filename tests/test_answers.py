@@ -5,16 +5,18 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import zsaa
 from ablation.answers import controls, cost, school, ship, teach, train, writer
 from ablation.answers import judge as judging
 from ablation.answers.data import Data, Sample, judge
 from ablation.answers.model import adapt, adapters, merge
 from ablation.answers.reader import answer, at_answers, batch, chunks_of, ranks, read
 from ablation.answers.train import Dial, Row, _parts, reductions
-from zsaa.learned import asked
+from zsaa.learned import asked, salience
 from zsaa.learned.asked import FAR, Scorer, Shape
 from zsaa.learned.salience import Affine
 
@@ -425,6 +427,22 @@ def test_a_scorer_of_the_study_is_one_of_the_package(tmp_path, monkeypatch):
     assert torch.equal(again(*given), scorer(*given))
     with pytest.raises(ValueError, match="'d2' looks at what enters layer 2"):
         ship.scorer_from(tmp_path / "scorer.pt", "d2", 32)
+
+
+def test_the_package_answers_in_batches_as_one_by_one(monkeypatch):
+    model = tiny.make("llama")
+    salience.attach(model, asked.by_words(model, tiny.tokenizer(), chunk=4))
+    zsaa.enable(model, alpha=1.0, tau=1, **ship.RULE)
+    data, samples, said = SimpleNamespace(newline=5, text=list), [sample(n, n) for n in (50, 20, 71)], []
+    monkeypatch.setattr(zsaa, "alpha_for", lambda model, tokens, reduction: 1 / reduction)
+    monkeypatch.setattr(ship, "judge", lambda ids, references: said.append(ids) or (0.0, 0.5))
+    for reduction in (1.0, 2.0):
+        rows = []
+        for size in (1, 3):
+            said.clear()
+            found = ship.answers(model, samples, data, reduction, size)
+            rows.append([ids[: ids.index(5) if 5 in ids else None] for ids in said])
+        assert rows[0] == rows[1] and len(rows[0]) == 3 and (found["n"], found["f1"]) == (3, 50.0)
 
 
 def test_written_turns_end_at_the_first_line_that_is_none():
