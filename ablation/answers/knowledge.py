@@ -175,12 +175,12 @@ def run(names: list[str]) -> None:
                 log(row=row, kind=kind, test=test, reduction=reduction, reached=reached, right=right,
                     score=round(100 * float(np.mean(right)), 2), choices=len(questions[0].choices))  # fmt: skip
 
-    for name in ("untuned", *names):
+    for number, name in enumerate(("untuned", *names)):
         lm = base(device, tiny)
         if name != "untuned":
             row = replace(ROWS[name], size=4) if tiny else ROWS[name]
-            done = fit(row, lm, scorer, data, device, lambda **r: log(row=name, **r), until - time.time() - 30,  # noqa: B023
-                       2 if tiny else STEPS)  # fmt: skip
+            most = 0.6 * (until - time.time()) / (len(names) + 1 - number)  # seconds
+            done = fit(row, lm, scorer, data, device, lambda **r: log(row=name, **r), most, 2 if tiny else STEPS)  # noqa: B023
             log(row=name, done=done)
         asked(lm, name, "whole", 1.0)
         for kind in WAYS.get(name, ()):
