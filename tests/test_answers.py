@@ -494,3 +494,16 @@ def test_bm25_of_chunks_is_that_of_the_rival():
     times, rare = scorer._same_words(body, body > 0, torch.tensor([ask]), torch.tensor([[3, 3, 3]]), unit, 3)
     found = scorer._bm25(times, rare > 0, [torch.ones(1, 3)], torch.tensor([[4, 2, 3]]))[0, 0]
     assert found.tolist() == pytest.approx(controls.bm25(set(ask), words), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: controls.Way("bm52"),
+        lambda: train.Row("x", "drawn dails"),
+        lambda: train.Row("x", "cuts", cuts=("bm25-al",)),
+    ],
+)
+def test_settings_that_are_misspelt_are_refused(make):
+    with pytest.raises(ValueError, match="bm52|dails|bm25-al'"):
+        make()

@@ -47,3 +47,21 @@ def test_boolq_is_each_question_once_and_passages_are_groups():
     by_group = {}
     for text, group in zip(texts, groups):
         assert by_group.setdefault(group, text.rsplit("\nQuestion: ", 1)[0]) == text.rsplit("\nQuestion: ", 1)[0]
+
+
+def test_folds_make_one_curve_in_the_order_of_the_samples():
+    def row(target, right, alpha):
+        return {"control": "alpha", "target": target, "alpha": alpha, "mac_reduction": target, **folds.tally(right)}
+
+    first = ([3, 0], [row(1, [1, 0], 1.0), row(2, [0, 0], 0.9)])
+    second = ([1, 2, 4], [row(1, [1, 1, 0], 1.0), row(2, [0, 1, 1], 0.8)])
+    whole, pruned = folds.merged([first, second], 5)
+    assert folds.stats.from_bits(whole["right"], 5) == [0, 1, 1, 1, 0] and whole["accuracy"] == 60.0
+    assert folds.stats.from_bits(pruned["right"], 5) == [0, 0, 1, 0, 1]
+    assert pruned["alpha"] == pytest.approx(0.84) and pruned["mac_reduction"] == 2
+
+
+def test_rows_that_are_not_there_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        folds.main(["rte", "--rows", "steadier"])
+    assert "no rows ['steadier']" in capsys.readouterr().err

@@ -287,3 +287,10 @@ def test_the_paper_s_tau_is_written_once():
         lines = literal_taus(path.read_text(encoding="utf-8"))
         name = path.relative_to(ROOT).as_posix()
         assert len(lines) == (name in written), f"{name}, lines {lines}: name zsaa.rule.TAU, or leave tau out"
+
+
+def test_another_default_leaves_the_audit_of_the_paper_alone():
+    """What the kit says of the paper is by the paper's tau, whatever the dial's default is."""
+    for name in ("audit", "claims", "printed", "figures/audit", "tables/table3"):
+        source = (ROOT / f"zsaa/kit/{name}.py").read_text(encoding="utf-8")
+        assert "paper.TAU" in source and "import TAU" not in source

@@ -189,10 +189,10 @@ def check_alphas(alpha: Any) -> float | tuple[float, ...]:
 def check_tau(tau: Any) -> int:
     """`tau` as an int, if it is a whole number of at least 1; else TypeError or ValueError."""
     if isinstance(tau, bool) or not isinstance(tau, Integral):
-        raise TypeError(f"tau must be a whole number >= 1, got {tau!r} ({type(tau).__name__}). The paper uses {TAU}.")
+        raise TypeError(f"tau must be a whole number >= 1, got {tau!r} ({type(tau).__name__}). The default is {TAU}.")
     if tau < 1:
         raise ValueError(
-            f"tau must be >= 1, got {tau}: at least one token must survive each layer. The paper uses {TAU}."
+            f"tau must be >= 1, got {tau}: at least one token must survive each layer. The default is {TAU}."
         )
     return int(tau)
 

@@ -16,16 +16,23 @@ from zsaa.evaluation.prompts import bm25
 CHUNK = 32  # tokens
 
 
+BY = ("random", "words", "bm25", "given", "ends", "last")  # given: scores come from elsewhere; the last two: no units
+
+
 @dataclass(frozen=True)
 class Way:
     """What is picked, the best first. turns: those before the question may go; otherwise they stay whole. units:
     chunks of so many tokens, 0 for sentences. asks: the last turn asks as well as the question."""
 
-    by: str  # random, words, bm25, given (scores come from elsewhere), ends or last (no units)
+    by: str  # one of BY
     turns: bool = True
     units: int = CHUNK
     asks: bool = True
     knows: bool = False  # where the answer is: no rival
+
+    def __post_init__(self):
+        if self.by not in BY:
+            raise ValueError(f"by is {self.by!r}: one of {', '.join(BY)}.")
 
 
 WAYS = {
@@ -99,6 +106,8 @@ def cut(sample: Sample, tokens: int, kind: str, data: Data, rng: random.Random, 
 
 
 def _worth(sample: Sample, region, units, way: Way, data: Data, rng: random.Random) -> Sequence[float]:
+    if way.by == "given":
+        raise ValueError("nothing says what each unit is worth: give worth, or one of the kinds " + ", ".join(WAYS))
     if way.by == "random":
         return [rng.random() for _ in units]
     canon, idf = data.canon, data.idf

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ablation.answers import cost, teach
-from ablation.answers.controls import cut
+from ablation.answers.controls import WAYS, cut
 from ablation.answers.data import Data
 from ablation.answers.model import adapt
 from ablation.answers.reader import Batch, at_answers, batch, ranks, read
@@ -19,6 +19,8 @@ from ablation.answers.teach import look, mixed
 
 STRONGEST = 12.0  # reduction of MACs
 DRAWN = (1.0, 2.0, 3.0, 5.0, 7.0, 11.0)  # as they are judged
+# "with": a pass at alpha = 1 in each step, and one short; "drawn": one pass a step, at a reduction of DRAWN
+METHODS = ("conventional", "cuts", "dial", "with cuts", "with dial", "drawn cuts", "drawn dial")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,7 @@ class Row:
     """One variant. schedule and scorer are a dial's; `whole` keeps the turns before the question out of the choice."""
 
     name: str
-    # conventional, cuts or dial; "with" one of the latter: a pass at alpha = 1 in each step, and one short;
-    # "drawn": one pass a step, at a reduction of DRAWN
-    method: str
+    method: str  # one of METHODS
     schedule: str = ""
     scorer: str = ""
     whole: bool = False
@@ -40,6 +40,12 @@ class Row:
     start: str = ""  # the row whose adapters it goes on with
     cuts: tuple[str, ...] = ()  # how prompts are cut, drawn evenly; RIVALS where none is named
     drawn: tuple[float, ...] = DRAWN  # reductions
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}: one of {', '.join(METHODS)}.")
+        if unknown := set(self.cuts) - set(WAYS):
+            raise ValueError(f"no cuts {sorted(unknown)}; there are {', '.join(WAYS)}.")
 
     @property
     def steps(self) -> cost.Schedule:

@@ -27,7 +27,7 @@ from zsaa.kit.labels import by_eq_2
 from zsaa.kit.store import load_results
 from zsaa.measure import provenance, write_json
 from zsaa.measure.checks import check_whole
-from zsaa.rule import TAU, Rule, kept_counts
+from zsaa.rule import Rule, kept_counts
 
 TABLE_3 = {"LLaMA-3-8B-4bit": "llama3-8b", "Gemma-2-2B-4bit": "gemma2-2b"}  # the paper's name -> the published config
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of a prompt; the paper gives none for Table 3
@@ -137,7 +137,7 @@ def exponents(n: int = 512) -> list[dict]:
     return rows
 
 
-def table_3(n: int = 512, tau: int = TAU) -> list[dict]:
+def table_3(n: int = 512, tau: int = paper.TAU) -> list[dict]:
     """Each row of Table 3 beside what Eq. 2 and the inferred alpha^3 make of it, for prompts of `n` tokens.
 
     "reduction": printed; "eq2", "cubed": of the printed alpha; "needed": the alpha that gives it by Eq. 2.
@@ -184,13 +184,13 @@ def curves(n: int = 512) -> list[dict]:
 # Tables 1 and 2: what is within reach of Eq. 2 with the paper's tau?
 
 
-def most(config: Any, lengths: int | Iterable[int], tau: int = TAU) -> float:
+def most(config: Any, lengths: int | Iterable[int], tau: int = paper.TAU) -> float:
     """The largest MAC reduction of Eq. 2 on inputs of these lengths: every layer but the first sees tau tokens."""
     counted = histogram(lengths)
     return total_macs(config, counted, 1.0) / total_macs(config, counted, 1e-9, Rule(tau))
 
 
-def tokens_needed(config: Any, target: float, tau: int = TAU) -> int:
+def tokens_needed(config: Any, target: float, tau: int = paper.TAU) -> int:
     """The shortest input (all of one length) for which a MAC reduction of `target` is within reach."""
     low, high = tau, tau
     while most(config, high, tau) < target:
@@ -205,7 +205,7 @@ def tokens_needed(config: Any, target: float, tau: int = TAU) -> int:
     return high
 
 
-def reach(tau: int = TAU) -> list[dict]:
+def reach(tau: int = paper.TAU) -> list[dict]:
     """Per column of Tables 1 and 2: the largest printed speed-up, and the tokens per input that Eq. 2 needs for it on
     GPT-2 (124M; the paper counts its buffers in, and says 137M)."""
     gpt2, rows = config("gpt2-124m"), []
@@ -246,7 +246,7 @@ def measured_reach(results: Iterable[dict]) -> list[dict]:
     return rows
 
 
-def floored(n: int = 300, tau: int = TAU, low: float = 0.02, high: float = 1.0, steps: int = 2000) -> float:
+def floored(n: int = 300, tau: int = paper.TAU, low: float = 0.02, high: float = 1.0, steps: int = 2000) -> float:
     """The share of Eq. 3's draws of alpha that leave only tau of `n` tokens in GPT-2's last layer."""
     layers = config("gpt2-124m").num_hidden_layers
     draws = (low + (high - low) * (i + 0.5) / steps for i in range(steps))

@@ -13,7 +13,6 @@ from zsaa.kit.labels import label, training
 from zsaa.kit.store import rows_of
 from zsaa.kit.store import with_interval as _said
 from zsaa.kit.tables.table3 import CHANCE
-from zsaa.rule import TAU
 
 VERDICTS = ("borne out", "partly", "not borne out", "against its own numbers", "not tested")
 
@@ -194,7 +193,7 @@ def _adjusted_individually(held: Held) -> tuple[str, str]:
     rows = [row for row in measured_reach(held.results) if row["column"]]
     if not rows:
         return "", ""
-    evidence = f"by Eq. 2 with tau = {TAU} and GPT-2's layers, the largest printed speed-ups need " + ", ".join(
+    evidence = f"by Eq. 2 with tau = {paper.TAU} and GPT-2's layers, the largest printed speed-ups need " + ", ".join(
         f"{n} tokens an input ({', '.join(c for c in paper.TABLE_1_COLUMNS if needed[c] == n)})"
         for n in sorted({needed[c] for c in paper.TABLE_1_COLUMNS})
     ) + "; measured: " + "; ".join(

@@ -12,7 +12,6 @@ from zsaa.kit.architectures import config
 from zsaa.kit.audit import TABLE_3, floored, table_3
 from zsaa.kit.held import Held, span
 from zsaa.kit.tables.table3 import CHANCE
-from zsaa.rule import TAU
 
 
 def nine_times(held: Held) -> tuple[str, str]:
@@ -92,12 +91,12 @@ def context_is_preserved(held: Held) -> tuple[str, str]:
 
 def longer_is_better(held: Held) -> tuple[str, str]:
     alphas = [f"{alpha_for(config('gpt2-124m'), n, 5):.2f} at {n} tokens" for n in (32, 64, 128, 512)]
-    return f"by Eq. 2 with tau = {TAU}, GPT-2 needs for 5x fewer MACs alpha = {', '.join(alphas)}", "borne out"
+    return f"by Eq. 2 with tau = {paper.TAU}, GPT-2 needs for 5x fewer MACs alpha = {', '.join(alphas)}", "borne out"
 
 
 def range_of_alpha(held: Held) -> tuple[str, str]:
     evidence = (
-        f"{floored():.0%} of the draws leave only tau = {TAU} of 300 tokens in GPT-2's last layer: most steps "
+        f"{floored():.0%} of the draws leave only tau = {paper.TAU} of 300 tokens in GPT-2's last layer: most steps "
         "train for the floor, not for the range"
     )
     return evidence, "partly"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from zsaa.kit import paper
 from zsaa.kit.figures.style import COLOURS, STYLE, legend, panels
-from zsaa.rule import TAU
 
 PRINTED_ERROR = {
     "xerr": 0.005,
@@ -85,7 +85,7 @@ def audit_reach_figure(audit: dict):
                           textcoords="offset points", fontsize=6)  # fmt: skip
         axis.set(xlabel="tokens of an input", ylabel="largest MAC reduction", xlim=(0, 128), ylim=(0, 15))
     figure.set_label(
-        f"The largest reduction of GPT-2's MACs that Eq. 2 with tau = {TAU} allows, by the length of the input, and "
-        "what the largest speed-ups of Tables 1 and 2 need."
+        f"The largest reduction of GPT-2's MACs that Eq. 2 with tau = {paper.TAU} allows, by the length of the input, "
+        "and what the largest speed-ups of Tables 1 and 2 need."
     )
     return figure

@@ -9,7 +9,6 @@ from zsaa.kit.labels import by_eq_2, choice_subject, device_of
 from zsaa.kit.store import ends, measured, rows_of
 from zsaa.kit.tables.text import at_lengths, by_shape, over_lengths
 from zsaa.kit.verdicts import Cell
-from zsaa.rule import TAU
 
 CHANCE = 25  # percent of four-way choices that are right by lot
 
@@ -60,8 +59,8 @@ def table_3_cells(results: Sequence[dict]) -> list[Cell]:
                             **where,
                             ours=round(row["needed"], 2),
                             subject=f"{model}'s published configuration",
-                            protocol=f"exact: the alpha for which Eq. 2 gives {target}x (512 tokens, tau {TAU}); the "
-                            f"printed one gives {row['eq2']:.2f}x",
+                            protocol=f"exact: the alpha for which Eq. 2 gives {target}x (512 tokens, tau {paper.TAU}); "
+                            f"the printed one gives {row['eq2']:.2f}x",
                             result=r["name"],
                         )
                         for r, row in implied
