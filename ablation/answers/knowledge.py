@@ -43,7 +43,7 @@ TESTS = {
     "sciq": ("rc_5shot", 500, False),
     "arc_easy": ("test_rc_5shot", 1376, False),
     "piqa": ("val_rc_5shot", 838, True),
-    "hellaswag": ("val_rc_5shot", 1500, True),
+    "hellaswag": ("rc_5shot", 400, True),
 }
 READ, STEPS = 600, 200
 DRAWN, REDUCTIONS = (1.0, 1.5, 2.5, 3.5), (1.5, 2.5, 3.5)

@@ -31,7 +31,6 @@ OTHERS = {
     "drop": ("drop-1", "drop-3"),
     "qasper": ("qasper-1",),
     "needles": ("needles-1024", "needles-2048", "needles-4096", "needles-7680"),
-    "test": ("coqa-2", "coqa-4", "coqa-8", "coqa-16"),
 }
 Way = tuple[str, str]  # stem of the models, kind
 UNTUNED: Way = ("plain", DIAL)
@@ -39,11 +38,12 @@ UNTUNED: Way = ("plain", DIAL)
 
 class Third(Second):
     def __init__(self, first=FOLDERS[0], later=FOLDERS[1]):
-        """What was read later goes before."""
+        """What was read later goes before; of a row that was trained anew, nothing else counts."""
         super().__init__(first)
         if later.is_dir():
             more = Second(later)
-            self.rows |= more.rows
+            anew = {name for name, d in more.files.items() if d.get("log")}
+            self.rows = {at: row for at, row in self.rows.items() if at[0] not in anew} | more.rows
             self.stories |= more.stories
             self.files |= more.files
 
@@ -103,9 +103,10 @@ def against(a: Third, ours: Way, at: Sequence[Cell], rival, base: str | None = N
         if theirs is None or not (seeds := a.common((*ours, cell), (*theirs, cell))):
             continue
         mean, low, high, p = a.apart((*ours, cell), (*theirs, cell))
-        whole = a.mean(base or ours[0], "whole", (cell[0], cell[1], 1.0), seeds)
-        own = a.mean(*ours, cell, seeds)
-        found.append({"cell": cell, "f1": own, "share": 100 * own / whole, "rival": theirs, "seeds": seeds,
+        at_one, own = (base or ours[0], "whole", (cell[0], cell[1], 1.0)), a.mean(*ours, cell, seeds)
+        both = [s for s in seeds if s in a.seeds(*at_one)]
+        share = 100 * a.mean(*ours, cell, both) / a.mean(*at_one, both)
+        found.append({"cell": cell, "f1": own, "share": share, "rival": theirs, "seeds": seeds,
                       "theirs": a.mean(*theirs, cell, seeds), "gain": (mean, low, high), "p": p})  # fmt: skip
     for row, fair in zip(found, holm([row["p"] for row in found])):
         row["holm"] = fair
