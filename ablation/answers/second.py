@@ -5,6 +5,7 @@
     python -m ablation.answers.second scorers s24 c16               # scorers, one after the other
     python -m ablation.answers.second row plain-0                   # train a row
     python -m ablation.answers.second judge plain-0 validation bm25-all dial:s24   # one plan, kind after kind
+    python -m ablation.answers.second kept s16-also.0 16            # needles that a dial leaves, so many a depth
 
 Environment: DATA, the data; WORK, a folder for weights; GIVEN, one with weights that were made before; RESULTS, a
 folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970;
@@ -321,6 +322,19 @@ def judge_kinds(work: Work, name: str, plan: str, kinds: list[str]) -> None:
                              reduction=reduction, **record)  # fmt: skip
 
 
+def kept(work: Work, name: str, each: int) -> None:
+    """How many of so many needles a depth a dial leaves in the prompt; the model is not asked."""
+    lm = work.model()
+    dial = Dial(Row("", "dial", "once"), work.scorer(name), lm.config)
+    for _, lengths, limit, _ in PLANS["needles"]:
+        for tokens in lengths[: 1 if work.tiny else None]:
+            samples, all_ = samples_of(work.data, "needles", tokens, limit), limit // len(DEPTHS)
+            for number, depth in enumerate(DEPTHS):
+                some = samples[number * all_ : number * all_ + each]
+                found = judge.held(lm, dial, some, work.device, ALL, tokens=16_000)
+                work.log("kept", scorer=name, tokens=tokens, depth=depth, n=len(some), held=found)
+
+
 def prepared(work: Work, lm, samples: list[Sample], kind: str, cell: str):
     """The order in which a control picks, and what choosing costs in each sample."""
     worth, prices = None, None
@@ -368,8 +382,10 @@ def main() -> None:
         row(work, rest[0])
     elif what == "judge":
         judge_kinds(work, rest[0], rest[1], rest[2:])
+    elif what == "kept":
+        kept(work, rest[0], int(rest[1]))
     else:
-        raise SystemExit(f"{what!r} is none of lessons, scorers, row, judge.")
+        raise SystemExit(f"{what!r} is none of lessons, writer, scorers, row, judge, kept.")
 
 
 if __name__ == "__main__":

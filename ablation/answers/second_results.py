@@ -154,6 +154,16 @@ def scorers_of(folder: Path, shared: dict, origin: dict) -> dict:
             "rows": rows}  # fmt: skip
 
 
+def kept_of(records: list[dict], shared: dict, origin: dict) -> dict:
+    """Of each length, depth and reduction: the share of needles that a dial leaves in the prompt."""
+    rows = [{"task": f"needles-{r['tokens']}, needle kept", "split": SPLITS["needles"][1], "depth": r["depth"],
+             "variant": label(f"dial:{r['scorer']}"), "target": float(target), "n": r["n"], "held": share}
+            for r in records for target, share in r["held"].items()]  # fmt: skip
+    return {"name": "answers-fourth-kept", "kind": "answers", "row": "kept",
+            "command": "python -m ablation.answers.second kept SCORER EACH", **shared,
+            "recipe": {"method": "scorers alone"}, "provenance": {**origin, "seed": 0}, "rows": rows}  # fmt: skip
+
+
 def main() -> None:
     folder, path, out = (Path(a) for a in sys.argv[1:4])
     study = sys.argv[4] if len(sys.argv) > 4 else "second"
@@ -172,6 +182,9 @@ def main() -> None:
     for name, records in judged.items():
         own = [o["provenance"] for o in origins if name in o["command"]][-1] if study != "second" else origin
         made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, own, data, study)
+    if needles := read(folder, "answers-kept.jsonl"):
+        own = next(o["provenance"] for o in origins if o["command"][0] == "kept")
+        made["kept"] = kept_of(needles, shared, own)
     if study == "second":
         made["scorers"] = scorers_of(folder, shared, origin)
     cells = {(r["split"], r["passages"]) for records in judged.values() for r in records}
