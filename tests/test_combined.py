@@ -52,6 +52,7 @@ def test_the_table_has_every_cell(monkeypatch, tmp_path):
         f"{tokens}, {what}" for tokens in ("all tokens", "2x by tokens") for what in ("prefill", "answer")
     }
     assert str(tmp_path) not in result["command"] and "--removed 1" in result["command"]
+    assert result["provenance"]["eval_samples"] == cells["float32", "all layers"]["n"] == 4
 
 
 def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
@@ -61,5 +62,7 @@ def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(combined, "openvino", absent)
     given = ["--shape", "tiny", "--tokens", "16", "--removed", "--storage", "openvino", "--output-dir", str(tmp_path)]
     assert combined.main(given) == 0
-    (row,) = json.loads((tmp_path / "combined-tiny.json").read_text())["rows"]
+    result = json.loads((tmp_path / "combined-tiny.json").read_text())
+    (row,) = result["rows"]
+    assert not result["provenance"].get("eval_samples")  # nothing was scored
     assert row["not_run"] == "No module named 'openvino'" and "times" not in row

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ablation import films
+from ablation.show.films import MARGIN, RIVALS, all_held
+from zsaa.kit import paper
 from zsaa.kit.equal import right
 from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import holm, mean_difference, over_runs
@@ -24,7 +26,8 @@ from zsaa.measure.stats import holm, mean_difference, over_runs
 FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
 STEADY = tuple(f"steady{seed}-epochs3-seconds660" for seed in ("", "-seed1", "-seed2", "-seed3", "-seed4"))
-JOINT = tuple(f"exits-first{seed}-seconds270" for seed in ("", "-seed1", "-seed2"))
+JOINT = tuple(f"exits-first{seed}-seconds520" for seed in ("", "-seed1", "-seed2"))
+WORDS = {"words-first": "a bag of words where it is sure, else a model", "words-first-dial": "... else fewer tokens"}
 SINGLE, BOTH = ("fewer layers", "fewer layers, when sure", "fewer tokens"), "both, when sure"
 TARGETS = (3, 5)  # at which both dials are to be ahead
 BUDGETS = (2, 3, 5, 7)
@@ -187,13 +190,80 @@ def joint_table(folder: Path = FOLDER):
     return pd.DataFrame(lines)
 
 
+def rivals_table(folder: Path = FOLDER):
+    """A line per rival that has no dial (ablation.show.films): how far both dials, when sure, are ahead of it at equal
+    MACs or more, as in `joint_table`. A star: not 0 by Holm's correction over this table."""
+    import pandas as pd
+
+    names, controls = ways(folder)[BOTH]
+    ours = {budget: [right(row) for row in cells(names, controls, budget, folder)] for budget in BUDGETS}
+    theirs = {(name, b): all_held(at[b], b) for name, at in RIVALS.items() for b in BUDGETS if b in at}
+    theirs |= {(WORDS["words-first"], b): words_first("words-first", b) for b in BUDGETS}
+    found = {
+        (name, budget): over_runs(ours[budget], at, clusters=films.runs("test"))
+        for (name, budget), at in theirs.items()
+        if names and at
+    }
+    sure = {cell for cell, p in zip(found, holm([lead.p for lead in found.values()])) if p < 0.05}
+    return pd.DataFrame([
+        {"both, when sure, are ahead of": name}
+        | {f"{b}x": points(found[name, b]) + "*" * ((name, b) in sure) if (name, b) in found else "" for b in BUDGETS}
+        for name in dict.fromkeys(name for name, _ in found)
+    ])  # fmt: skip
+
+
+def words_first(control: str, budget: float) -> list[np.ndarray]:
+    """Which test reviews a bag of words, and behind it a model, has right (ablation.words_first); a seed each."""
+    return [right(r) for r in rows("words-first", "test") if (r["control"], r["target"]) == (control, budget)]
+
+
+def words_table():
+    """A line per way to go on where a bag of words is not sure, its accuracy at each budget, and what the dial adds."""
+    import pandas as pd
+
+    budgets = sorted({r["target"] for r in rows("words-first", "test")})
+    lines = [
+        {"accuracy": name}
+        | {f"{b:g}x": f"{np.mean([100 * run.mean() for run in words_first(control, b)]):.1f}" for b in budgets}
+        for control, name in WORDS.items()
+    ]
+    lead = {"accuracy": "the second is ahead by"}
+    for b in budgets:
+        sides = (words_first(control, b) for control in reversed(WORDS))
+        lead[f"{b:g}x"] = points(over_runs(*sides, clusters=films.runs("test")))
+    return pd.DataFrame([*lines, lead])
+
+
+def losses_table(folder: Path = FOLDER):
+    """A line per budget: what both dials, when sure, lose of their own model's accuracy at 1x, what the paper prints,
+    and the p-values (Holm over the lines) that the two are within MARGIN, and ours at most MARGIN above."""
+    import pandas as pd
+
+    names, controls = ways(folder)[BOTH]
+    if not names:
+        return pd.DataFrame()
+    whole, together = [right(at_depth(name, 30, folder=folder)) for name in names], films.runs("test")
+    lines, within, above = [], [], []
+    for budget in BUDGETS:
+        there = [right(row) for row in cells(names, controls, budget, folder)]
+        lost = over_runs([w - t for w, t in zip(whole, there)], [np.zeros(len(together))], clusters=together)
+        printed = paper.TABLE_1[1]["IMDB"] - paper.TABLE_1[budget]["IMDB"]
+        within.append(lost.within(MARGIN / 100, printed / 100))
+        above.append(lost.within(1.0, printed / 100 + MARGIN / 100 - 1.0))
+        lines.append({"at": f"{budget}x", "lost": points(lost), "paper": f"{printed:.1f}"})
+    name = f"within {MARGIN:g} points: p (Holm)", f"at most {MARGIN:g} points more: p (Holm)"
+    return pd.DataFrame(
+        [{**line, name[0]: f"{p:.2g}", name[1]: f"{q:.2g}"} for line, p, q in zip(lines, holm(within), holm(above))]
+    )
+
+
 def points(found) -> str:
     low, high = found.interval
     return f"{100 * found.mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def main() -> int:
-    for table in (depths_table, budgets_table, joint_table):
+    for table in (depths_table, budgets_table, joint_table, rivals_table, losses_table, words_table):
         print(table().to_markdown(index=False, disable_numparse=True), end="\n\n")
     return 0
 

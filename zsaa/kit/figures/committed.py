@@ -62,7 +62,7 @@ def _figures(all_points):
             yield Path(file).stem.replace("-", "_"), Card(result["rows"], about).figure()
     for result in load_results(kind="depth"):
         yield "depth", depth_figure(result)
-    shown = re.compile(r"depth/films/test/exits(-first-seconds\d+)?\.json")
+    shown = re.compile(r"depth/films/test/exits(-first-seconds520)?\.json")
     exits = [result for path, result in all_results() if shown.fullmatch(path)]
     if exits:
         yield "depth_dial", exits_figure(exits)
