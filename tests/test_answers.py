@@ -5,16 +5,18 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import zsaa
 from ablation.answers import controls, cost, school, ship, teach, train, writer
 from ablation.answers import judge as judging
 from ablation.answers.data import Data, Sample, judge
 from ablation.answers.model import adapt, adapters, merge
 from ablation.answers.reader import answer, at_answers, batch, chunks_of, ranks, read
 from ablation.answers.train import Dial, Row, _parts, reductions
-from zsaa.learned import asked
+from zsaa.learned import asked, salience
 from zsaa.learned.asked import FAR, Scorer, Shape
 from zsaa.learned.salience import Affine
 
@@ -106,6 +108,19 @@ def test_answers_are_those_of_the_model_and_its_masked_pass(lm):
             whole = torch.ones(len(ids), dtype=torch.bool)
             assert masked(lm, ids, [whole, whole, alive, alive])[-1].argmax() == token
             ids = torch.cat([ids, torch.tensor([token])])
+
+
+def test_what_is_numbered_anew_is_read_as_a_shorter_prompt(lm):
+    b = batch([sample(50, 1), sample(20, 2)], "cpu", answers=False)
+    scores, keep = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([[30], [22]])
+    how = {"steps": (0,), "keep": keep, "choose": lambda x: scores, "unit": chunks_of(b, CHUNK), "close": True}
+    for i, said in enumerate(answer(lm, b, end=-1, limit=6, **how)):
+        n = int(b.prompt[i])
+        ids = b.ids[i : i + 1, :n][:, ranks(scores, b, chunks_of(b, CHUNK))[i, :n] < keep[i, 0]]
+        want = lm.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
+        assert said == want[0, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("width", [0, 32])
@@ -413,6 +428,22 @@ def test_a_scorer_of_the_study_is_one_of_the_package(tmp_path, monkeypatch):
     assert torch.equal(again(*given), scorer(*given))
     with pytest.raises(ValueError, match="'d2' looks at what enters layer 2"):
         ship.scorer_from(tmp_path / "scorer.pt", "d2", 32)
+
+
+def test_the_package_answers_in_batches_as_one_by_one(monkeypatch):
+    model = tiny.make("llama")
+    salience.attach(model, asked.by_words(model, tiny.tokenizer(), chunk=4))
+    zsaa.enable(model, alpha=1.0, tau=1, **ship.RULE)
+    data, samples, said = SimpleNamespace(newline=5, text=list), [sample(n, n) for n in (50, 20, 71)], []
+    monkeypatch.setattr(zsaa, "alpha_for", lambda model, tokens, reduction: 1 / reduction)
+    monkeypatch.setattr(ship, "judge", lambda ids, references: said.append(ids) or (0.0, 0.5))
+    for reduction in (1.0, 2.0):
+        rows = []
+        for size in (1, 3):
+            said.clear()
+            found = ship.answers(model, samples, data, reduction, size)
+            rows.append([ids[: ids.index(5) if 5 in ids else None] for ids in said])
+        assert rows[0] == rows[1] and len(rows[0]) == 3 and (found["n"], found["f1"]) == (3, 50.0)
 
 
 def test_written_turns_end_at_the_first_line_that_is_none():

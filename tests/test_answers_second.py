@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from ablation.answers import second, ship, third, verdict
+from ablation.answers import second, second_results, ship, third, verdict
 from ablation.answers.second_results import pack, unpack
 
 ONE, VALIDATION, TEST = "coqa-1", verdict.VALIDATION, verdict.TEST
@@ -58,7 +58,7 @@ def test_the_third_study_sets_the_tuned_dial_beside_the_best_of_all_controls(tmp
                     rows += [row(name, VALIDATION, known), row(name, TEST, read)]
             (tmp_path / f"{stem}-{seed}.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "questions.json").write_text(json.dumps({"stories": {f"{ONE}, {TEST}": STORIES}}))
-    a, cell = third.Third(tmp_path), (ONE, TEST, 3.0)
+    a, cell = third.Third(tmp_path, tmp_path / "later"), (ONE, TEST, 3.0)
     assert a.control(cell) == ("rival4", "bm25-all") and a.best(cell) == ("plain", "lexical-all")
     assert a.control(cell, theirs=("last4",)) is None
     (found,) = third.against(a, ("tuned4", third.DIAL), [cell], a.control)
@@ -69,12 +69,42 @@ def test_the_third_study_sets_the_tuned_dial_beside_the_best_of_all_controls(tmp
     assert len(third.told([found])) == 1 and set(third.stems(a)) == {"tuned4", "plain", "rival4"}
 
 
+def test_what_was_read_later_goes_before_and_a_row_that_was_trained_anew_stands_alone(tmp_path):
+    first, later = tmp_path / "first", tmp_path / "later"
+    for folder in (first, later):
+        folder.mkdir()
+        (folder / "questions.json").write_text(json.dumps({"stories": {f"{ONE}, {TEST}": STORIES}}))
+    dial, closed = "dial:s16-also.0", "dial:close:s16-also.0"
+    old = [row("whole", TEST, [0] * 4, 1.0), row("dial:s16-also.1", TEST, [10] * 4)]
+    (first / "tuned4-1.json").write_text(json.dumps({"rows": old}))
+    (first / "rival4-0.json").write_text(
+        json.dumps({"rows": [row("bm25", VALIDATION, [9]), row("last", VALIDATION, [8])]})
+    )
+    new = [row(dial, TEST, [50] * 4), row(dial, VALIDATION, [60]), row(closed, VALIDATION, [70])]
+    (later / "tuned4-1.json").write_text(json.dumps({"rows": new, "log": [{"step": 1}]}))
+    others = [row("bm25", TEST, [20] * 4), row("last", TEST, [30] * 4), row(dial, TEST, [40] * 4)]
+    (later / "tuned4-0.json").write_text(json.dumps({"rows": others}))
+    a, cell = third.Third(first, later), (ONE, TEST, 3.0)
+    assert a.mean("tuned4", third.DIAL, cell) == 45 and list(a.seeds("tuned4", third.DIAL, cell)) == [0, 1]
+    assert not a.seeds("tuned4", "whole", (ONE, TEST, 1.0)), "of the first training nothing counts"
+    assert a.dial() == third.CLOSE and a.elsewhere(cell) == ("tuned4", "bm25")
+
+
 def test_an_adapter_says_what_it_was_trained_for():
     config = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
     assert ship.reach("answers-adapter-plain-0", config) == (1.0, 1.0)
     low, high = ship.reach("answers-adapter-tuned4-0", config)
     assert 0 < low < 0.2 and high == 1
     assert ship.reach("adapter-dial-0", config)[0] < low == ship.reach("adapter-chunks4-1", config)[0]
+
+
+def test_needles_that_are_left_are_told_by_depth():
+    record = {"scorer": "s16-also.0", "tokens": 1024, "depth": 0.5, "n": 16, "held": {"3.0": 75.0, "11.0": 50.0}}
+    rows = second_results.kept_of([record], {}, {})["rows"]
+    assert [(r["task"], r["depth"], r["target"], r["held"], r["n"]) for r in rows] == [
+        ("needles-1024, needle kept", 0.5, 3.0, 75.0, 16), ("needles-1024, needle kept", 0.5, 11.0, 50.0, 16)
+    ]  # fmt: skip
+    assert second_results.label("dial:close:s16-also.2") == "dial once, scorer s16-also, numbered anew"
 
 
 def test_f1s_come_back_as_they_were_packed():

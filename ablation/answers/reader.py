@@ -135,6 +135,7 @@ def read(
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
     store: list | None = None,
     layers: int | None = None,
+    close: bool = False,
     passed: list[Rows] | None = None,
 ) -> Rows:
     """The pass over the first `layers` layers (all of them, and the last norm).
@@ -142,7 +143,8 @@ def read(
     steps: before which layers tokens leave; keep [batch, steps]: prompt tokens that go on. choose(states): scores of
     the region's chunks, asked once, before the first step; unit: as in `ranks`. watch(layer, queries, keys) sees each
     layer's attention; store collects each layer's keys, values and real rows; passed, what
-    enters each layer, and what the last one leaves.
+    enters each layer, and what the last one leaves. close: what is left is numbered anew, as
+    if nothing had stood between; otherwise it keeps its places.
     """
     config = lm.config
     rows = Rows(lm.model.embed_tokens(b.ids), *_places(b))
@@ -154,7 +156,7 @@ def read(
             rows, by = rows.keep(rank, keep[:, s]), None
         if by is None:
             dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.x.device.type) else rows.x.dtype
-            by = rope(rows.place, config, dtype)
+            by = rope(rows.real.cumsum(1) - 1 if close else rows.place, config, dtype)
         if passed is not None:
             passed.append(rows)
         q, k, v = projections(layer.self_attn, config, norm(layer.input_layernorm, rows.x), by)
@@ -195,13 +197,14 @@ def answer(lm, b: Batch, end: int, limit: int = 24, temperature: float = 0.0, **
     rows = read(lm, b, store=kept, **how)
     last = (rows.real.sum(1) - 1)[:, None, None].expand(-1, 1, rows.x.shape[-1])
     token = chosen(lm.lm_head(rows.x.gather(1, last)))
+    first = rows.real.sum(1) if how.get("close") else b.prompt
     kept = [(F.pad(k, (0, 0, 0, limit)), F.pad(v, (0, 0, 0, limit)), F.pad(r, (0, limit))) for k, v, r in kept]
     said, done = [token[:, 0]], token[:, 0] == end
     for t in range(limit - 1):
         if bool(done.all()):
             break
         x = lm.model.embed_tokens(token)
-        by = rope((b.prompt + t)[:, None], lm.config, kept[0][0].dtype)
+        by = rope((first + t)[:, None], lm.config, kept[0][0].dtype)
         for layer, (keys, values, real) in zip(lm.model.layers, kept):
             q, k, v = projections(layer.self_attn, lm.config, norm(layer.input_layernorm, x), by)
             at = keys.shape[2] - limit + t

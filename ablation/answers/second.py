@@ -5,10 +5,12 @@
     python -m ablation.answers.second scorers s24 c16               # scorers, one after the other
     python -m ablation.answers.second row plain-0                   # train a row
     python -m ablation.answers.second judge plain-0 validation bm25-all dial:s24   # one plan, kind after kind
+    python -m ablation.answers.second kept s16-also.0 16            # needles that a dial leaves, so many a depth
 
 Environment: DATA, the data; WORK, a folder for weights; GIVEN, one with weights that were made before; RESULTS, a
-folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970.
-TINY=1: a rehearsal on a tiny random model; TINY=2: on a few samples by the real one.
+folder for records, one JSON object a line, as they come; DEADLINE, when the machine goes, in seconds since 1970;
+SCORER, in place of a row's own, where that was not kept. TINY=1: a rehearsal on a tiny random model; TINY=2: on a few
+samples by the real one.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ SCORERS = {
     "s16-written": School(chunk=16, bm25=False, heads=8, also=("sciq", "boolq", "written"), steps=2000),
 }
 SHIPPED = "s16-also"  # the scorer of the rows
-STEPS = {"conventional": 380, "with": 150, "drawn": 400}  # "more" of a conventional row: as "with"
+STEPS = {"conventional": 380, "with": 150, "drawn": 450}  # "more" of a conventional row: as "with"; "more4": "drawn"
 SEEDS = (0, 1, 2)
 RIVAL = ("bm25-all", "bm25-all", "bm25", "bm25-all-line")  # half of one, a quarter of each other
 
@@ -74,6 +76,7 @@ def rows_of(seed: int) -> list[Row]:
         Row(f"tuned-{seed}", "drawn dial", "once", f"{SHIPPED}.{seed}", **on),
         Row(f"tuned4-{seed}", "drawn dial", "once", f"{SHIPPED}.{seed}", **on | {"rate": 4e-4}),
         Row(f"chunks4-{seed}", "drawn dial", "once", f"c16.{seed}", **on | {"rate": 4e-4}),
+        Row(f"more4-{seed}", "conventional", **on | {"rate": 4e-4}),  # as many steps as these, all at alpha = 1
         Row(f"rival-{seed}", "drawn cuts", cuts=RIVAL, **on),
         Row(f"rival4-{seed}", "drawn cuts", cuts=RIVAL, **on | {"rate": 4e-4}),
         Row(f"lexical4-{seed}", "drawn cuts", cuts=("lexical-all", "lexical-16"), **on | {"rate": 4e-4}),
@@ -88,6 +91,8 @@ PLANS = {
     "whole": [("validation", (1, 3), 400, (1.0,))],
     "validation": [("validation", (1, 3), 400, ALL)],
     "test": [("test", (1, 3), 1000, ALL)],
+    "test-1": [("test", (1,), 1000, ALL)],
+    "test-3": [("test", (3,), 1000, ALL)],
     "transfer": [("squad", (1, 3), 983, FEW), ("drop", (1, 3), 978, FEW)],
     "papers": [("qasper", (1,), 147, FEW)],
     "long": [("test", (2, 4, 8, 16), 400, FEW)],
@@ -241,11 +246,13 @@ def scorers(work: Work, names: list[str]) -> None:
 
 def row(work: Work, name: str) -> None:
     row, lm = ROWS[name], work.model()
+    row = replace(row, scorer=os.environ.get("SCORER", row.scorer)) if row.scorer else row
     scorer = work.scorer(row.scorer) if row.scorer else None
     begin = torch.load(work.wait(f"adapter-{row.start}.pt"), map_location=work.device) if row.start else None
     tag = os.environ.get("TAG", "")  # of a trial
     kind = row.method.partition(" ")[0]
-    steps = int(os.environ.get("STEPS", STEPS["with" if row.start and kind == "conventional" else kind]))
+    again = "drawn" if name.startswith("more4") else "with"
+    steps = int(os.environ.get("STEPS", STEPS[again if row.start and kind == "conventional" else kind]))
     seconds = min(float(os.environ.get("SECONDS_AT_MOST", "inf")), work.until - time.time() - 30)
     row = replace(row, size=4) if work.tiny else row
     done = fit(row, lm, scorer, work.data, work.device, lambda **r: work.log(f"row-{name}{tag}", **r), seconds,
@@ -292,10 +299,13 @@ def samples_of(data: Data, split: str, passages: int, limit: int) -> list[Sample
 
 
 def judge_kinds(work: Work, name: str, plan: str, kinds: list[str]) -> None:
-    """Kinds: "whole", those of controls.WAYS, or "dial:SCORER"."""
+    """Kinds: "whole", those of controls.WAYS, "dial:SCORER", or "dial:close:SCORER", numbered anew."""
     lm = work.tuned(name)
     for kind in kinds:
-        dial = Dial(Row("", "dial", "once"), work.scorer(kind[5:]), lm.config) if kind.startswith("dial:") else None
+        dial, close = None, kind.startswith("dial:close:")
+        if kind.startswith("dial:"):
+            scorer = work.scorer(kind.rsplit(":", 1)[1])
+            dial = Dial(Row("", "dial", "once"), scorer, lm.config, close)
         for split, passages, limit, reductions in PLANS[plan]:
             for k in passages[: 1 if work.tiny else None]:
                 samples, ready = samples_of(work.data, split, k, 2 if work.tiny else limit), None
@@ -310,6 +320,19 @@ def judge_kinds(work: Work, name: str, plan: str, kinds: list[str]) -> None:
                         record = judge.judged(lm, samples, work.data, work.device, dial, reduction)
                     work.log(f"{name}.{kind.replace(':', '-')}", model=name, kind=kind, split=split, passages=k,
                              reduction=reduction, **record)  # fmt: skip
+
+
+def kept(work: Work, name: str, each: int) -> None:
+    """How many of so many needles a depth a dial leaves in the prompt; the model is not asked."""
+    lm = work.model()
+    dial = Dial(Row("", "dial", "once"), work.scorer(name), lm.config)
+    for _, lengths, limit, _ in PLANS["needles"]:
+        for tokens in lengths[: 1 if work.tiny else None]:
+            samples, all_ = samples_of(work.data, "needles", tokens, limit), limit // len(DEPTHS)
+            for number, depth in enumerate(DEPTHS):
+                some = samples[number * all_ : number * all_ + each]
+                found = judge.held(lm, dial, some, work.device, ALL, tokens=16_000)
+                work.log("kept", scorer=name, tokens=tokens, depth=depth, n=len(some), held=found)
 
 
 def prepared(work: Work, lm, samples: list[Sample], kind: str, cell: str):
@@ -359,8 +382,10 @@ def main() -> None:
         row(work, rest[0])
     elif what == "judge":
         judge_kinds(work, rest[0], rest[1], rest[2:])
+    elif what == "kept":
+        kept(work, rest[0], int(rest[1]))
     else:
-        raise SystemExit(f"{what!r} is none of lessons, scorers, row, judge.")
+        raise SystemExit(f"{what!r} is none of lessons, writer, scorers, row, judge, kept.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT [third]`, of the second study or
-of the third, which has its rows tuned at reductions.
+"""Records as result files: `python -m ablation.answers.second_results RECORDS DATA OUT [third|fourth]`, of the second
+study or of the third, which has its rows tuned at reductions, and of what was read of these later.
 
 A file a model that answers (plain-0, dial-0, ...), with every way to shorten its prompts in `rows`; of validation means
 alone, of everything else each question's F1 (`packed`: a byte each in whole percent, deflated, base64). scorers.json:
 what each school's scorer keeps of validation's answers; questions.json: the story of each question, which intervals
-resample. The third study keeps each question's F1 on validation, too.
+resample. From the third on each question's F1 on validation is kept, too.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ METHODS = {  # of training, by a row's name
     "more": "conventional, continued",
     "dial": "continued with the dial",
     "cuts": "continued with cut prompts",
+    "more4": "conventional, continued as long as at reductions",
     "tuned": "continued at reductions, rate 2e-4",
     "tuned4": "continued at reductions",
     "chunks4": "continued at reductions, chunks",
@@ -65,11 +66,15 @@ METHODS = {  # of training, by a row's name
     "lexical4": "continued on lexical cuts",
     "last4": "continued on last tokens",
 }
+SHIPPED = {"weights": "results/adapters/coqa-asked"}  # of a row that was trained before
 NO_RIVALS = ("whole", "minilm-free", "perplexity", *(kind for kind, way in WAYS.items() if way.knows))
 
 
 def label(kind: str) -> str:
-    return f"dial once, scorer {kind[5:].partition('.')[0]}" if kind.startswith("dial:") else LABELS[kind]
+    if not kind.startswith("dial:"):
+        return LABELS[kind]
+    closed = ", numbered anew" if kind.startswith("dial:close:") else ""
+    return f"dial once, scorer {kind.rsplit(':', 1)[1].partition('.')[0]}{closed}"
 
 
 def pack(f1s: list[int]) -> str:
@@ -116,10 +121,9 @@ def file_of(
 ):
     recipe = {"method": "untuned", "tuning": "none"}
     if name in second.ROWS:
-        row = second.ROWS[name]
-        done = next(r for r in reversed(trained) if "done" in r)
-        recipe = {**asdict(row), "method": METHODS[name.partition("-")[0]], "tuning": "lora", "steps": done["steps"],
-                  "done": done["done"]}  # fmt: skip
+        row = asdict(second.ROWS[name]) | SHIPPED
+        row = next((r["row"] | {k: r[k] for k in ("steps", "done")} for r in reversed(trained) if "done" in r), row)
+        recipe = {**row, "method": METHODS[name.partition("-")[0]], "tuning": "lora"}
     log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in trained if "step" in r]
     seen = {(r["split"], r["passages"], r["kind"], r["reduction"]): r for r in records}  # again: the last one counts
     return {
@@ -150,6 +154,16 @@ def scorers_of(folder: Path, shared: dict, origin: dict) -> dict:
             "rows": rows}  # fmt: skip
 
 
+def kept_of(records: list[dict], shared: dict, origin: dict) -> dict:
+    """Of each length, depth and reduction: the share of needles that a dial leaves in the prompt."""
+    rows = [{"task": f"needles-{r['tokens']}, needle kept", "split": SPLITS["needles"][1], "depth": r["depth"],
+             "variant": label(f"dial:{r['scorer']}"), "target": float(target), "n": r["n"], "held": share}
+            for r in records for target, share in r["held"].items()]  # fmt: skip
+    return {"name": "answers-fourth-kept", "kind": "answers", "row": "kept",
+            "command": "python -m ablation.answers.second kept SCORER EACH", **shared,
+            "recipe": {"method": "scorers alone"}, "provenance": {**origin, "seed": 0}, "rows": rows}  # fmt: skip
+
+
 def main() -> None:
     folder, path, out = (Path(a) for a in sys.argv[1:4])
     study = sys.argv[4] if len(sys.argv) > 4 else "second"
@@ -166,8 +180,11 @@ def main() -> None:
         if "f1s" in r and "model" in r:
             judged.setdefault(r["model"], []).append(r)
     for name, records in judged.items():
-        own = [o["provenance"] for o in origins if name in o["command"]][-1] if study == "third" else origin
+        own = [o["provenance"] for o in origins if name in o["command"]][-1] if study != "second" else origin
         made[name] = file_of(name, records, read(folder, f"answers-row-{name}.jsonl"), shared, own, data, study)
+    if needles := read(folder, "answers-kept.jsonl"):
+        own = next(o["provenance"] for o in origins if o["command"][0] == "kept")
+        made["kept"] = kept_of(needles, shared, own)
     if study == "second":
         made["scorers"] = scorers_of(folder, shared, origin)
     cells = {(r["split"], r["passages"]) for records in judged.values() for r in records}

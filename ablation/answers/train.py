@@ -40,6 +40,7 @@ class Row:
     rank: int = 16
     start: str = ""  # the row whose adapters it goes on with
     cuts: tuple[str, ...] = ()  # how prompts are cut, drawn evenly; RIVALS where none is named
+    drawn: tuple[float, ...] = DRAWN  # reductions
     exits: int = 0  # depths below all layers, drawn in each pass, that answer too: half of the loss is theirs
 
     def __post_init__(self):
@@ -65,6 +66,7 @@ class Dial:
     row: Row
     scorer: torch.nn.Module
     config: object
+    close: bool = False  # what is left is numbered anew
 
     def _prompts(self, b: Batch):
         """(tokens, exempt ones, MACs of the scorer) of each prompt."""
@@ -85,7 +87,7 @@ class Dial:
         """Arguments of `read` and `answer`."""
         if reduction <= 1:
             return {}
-        return {"steps": [layer for layer, _ in self.row.steps],
+        return {"steps": [layer for layer, _ in self.row.steps], "close": self.close,
                 "keep": torch.tensor(self.kept(b, reduction), device=b.ids.device),
                 "unit": teach.units(self.scorer, b),
                 "choose": torch.no_grad()(lambda x: look(self.scorer, x, b))}  # fmt: skip
@@ -104,9 +106,9 @@ def reductions(step: int, seed: int) -> tuple[float, float]:
     return half ** rng.random(), half ** (1 + rng.random())
 
 
-def drawn(step: int, seed: int) -> float:
+def drawn(step: int, seed: int, reductions: tuple[float, ...] = DRAWN) -> float:
     """The reduction of a step that makes one pass."""
-    return random.Random(f"{seed}-{step}").choice(DRAWN)
+    return random.Random(f"{seed}-{step}").choice(reductions)
 
 
 def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 14_000,
@@ -135,7 +137,7 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
         samples.sort(key=lambda s: len(s.body))
         said = sum(len(s.answer) for s in samples)
         opt.zero_grad(set_to_none=True)
-        most = micro * drawn(step, row.seed) if row.method.startswith("drawn") else micro
+        most = micro * drawn(step, row.seed, row.drawn) if row.method.startswith("drawn") else micro
         losses = [lesson(row, lm, dial, part, said, data, device, step, rng) for part in _parts(samples, most)]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         opt.step()
@@ -176,9 +178,9 @@ def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device,
         passes.append(batch([_shorter(s, lm.config, data, rng, RIVALS) for s in part], device))
         strengths += [1.0]
     elif row.method == "drawn dial":
-        strengths = [drawn(step, row.seed)]
+        strengths = [drawn(step, row.seed, row.drawn)]
     elif row.method == "drawn cuts":
-        reduction = drawn(step, row.seed)
+        reduction = drawn(step, row.seed, row.drawn)
         passes = [batch([_shorter(s, lm.config, data, rng, row.cuts, reduction) for s in part], device)]
     passes += passes[:1] * (len(strengths) - len(passes))
     teacher, first = None, 0.0

@@ -32,7 +32,7 @@ class Second:
         held = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
         asked = held.pop("questions")["stories"]
         self.stories = {tuple(name.split(", ", 1)): found for name, found in asked.items()}
-        self.scorers = held.pop("scorers", None)
+        self.scorers, _ = held.pop("scorers", None), held.pop("kept", None)
         self.files = held
         self.rows = {
             (name, r["kind"], (r["task"], r["split"], r["target"])): r for name, d in held.items() for r in d["rows"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ablation.show.accuracy import accuracy_figure
-from ablation.show.answers import answers_figure
+from ablation.show.answers import FILES, answers_figure
 from ablation.show.continuation import continuation_figure
 from ablation.show.frontier import frontier_figure
 from ablation.show.others import sensitivity_figure, words_figure
@@ -30,7 +30,7 @@ def draw_committed(folder: str | Path) -> list[Path]:
 def _figures(held: Path):
     """(name, figure) of each."""
     answers = points.read()
-    if not (answers := answers[answers["file"].str.startswith("answers/second/")]).empty:
+    if not (answers := answers[answers["file"].str.startswith(FILES)]).empty:
         yield "answers", answers_figure(answers)
     if words := [json.loads(path.read_text()) for path in sorted(held.glob("words-*.json"))]:
         yield "words", words_figure(words)

@@ -1,7 +1,7 @@
 """Language models that answer questions about documents: what they learn from, and their training steps.
 
 A step computes just what `generate` does later: the prompt is read, and shortened if alpha says so; the answer follows
-on its cache, and it alone has a loss.
+on its cache, or, where nothing is shortened, in the same pass, and it alone has a loss.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 
+import zsaa
 from zsaa.data.questions import Asked
 from zsaa.finetune.sampling import draw_alpha
 from zsaa.finetune.trainer import LadderTrainer
@@ -101,6 +102,8 @@ def collate(samples: Sequence[dict]) -> dict[str, Tensor]:
 def answer_logits(model: nn.Module, batch: dict[str, Tensor], asked: bool = True) -> Tensor:
     """Logits [batch, longest answer, vocabulary] where each token of the answers is foretold. asked: does the dial's
     score read who asks? All but the document stays under every score."""
+    if zsaa.settings(model)["alpha"] == 1:
+        return _whole(model, batch)
     real, part, answer = batch["mask"], batch["part"], batch["answer"]
     masks = {"exempt": (part != BODY) & (real == 1), **({"question": part == ASKS} if asked else {})}
     places = (real.cumsum(1) - 1).clamp(min=0)
@@ -117,6 +120,20 @@ def answer_logits(model: nn.Module, batch: dict[str, Tensor], asked: bool = True
         use_cache=True,
     )
     return torch.cat([read.logits[:, -1:], rest.logits], dim=1)
+
+
+def _whole(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """At alpha = 1: prompt and answer in one pass, all padding behind them, where causal attention needs no mask.
+    Before a prompt, padding makes rows that may look at nothing: there a kernel may have no numbers to give (stock
+    Gemma 2 has none), and what these touch learns none."""
+    real = torch.cat([batch["mask"], batch["said"]], dim=1) == 1
+    order = (~real).int().argsort(dim=1, stable=True)[:, : int(real.sum(dim=1).max())]
+    ids = torch.cat([batch["prompt"], batch["answer"]], dim=1).gather(1, order)
+    index = torch.arange(batch["answer"].shape[1], device=ids.device)
+    foretells = (batch["mask"].sum(dim=1)[:, None] - 1 + index).clamp(max=ids.shape[1] - 1)
+    columns, place = foretells.unique(return_inverse=True)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
+    return logits.gather(1, place[..., None].expand(-1, -1, logits.shape[-1]))
 
 
 class AnswerTrainer(LadderTrainer):
