@@ -73,7 +73,7 @@ def mlp(module: nn.Module, x: Tensor) -> Tensor:
         gate, up = module.gate_proj(x), module.up_proj(x)
         if gate.is_contiguous() and up.is_contiguous() and gate.dtype == up.dtype:
             # The widest rows of a pass: not three times at once, where nobody else looks at the first.
-            gate = kernels.silu_mul(gate, up, inplace=untouched(module.gate_proj))
+            gate = kernels.silu_mul(gate, up, inplace=_unhooked(module.gate_proj))
             del up
             return module.down_proj(gate)
         return module.down_proj(module.act_fn(gate) * up)

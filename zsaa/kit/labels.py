@@ -138,6 +138,8 @@ METHODS = {
     "both-fixed": "dial, first layers only",
     "both-sure": "dial, first layers only, until sure, again with more",
     "bag": "bag of words",
+    "words-first": "bag of words until sure, then another model",
+    "words-first-dial": "bag of words until sure, then the dial",
     "bm25": "BM25 sentences",
     "asked": "dial (score asked, schedule entry)",
 }
