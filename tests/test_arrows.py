@@ -41,6 +41,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
         "depth.__main__",
         "depth.combined",
         "depth.draft",
+        "depth.speculate",
         "depth.exam",
         "depth.heal",
         "depth.study",

@@ -9,6 +9,7 @@ from torch import nn
 
 from zsaa.data.corpora import Corpus
 from zsaa.depth import combined
+from zsaa.kit.labels import method_of
 
 WORDS = [f"w{3 + (7 * i) % 94}" for i in range(6000)]
 
@@ -46,12 +47,14 @@ def test_the_table_has_every_cell(monkeypatch, tmp_path):
     cells = {(row["storage"], row["pruning"]): row for row in result["rows"]}
     assert set(cells) == {(s, p) for s in ("float32", "bfloat16") for p in ("all layers", "1 layers fewer")}
     assert cells["float32", "all layers"]["ratio"] == 1.0 and cells["float32", "1 layers fewer"]["layers"] == 3
+    assert method_of(result, cells["float32", "all layers"]) == "float32, all layers"
     assert 0.9 < cells["bfloat16", "all layers"]["ratio"] < 1.1
     assert cells["float32", "all layers"]["by_tokens"]["2x by tokens"]["ratio"] != 1.0
     assert set(cells["float32", "all layers"]["times"]) == {
         f"{tokens}, {what}" for tokens in ("all tokens", "2x by tokens") for what in ("prefill", "answer")
     }
     assert str(tmp_path) not in result["command"] and "--removed 1" in result["command"]
+    assert result["provenance"]["eval_samples"] == cells["float32", "all layers"]["n"] == 4
 
 
 def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
@@ -61,5 +64,7 @@ def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(combined, "openvino", absent)
     given = ["--shape", "tiny", "--tokens", "16", "--removed", "--storage", "openvino", "--output-dir", str(tmp_path)]
     assert combined.main(given) == 0
-    (row,) = json.loads((tmp_path / "combined-tiny.json").read_text())["rows"]
+    result = json.loads((tmp_path / "combined-tiny.json").read_text())
+    (row,) = result["rows"]
+    assert not result["provenance"].get("eval_samples")  # nothing was scored
     assert row["not_run"] == "No module named 'openvino'" and "times" not in row

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ablation.answers import both
 from ablation.show import exits, healed
 from zsaa.depth import published
 from zsaa.measure.stats import to_bits
@@ -20,13 +21,13 @@ def tables():
         yield "rivals", exits.rivals_table()
         yield "losses", exits.losses_table()
         yield "words", exits.words_table()
-    yield "healed", healed.healed_table()
-    yield "exits", healed.exits_table()
-    yield "combined", healed.combined_table()
-    if len(exam := healed.exam_table()):
-        yield "exam", exam
-    if len(drafts := healed.drafts_table()):
-        yield "drafts", drafts
+    more = {
+        "exam": healed.exam_table, "combined": healed.combined_table, "scores": healed.scores_table,
+        "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both.table,
+    }  # fmt: skip
+    for name, made in more.items():
+        if len(table := made()):
+            yield name, table
 
 
 def test_the_page_s_tables_are_those_of_the_results():
@@ -61,6 +62,32 @@ def test_settings_are_chosen_on_validation_and_judged_on_test(tmp_path):
 
 def test_what_is_recovered_is_a_share_of_the_nats_lost():
     nll = [(0, "untuned", "10 20 30"), (6, "untuned", "20 40 60"), (6, "distilled", "14 28 42")]
-    rows = [{"removed": removed, "healed": how, "nll": line} for removed, how, line in nll]
+    rows = {(removed, how): [{"nll": line}] for removed, how, line in nll}
     share, (low, high) = healed.recovered(rows, 6, "distilled")
     assert share == pytest.approx(60) and low == pytest.approx(60) and high == pytest.approx(60)
+    rows[6, "distilled"].append({"nll": "16 32 48"})
+    assert healed.recovered(rows, 6, "distilled")[0] == pytest.approx(50), "in the mean over seeds"
+
+
+def test_cells_have_a_row_for_each_seed_that_learned(tmp_path):
+    for seed in (0, 1):
+        kinds = (("untuned", None), ("text", {"steps": 3}), ("distilled", {"steps": 3 * seed}))
+        rows = [{"removed": 6, "healed": how, "log": log, "mark": seed} for how, log in kinds]
+        file = {"rows": rows, "provenance": {"seed": seed}}
+        (tmp_path / f"heal-x-{seed}.json").write_text(json.dumps(file))
+    found = healed.cells("heal-*.json", tmp_path)
+    assert {cell: [row["mark"] for row in mine] for cell, mine in found.items()} == {
+        (6, "untuned"): [0], (6, "text"): [0, 1], (6, "distilled"): [1]
+    }  # fmt: skip
+
+
+def test_drafts_stand_beside_the_same_code_without_drafts(tmp_path):
+    row = {"n": 3, "same_text": 3, "passes_per_token": 0.5, "tokens_per_second": 10.0}
+    ways = {"generate": [1, 1, 1], "plain": [2, 2, 2], "exit": [3, 3, 3], "recorded plain": [8, 8, 8],
+            "recorded exit": [12, 12, 12]}  # fmt: skip
+    rows = [{**row, "way": way, "depth": None, "ahead": None, "speedups": ratios} for way, ratios in ways.items()]
+    result = {"rows": rows, "threads": 2, "provenance": {"hardware": {"device": "cpu"}}}
+    (tmp_path / "draft-x.json").write_text(json.dumps(result))
+    table = healed.drafts_table(tmp_path)
+    assert [*table["over nothing drafted"]] == ["", "", "1.50 [1.50, 1.50]", "", "1.50 [1.50, 1.50]"]
+    assert table["over stock"][4] == "12.00 [12.00, 12.00]" and table["on"][0] == "CPU, 2 threads"

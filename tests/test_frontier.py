@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
-from ablation.show import films, frontier, means
+from ablation.show import exits, films, frontier, means
 from zsaa.kit import points
 from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import equivalence, holm, mean_difference, over_runs, p_value, to_bits
@@ -126,15 +127,20 @@ def test_the_page_shows_the_tables_as_they_come_out():
 
 
 def test_the_readme_s_first_finding_is_in_the_tables():
-    accuracies, ahead = (table.set_index(table.columns[0]) for table in (films.accuracies_table(), films.ahead_table()))
     finding = (RESULTS.parent / "README.md").read_text(encoding="utf-8").split("## Five findings")[1].split("\n- ")[1]
-    at_3x = accuracies.loc["the dial (5 seeds)", "3x"].split()[0]
-    lead = ahead.loc["first layers, distilled by a better teacher (5 seeds)", "3x"].strip("+*")
-    assert f"have {at_3x}% at 3x, {lead} more than a third of the layers, distilled" in " ".join(finding.split())
-    layers = "first layers, distilled (3 seeds)"
-    for rival, column in ((layers, "2x"), (layers, "5x"), ("TF-IDF", "7x"), ("TF-IDF", "9x")):
-        low, high = ahead.loc[rival, column].split("[")[1].rstrip("]*").split(", ")
-        assert float(low) <= 0 <= float(high), f"told apart from {rival} at {column}"
+    finding = " ".join(finding.split())
+    budgets = exits.budgets_table().set_index("accuracy").loc[exits.BOTH]
+    three, five, seven = (budgets[column].split(" at ")[0] for column in ("3x", "5x", "7x"))
+    assert f"has {three}, {five}, {seven}% at 3x, 5x, 7x fewer MACs" in finding
+    ahead = pd.concat([exits.joint_table(), exits.rivals_table()]).set_index("both, when sure, are ahead of")
+    for rival in ("**the better single dial**", "first layers, distilled", "text cut to both ends"):
+        for column in ("3x", "5x", "7x"):
+            if cell := ahead.loc[rival, column]:
+                assert float(cell.split("[")[1].split(",")[0]) > 0, f"not ahead of {rival} at {column}"
+    for column in ("3x", "5x"):
+        low, high = ahead.loc[exits.WORDS["words-first"], column].split("[")[1].rstrip("]*").split(", ")
+        assert float(low) <= 0 <= float(high), f"told apart from a bag of words before a model at {column}"
+    assert float(ahead.loc[exits.WORDS["words-first"], "7x"].split()[0]) < 0, "as good, or better"
 
 
 def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
@@ -156,7 +162,7 @@ def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
 def test_the_picture_s_second_panel_is_by_the_clock():
     figure, clock = frontier.frontier_figure(points.read()), frontier.milliseconds()
     by_macs, by_clock = ({line.get_label(): line for line in axis.get_lines()} for axis in figure.axes)
-    assert set(by_macs) - set(by_clock) == set(frontier.UNTIMED)
+    assert set(by_macs) - set(by_clock) == {*frontier.UNTIMED, *frontier.WHEN_SURE}
     dial, layers = by_clock[frontier.DIAL], by_clock["first layers"]
     assert dial.get_xdata() == pytest.approx([clock["alpha", t] for t in films.TARGETS])
     assert layers.get_xdata() == pytest.approx([clock["layers", t] for t in (2, 3, 5, 10)])

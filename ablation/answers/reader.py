@@ -135,12 +135,14 @@ def read(
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
     store: list | None = None,
     layers: int | None = None,
+    passed: list[Rows] | None = None,
 ) -> Rows:
     """The pass over the first `layers` layers (all of them, and the last norm).
 
     steps: before which layers tokens leave; keep [batch, steps]: prompt tokens that go on. choose(states): scores of
     the region's chunks, asked once, before the first step; unit: as in `ranks`. watch(layer, queries, keys) sees each
-    layer's attention; store collects each layer's keys, values and real rows.
+    layer's attention; store collects each layer's keys, values and real rows; passed, what
+    enters each layer, and what the last one leaves.
     """
     config = lm.config
     rows = Rows(lm.model.embed_tokens(b.ids), *_places(b))
@@ -153,12 +155,16 @@ def read(
         if by is None:
             dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.x.device.type) else rows.x.dtype
             by = rope(rows.place, config, dtype)
+        if passed is not None:
+            passed.append(rows)
         q, k, v = projections(layer.self_attn, config, norm(layer.input_layernorm, rows.x), by)
         if watch is not None:
             watch(number, q, k)
         if store is not None:
             store.append((k, v, rows.real))
         rows = Rows(through(layer, rows.x, attend(q, k, v)), rows.place, rows.real)
+    if passed is not None:
+        passed.append(rows)
     return rows if layers is not None else Rows(norm(lm.model.norm, rows.x), rows.place, rows.real)
 
 

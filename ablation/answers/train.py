@@ -14,8 +14,9 @@ from ablation.answers import cost, teach
 from ablation.answers.controls import WAYS, cut
 from ablation.answers.data import Data
 from ablation.answers.model import adapt
-from ablation.answers.reader import Batch, at_answers, batch, ranks, read
+from ablation.answers.reader import Batch, Rows, at_answers, batch, norm, ranks, read
 from ablation.answers.teach import look, mixed
+from zsaa.finetune.exits import drawn as drawn_depths
 
 STRONGEST = 12.0  # reduction of MACs
 DRAWN = (1.0, 2.0, 3.0, 5.0, 7.0, 11.0)  # as they are judged
@@ -39,6 +40,7 @@ class Row:
     rank: int = 16
     start: str = ""  # the row whose adapters it goes on with
     cuts: tuple[str, ...] = ()  # how prompts are cut, drawn evenly; RIVALS where none is named
+    exits: int = 0  # depths below all layers, drawn in each pass, that answer too: half of the loss is theirs
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -181,16 +183,32 @@ def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device,
     passes += passes[:1] * (len(strengths) - len(passes))
     teacher, first = None, 0.0
     for b, reduction in zip(passes, strengths):
+        passed: list[Rows] = []
         with mixed(device):
-            rows = read(lm, b, **(dial.how(b, reduction) if dial else {}))
+            rows = read(lm, b, **(dial.how(b, reduction) if dial else {}), **({"passed": passed} if row.exits else {}))
             logs, gold, _ = at_answers(lm, rows, b)
         loss = F.nll_loss(logs, gold, reduction="sum") / said
         if teacher is None:
             teacher, first = logs.detach(), loss.item()
         else:
             loss = 0.5 * loss + 0.5 * F.kl_div(logs, teacher, log_target=True, reduction="sum") / said
+        if passed:
+            loss = 0.5 * loss + 0.5 * early(lm, passed, drawn_depths(row.exits, len(passed) - 1, rng), b, logs) / said
         (loss / len(passes)).backward()
     return first
+
+
+def early(lm, passed: list[Rows], depths: list[int], b: Batch, taught: torch.Tensor) -> torch.Tensor:
+    """What is lost behind so many layers, in the mean over `depths`: half by the answers, half by what all layers say
+    (`taught`); summed over answer tokens."""
+    losses = []
+    for depth in depths:
+        with mixed(b.ids.device.type):
+            x, place, real = passed[depth].x, passed[depth].place, passed[depth].real
+            logs, gold, _ = at_answers(lm, Rows(norm(lm.model.norm, x), place, real), b)
+        told = F.kl_div(logs, taught.detach(), log_target=True, reduction="sum")
+        losses.append((F.nll_loss(logs, gold, reduction="sum") + told) / 2)
+    return torch.stack(losses).mean()
 
 
 CUTS = ("last", "ends", "lexical", "lexical", "lexical-all")

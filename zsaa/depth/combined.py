@@ -158,12 +158,15 @@ def table(options: argparse.Namespace, keep: Callable[[list[dict]], object]) -> 
                 net = stored(less, storage)
                 row |= {"bytes": bytes_of(net)}
                 if samples and storage not in ("compiled", "openvino"):
-                    scores, (nll, _) = judged(net, samples, base)
+                    precision = "fp32" if storage == "float32" else None  # and not what a GPU takes by default
+                    scores, (nll, _) = judged(net, samples, base, precision=precision)
                     base = nll if base is None else base
                     row |= scores
                     if name == "all layers":
                         row["by_tokens"] = {
-                            f"{r:g}x by tokens": judged(net, samples, base, alpha=zsaa.alpha_for(net, PREFIX, r))[0]
+                            f"{r:g}x by tokens": judged(
+                                net, samples, base, alpha=zsaa.alpha_for(net, PREFIX, r), precision=precision
+                            )[0]
                             for r in options.reductions
                         }
                         zsaa.disable(net)
@@ -210,12 +213,13 @@ def main(arguments: list[str] | None = None) -> int:
     name = options.shape or Path(options.model).name
 
     def keep(rows: list[dict]) -> None:
+        scored = next(({"eval_samples": row["n"]} for row in rows if "n" in row), {})
         write_json(Path(options.output_dir) / f"{options.name}-{name}.json", {
             "name": f"{options.name}-{name}", "kind": "combined",
             "command": "python -m zsaa.depth.combined " + " ".join(given),
             "model": {"name": name, "random": bool(options.shape), "healed": bool(options.adapters)},
             "tokens": options.tokens, "batch": options.batch, "new": options.new, "threads": torch.get_num_threads(),
-            "rows": rows, "provenance": provenance(torch.device(device), seed=0, eval_samples=options.windows),
+            "rows": rows, "provenance": provenance(torch.device(device), seed=0, **scored),
         })  # fmt: skip
 
     table(options, keep)

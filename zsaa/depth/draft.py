@@ -1,146 +1,270 @@
 """Self-speculative decoding: a model drafts with its own first layers, and checks the draft with all of them.
 
-    python -m zsaa.depth.draft --teach 800 --exits 3 6 --output-dir outputs/draft
-    python -m zsaa.depth.draft --adapter outputs/draft/drafter --exits 3 6 --ahead 3 5 --output-dir outputs/draft
+    python -m zsaa.depth.draft --exits 3 6 10 --steps 3000 --output-dir outputs/draft
+    python -m zsaa.depth.draft --drafters outputs/draft --exits 3 6 10 --ahead 2 4 6 --output-dir outputs/draft
 
-By transformers' assistant_early_exit, the dial on. The text is that of greedy decoding, which is checked for every
-prompt; what changes is the time, and how much depends on how often the lower layers say what all would say. The first
-command teaches them that, by the whole model's verdicts on reviews and on what it writes itself: adapters of a high
-rank below, of a low one above, where the last layer is to go on as it was.
+The first command has the model continue reviews greedily, and teaches its first layers (by adapters, and a linear map
+before the head) to go on as it does: the model itself stays as it is, and so does its text. The second decodes with
+them (zsaa/depth/speculate.py) beside plain greedy decoding and drafts of what stood before (prompt lookup): the best
+way of each kind is chosen on some prompts, and judged on others.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import itertools
-import random
+import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import transformers
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-import zsaa
 from zsaa.data.corpora import load_corpus
-from zsaa.depth.heal import divergence, learn, mixed, pieces
+from zsaa.depth.heal import learn, pieces
+from zsaa.depth.remove import remove_layers
+from zsaa.depth.speculate import Before, Exit, Reader, continued
 from zsaa.evaluation.language import windows
 from zsaa.families import find_decoder
-from zsaa.finetune.exits import final_norm
 from zsaa.measure import provenance, write_json
 from zsaa.models import load_model
 
 PROMPT = 128  # tokens that are read
-RANKS = (64, 8)  # of the adapters of the layers that draft, and of those above
+RANKS = 192  # of the adapters, times the layers that draft: as much to learn for all
+SAID = 8192  # tokens that a draft may have: the head of all takes more time than three layers
 
 
-def written(model: nn.Module, rows: Tensor, count: int, together: int = 128) -> Tensor:
-    """int64 [count, tokens]: the first half of so many pieces, and what the model says greedily behind it."""
-    device, half, found = next(model.parameters()).device, rows.shape[1] // 2, []
-    for start in range(0, min(count, len(rows)), together):
-        ids = rows[start : min(start + together, count), :half].to(device)
+def written(model: nn.Module, rows: Tensor, together: int = 1024, deadline: float = float("inf")) -> Tensor:
+    """int64 [rows, 2 x tokens]: `rows`, and what the model says greedily behind each, as many tokens. Those that come
+    after `deadline` (seconds since 1970) are left out."""
+    device, width, found = next(model.parameters()).device, rows.shape[1], []
+    for start in range(0, len(rows), together):
+        if found and time.time() > deadline:
+            break
+        ids = rows[start : start + together].to(device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             found.append(model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=half, min_new_tokens=half, do_sample=False,
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=width, min_new_tokens=width, do_sample=False,
                 pad_token_id=0).cpu())  # fmt: skip
-    return torch.cat(found) if found else rows[:0]
+        print(f"  written: {start + len(ids)}", flush=True)
+    return torch.cat(found)
 
 
-def adapted(model: nn.Module, depth: int) -> nn.Module:
-    """`model` with LoRA adapters: of RANKS[0] on the linear layers of its first `depth` layers, of RANKS[1] above."""
+def first(model: nn.Module, depth: int) -> nn.Module:
+    """A model of the first `depth` layers of `model`, on weights of its own, with a linear map behind its last norm
+    that changes nothing yet."""
+    layers = find_decoder(model)[0].config.num_hidden_layers
+    less = remove_layers(copy.deepcopy(model), range(depth, layers))
+    size, like = less.config.hidden_size, next(less.parameters())
+    onward = nn.Linear(size, size, bias=False, device=like.device, dtype=like.dtype)
+    nn.init.eye_(onward.weight)
+    less.model.norm = nn.Sequential(less.model.norm, onward)
+    return less.requires_grad_(False)
+
+
+def adapted(less: nn.Module, depth: int) -> nn.Module:
+    """`less` with adapters on the linear layers of its blocks; its norm and map are trained whole."""
     from peft import LoraConfig, get_peft_model
 
-    high, low = RANKS
-    above = "|".join(str(n) for n in range(depth, find_decoder(model)[0].config.num_hidden_layers))
-    pattern = {rf"layers\.(?:{above})\..*": low}
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=high, lora_alpha=2 * high, lora_dropout=0.0, target_modules="all-linear",
-        rank_pattern=pattern, alpha_pattern=dict.fromkeys(pattern, 2 * low),
-    )  # fmt: skip
+    inside = [name for name, module in less.named_modules() if isinstance(module, nn.Linear) and ".layers." in name]
+    rank = RANKS // depth
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=inside,
+                        modules_to_save=["model.norm"])  # fmt: skip
     torch.manual_seed(0)
-    return get_peft_model(model, config)
+    return get_peft_model(less, config)
 
 
-def taught(model: nn.Module, rows: Tensor, exits: Sequence[int], options: argparse.Namespace) -> tuple[nn.Module, dict]:
-    """(`model` whose exits say what it says itself, log): in each step one of `exits`, and the last layer, learn the
-    untaught model's verdicts on `rows`."""
-    teacher, draw = copy.deepcopy(model).eval(), random.Random(0)
-    student = adapted(model, max(exits))
-    norm, head = final_norm(find_decoder(student)[0]), model.get_output_embeddings()
+def taught(
+    model: nn.Module, depth: int, rows: Tensor, words: Tensor, options: argparse.Namespace, deadline: float
+) -> tuple:
+    """(the first `depth` layers with adapters that go on as `rows` do in their second halves, log)."""
+    student = adapted(first(model, depth), depth)
+    decoder, half = find_decoder(student)[0], rows.shape[1] // 2
+    device = next(student.parameters()).device
+    head = model.get_output_embeddings().weight.detach()[words.to(device)]
+    number = torch.full((model.config.vocab_size,), -100, device=device)
+    number[words.to(device)] = torch.arange(len(words), device=device)
 
     def loss(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = teacher(input_ids=ids, use_cache=False).logits
-        out = student(input_ids=ids, use_cache=False, output_hidden_states=True)
-        early = head(norm(out.hidden_states[draw.choice(exits)]))
-        return (divergence(out.logits, wanted, 1.0) + divergence(early, wanted, 1.0)) / 2
+        states = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, half - 1 : -1]
+        said = F.linear(states, head.to(states.dtype)).flatten(0, 1).float()
+        return F.cross_entropy(said, number[ids[:, half:]].flatten(), ignore_index=-100)
 
-    log = learn(student, rows, options.teach, loss, options.rate, options.batch, options.deadline)
+    log = learn(student, rows, options.steps, loss, options.rate, options.batch, deadline)
     return student, log
 
 
-def once(model: nn.Module, ids: torch.Tensor, new: int, way: tuple | None) -> tuple[list[int], float]:
-    """The tokens that are generated greedily behind ids [1, tokens], and the seconds that it took. way: (layers that
-    draft, tokens that they draft at most, how sure they must be of each); None: nothing is drafted."""
-    config, options = model.generation_config, {}
-    if way is not None:
-        options = {"assistant_early_exit": way[0]}
-        config.num_assistant_tokens, config.assistant_confidence_threshold = way[1:]
-        config.num_assistant_tokens_schedule = "constant"
-    started = time.perf_counter()
-    with torch.no_grad():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
-                             do_sample=False, pad_token_id=0, **options)  # fmt: skip
-    return out[0, ids.shape[1] :].tolist(), time.perf_counter() - started
+@torch.no_grad()
+def foretold(drafter: nn.Module, rows: Tensor, words: Tensor) -> float:
+    """Per cent of the tokens in the second halves of `rows` that `drafter`, which may say `words`, would draft."""
+    device, half, right = next(drafter.parameters()).device, rows.shape[1] // 2, []
+    head = drafter.get_output_embeddings().weight[words.to(device)]
+    for ids in rows.to(device).split(64):
+        states = find_decoder(drafter)[0](input_ids=ids, use_cache=False).last_hidden_state[:, half - 1 : -1]
+        right.append(words.to(device)[F.linear(states, head).argmax(-1)] == ids[:, half:])
+    return round(100 * float(torch.cat(right).double().mean()), 2)
 
 
-def measured(
-    model: nn.Module, prompts: list[torch.Tensor], new: int, ways: list[tuple], rounds: int, alpha: float = 1.0
-) -> list[dict]:
-    """A row for plain decoding and one for each way, in turn, prompt by prompt: tokens a second (median over prompts of
-    each one's best of `rounds`), the speed-up over plain decoding of the same prompts, paired (each, their median and
-    quartiles), the passes of the whole model per new token, and for how many prompts the text is the same."""
-    zsaa.enable(model, alpha=alpha)
-    model.generation_config.eos_token_id = None
-    passes = [0]
-    decoder, family = find_decoder(model)
-    last = getattr(decoder, family.layers)[-1]
-    hook = last.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
-    found: dict[tuple | None, list[tuple[list[int], float, int]]] = {way: [] for way in (None, *ways)}
+def school(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> Iterator[dict]:
+    """Teach a drafter for each of `exits`, and leave it in the output folder; each time, what is known so far."""
+    pages = pieces(tokenizer, data.train, PROMPT)[: options.written]
+    started, left = (
+        time.time(),
+        options.deadline - time.time(),
+    )  # a third to write in, an equal part of the rest for each
+    rows = written(model, pages, deadline=started + left / 3)
+    held = written(model, prompts_of(data, tokenizer, min(256, options.written), seed=1))
+    counts = torch.bincount(rows[:, PROMPT:].flatten(), minlength=model.config.vocab_size)
+    words = counts.argsort(descending=True, stable=True)[: options.said].sort().values
+    found = {"written": len(rows), "said_share": round(100 * float(counts[words].sum() / counts.sum()), 2), "exits": []}
+    for number, depth in enumerate(options.exits, 1):
+        until = started + left * (1 / 3 + 2 / 3 * number / len(options.exits))
+        student, log = taught(model, depth, rows, words, options, until)
+        folder = Path(options.output_dir) / f"drafter-{depth}"
+        halves = {name: value.half() for name, value in student.state_dict().items()}
+        student.save_pretrained(folder, state_dict=halves, save_embedding_layers=False)
+        (folder / "words.json").write_text(json.dumps(words.tolist()))
+        net = student.merge_and_unload().eval()
+        row = {"depth": depth, "rank": RANKS // depth, "foretold": foretold(net, held, words),
+               "foretold_untaught": foretold(first(model, depth), held, words), "log": log}  # fmt: skip
+        print({k: v for k, v in row.items() if k != "log"}, flush=True)
+        found["exits"].append(row)
+        yield found
+
+
+def loaded(model: nn.Module, folder: Path, depth: int) -> tuple[nn.Module, Tensor]:
+    """(drafter, the tokens that it may say) as `school` left them; FileNotFoundError where it did not."""
+    less, device = first(model, depth), next(model.parameters()).device
+    if not (folder / f"drafter-{depth}").exists():
+        raise FileNotFoundError(f"{folder} holds no drafter-{depth}: teach one by --exits {depth} --steps 3000.")
+    from peft import PeftModel
+
+    words = json.loads((folder / f"drafter-{depth}" / "words.json").read_text())
+    net = PeftModel.from_pretrained(less, folder / f"drafter-{depth}").merge_and_unload().eval()
+    return net.requires_grad_(False), torch.tensor(words, device=device)
+
+
+def prompts_of(data, tokenizer, count: int, seed: int) -> Tensor:
+    """int64 [count, PROMPT]: beginnings of windows of held-out texts."""
+    found = windows(data, tokenizer, "prefix", PROMPT, 1, count=count, seed=seed)
+    return torch.tensor([sample.ids[:PROMPT] for sample in found])
+
+
+Way = Callable[[Tensor], tuple[list[int], int]]  # of a prompt the tokens behind it, and the passes of the whole model
+
+
+def by_transformers(model: nn.Module, new: int, **options) -> Way:
+    """Greedy decoding by stock `generate`, drafted as `options` say."""
+
+    def run(prompt: Tensor) -> tuple[list[int], int]:
+        passes: list[int] = []
+        hook = model.register_forward_hook(lambda *_: passes.append(1))
+        with torch.inference_mode():
+            out = model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), max_new_tokens=new,
+                                 min_new_tokens=new, do_sample=False, pad_token_id=0, **options)  # fmt: skip
+        hook.remove()
+        return out[0, len(prompt) :].tolist(), len(passes)
+
+    return run
+
+
+def assisted(model: nn.Module, new: int, drafter: nn.Module, ahead: int) -> Way:
+    """The same, `ahead` tokens at a time drafted by `drafter`."""
+    plain = by_transformers(model, new, assistant_model=drafter)
+
+    def run(prompt: Tensor) -> tuple[list[int], int]:
+        config = drafter.generation_config
+        config.num_assistant_tokens, config.num_assistant_tokens_schedule = ahead, "constant"
+        config.assistant_confidence_threshold = 0.0
+        return plain(prompt)
+
+    return run
+
+
+def ways_of(model: nn.Module, drafters: dict[int, tuple], options: argparse.Namespace) -> dict[tuple, Way]:
+    """What decodes a prompt, by (what it is, layers that draft, tokens ahead). "generate", "lookup" and "assisted" (by
+    the first of the drafters) are transformers'; "plain" (nothing drafted), "before" and "exit" are those of
+    zsaa.depth.speculate, on a GPU also "recorded" as CUDA graphs."""
+    new, room = options.new, PROMPT + options.new + max(options.ahead) + 1
+    found: dict[tuple, Way] = {("generate", None, None): by_transformers(model, new)}
+    for ahead in options.ahead:
+        found["lookup", None, ahead] = by_transformers(model, new, prompt_lookup_num_tokens=ahead)
+        for depth in options.exits[:1]:
+            found["assisted", depth, ahead] = assisted(model, new, drafters[depth][0], ahead)
+    for recorded in (False, True) if next(model.parameters()).is_cuda else (False,):
+        reader, name = Reader(model, room, recorded=recorded), "recorded " * recorded
+
+        def by(draft, reader=reader) -> Way:
+            return lambda prompt: continued(reader, prompt, new, draft)
+
+        found[f"{name}plain", None, None] = by(None)
+        for ahead in options.ahead:
+            found[f"{name}before", None, ahead] = by(Before(ahead))
+        for depth, (net, words) in drafters.items():
+            small = Reader(net, room, words, recorded)
+            found |= {(f"{name}exit", depth, ahead): by(Exit(small, ahead)) for ahead in options.ahead}
+    return found
+
+
+def timed(ways: dict[tuple, Way], prompts: Tensor, rounds: int) -> list[dict]:
+    """A row for each way, the first the one that all are compared with: of each prompt the least seconds of `rounds`,
+    all ways in turn. "speedup" is the median of the prompts' own, with quartiles; same_text counts the prompts whose
+    text is the first way's."""
+    wait = torch.cuda.synchronize if prompts.is_cuda else (lambda: None)
+    found: dict[tuple, list[tuple[float, list[int], int]]] = {way: [] for way in ways}
     for prompt in prompts:
-        for way, runs in found.items():
-            passes[0] = 0
-            tries = [once(model, prompt, new, way) for _ in range(rounds)]
-            runs.append((tries[0][0], min(seconds for _, seconds in tries), passes[0] // rounds))
-    hook.remove()
-    zsaa.disable(model)
-    rows, plain = [], found[None]
-    for way, runs in found.items():
-        ratios = [a[1] / b[1] for a, b in zip(plain, runs)]
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        tries: dict[tuple, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, run in ways.items():
+                wait()
+                started = time.perf_counter()
+                text, passes = run(prompt)
+                tries[way].append(time.perf_counter() - started)
+                if len(tries[way]) == rounds:
+                    found[way].append((min(tries[way]), text, passes))
+    plain, rows = next(iter(found.values())), []
+    for (kind, depth, ahead), mine in found.items():
+        ratios = [ours[0] / theirs[0] for ours, theirs in zip(plain, mine)]
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        tokens = len(mine[0][1])
         rows.append({
-            "depth": way and way[0], "ahead": way and way[1], "sure": way and way[2], "alpha": alpha,
-            "tokens_per_second": round(new / statistics.median(s for _, s, _ in runs), 2),
-            "speedup": round(quartiles[1], 3), "speedup_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+            "way": kind, "depth": depth, "ahead": ahead, "n": len(mine),
+            "tokens_per_second": round(tokens / statistics.median(seconds for seconds, *_ in mine), 2),
+            "speedup": round(middle, 3), "speedup_quartiles": [round(low, 3), round(high, 3)],
             "speedups": [round(ratio, 3) for ratio in ratios],
-            "passes_per_token": round(sum(p for *_, p in runs) / (new * len(runs)), 3),
-            "same_text": sum(a[0] == b[0] for a, b in zip(plain, runs)), "n": len(runs),
+            "passes_per_token": round(sum(passes for *_, passes in mine) / (tokens * len(mine)), 3),
+            "same_text": sum(ours[1] == theirs[1] for ours, theirs in zip(plain, mine)),
         })  # fmt: skip
+        print({k: v for k, v in rows[-1].items() if k != "speedups"}, flush=True)
     return rows
 
 
-def croppable() -> None:
-    """Let caches of transformers before 5.18 be cropped where a layer holds nothing yet: those above an early exit."""
-    from transformers.cache_utils import DynamicLayer
-
-    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 18):
-        return
-    crop = DynamicLayer.crop
-    DynamicLayer.crop = lambda self, *given: None if self.keys is None else crop(self, *given)
+def measure(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> Iterator[dict]:
+    """Time all ways on the first --choose prompts, then the best of each kind on --prompts others."""
+    device = next(model.parameters()).device
+    drafters = {depth: loaded(model, Path(options.drafters), depth) for depth in options.exits}
+    prompts = prompts_of(data, tokenizer, options.choose + options.prompts, seed=0).to(device)
+    ways, failed = ways_of(model, drafters, options), {}
+    for way in list(ways):  # what is compiled, allocated or recorded at first
+        try:
+            ways[way](prompts[0])
+        except RuntimeError as error:
+            failed[" ".join(str(x) for x in way if x is not None)] = str(error)
+            print(f"  {way} is left out: {error}", flush=True)
+            del ways[way]
+    tried = timed(ways, prompts[: options.choose], options.rounds)
+    yield {"failed": failed, "tried": tried, "rows": []}
+    best: dict[str, dict] = {}
+    for row in tried:
+        if row["way"] not in best or row["speedup"] > best[row["way"]]["speedup"]:
+            best[row["way"]] = row
+    taken = {(row["way"], row["depth"], row["ahead"]) for row in best.values()}
+    ways = {way: run for way, run in ways.items() if way in taken}
+    yield {"failed": failed, "tried": tried, "rows": timed(ways, prompts[options.choose :], options.rounds)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -148,57 +272,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.depth.draft", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="as in zsaa.models.load_model")
-    add("--adapter", help="of a model that was taught to draft")
-    add("--teach", type=int, default=0, help="teach it first, in so many steps; the adapter goes beside the result")
-    add("--written", type=int, default=2048, help="pieces that the model writes itself, to learn on")
-    add("--batch", type=int, default=16, help="pieces of 256 tokens in a step")
+    add("--exits", type=int, nargs="*", default=[3, 6], help="layers that draft; none: time what needs no teaching")
+    add("--steps", type=int, default=3000, help="of teaching each")
+    add("--written", type=int, default=32768, help="pieces of reviews that the model continues, to teach by")
+    add("--said", type=int, default=SAID, help="tokens that drafts may have: those that it writes most often")
+    add("--batch", type=int, default=32, help="pieces in a step")
     add("--rate", type=float, default=1e-3)
-    add("--texts", type=int, default=None, help="training texts at most")
     add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which no step begins")
-    add("--corpus", default="wikitext-103", help="of zsaa.data.corpora")
-    add("--exits", type=int, nargs="+", default=[3, 6], help="layers that draft")
-    add("--ahead", type=int, nargs="+", default=[3, 5], help="tokens that are drafted at most")
-    add("--sure", type=float, nargs="+", default=[0.4], help="how sure a drafted token must be")
-    add("--alphas", type=float, nargs="+", default=[1.0], help="of the prompts")
-    add("--prompts", type=int, default=8)
+    add("--drafters", help="the output folder of such teaching: measure what these save")
+    add("--ahead", type=int, nargs="+", default=[2, 4], help="tokens that are drafted")
+    add("--choose", type=int, default=4, help="prompts on which ways are chosen")
+    add("--prompts", type=int, default=12, help="others on which they are judged")
     add("--new", type=int, default=64, help="tokens to generate")
     add("--rounds", type=int, default=2)
+    add("--corpus", default="wikitext-103", help="of zsaa.data.corpora")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--name", help="of the result file")
     add("--output-dir", default="outputs/draft")
     options = parser.parse_args(given)
-    croppable()
     model, tokenizer = load_model(options.model, device=options.device)
-    data = load_corpus(options.corpus, train=options.texts if options.teach else 0)
-    out, log = Path(options.output_dir), None
     model.eval().requires_grad_(False)
-    if options.teach:
-        rows = pieces(tokenizer, data.train)
-        student, log = taught(model, mixed(rows, written(model, rows, options.written)), options.exits, options)
-        student.save_pretrained(out / "drafter", state_dict={k: v.half() for k, v in student.state_dict().items()})
-        model = student.merge_and_unload()
-    elif options.adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, options.adapter).merge_and_unload()
-    samples = windows(data, tokenizer, "prefix", PROMPT, 1, count=options.prompts)
-    prompts = [torch.tensor([sample.ids[:PROMPT]], device=options.device) for sample in samples]
-    once(model.eval(), prompts[0], 4, None)  # what is compiled or allocated at first
-    ways, rows = list(itertools.product(options.exits, options.ahead, options.sure)), []
-    name = f"draft-{Path(options.model).name}-{'taught' if options.teach or options.adapter else 'untaught'}"
-    for name_of_one_machine in ("--adapter", "--output-dir", "--deadline"):
-        if name_of_one_machine in given:
-            at = given.index(name_of_one_machine)
-            del given[at : at + 2]
-    for alpha in options.alphas:
-        rows += measured(model, prompts, options.new, ways, options.rounds, alpha)
-        for row in rows[-len(ways) - 1 :]:
-            print({k: v for k, v in row.items() if k != "speedups"}, flush=True)
-        write_json(out / f"{name}.json", {
-            "name": name, "kind": "drafting", "command": " ".join(["python -m zsaa.depth.draft", *given]),
-            "model": {"name": Path(options.model).name, "taught": bool(options.teach or options.adapter)}, "log": log,
+    model.generation_config.eos_token_id = None  # texts are of one length, and the likeliest token is always taken
+    timing = bool(options.drafters) or not options.exits
+    data = load_corpus(options.corpus, train=0 if timing else None)
+    for name in ("--drafters", "--output-dir", "--deadline"):  # of one machine
+        if name in given:
+            at = given.index(name)
+            del given[at + 1 if name == "--drafters" else at : at + 2]
+    name = options.name or ("draft" if timing else "drafters")
+    for found in (measure if timing else school)(options, model, tokenizer, data):
+        write_json(Path(options.output_dir) / f"{name}-{Path(options.model).name}.json", {
+            "name": f"{name}-{Path(options.model).name}", "kind": "drafting",
+            "command": " ".join(["python -m zsaa.depth.draft", *given]), "model": {"name": Path(options.model).name},
             "task": {"name": options.corpus, "source": data.source, "substitute": data.substitute, "title": data.title},
-            "threads": torch.get_num_threads(), "prompt_tokens": PROMPT, "new_tokens": options.new, "rows": rows,
-            "provenance": provenance(torch.device(options.device), seed=0, eval_samples=len(prompts)),
+            "threads": torch.get_num_threads(), "prompt_tokens": PROMPT, "new_tokens": options.new, **found,
+            "provenance": provenance(torch.device(options.device), seed=0),
         })  # fmt: skip
     return 0
 

@@ -93,15 +93,15 @@ def learn(model: nn.Module, rows: Tensor, steps: int, loss, rate: float, batch: 
             "learning_rate": rate, "batch_size": batch, "tokens": len(losses) * batch * rows.shape[1]}  # fmt: skip
 
 
-def adapted(model: nn.Module, rank: int) -> nn.Module:
+def adapted(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
     """`model` with LoRA adapters of this rank on all linear layers, in float32, its own weights frozen."""
-    return add_lora(model, Recipe(tuning="lora", lora_rank=rank, lora_alpha=2 * rank, dropout=0.0))
+    return add_lora(model, Recipe(tuning="lora", lora_rank=rank, lora_alpha=2 * rank, dropout=0.0, seed=seed))
 
 
 def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: argparse.Namespace) -> tuple:
     """(student with what its adapters learned, log): of the text alone, or half of it and half of the teacher's
     verdicts."""
-    model = adapted(student, options.rank)
+    model = adapted(student, options.rank, options.seed)
     if teacher is not None:
         teacher.eval()
 
@@ -122,14 +122,15 @@ def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: a
 
 
 def judged(
-    model: nn.Module, samples: Sequence[Window], base: np.ndarray | None, depth: int | None = None, alpha: float = 1.0
-) -> tuple:
+    model: nn.Module, samples: Sequence[Window], base: np.ndarray | None, depth: int | None = None, alpha: float = 1.0,
+    precision: str | None = None,
+) -> tuple:  # fmt: skip
     """(perplexity of `samples`, and its ratio to `base`, with intervals over documents; (the windows' sums of nats, the
-    likeliest tokens)). alpha: of the prefixes."""
+    likeliest tokens)). alpha: of the prefixes; precision: by default "bf16" on a GPU, "fp32" elsewhere."""
     zsaa.enable(model, alpha=alpha)
     trained_for(model, None, (1, find_decoder(model)[0].config.num_hidden_layers))  # or not: that is measured here
     zsaa.set_depth(model, depth)
-    precision = "bf16" if next(model.parameters()).is_cuda else "fp32"
+    precision = precision or ("bf16" if next(model.parameters()).is_cuda else "fp32")
     scored = score(model, [(w.ids, w.start) for w in samples], 32, precision)
     zsaa.disable(model)
     nll, counts = np.array([float(x.sum()) for x, _ in scored]), np.array([len(w.ids) - w.start for w in samples])
@@ -214,7 +215,7 @@ def exits(options: argparse.Namespace, model: nn.Module, tokenizer, data, sample
             yield {"depth": depth, "trained": trained, "agreement": round(100 * float(same), 2), **scores}
 
     yield from rows_of(model, False)
-    taught = adapted(model, options.rank)
+    taught = adapted(model, options.rank, options.seed)
     decoder, _ = find_decoder(taught)
     norm = decoder.ln_f if hasattr(decoder, "ln_f") else decoder.norm
 
@@ -248,6 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--batch", type=int, default=16, help="pieces of 256 tokens in a step")
     add("--rate", type=float, default=1e-3)
     add("--rank", type=int, default=16, help="of the LoRA adapters")
+    add("--seed", type=int, default=0, help="of the order of the text, and of the adapters")
     add("--texts", type=int, default=None, help="training texts at most")
     add("--windows", type=int, default=400, help="windows of 224 + 32 tokens that are scored")
     add("--exam", help="questions, and text of their kind, by zsaa.depth.exam: half of the pieces are of that text")
@@ -261,9 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer = load_model(options.model, device=device)
     model.eval().requires_grad_(False)
     samples = windows(data, tokenizer, "prefix", PREFIX, CONTINUATION, count=options.windows)
-    rows = pieces(tokenizer, data.train)
+    rows = pieces(tokenizer, data.train, seed=options.seed)
     if told := exam.read(options.exam)[2]:
-        rows = mixed(rows, pieces(tokenizer, told))
+        rows = mixed(rows, pieces(tokenizer, told, seed=options.seed))
     study, found = (exits if options.exits else blocks), []
     path = Path(options.output_dir) / f"{options.name}-{Path(options.model).name}.json"
     for row in study(options, model, tokenizer, data, samples, rows):
@@ -277,7 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
             "recipe": {"method": "lora", "lora_rank": options.rank, "temperature": TEMPERATURE},
             "protocol": {"name": "whole", "prefix": PREFIX, "continuation": CONTINUATION},
             "rows": found,
-            "provenance": provenance(torch.device(device), seed=0, train_samples=len(rows), eval_samples=len(samples)),
+            "provenance": provenance(
+                torch.device(device), seed=options.seed, train_samples=len(rows), eval_samples=len(samples)),
         })  # fmt: skip
     return 0
 
@@ -285,7 +288,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(options: argparse.Namespace) -> list[str]:
     """The options that bear on the numbers, as they are given."""
     said = []
-    for name in ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "windows", "whole", "exam"):
+    told = ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "seed", "windows", "whole", "exam")
+    for name in told:
         value = getattr(options, name)
         if value is True:
             said += [f"--{name}"]

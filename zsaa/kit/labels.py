@@ -148,7 +148,7 @@ HEALED = {
 }
 LAYERS = {  # kinds of results about fewer layers, whose rows say so by their fields
     "healing": lambda row: _healed(row),
-    "drafting": lambda row: "stock" if row["depth"] is None else "drafts of the first layers",
+    "drafting": lambda row: "stock" if row["way"] == "generate" else f"drafts, {row['way']}",
 }
 WHOLE = {"untuned": "stock", "text": "adapters for all layers"}
 BENCHMARKS = {
@@ -240,7 +240,7 @@ def method_of(result: dict, row: dict) -> str:
             return GENERATES[row["how"]]
         return "stock" if row["alpha"] == 1 else "dial" if result.get("fused", True) else "dial, PyTorch's kernels"
     if not isinstance(result.get("task"), dict):  # no measurement of the method: whatever names the row
-        return ", ".join(value for value in row.values() if isinstance(value, str)) or "-"
+        return ", ".join(row[name] for name in row if isinstance(row[name], str) and name != "nll") or "-"
     rule = {"score": "column_sum", "schedule": "geometric", "tau": TAU}
     used = {**rule, **{name: recipe[name] for name in rule if recipe.get(name) is not None}}
     used |= {name: row[name] for name in ("score", "schedule") if row.get(name)}

