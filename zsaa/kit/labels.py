@@ -156,6 +156,8 @@ WHOLE = {"untuned": "stock", "text": "adapters for all layers"}
 BENCHMARKS = {
     "bench-prefill": "prefill",
     "bench-memory": "prefill",
+    "bench-replicas": "prefill, a copy on each GPU",
+    "bench-scale": "prefill, layers on several GPUs",
     "footprint": "prefill",
     "ttft": "prefill",
     "bench-question": "prefill of a prompt that asks at its end",
