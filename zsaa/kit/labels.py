@@ -143,6 +143,7 @@ METHODS = {
     "bm25": "BM25 sentences",
     "asked": "dial (score asked, schedule entry)",
 }
+CACHED = {"llama": "smollm2-135m", "qwen2": "qwen2.5-coder-0.5b, Q4_K_M"}  # families of ablation.bits
 HEALED = {
     "untuned": "without a block of layers, by angular distance",
     "text": "without a block of layers, healed by text",
@@ -198,6 +199,8 @@ def timed_task(result: dict) -> str:
 
 def model_of(result: dict, row: dict) -> str:
     """The model's name, quantization or number format, and "random weights" where these decide nothing."""
+    if result["kind"] == "cache-bits":
+        return CACHED[row["model"]]
     if "model" in row:
         return f"{row['model']}, random weights, {row.get('storage') or result['dtype']}"
     if result["kind"] == "bench-attention":
@@ -226,6 +229,9 @@ def method_of(result: dict, row: dict) -> str:
         return "dial at the printed alpha"
     if control != "alpha":
         return METHODS[control]
+    if result["kind"] == "cache-bits":
+        along = "" if row["axis_key"] is None else f", keys by {'tokens' if row['axis_key'] else 'channels'}"
+        return f"{'stock' if row['alpha'] == 1 else 'dial'}, cache in {row['bits']} bits{along}"
     if "variant" in row:
         return row["variant"]
     if result["kind"] in LAYERS:
