@@ -32,7 +32,7 @@ LINES = {
 }
 UNTIMED = (FAILED, "the paper's recipe")
 BOTH, WORDS = "both dials, texts leave when sure", "TF-IDF when sure, else a model"
-WHEN_SURE = {BOTH: ("#000000", "*", "-"), WORDS: ("#555555", "P", "-.")}  # against MACs alone: they were not timed
+WHEN_SURE = {BOTH: ("#D55E00", "*", "-"), WORDS: ("#555555", "P", "-.")}  # against MACs alone: they were not timed
 CHOSEN = f"{FOLDER}/paper-epochs5-rate0.0002.json"  # of two learning rates, by validation
 
 
@@ -106,7 +106,7 @@ def _draw_when_sure(axis, name: str) -> None:
     found = [[(r["mac_reduction"], r["accuracy"]) for r in rows] for rows in when_sure(name).values()]
     x = [sum(saved for saved, _ in cell) / len(cell) for cell in found]
     y = [[accuracy for _, accuracy in cell] for cell in found]
-    style = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.8}
+    style = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.8, "markersize": 7}
     axis.plot(x, [sum(a) / len(a) for a in y], label=name, zorder=5, **style)
     axis.fill_between(x, [min(a) for a in y], [max(a) for a in y], color=colour, alpha=0.13, linewidth=0)
 

@@ -29,7 +29,7 @@ def rush_figure(seen: Mapping[str, Sequence[Sequence[float]]], rush: tuple[float
                 dial.plot(seconds, alphas, color=colour, linestyle=dash, drawstyle="steps-post")
         for axis in (house, dial):
             axis.axvspan(*rush, color="#EEEEEE", linewidth=0, zorder=0)
-        house.set(ylabel="requests in the house", ylim=(0, None), xlim=(0, None))
+        house.set(ylabel="requests", ylim=(0, None), xlim=(0, None))
         dial.set(ylabel=r"$\alpha$", xlabel="seconds")
         legend(figure, columns=2)
     figure.set_label(
