@@ -134,6 +134,7 @@ def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_pa
     )
 
 
+@pytest.mark.full
 def test_requests_are_sent_when_they_are_due_however_slow_the_answers(fake):
     fake.pause_s = 0.4
     arrivals = [k / 20 for k in range(20)]
