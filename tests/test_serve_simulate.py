@@ -25,14 +25,14 @@ def waits(service, utilization, seed=0, n=20_000, **options):
     return statistics.fmean(outcome.latency_ms for outcome in outcomes) / 1000
 
 
-@pytest.mark.parametrize("utilization", [0.6, *(pytest.param(x, marks=pytest.mark.full) for x in (0.3, 0.8))])
+@pytest.mark.parametrize("utilization", [0.6, pytest.param(0.3, marks=pytest.mark.full)])
 def test_constant_service_times_wait_as_m_d_1_does(utilization):
     expected = 1 + utilization / (2 * (1 - utilization))  # Pollaczek and Khinchine
     assert waits(lambda alpha, works: 1.0, utilization) == pytest.approx(expected, rel=0.06)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("utilization", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("utilization", [0.8])
 def test_exponential_service_times_wait_as_m_m_1_does(utilization):
     draw = random.Random(1)
     found = waits(lambda alpha, works: draw.expovariate(1), utilization)
