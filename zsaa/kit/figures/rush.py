@@ -91,9 +91,13 @@ def replicas_figure(rows: Sequence[dict]):
                 mine = [row for row in rows if (row["profile"], row["policy"]) == (profile, policy)]
                 points = sorted((row["replicas"], row["goodput_each"]) for row in mine)
                 axis.plot(*zip(*points), color=colour, linestyle=dash, marker="o", label=name)
+            counts = sorted({row["replicas"] for row in rows})
             axis.set(xscale="log", xlabel="replicas")
+            axis.set_xticks(counts, [f"{count:,}" for count in counts])
+            axis.minorticks_off()
             axis.set_title(profile, loc="left")
-        axes[0, 0].set(ylabel="answers in time,\na second and replica", ylim=(0, None))
+        axes[0, 0].set(ylabel="answers in time,\na second and replica")
+        axes[0, 0].set_ylim(0, 1.08 * max(row["goodput_each"] for row in rows))
         legend(figure, columns=2)
     figure.set_label("The same rush for many replicas, by simulation: each request goes to the emptier of two.")
     return figure
