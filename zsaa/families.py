@@ -3,7 +3,9 @@
 A decoder layer is always: norm, attention, residual, norm, MLP, residual. Families differ only in the names of these
 parts, in fused or separate Q/K/V, and in whether a norm also follows attention and MLP (Gemma). To add a family, add
 its `config.model_type` to FAMILIES (with a new `Family` if its names differ); the exactness tests then cover it as
-soon as tests/tiny.py can build it.
+soon as tests/tiny.py can build it. Names are not all: a sliding window that stands in the configuration (`window_of`),
+dropout on the residual, a fused gate (`mlp_matrices`, zsaa/fast/fused.py), and rotary embeddings of a part of each head
+(zsaa/attention.py turns whole heads) need code of their own.
 """
 
 from __future__ import annotations
