@@ -132,7 +132,7 @@ def ahead_table(folder: Path = PART):
     sure = {cell for cell, p in zip(found, holm([lead.p for lead in found.values()])) if p < 0.05}
     lines = []
     for name, cells in RIVALS.items():
-        said = {t: _said(found[name, t]) + "*" * ((name, t) in sure) for t in cells}
+        said = {t: points(found[name, t]) + "*" * ((name, t) in sure) for t in cells}
         lines.append({"ahead of": _named(name, cells), **{f"{t}x": said.get(t, "") for t in TARGETS}})
     return pd.DataFrame(lines)
 
@@ -178,12 +178,12 @@ def long_table(part: str = "test"):
         for target in AT:
             if cell := found.get((name, target)):
                 star = "*" * ((name, target) in sure)
-                line[f"{target}x"] = f"{cell[2]:.1f}: {_said(cell[0])}{star}"
+                line[f"{target}x"] = f"{cell[2]:.1f}: {points(cell[0])}{star}"
         lines.append({**dict.fromkeys(lines[0], ""), **line})
     return pd.DataFrame(lines)
 
 
-def _said(lead: Difference) -> str:
+def points(lead: Difference) -> str:
     low, high = lead.interval
     return f"{100 * lead.mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
