@@ -29,7 +29,7 @@ from zsaa.serve.wishes import Chat, Classification, Completion, Written
 LOG = logging.getLogger("zsaa.serve")
 HERE = Path(__file__).parent
 TICK_S = 0.25  # how often the controllers look, so that alpha returns to 1 without a request
-LONG_TOKEN = 8  # characters: few texts have so many to a token
+LONG_TOKEN, USUAL_TOKEN = 8, 4  # characters: few texts have the first to a token, English has the second
 CHAT_TOKENS = 256  # of an answer, where a chat names no limit
 
 Gather = Callable[[], Awaitable[list[tuple[str, str, dict]]]]  # (replica, its metrics, its live numbers) of all
@@ -57,8 +57,8 @@ class Answer:
 class House:
     """The lanes by the names of their models, and what the paths below do with them."""
 
-    def __init__(self, lanes: dict[str, Lane], replica: str = "local"):
-        self.lanes, self.replica, self.started = lanes, replica, int(time.time())
+    def __init__(self, lanes: dict[str, Lane], replica: str = "local", alive: Callable[[], bool] = lambda: True):
+        self.lanes, self.replica, self.alive, self.started = lanes, replica, alive, int(time.time())
         self.metrics = Metrics(lanes)
         # One thread for all texts: each more would take the interpreter from the one in which the model runs.
         self.clerk = ThreadPoolExecutor(1, thread_name_prefix="tokens")
@@ -84,13 +84,15 @@ class House:
 
     async def encoded(self, name: str, texts: Sequence[str]) -> list[list[int]]:
         """Each text as tokens. Refused at once, where all of them would be for their length alone."""
-        engine = self.lanes[name].engine
+        lane, loop = self.lanes[name], asyncio.get_running_loop()
+        most = lane.engine.max_tokens
+        least, usual = (sum(min(len(text) / letters, most) for text in texts) for letters in (LONG_TOKEN, USUAL_TOKEN))
         try:
-            self.lanes[name].knock(sum(min(len(text) / LONG_TOKEN, engine.max_tokens) for text in texts))
+            lane.knock(least)
         except Busy as busy:
             raise self._full(name, busy) from None
-        loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self.clerk, engine.encode, text) for text in texts]
+        with lane.entering(usual):
+            return [await loop.run_in_executor(self.clerk, lane.engine.encode, text) for text in texts]
 
     async def events(self, name: str, job: Job) -> AsyncIterator[Event]:
         """A job's events, counted. Refused, where it is not let in or not answered."""
@@ -290,6 +292,8 @@ def _errors(app: FastAPI) -> None:
 def _watched(app: FastAPI, house: House, gather: Gather) -> None:
     @app.get("/health")
     async def health() -> dict:
+        if not house.alive():
+            raise Refused(503, "the model's process has ended. Start the server again.", kind="server_error")
         return {"status": "ok"}
 
     @app.get("/metrics")

@@ -193,6 +193,7 @@ class Watch:
     def __init__(self, window_s: float = 4.0, batch: int = 1, batch_ms: float = 0.0):
         self.window_s, self.batch, self.batch_ms = window_s, batch, batch_ms
         self._arrivals: deque[tuple[float, float]] = deque()
+        self._arrived = 0.0  # the work of these
         self._answers: deque[tuple[float, float]] = deque()
         self._squares = [[0.0] * 3 for _ in range(3)]  # of batches: sums of products of what `ran` knows of each,
         self._products = [0.0] * 3  # and with what it took
@@ -202,6 +203,7 @@ class Watch:
     def arrived(self, now_s: float, work: float) -> None:
         """A request of `work` reference requests arrived, whether or not it was let in."""
         self._arrivals.append((now_s, work))
+        self._arrived += work
         self._usual += (1 - USUAL) * (work - self._usual)
 
     def answered(self, now_s: float, latency_ms: float) -> None:
@@ -234,17 +236,23 @@ class Watch:
         tried = (_solved(squares, products, least, free) for free in product((True, False), repeat=3))
         return Costs(*min((found for found in tried if all(x >= low for x, low in zip(found, least))), key=error))
 
+    def costing(self, now_s: float, pending: float) -> Reading:
+        """A reading without what was observed: enough for `retry_after`, which need not sort the answers."""
+        full = max(1.0, self.batch * self._usual)
+        return Reading(now_s, pending, 0.0, None, self.costs.pace, self.costs.beside_ms, self.costs.batch_ms, full)
+
     def reading(self, now_s: float, pending: float, since_s: float | None = None) -> Reading:
         """The p95 is of the requests that arrived after `since_s`."""
-        for events in (self._arrivals, self._answers):
-            while events and events[0][0] <= now_s - self.window_s:
-                events.popleft()
-        rate = sum(work for _, work in self._arrivals) / self.window_s
+        begin = now_s - self.window_s
+        while self._arrivals and self._arrivals[0][0] <= begin:
+            self._arrived -= self._arrivals.popleft()[1]
+        while self._answers and self._answers[0][0] <= begin:
+            self._answers.popleft()
+        if not self._arrivals:
+            self._arrived = 0.0  # nothing of the rounding stays
+        rate = max(0.0, self._arrived) / self.window_s
         times = [ms for at, ms in self._answers if since_s is None or at - ms / 1000 >= since_s]
-        costs = self.costs
-        full = max(1.0, self.batch * self._usual)
-        fitted = costs.pace, costs.beside_ms, costs.batch_ms, full
-        return Reading(now_s, pending, rate, percentile(times, 0.95), *fitted)
+        return replace(self.costing(now_s, pending), rate=rate, p95_ms=percentile(times, 0.95))
 
 
 def _solved(
@@ -288,11 +296,12 @@ class Controller:
     def reading(self, now_s: float, pending: float) -> Reading:
         return self.watch.reading(now_s, pending, self.state.lowered_s)
 
-    def arrive(self, now_s: float, work: float, pending: float) -> int | None:
-        """A request of `work` arrives, of `pending` with it: None if it may come in, else the seconds to wait."""
+    def arrive(self, now_s: float, work: float, pending: float, behind: float = 0.0) -> int | None:
+        """A request of `work` arrives, of `pending` with it: None if it may come in, else the seconds to wait. behind:
+        work that comes after it, for which it need not wait."""
         self.watch.arrived(now_s, work)
-        self.look(now_s, pending)
-        return retry_after(self.policy, self.state, self.reading(now_s, pending), work)
+        self.look(now_s, pending + behind)
+        return retry_after(self.policy, self.state, self.watch.costing(now_s, pending), work)
 
     def ran(self, works: Sequence[tuple[float, float]], took_ms: float) -> None:
         """A batch of requests (alpha, work) took so long. One with an alpha that is no rung teaches nothing."""

@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -94,11 +94,18 @@ class Lane:
         self.drain: asyncio.Task | None = None
         self.jobs: dict[int, Job] = {}
         self.running: set[int] = set()
+        self.door = 0.0  # work of those whose text is being cut into tokens
         self.counts: Counter = Counter()
         self.trimmed = clock()
 
     @property
     def pending(self) -> float:
+        """Work in the house and at its door: who was let in to be cut into tokens has no place in the queue yet, but
+        will come before whoever knocks now."""
+        return self.door + self._inside
+
+    @property
+    def _inside(self) -> float:
         return sum(job.work for job in self.jobs.values())
 
     @property
@@ -118,11 +125,21 @@ class Lane:
         """Busy, if a request of so many tokens at least would not be let in now. To ask this before its text is cut
         into tokens spares the process in which the model runs most of what a refusal costs."""
         work, now = tokens / self.reference, self.clock()
-        reading = self.controller.reading(now, self.pending + work)
+        reading = self.controller.watch.costing(now, self.pending + work)
         retry = retry_after(self.controller.policy, self.controller.state, reading, work)
         if retry is not None:
             self.controller.watch.arrived(now, work)
             self._refuse(retry)
+
+    @contextlib.contextmanager
+    def entering(self, tokens: float) -> Iterator[None]:
+        """While a request of so many tokens or so is at the door, it counts."""
+        work = tokens / self.reference
+        self.door += work
+        try:
+            yield
+        finally:
+            self.door = max(0.0, self.door - work)
 
     def _refuse(self, seconds: int) -> NoReturn:
         self.counts["refused"] += 1
@@ -131,7 +148,7 @@ class Lane:
     async def ask(self, job: Job) -> AsyncIterator[Event]:
         """The events of a job, the last with a reason. Busy, TooSlow, Failed. Closing it, or cancelling who reads it,
         takes the job out of the queue, or out of its batch."""
-        retry = self.controller.arrive(job.born, job.work, self.pending + job.work)
+        retry = self.controller.arrive(job.born, job.work, self._inside + job.work, self.door)
         if retry is None and len(self.jobs) >= self.max_jobs:
             retry = 1
         if retry is not None:
