@@ -57,11 +57,17 @@ class Answer:
 class House:
     """The lanes by the names of their models, and what the paths below do with them."""
 
-    def __init__(self, lanes: dict[str, Lane], replica: str = "local", alive: Callable[[], bool] = lambda: True):
+    def __init__(
+        self,
+        lanes: dict[str, Lane],
+        replica: str = "local",
+        alive: Callable[[], bool] = lambda: True,
+        clerks: int = 1,
+    ):
         self.lanes, self.replica, self.alive, self.started = lanes, replica, alive, int(time.time())
         self.metrics = Metrics(lanes)
-        # One thread for all texts: each more would take the interpreter from the one in which the model runs.
-        self.clerk = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        # Threads for texts; where the model runs in this process, one: each more takes the interpreter from it.
+        self.clerk = ThreadPoolExecutor(clerks, thread_name_prefix="tokens")
 
     def snapshot(self) -> tuple[str, str, dict]:
         return self.replica, self.metrics.text(), {name: lane.live() for name, lane in self.lanes.items()}
@@ -127,10 +133,11 @@ class House:
                     return Answer(job, "".join(text), logits, event.reason)
         raise AssertionError("a job ends with a reason or an exception")
 
-    def dialled(self, name: str, job: Job) -> dict:
-        """What the answer says of its alpha."""
-        spent, stock = self.lanes[name].engine.spent(len(job.wish.ids), job.alpha)
-        return {"alpha": job.alpha, "mac_reduction": round(stock / spent, 3)}
+
+def dialled(job: Job) -> dict:
+    """What the answer says of its alpha."""
+    spent, stock = job.spent
+    return {"alpha": job.alpha, "mac_reduction": round(stock / spent, 3)}
 
 
 def usage(jobs: Sequence[Job]) -> dict:
@@ -205,7 +212,7 @@ async def _write(house: House, request: Request, body: Written, prompts: Sequenc
             **({"message": {"role": "assistant", "content": a.text}} if chat else {"text": a.text}),
             "finish_reason": a.reason,
             "logprobs": None,
-            "zsaa": house.dialled(name, a.job),
+            "zsaa": dialled(a.job),
         }
         for index, a in enumerate(answers)
     ]
@@ -225,7 +232,7 @@ async def _stream(house: House, request: Request, body: Written, name: str, job:
         delta = {**({"role": "assistant"} if begins else {}), "content": event.piece}
         choice = {"index": 0, **({"delta": delta} if chat else {"text": event.piece}), "finish_reason": event.reason}
         if event.reason is not None:
-            choice["zsaa"] = house.dialled(name, job)
+            choice["zsaa"] = dialled(job)
         return _sse({**head, "choices": [choice]})
 
     async def lines() -> AsyncIterator[str]:
@@ -261,7 +268,7 @@ async def _classify(house: House, request: Request, body: Classification) -> Res
         best = max(range(len(answer.logits)), key=answer.logits.__getitem__)
         cut = len(ids) > engine.max_tokens
         said = {"index": index, "label": engine.labels[best], "logits": dict(zip(engine.labels, answer.logits))}
-        data.append({**said, "truncated": cut, "zsaa": house.dialled(name, answer.job)})
+        data.append({**said, "truncated": cut, "zsaa": dialled(answer.job)})
     content = {"object": "list", "model": name, "data": data, "usage": usage(jobs)}
     return JSONResponse(content, headers=_header(jobs))
 

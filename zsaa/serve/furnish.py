@@ -21,6 +21,7 @@ from zsaa.serve.lane import Lane
 ADAPTER = RESULTS / "adapters" / "imdb-lora-salience"
 CURVE = RESULTS / "accuracy" / "imdb-lora-salience.json"
 LABELS = ("negative", "positive")  # of the shipped adapter
+CLERKS = 4  # threads that cut texts into tokens, where the model is in another process
 NOISY = 0.25  # scatter of times above which only their scale is believed, which batches then correct
 
 
@@ -137,15 +138,15 @@ def made(settings: Settings) -> dict[str, Furnished]:
 def furnish(settings: Settings, replica: str = "local") -> http.House:
     """A house with its lanes."""
     if settings.apart is False or (settings.apart is None and torch.device(settings.device).type == "cpu"):
-        found, alive = made(settings), lambda: True
+        found, alive, clerks = made(settings), lambda: True, 1
     else:
         from zsaa.serve.apart import Apart
 
         process = Apart(settings)
-        found, alive = process.furnished, lambda: process.alive
+        found, alive, clerks = process.furnished, lambda: process.alive, CLERKS
     worker, lanes = ThreadPoolExecutor(1, thread_name_prefix="model"), {}
     for name, one in found.items():
         policy = policy_named(settings.policy, Policy(one.rungs, settings.p95_ms, batch_ms=one.batch_ms))
         limits = settings.max_jobs, settings.timeout_s, settings.batch
         lanes[name] = Lane(one.engine, policy, worker, one.reference, *limits)
-    return http.House(lanes, replica, alive)
+    return http.House(lanes, replica, alive, clerks)

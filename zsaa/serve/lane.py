@@ -57,7 +57,8 @@ class Event:
 @dataclass
 class Job:
     """One request in the house. asked: an alpha of its own, None for what the controller says. work: in requests of
-    reference length. alpha: what it got, known from the first event on. tokens: how many were written."""
+    reference length. alpha: what it got, known from the first event on. spent: multiply-accumulates of its prefill, and
+    what they would be at alpha = 1, known from the last. tokens: how many were written."""
 
     wish: Wish
     asked: float | None
@@ -65,6 +66,7 @@ class Job:
     born: float
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     alpha: float | None = None
+    spent: tuple[float, float] | None = None
     gone: bool = False
     tokens: int = 0
 
@@ -180,6 +182,7 @@ class Lane:
     def _answered(self, job: Job) -> None:
         now = self.clock()
         self.controller.watch.answered(now, 1000 * (now - job.born))
+        job.spent = self.engine.spent(len(job.wish.ids), job.alpha)
         self.counts["answered"] += 1
         self.counts["pruned"] += job.alpha < 1
 
