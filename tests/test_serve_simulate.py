@@ -146,6 +146,13 @@ def test_at_alpha_1_a_long_request_does_not_pad_short_ones(padded, batches):
     assert ran == batches
 
 
+def test_a_batch_is_no_longer_than_its_share_of_the_promise():
+    """Of a promise of 4 s a quarter: batches of two, and nobody who came first waits for all who came later."""
+    ran, policy = [], Policy((Rung(1.0, 500.0),), p95_ms=4000, admits=False)
+    simulate([0.0] * 7, policy, lambda alpha, works: ran.append(works) or 0.5 * len(works), [1, 1, 1, 3, 1, 1, 1])
+    assert ran == [[1], [1, 1], [3], [1, 1], [1]]
+
+
 def test_the_command_prints_a_row_for_each_policy(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["simulate", "--seconds", "20", "--replicas", "2"])
     simulator.main()

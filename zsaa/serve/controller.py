@@ -48,9 +48,10 @@ class Policy:
     rungs: from the highest alpha (1, unless it is fixed below) down to the floor; none costs more than the one before
     it. p95_ms: the promise, from arrival to the last byte. admits: may a request be turned away (429)?
     share: of the promise, that what is in the house may take. fills: of the promise, up to which requests are let in;
-    the rest is for what nobody foresees. busy, calm: utilization above which the controller goes
-    down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms: what a batch is known to
-    cost, whatever is in it.
+    the rest is for what nobody foresees. batch_share: of the promise, that a batch may take: who comes in waits for the
+    one that runs, and then for all of its own, also for those that came to it later. busy, calm: utilization above
+    which the controller goes down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms:
+    what a batch is known to cost, whatever is in it.
     """
 
     rungs: tuple[Rung, ...]
@@ -58,6 +59,7 @@ class Policy:
     admits: bool = True
     share: float = 0.7
     fills: float = 0.85
+    batch_share: float = 0.25
     calm_share: float = 0.2
     busy: float = 1.0
     calm: float = 0.7
@@ -77,6 +79,8 @@ class Policy:
             )
         if sorted(costs, reverse=True) != costs:
             raise ValueError(f"a lower alpha must not cost more, got {costs} ms for the alphas {alphas}.")
+        if not 0 < self.batch_share <= 1:
+            raise ValueError(f"batch_share must be a share of the promise in (0, 1], got {self.batch_share}.")
         if not (0 < self.calm_share <= self.share and 0 < self.calm <= self.busy):
             raise ValueError(
                 f"going up must be stricter than going down: calm_share {self.calm_share} at most share {self.share}, "
@@ -175,6 +179,13 @@ def retry_after(policy: Policy, state: State, reading: Reading, work: float = 1.
     if not policy.admits or over <= 0 or reading.pending <= max(1.0, work):
         return None
     return max(1, math.ceil(over / 1000))
+
+
+def batch_work(policy: Policy, rung: int, reading: Reading) -> float:
+    """Reference requests in a batch on this rung, at most, so that it takes `batch_share` of the promise. More than
+    that is a request that is longer, and runs alone."""
+    each = policy.rungs[rung].ms * reading.pace + reading.beside_ms
+    return max(0.0, policy.batch_share * policy.p95_ms - reading.batch_ms) / each
 
 
 @dataclass(frozen=True)
@@ -302,6 +313,10 @@ class Controller:
         self.watch.arrived(now_s, work)
         self.look(now_s, pending + behind)
         return retry_after(self.policy, self.state, self.watch.costing(now_s, pending), work)
+
+    def batch_work(self, now_s: float) -> float:
+        """Reference requests in the next batch, at most; see `batch_work`."""
+        return batch_work(self.policy, self.state.rung, self.watch.costing(now_s, 0.0))
 
     def ran(self, works: Sequence[tuple[float, float]], took_ms: float) -> None:
         """A batch of requests (alpha, work) took so long. One with an alpha that is no rung teaches nothing."""

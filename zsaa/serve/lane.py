@@ -192,15 +192,18 @@ class Lane:
             await self.take(jobs)
 
     def _next(self) -> list[Job]:
-        """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another."""
+        """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another or take too
+        much of the promise together."""
         alpha, found, longest, tokens = self.look(), [], 0, 0
+        room = self.controller.batch_work(self.clock())
         reads = isinstance(self.engine, Classifier)  # and writes nothing, for which batches would pay all the same
         while self.queue and len(found) < self.batch:
             job = self.queue[0]
             if not job.gone:
+                room -= job.work
                 longest, tokens = max(longest, len(job.wish.ids)), tokens + len(job.wish.ids)
                 stock = reads and (alpha if job.asked is None else job.asked) == 1
-                if found and stock and longest * (len(found) + 1) > PADDED * tokens:
+                if found and (room < 0 or (stock and longest * (len(found) + 1) > PADDED * tokens)):
                     break
                 found.append(job)
             self.queue.popleft()

@@ -77,11 +77,11 @@ def simulate(
     events += [(k * tick_s, next(order), "tick", None) for k in range(int(ends / tick_s))]
     heapq.heapify(events)
 
-    def next_batch(house: Replica, alpha: float) -> list:
-        taken, longest, total = [], 0.0, 0.0
+    def next_batch(house: Replica, alpha: float, now: float) -> list:
+        taken, longest, total, room = [], 0.0, 0.0, house.controller.batch_work(now)
         while house.waiting and len(taken) < batch:
             longest, total = max(longest, house.waiting[0][2]), total + house.waiting[0][2]
-            if taken and alpha == 1 and longest * (len(taken) + 1) > padded * total:
+            if taken and (total > room or (alpha == 1 and longest * (len(taken) + 1) > padded * total)):
                 break
             taken.append(house.waiting.popleft())
         return taken
@@ -97,7 +97,7 @@ def simulate(
         house.running = 0
         if house.waiting:
             alpha = house.controller.look(now, house.pending)
-            taken = next_batch(house, alpha)
+            taken = next_batch(house, alpha, now)
             house.running = len(taken)
             took_s = disturbed(now, service(alpha, [work for *_, work in taken]))
             heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))
