@@ -140,7 +140,7 @@ def test_what_a_summary_counts():
 
 
 @pytest.mark.parametrize(("padded", "batches"), [(float("inf"), [[1.0], [1.0, 9.0]]), (1.25, [[1.0], [1.0], [9.0]])])
-def test_at_alpha_1_a_long_request_does_not_pad_short_ones(padded, batches):
+def test_a_long_request_does_not_pad_short_ones(padded, batches):
     ran = []
     simulate([0.0, 0.1, 0.2], ONE, lambda alpha, works: ran.append(works) or 1.0, [1.0, 1.0, 9.0], padded=padded)
     assert ran == batches

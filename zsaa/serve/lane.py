@@ -23,7 +23,7 @@ from zsaa.serve.engine import Classifier, Engine, Wish
 
 GATHER_S = 0.005  # that the first of a batch waits for others
 TRIM_S = 10.0  # between two returns of free memory to the system
-PADDED = 1.25  # columns of a classifier's batch at alpha = 1, over its tokens, at most: padding costs as much as tokens
+PADDED = 1.25  # columns of a classifier's batch, over its tokens, at most: padding costs as much as tokens do
 
 
 def trim() -> None:
@@ -194,16 +194,15 @@ class Lane:
     def _next(self) -> list[Job]:
         """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another or take too
         much of the promise together."""
-        alpha, found, longest, tokens = self.look(), [], 0, 0
-        room = self.controller.batch_work(self.clock())
+        self.look()
+        room, found, longest, tokens = self.controller.batch_work(self.clock()), [], 0, 0
         reads = isinstance(self.engine, Classifier)  # and writes nothing, for which batches would pay all the same
         while self.queue and len(found) < self.batch:
             job = self.queue[0]
             if not job.gone:
                 room -= job.work
                 longest, tokens = max(longest, len(job.wish.ids)), tokens + len(job.wish.ids)
-                stock = reads and (alpha if job.asked is None else job.asked) == 1
-                if found and (room < 0 or (stock and longest * (len(found) + 1) > PADDED * tokens)):
+                if found and reads and (room < 0 or longest * (len(found) + 1) > PADDED * tokens):
                     break
                 found.append(job)
             self.queue.popleft()
