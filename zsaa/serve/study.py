@@ -152,8 +152,9 @@ def study(
     costs: Costs | None = None,
     known_ms: float = 0.0,
     counts: Sequence[int] = (),
+    times: Sequence[float] = (2, 5),
 ) -> dict:
-    """The content of the result file. costs: None to fit them. counts: of replicas, see `fleet`."""
+    """The content of the result file. costs: None to fit them. counts: of replicas, see `fleet`. times: of rushes."""
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
     world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
     world = replace(world, known_ms=known_ms)
@@ -178,11 +179,11 @@ def study(
     played = [
         {"profile": profile.name, "policy": name, "seed": seed}
         | world.play(name, profile, noisy, seed, 31 * seed, seed)
-        for profile in (bursts(2, seconds), bursts(5, seconds))
+        for profile in (bursts(many, seconds) for many in times)
         for name in POLICIES
         for seed in seeds
     ]
-    facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms}
+    facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms, "first_seed": seeds[0]}
     many = {"replicas": fleet(world, noisy, seconds, counts)} if counts else {}
     rows = compared(played, len(seeds))
     return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": rows, **many}
@@ -195,6 +196,8 @@ def main() -> None:
     add("--measured", default=str(RESULTS / "serving" / "serve.json"), help="a result file of zsaa.serve.load")
     add("--batch", type=int, default=1, help="requests that ran at once in it")
     add("--seeds", type=int, default=20)
+    add("--first-seed", type=int, default=0, help="others than those on which anything was chosen")
+    add("--times", type=float, nargs="*", default=[2, 5], help="how many times as many requests come in a rush")
     add("--scatter", type=float, default=0.15, help="of what requests take: assumed, not measured")
     add("--samples", type=int, default=400, help="reviews, as in the measured run")
     add("--least-words", type=int, default=0, help="of the reviews, as in the measured run")
@@ -208,9 +211,9 @@ def main() -> None:
     texts = samples_of(chosen.samples, measured["provenance"]["seed"], chosen.least_words)
     lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
     costs = Costs(*chosen.costs[:2], 0.0, *chosen.costs[2:]) if chosen.costs else None
-    content = study(
-        measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs, chosen.known_ms, chosen.replicas
-    )
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
+    options = chosen.scatter, costs, chosen.known_ms, chosen.replicas, chosen.times
+    content = study(measured, lengths, chosen.batch, seeds, *options)
     command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
     facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
     head = {"kind": "serve-simulated", "command": command, "measured": path.name}
