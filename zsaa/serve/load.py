@@ -333,12 +333,12 @@ def main() -> None:
     path = output / "results" / "serve.json"
     before = json.loads(path.read_text(encoding="utf-8")) if chosen.go_on else None
     earlier_s = before["provenance"]["seconds"] if before else 0.0
-    earlier = {"gone_on_with": before["provenance"] | {"command": before["command"]}} if before else {}
+    earlier = [*before.get("gone_on_with", ()), before["provenance"] | {"command": before["command"]}] if before else []
 
     def write(content: dict) -> None:
         seconds = round(earlier_s + time.monotonic() - begun, 1)
         facts = provenance(seed=chosen.seed, seconds=seconds, samples=len(samples))
-        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, **earlier}
+        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, "gone_on_with": earlier}
         print(write_json(path, {**head, **content, "provenance": facts}), flush=True)
 
     asyncio.run(measure(chosen, samples, write, before))
