@@ -79,7 +79,7 @@ def bare(chosen: argparse.Namespace) -> None:
 
     plan = settings(chosen)
     app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
-    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning")
+    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False)
 
 
 def main() -> None:
