@@ -4,8 +4,7 @@
 
 A request on a busy machine costs what its rung says, times a pace, and something beside it that no alpha makes less.
 Both are fitted to how long alpha = 1 and the floor, which decide nothing, took in the largest measured rush, or other
-policies that are named. The rest
-of the measured rows is predicted, and stands beside what was measured.
+policies that are named. The rest of the measured rows is predicted, and stands beside what was measured.
 """
 
 from __future__ import annotations
@@ -197,8 +196,8 @@ def main() -> None:
     made = argparse.ArgumentParser(prog="python -m zsaa.serve.study", description=__doc__.split("\n\n")[0])
     add = made.add_argument
     add("--output", default="outputs/serve", help="folder; the file is results/simulated.json in it")
-    add("--measured", default=str(RESULTS / "serving" / "serve.json"), help="a result file of zsaa.serve.load")
-    add("--batch", type=int, default=1, help="requests that ran at once in it")
+    add("--measured", default=str(RESULTS / "serving" / "serve-cpu.json"), help="a result file of zsaa.serve.load")
+    add("--batch", type=int, default=8, help="requests that ran at once in it")
     add("--seeds", type=int, default=20)
     add("--first-seed", type=int, default=0, help="others than those on which anything was chosen")
     add("--times", type=float, nargs="*", default=[2, 5], help="how many times as many requests come in a rush")
