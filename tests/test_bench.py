@@ -5,13 +5,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 import zsaa
 from zsaa import bench
+from zsaa.bench import rivals
 from zsaa.bench.device import roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
+from zsaa.kit.labels import method_of
 from zsaa.measure import alternate
 from zsaa.rule import Rule
 
@@ -324,10 +327,27 @@ def test_the_page_on_speed_shows_the_baselines_as_they_came_out():
 def test_the_dial_fewer_layers_and_shorter_inputs_are_timed_side_by_side(tmp_path):
     code, record = run(tmp_path, "rivals", "--model", "tiny", "--tokens", "60", "--reductions", "1.5", "3")
     rows = {(row["control"], row["target"]): row for row in record["rows"]}
-    assert code == 0 and list(rows) == [("alpha", 1), *((c, t) for t in (1.5, 3) for c in ("alpha", "layers", "last"))]
+    sure = [("confidence", t) for t in (1, 1.5, 3)]
+    assert code == 0 and list(rows) == [
+        ("alpha", 1), *sure, *((c, t) for t in (1.5, 3) for c in ("alpha", "layers", "last"))
+    ]  # fmt: skip
     assert (rows["layers", 1.5]["layers"], rows["layers", 3]["layers"], rows["alpha", 3]["layers"]) == (2, 1, 3)
+    assert [rows[key]["layers"] for key in sure] == [3, 2, 1] and method_of(record, rows["confidence", 3]).endswith(
+        "sure"
+    )
     assert rows["layers", 3]["mac_reduction"] == 3 and rows["alpha", 3]["mac_reduction"] >= 3
     assert rows["last", 3]["kept"] < rows["last", 1.5]["kept"] < 60 and rows["last", 3]["mac_reduction"] >= 3
+
+
+def test_a_text_that_is_timed_until_sure_leaves_where_it_is_said_to():
+    model, ids = zsaa.disable(bench.build("tiny", 20, "cpu", torch.float32)), tiny.tokens([20])[0]
+    model.score, ran = rivals.SureAt(model), []
+    for at, layer in enumerate(model.model.layers, 1):
+        layer.register_forward_hook(lambda *_, at=at: ran.append(at))
+    for depth in (1, 3, 2):
+        ran.clear()
+        rivals.by_confidence(model, ids, depth)
+        assert ran == [1, 2, 3][:depth]
 
 
 def test_a_question_s_first_token_is_timed_beside_stock_the_papers_rule_and_a_cut(tmp_path):
