@@ -97,6 +97,10 @@ def test_it_is_healed_and_judged(small, tmp_path):
     result = json.loads((tmp_path / "heal-smollm2-135m.json").read_text())
     whole, left, text, distilled, sequence = result["rows"]
     assert [row["healed"] for row in result["rows"]] == ["untuned", *heal.WAYS]
+    more = ["--ways", "distilled", "--name", "more"]
+    assert heal.main([*given, *more]) == 0
+    (again,) = json.loads((tmp_path / "more-smollm2-135m.json").read_text())["rows"]
+    assert again["ratio"] == distilled["ratio"], "over the whole model, though it has no row"
     assert sequence["log"]["steps"] == 60 and sequence["log"]["loss"] != text["log"]["loss"]
     assert result["recipe"]["teacher"] == "gemma3-270m" and "--told told.json.gz" in result["command"]
     assert whole["ratio"] == 1.0 and left["layers"] == text["layers"] and len(left["layers"]) == 1

@@ -196,7 +196,7 @@ def blocks(options: argparse.Namespace, model: nn.Module, tokenizer, data, sampl
     found = similarity(model, [{k: v.to(device) for k, v in batch.items()}
                                for batch in calibration(tokenizer, data.train, 64, LENGTH)])  # fmt: skip
     zsaa.disable(model)
-    base = None
+    base = None if "untuned" in options.ways else judged(model, samples, None)[1][0]
     for removed in (0, *options.removed):
         gone = found.block(removed) if removed else []
         for how in options.ways:
