@@ -22,7 +22,8 @@ def tables():
         yield "losses", exits.losses_table()
         yield "words", exits.words_table()
     more = {
-        "exam": healed.exam_table, "beside": healed.beside_table, "combined": healed.combined_table, "scores": healed.scores_table,
+        "exam": healed.exam_table, "beside": healed.beside_table,
+        "combined": healed.combined_table, "scores": healed.scores_table,
         "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both.table,
     }  # fmt: skip
     for name, made in more.items():

@@ -147,8 +147,8 @@ def answers_back(removed: int, how: str, folder: Path = FOLDER) -> tuple[float, 
 
 def beside_table(folder: Path = FOLDER):
     """A line per share of layers and way: the optimization paper's 1B model (its Tables 1 and 2) and ours, each over
-    its own whole model, undistilled. Ours: exact match on CoQA, the mean of the multiple choices, an answer on the GPU of
-    the combined table in bfloat16."""
+    its own whole model, undistilled. Ours: exact match on CoQA, the mean of the multiple choices, and an answer's time
+    in the combined table, in bfloat16 on a GPU."""
     import pandas as pd
 
     found, clock = cells("heal-exam-*.json", folder), {}
