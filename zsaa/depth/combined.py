@@ -107,7 +107,7 @@ def answer(model: nn.Module, ids: Tensor, new: int, alpha: float) -> Tensor:
 
 
 def openvino(model: nn.Module, ids: Tensor) -> Callable[[], object]:
-    """A prefill of `ids`, compiled by OpenVINO for the CPU."""
+    """A prefill of `ids`, compiled by OpenVINO for the CPU, on as many threads as PyTorch's."""
     import openvino as ov
 
     class Last(nn.Module):
@@ -119,7 +119,8 @@ def openvino(model: nn.Module, ids: Tensor) -> Callable[[], object]:
             return self.model(ids, use_cache=False, logits_to_keep=1).logits
 
     with torch.no_grad():
-        compiled = ov.compile_model(ov.convert_model(Last().eval(), example_input=ids), "CPU")
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = ov.compile_model(ov.convert_model(Last().eval(), example_input=ids), "CPU", threads)
     return lambda: compiled([ids.numpy()])
 
 
