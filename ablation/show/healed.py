@@ -20,7 +20,7 @@ FOLDER = RESULTS / "depth"
 TASKS = {"sciq": "SciQ", "piqa": "PIQA", "arc_easy": "ARC-Easy"}
 SCORES = ("exact", "f1", "rouge_l")
 NAMES = {"untuned": "as left", "text": "healed by text", "distilled": "by text and the whole model",
-         "sequence": "by a larger model's text"}  # fmt: skip
+         "sequence": "by text that a model wrote"}  # fmt: skip
 
 
 def rows(pattern: str, folder: Path = FOLDER) -> list[dict]:

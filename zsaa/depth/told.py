@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,19 +26,18 @@ BEGIN, NEW = 64, 160  # tokens of the teacher's: of a beginning, and those that 
 
 
 @torch.inference_mode()
-def told(teacher: nn.Module, tokenizer, texts: list[str], together: int = 32, seed: int = 0) -> list[str]:
-    """The beginnings of those `texts` that are longer than they, each as the teacher goes on from it."""
+def told(teacher: nn.Module, tokenizer, texts: list[str], together: int = 32, seed: int = 0) -> Iterator[list[str]]:
+    """The beginnings of those `texts` that are longer than they, each as the teacher goes on from it: so many at a
+    time."""
     ids = [tokenizer(text, add_special_tokens=False).input_ids[:BEGIN] for text in texts]
     begun = [bos_of(tokenizer) + one for one in ids if len(one) == BEGIN]
-    device, found = next(teacher.parameters()).device, []
+    device = next(teacher.parameters()).device
     torch.manual_seed(seed)
     for start in range(0, len(begun), together):
         given = torch.tensor(begun[start : start + together], device=device)
         drawn = dict(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, pad_token_id=tokenizer.pad_token_id)
         out = teacher.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, **drawn)
-        found += tokenizer.batch_decode(out, skip_special_tokens=True)
-        print(f"  told: {len(found)}", flush=True)
-    return found
+        yield tokenizer.batch_decode(out, skip_special_tokens=True)
 
 
 def read(path: str | Path | None) -> dict:
@@ -56,9 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     data = load_corpus(options.corpus, train=options.texts)
     teacher, tokenizer = load_model(options.teacher, device="cuda" if torch.cuda.is_available() else "cpu")
-    texts = told(teacher.eval(), tokenizer, list(data.train), options.batch)
-    content = {"teacher": Path(options.teacher).name, "texts": texts}
-    options.output.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+    texts: list[str] = []
+    for more in told(teacher.eval(), tokenizer, list(data.train), options.batch):
+        texts += more
+        content = {"teacher": Path(options.teacher).name, "texts": texts}
+        options.output.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+        print(f"  told: {len(texts)}", flush=True)
     return 0
 
 

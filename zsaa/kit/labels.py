@@ -148,7 +148,7 @@ HEALED = {
     "untuned": "without a block of layers, by angular distance",
     "text": "without a block of layers, healed by text",
     "distilled": "without a block of layers, healed by text and the whole model",
-    "sequence": "without a block of layers, healed by text that a larger model wrote",
+    "sequence": "without a block of layers, healed by text that a model wrote",
 }
 LAYERS = {  # kinds of results about fewer layers, whose rows say so by their fields
     "healing": lambda row: _healed(row),
