@@ -86,9 +86,9 @@ def small(monkeypatch):
 def test_it_is_healed_and_judged(small, tmp_path):
     given_exam = tmp_path / "exam.json.gz"
     asked = {"task": "coqa", "context": "w5 w6 w7", "references": ["w8 w9"]}
-    told = [{"text": " ".join(WORDS[:600])}]
-    given_exam.write_bytes(gzip.compress(json.dumps([*QUESTIONS, asked, *told]).encode()))
-    given = ["--removed", "1", "--steps", "60", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
+    alike = [{"text": " ".join(WORDS[:600])}]
+    given_exam.write_bytes(gzip.compress(json.dumps([*QUESTIONS, asked, *alike]).encode()))
+    given = ["--removed", "1", "--steps", "60", "--batch", "2", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
     given += ["--exam", str(given_exam), "--save", str(tmp_path / "kept"), "--output-dir", str(tmp_path)]
     with pytest.raises(ValueError, match="give --told, by zsaa.depth.told"):
         heal.main([*given, "--ways", *heal.WAYS])
@@ -97,10 +97,10 @@ def test_it_is_healed_and_judged(small, tmp_path):
     result = json.loads((tmp_path / "heal-smollm2-135m.json").read_text())
     whole, left, text, distilled, sequence = result["rows"]
     assert [row["healed"] for row in result["rows"]] == ["untuned", *heal.WAYS]
-    more = ["--ways", "distilled", "--name", "more"]
+    more = ["--ways", "distilled", "--name", "more", "--steps", "0"]
     assert heal.main([*given, *more]) == 0
     (again,) = json.loads((tmp_path / "more-smollm2-135m.json").read_text())["rows"]
-    assert again["ratio"] == distilled["ratio"], "over the whole model, though it has no row"
+    assert again["ratio"] == left["ratio"], "over the whole model, though it has no row"
     assert sequence["log"]["steps"] == 60 and sequence["log"]["loss"] != text["log"]["loss"]
     assert result["recipe"]["teacher"] == "gemma3-270m" and "--told told.json.gz" in result["command"]
     assert whole["ratio"] == 1.0 and left["layers"] == text["layers"] and len(left["layers"]) == 1
