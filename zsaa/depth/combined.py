@@ -33,6 +33,7 @@ from zsaa.evaluation.language import windows
 from zsaa.families import find_decoder
 from zsaa.measure import alternate, provenance, write_json
 from zsaa.models import load_model
+from zsaa.models.quantize import say_no_casts
 
 ROUNDED = ("int8", "nf4", "hqq")
 STORAGES = ("float32", "bfloat16", *ROUNDED, "compiled", "openvino")
@@ -44,6 +45,7 @@ def stored(model: nn.Module, storage: str) -> nn.Module:
     if storage in ("bfloat16", "compiled") or (storage in ROUNDED and gpu):
         model.to(torch.bfloat16 if gpu or storage == "bfloat16" else torch.float32)
     if storage in ROUNDED:
+        say_no_casts()
         decoder, family = find_decoder(model)
         for parent in list(getattr(decoder, family.layers).modules()):
             for name, linear in list(parent.named_children()):
