@@ -245,7 +245,7 @@ def where(result: dict) -> str:
 WAYS = {
     "generate": "transformers, nothing drafted", "lookup": "transformers, what stood before",
     "assisted": "transformers, first layers", "plain": "nothing drafted", "before": "what stood before",
-    "exit": "first layers",
+    "exit": "first layers", "paced": "first layers, as far as right",
 }  # fmt: skip
 
 

@@ -187,9 +187,11 @@ def assisted(model: nn.Module, new: int, drafter: nn.Module, ahead: int) -> Way:
 
 def ways_of(model: nn.Module, drafters: dict[int, tuple], options: argparse.Namespace) -> dict[tuple, Way]:
     """What decodes a prompt, by (what it is, layers that draft, tokens ahead). "generate", "lookup" and "assisted" (by
-    the first of the drafters) are transformers'; "plain" (nothing drafted), "before" and "exit" are those of
-    zsaa.depth.speculate, on a GPU also "recorded" as CUDA graphs."""
-    new, room = options.new, PROMPT + options.new + max(options.ahead) + 1
+    the first of the drafters) are transformers'; "plain" (nothing drafted), "before", "exit" and "paced"
+    (an exit as far ahead as its drafts are right, at most the most of `ahead`) are those of zsaa.depth.speculate, on a
+    GPU also "recorded" as CUDA graphs."""
+    new, most = options.new, max(options.ahead)
+    room = PROMPT + new + most + 1
     found: dict[tuple, Way] = {("generate", None, None): by_transformers(model, new)}
     for ahead in options.ahead:
         found["lookup", None, ahead] = by_transformers(model, new, prompt_lookup_num_tokens=ahead)
@@ -207,6 +209,8 @@ def ways_of(model: nn.Module, drafters: dict[int, tuple], options: argparse.Name
         for depth, (net, words) in drafters.items():
             small = Reader(net, room, words, recorded)
             found |= {(f"{name}exit", depth, ahead): by(Exit(small, ahead)) for ahead in options.ahead}
+            if not recorded:  # each length would be recorded where it first comes
+                found["paced", depth, most] = by(Exit(small, 2, most))
     return found
 
 
