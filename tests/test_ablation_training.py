@@ -284,7 +284,8 @@ def test_notes_tell_what_a_blind_choice_dropped():
     assert found["noted"] > 85 > 80 > found["gone"]
 
 
-@pytest.mark.parametrize("schedule", ["once", pytest.param("twice", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("schedule", ["once", "twice"])
 def test_evidence_finds_the_telling_tokens(schedule):
     """Learned on the way, from the labels alone; counted in the MACs."""
     texts, labels = marked(384, 8, 0)

@@ -385,6 +385,7 @@ def test_mmlu_through_zsaa_eval(words, saved, mmlu, tmp_path, monkeypatch, alpha
         assert config["zsaa_version"] == zsaa.__version__
 
 
+@pytest.mark.full
 def test_pruning_shows_and_other_kinds_of_models_stay_usable(words, saved, mmlu, tmp_path, monkeypatch):
     args = f"pretrained={saved},dtype=float64"
     _, hf = evaluate(monkeypatch, tmp_path / "hf", "tiny_mmlu_letters", mmlu, args, 8, model="hf")

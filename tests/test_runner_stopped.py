@@ -70,7 +70,8 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
         assert (tree.runs("first"), tree.runs("second")) == (1, 1)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
 def test_an_ignored_signal_stays_ignored(tree, signum):
     """nohup ignores SIGHUP, a script's background job SIGINT: the run goes on to its end."""
     mark = tree.root / "started"

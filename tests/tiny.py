@@ -31,9 +31,14 @@ HEADS = {
 }
 
 
-def make(family, head="causal-lm", seed=0, attn_implementation="sdpa", dtype=torch.float64, dropout=0.0):
-    """A random model in eval mode. Weights are large enough for attention to be far from uniform."""
+def make(family, head="causal-lm", seed=0, attn_implementation="sdpa", dtype=torch.float64, dropout=0.0, layers=None):
+    """A random model in eval mode, of its last `layers` layers. Weights are large enough for attention to be far from
+    uniform."""
     config = CONFIGS[family]()
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[-layers:]
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
         if hasattr(config, name):
             setattr(config, name, dropout)
