@@ -6,6 +6,9 @@ ifneq ($(realpath $(HERE)),$(realpath $(CURDIR)))
 $(error this Makefile works in its own folder: make -C $(HERE))
 endif
 
+# Whoever says that Python shall write no bytecode waits half a minute longer: for pytest to prepare each test file anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 JOBS ?= 2
 ARGS ?=
 PYTHON = python=$$(tools/setup.sh)

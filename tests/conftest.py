@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parent))  # tests share fixtures.py, tiny.py and reference.py
+sys.path.insert(0, str(Path(__file__).parent))  # tests share shared.py, tiny.py and reference.py
 
 
 def pytest_configure(config):
     """What only hands tests on to other processes (`-n 2`) imports neither torch nor transformers."""
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
-        config.pluginmanager.import_plugin("fixtures")
+        config.pluginmanager.import_plugin("shared")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -1,5 +1,6 @@
 """The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
 
+import functools
 import json
 import time
 from types import SimpleNamespace
@@ -9,16 +10,21 @@ import torch
 
 import zsaa
 from zsaa import bench
-from zsaa.bench.device import roofline_ms
+from zsaa.bench import prefill, question, scale
+from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
 from zsaa.measure import alternate
 from zsaa.rule import Rule
 
+rates = functools.cache(ceilings)  # of this machine, measured once
+
 
 @pytest.fixture(autouse=True)
 def restore(monkeypatch):
     monkeypatch.setattr(dispatch, "_chosen", None)
+    for module in (prefill, question, scale):
+        monkeypatch.setattr(module, "ceilings", rates)
 
 
 def run(tmp_path, *arguments):

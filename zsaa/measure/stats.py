@@ -52,8 +52,8 @@ def difference(
     paired percentile bootstrap. metric: "accuracy" or "f1"; for accuracy, predictions may also say of each sample
     whether it was right (labels all 1)."""
     kinds = [(y, a, b) for y in range(max(labels) + 1) for a in (0, 1) for b in (0, 1)]  # label; right by one, by other
-    samples = [(y, int(a == y), int(b == y)) for y, a, b in zip(labels, one, other)]
-    table = np.array([samples.count(kind) for kind in kinds])
+    y, a, b = (np.asarray(values, dtype=int) for values in (labels, one, other))
+    table = np.bincount(4 * y + 2 * (a == y) + (b == y), minlength=len(kinds))
 
     def gain(tables: np.ndarray) -> np.ndarray:
         if metric == "accuracy":

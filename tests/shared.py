@@ -4,14 +4,15 @@ import gc
 import os
 
 import pytest
-import tiny
 import torch
 from hypothesis import settings
 
-from zsaa.fast import dispatch
-
 if not torch.cuda.is_available():  # the kernels run in Triton's interpreter; read when Triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import tiny
+
+from zsaa.fast import dispatch
 
 settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no-deadline")
@@ -27,6 +28,10 @@ def pytest_collection_finish():
     """What was imported stays: the collector need not go through it after every training (Trainer calls it)."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(params=tiny.FAMILIES)
