@@ -167,9 +167,7 @@ def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
     assert list(questions) == [f"mmlu_{subject}" for subject in subjects]
     reader = choices.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=4)
     printed = study.printed_for("LLaMA-3-8B-4bit")
-    rows, digest = choices.curve(
-        reader, questions, (1, 1.5), ("alpha", "printed", "last", "random"), printed=printed
-    )
+    rows, digest = choices.curve(reader, questions, (1, 1.5), ("alpha", "printed", "last", "random"), printed=printed)
     asked = [a for subject in subjects for a in prompts(folder, subject, form, shots)]
     lengths = [len(words(prompt).input_ids) for prompt, _, _ in asked]
     assert sorted(reader.lengths) == sorted(lengths)

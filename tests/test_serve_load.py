@@ -102,6 +102,7 @@ def fake(monkeypatch):
 
 def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_path, monkeypatch, capsys):
     given = ["--output", str(tmp_path), "--seconds", "0.6", "--profiles", "burst2,steady", "--probe-s", "0.3"]
+    given += ["--calm-s", "0.1"]
     monkeypatch.setattr(
         "sys.argv", ["load", *given, "--policies", "stock,controller", "--rate", "75", "--", "--batch", "4"]
     )
