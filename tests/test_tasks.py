@@ -364,12 +364,13 @@ def test_a_sample_without_tokens_is_named(words):
 # ------------------------------------------------------------------------------------------- packaged reviews
 
 
+@pytest.fixture(scope="module")
+def whole():
+    return {name: load_task(name) for name in ("imdb", "rotten_tomatoes")}
+
+
 class TestPackaged:
     pytestmark = needs_reviews
-
-    @pytest.fixture(scope="class")
-    def whole(self):
-        return {name: load_task(name) for name in ("imdb", "rotten_tomatoes")}
 
     @pytest.mark.parametrize(("name", "train", "test"), [("imdb", 20002, 4900), ("rotten_tomatoes", 7464, 1066)])
     def test_the_cut(self, whole, name, train, test):
