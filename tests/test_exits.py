@@ -94,7 +94,7 @@ def test_a_text_leaves_where_it_is_sure():
     assert never["mac_reduction"] == 1.0 and never["accuracy"] == 100.0
 
 
-@pytest.mark.parametrize("sampling", ["conventional", "ladder"])
+@pytest.mark.parametrize("sampling", ["conventional", pytest.param("ladder", marks=pytest.mark.full)])
 def test_it_learns_at_every_depth_and_is_judged(sampling, tmp_path):
     rule, net = Variant(tau=2), model()
     more = {"probe": "gradient"} if sampling == "ladder" else {"skips": 0.2}

@@ -370,7 +370,10 @@ def directly(words, prompt, alpha):
 
 
 @pytest.mark.parametrize("alpha", [pytest.param(1.0, marks=pytest.mark.full), 0.7])
-@pytest.mark.parametrize(("task", "prompt"), [("letters", letters_prompt), ("words", words_prompt)])
+@pytest.mark.parametrize(
+    ("task", "prompt"),
+    [("letters", letters_prompt), pytest.param("words", words_prompt, marks=pytest.mark.full)],
+)
 def test_mmlu_through_zsaa_eval(words, saved, mmlu, tmp_path, monkeypatch, alpha, task, prompt):
     want, accuracy = directly(words, prompt, alpha)
     for size in (1, 8):

@@ -70,6 +70,7 @@ def small(monkeypatch):
     monkeypatch.setattr(heal, "load_model", lambda *_, **__: (model(), tiny.tokenizer()))
 
 
+@pytest.mark.full
 def test_it_is_healed_and_judged(small, tmp_path):
     given_exam = tmp_path / "exam.json.gz"
     asked = {"task": "coqa", "context": "w5 w6 w7", "references": ["w8 w9"]}

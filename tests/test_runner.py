@@ -43,6 +43,7 @@ def test_typed_parameters_resume_and_force(tree, capfd):
     assert "(last run here)" in capfd.readouterr().out
 
 
+@pytest.mark.full
 def test_a_run_says_what_it_used_and_drew(tree, capfd):
     """CPU time of the kernel and its children, which a busy machine does not change; pictures as they are made."""
     loop = "n = 1_500_000\nwhile n: n -= 1"

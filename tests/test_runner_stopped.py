@@ -19,6 +19,7 @@ from zsaa.kit.runner import errors, page, plan
 from zsaa.kit.runner.done import fingerprint
 
 
+@pytest.mark.full
 def test_killed_kernel_is_not_done(tree, capfd):
     """The cell after the kill never ran, papermill says that it did, and the runner does not believe it."""
     tree.notebook("second", "print('before')", "import os; os.kill(os.getpid(), 9)", "pass", WRITE)
