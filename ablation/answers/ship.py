@@ -117,7 +117,7 @@ def _fill(model, saved: dict, adapter: str | Path) -> None:
 
 
 @torch.no_grad()
-def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int = 16) -> dict:
+def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int) -> dict:
     """EM and F1 of the package's answers at a reduction of MACs, in batches of so many questions."""
     order, scores, seconds = sorted(samples, key=length), [], 0.0
     for start in range(0, len(order), size):
@@ -167,19 +167,19 @@ def main() -> None:
     data = Data(path)
     samples, rows = samples_of(data, "test", arguments.passages, 1000)[: arguments.questions], []
     for reduction in arguments.reductions:
-        found = answers(model, samples, data, reduction)
+        found = answers(model, samples, data, reduction, 100 if model.device.type == "cuda" else 16)
         print(json.dumps(found), flush=True)
         variant = "stock" if reduction == 1 else "dial once, by the package"
         rows.append({"task": f"coqa-{arguments.passages}", "split": "CoQA, 100 test stories", "variant": variant,
                      "target": reduction, "mac_reduction": reduction, "n": found["n"], "exact_match": found["em"],
                      "f1": found["f1"]})  # fmt: skip
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result(rows), indent=1) + "\n")
+        if arguments.output:
+            Path(arguments.output).write_text(json.dumps(result(rows, arguments.passages), indent=1) + "\n")
 
 
-def result(rows: list[dict]) -> dict:
+def result(rows: list[dict], passages: int) -> dict:
     return {
-        "name": "answers-shipped",
+        "name": f"answers-shipped-{passages}",
         "kind": "answers",
         "row": "coqa-asked",
         "command": "python -m ablation.answers.ship judge results/adapters/coqa-asked DATA ...",

@@ -47,9 +47,8 @@ def measure(job: Job) -> dict:
 
     def compute() -> dict:
         net, tokenizer, described, log = _prepared(job, train, output / name, decides)
-        rows = curve(
-            net, tokenizer, test, asked.targets, asked.controls, asked.new_tokens, asked.batch_size, job.progress
-        )
+        size = asked.batch_size or (64 if device() == "cuda" else 8)
+        rows = curve(net, tokenizer, test, asked.targets, asked.controls, asked.new_tokens, size, job.progress)
         task = {"name": Path(job.data).stem, "source": f"a file of the user's: {Path(job.data).name}"}
         return {
             "name": name,
@@ -112,5 +111,8 @@ def _prepared(job: Job, train: list[Asked], folder: Path, decides: dict) -> tupl
             taught.update(teach(net, tokenizer, found, steps=asked.scorer_steps, **options)[1])
         return found
 
+    # What is asked of the model later decides nothing: other questions or reductions are read from the same training.
+    decides = {k: v for k, v in decides.items() if k != "test"}
+    decides["settings"] = {name: getattr(asked, name) for name in ("held_out", "scorer_steps", "chunk")}
     done = tuned(job, folder, decides, lambda: load_model(job.model, kind=KIND, device=device()), samples, kind=KIND)
     return done.model, done.tokenizer, done.recipe, {**done.log, **({"scorer": taught} if taught else {})}
