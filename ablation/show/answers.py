@@ -25,7 +25,8 @@ def answers_figure(points):
     found = found[found["task"].isin(PASSAGES)]
     later = found["file"].str.startswith(FILES[1]) & found["recipe"].str.contains(" steps")  # trained anew
     found = found[~found["file"].isin(found.loc[later, "file"].str.replace(FILES[1], FILES[0]))]
-    found = found.assign(recipe=found["recipe"].str.partition(" (LoRA)")[0], mac_reduction=found["mac_reduction"].round(1))
+    recipes, reached = found["recipe"].str.partition(" (LoRA)")[0], found["mac_reduction"].round(1)
+    found = found.assign(recipe=recipes, mac_reduction=reached)
     with plt.rc_context(STYLE):
         figure, axes = panels(2.75, 1, 2, sharey=True)
         for axis, (task, title) in zip(axes, PASSAGES.items()):
