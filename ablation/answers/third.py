@@ -1,5 +1,5 @@
-"""What the third study's committed answers say: `python -m ablation.answers.third` (results/answers/third, and fourth:
-what was read later, of the row that ships and of rows that were trained anew, as their weights were gone).
+"""What the third study's committed answers say: `python -m ablation.answers.third` (results/answers/third; fourth and
+long: what was read later, of the row that ships and of rows that were trained anew, as their weights were gone).
 
 Models that are tuned at the reductions they are judged at: by the dial (`tuned4`; its scorer was taught before, and
 left as it is), and their rivals on prompts that these cut (`rival4`), as many steps from the same conventional models
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from ablation.answers.compare import TARGETS, holm, said
 from ablation.answers.second import FEW, SEEDS
@@ -25,23 +26,24 @@ from zsaa.kit.store import RESULTS
 OURS, THEIRS = "tuned4", ("plain", "rival4", "lexical4", "last4")
 DIAL, CLOSE = "dial:s16-also.*", "dial:close:s16-also.*"
 TASKS = ("coqa-1", "coqa-3")
-FOLDERS = (RESULTS / "answers" / "third", RESULTS / "answers" / "fourth")
+FOLDERS = tuple(RESULTS / "answers" / name for name in ("third", "fourth", "long"))
 OTHERS = {
     "squad": ("squad-1", "squad-3"),
     "drop": ("drop-1", "drop-3"),
     "qasper": ("qasper-1",),
     "needles": ("needles-1024", "needles-2048", "needles-4096", "needles-7680"),
+    "test": ("coqa-2", "coqa-4", "coqa-8", "coqa-16"),
 }
 Way = tuple[str, str]  # stem of the models, kind
 UNTUNED: Way = ("plain", DIAL)
 
 
 class Third(Second):
-    def __init__(self, first=FOLDERS[0], later=FOLDERS[1]):
+    def __init__(self, first=FOLDERS[0], *later):
         """What was read later goes before; of a row that was trained anew, nothing else counts."""
         super().__init__(first)
-        if later.is_dir():
-            more = Second(later)
+        for folder in filter(Path.is_dir, later or FOLDERS[1:]):
+            more = Second(folder)
             anew = {name for name, d in more.files.items() if d.get("log")}
             self.rows = {at: row for at, row in self.rows.items() if at[0] not in anew} | more.rows
             self.stories |= more.stories
