@@ -237,8 +237,8 @@ class Job:
     Args:
         objective: what is measured.
         model: a packaged model, a hub id or a folder; of accuracy without a recipe, an adapter of results/adapters.
-        data: a task, a corpus, mmlu (reviews is its substitute), or of answers a file of rows; null takes the
-            objective's of the paper.
+        data: a task, a corpus, mmlu (reviews is its substitute), or of answers a file of rows, squad or hotpotqa;
+            null takes the objective's of the paper.
         source: auto, packaged, hub, or a folder in the hub's layout.
         train: training samples; null takes all.
         test: held-out samples, windows, or questions per subject at most; null takes all.
