@@ -27,6 +27,7 @@ from ablation.answers.judge import length, samples_of
 from ablation.answers.run import ROWS, SCORERS
 from ablation.answers.train import DRAWN, STRONGEST
 from zsaa import finetune
+from zsaa.finetune.sampling import LEAST_ALPHA
 from zsaa.learned import salience
 from zsaa.learned.asked import Scorer, Shape
 from zsaa.measure.origin import provenance
@@ -116,6 +117,14 @@ def _fill(model, saved: dict, adapter: str | Path) -> None:
         raise ValueError(f"{adapter} is of other layers: {found.unexpected_keys or missing}.")
 
 
+def _alpha(model, tokens: int, reduction: float) -> float:
+    """For a prompt of so many tokens; as little as can be, where it is too short for the reduction."""
+    try:
+        return zsaa.alpha_for(model, tokens, reduction)
+    except ValueError:
+        return LEAST_ALPHA
+
+
 @torch.no_grad()
 def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int) -> dict:
     """EM and F1 of the package's answers at a reduction of MACs, in batches of so many questions."""
@@ -129,7 +138,7 @@ def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size
         def padded(rows, width=width):
             return torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=model.device)
 
-        alpha = 1.0 if reduction == 1 else [zsaa.alpha_for(model, len(p), reduction) for p in prompts]
+        alpha = 1.0 if reduction == 1 else [_alpha(model, len(p), reduction) for p in prompts]
         began = time.perf_counter()
         said = model.generate(
             padded(prompts),
