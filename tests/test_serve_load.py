@@ -128,6 +128,9 @@ def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_pa
     load.main()
     more = json.loads((tmp_path / "results" / "serve.json").read_text())
     assert more["rows"][:4] == result["rows"] and [row["policy"] for row in more["rows"][4:]] == ["floor", "floor"]
+    assert not result["gone_on_with"] and [run["commit"] for run in more["gone_on_with"]] == [
+        result["provenance"]["commit"]
+    ]
     assert {key: more[key] for key in load.FACTS} == {key: result[key] for key in load.FACTS}
     assert (
         more["rows"][5]["against_stock"]["n"] > 0
