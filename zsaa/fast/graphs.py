@@ -3,9 +3,10 @@ decoding steps (zsaa.fast.steps).
 
 How many tokens a layer keeps follows from the lengths and the dial's settings alone, so two passes of the same shapes
 run the same kernels in the same memory. Such a pass is recorded when its shapes come a second time, from the embedding
-to the last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out: the
-same numbers bit for bit, and nothing that is handed out is written again. Whatever cannot be replayed runs as before:
-gradients, training, traces, hooks inside the decoder, weights that are not plain tensors of one GPU.
+to the last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out (a
+large cache leaves layer by layer, zsaa.fast.outlet): the same numbers bit for bit, and nothing that is handed out is
+written again. Whatever cannot be replayed runs as before: gradients, training, traces, hooks inside the decoder,
+weights that are not plain tensors of one GPU.
 """
 
 from __future__ import annotations
