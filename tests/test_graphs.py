@@ -599,6 +599,37 @@ def test_real_graphs_take_turns_in_one_memory():
     assert first > 50e6 and sum(others) < 0.1 * first  # what one holds the next may use
 
 
+def test_the_stream_of_recordings_that_are_gone_serves_the_next(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(recorder.Pool, "idle", {})
+    first, second = recorder.Pool(), recorder.Pool()
+    for pool in (first, second, first):
+        pool.open("cuda")
+    streams = [first[1], second[1]]
+    assert len(first) == 2 and streams[0] is not streams[1], "who may be at work at the same time has its own"
+    del pool, first
+    gc.collect()
+    third, fourth = recorder.Pool(), recorder.Pool()
+    third.open("cuda"), fourth.open("cuda")
+    assert third[1] is streams[0] and fourth[1] not in streams
+
+
+@on_gpu
+@torch.no_grad()
+def test_real_graphs_that_are_gone_leave_no_memory():
+    ids, held = tiny.tokens([23, 23])[0].cuda(), []
+    for _ in range(4):
+        model = half_precision("llama")
+        model(ids)
+        assert len(zsaa.captured(model)["graphs"]) == 1
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert held[-1] - held[1] < 8 << 20  # a workspace has 32
+
+
 @on_gpu
 @pytest.mark.parametrize("mode", [True, "auto"])
 @torch.no_grad()

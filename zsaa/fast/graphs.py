@@ -30,7 +30,7 @@ from zsaa.fast import dispatch
 from zsaa.fast import state as states
 from zsaa.fast.outlet import Outlet, outlet_for
 from zsaa.fast.packing import Packing, alike, unheld
-from zsaa.fast.recorder import Recorder
+from zsaa.fast.recorder import Pool, Recorder
 from zsaa.fast.state import State
 from zsaa.fast.steps import Steps
 from zsaa.fast.training import Training
@@ -46,10 +46,9 @@ class CudaGraph:
     """One recorded run. The recordings of a model share a memory pool, and each may use all of it: they never run at
     the same time, and what they leave is copied out at once."""
 
-    def __init__(self, device: torch.device, pool: list):
+    def __init__(self, device: torch.device, pool: Pool):
         self.device, self.pool, self.graph = device, pool, torch.cuda.CUDAGraph()
-        if not pool:
-            pool += [torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)]
+        pool.open(device)
 
     def record(self, run: Callable[[], Any]) -> tuple[Any, int]:
         """What `run` returns, in the memory that `replay` will write again; bytes by which the memory grew."""
@@ -144,11 +143,11 @@ class Graphs(Recorder):
     def clear(self) -> None:
         """Free all recordings."""
         self.forget()
-        self.pool: list = []
+        self.pool = Pool()
         self.stream: torch.cuda.Stream | None = None
         self.steps, self.training = Steps(self), Training(self)
 
-    def new(self, device: torch.device, pool: list | None = None) -> CudaGraph:
+    def new(self, device: torch.device, pool: Pool | None = None) -> CudaGraph:
         """A graph that shares its memory with the others, or with those of `pool`."""
         return CudaGraph(device, self.pool if pool is None else pool)
 
