@@ -44,6 +44,7 @@ ROOMS = {  # room -> its modules, without "zsaa."
         "depth.speculate",
         "depth.exam",
         "depth.heal",
+        "depth.told",
         "depth.study",
         "experiment",
         "glue",

@@ -1,24 +1,32 @@
 """The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
 
+import functools
 import json
 import time
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 import zsaa
 from zsaa import bench
-from zsaa.bench.device import roofline_ms
+from zsaa.bench import prefill, question, rivals, scale
+from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
+from zsaa.kit.labels import method_of
 from zsaa.measure import alternate
 from zsaa.rule import Rule
+
+rates = functools.cache(ceilings)  # of this machine, measured once
 
 
 @pytest.fixture(autouse=True)
 def restore(monkeypatch):
     monkeypatch.setattr(dispatch, "_chosen", None)
+    for module in (prefill, question, scale):
+        monkeypatch.setattr(module, "ceilings", rates)
 
 
 def run(tmp_path, *arguments):
@@ -46,6 +54,27 @@ def test_wrong_scores_are_not_timed(tmp_path, monkeypatch, capsys):
     code, record = run(tmp_path, "attention", "--tokens", "33")
     assert (code, record) == (1, None)
     assert "scores of" in capsys.readouterr().err
+
+
+SPOILT = [
+    (lambda x: x * float("nan"), "logits at alpha 0.5 are not finite"),
+    (lambda x: x + torch.rand_like(x), "a repeat at alpha 0.5 differs: logits by up to"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), SPOILT)
+def test_passes_that_are_no_numbers_or_differ_are_not_timed(tmp_path, monkeypatch, capsys, spoil, says):
+    right = bench.prefill.prefill
+
+    def wrong(*args):
+        output = right(*args)
+        output.logits = spoil(output.logits)
+        return output
+
+    monkeypatch.setattr(bench.prefill, "prefill", wrong)
+    code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
+    assert (code, record) == (1, None)
+    assert says in capsys.readouterr().err
 
 
 def test_prefill_reports_against_stock_and_the_roofline(tmp_path):
@@ -122,6 +151,7 @@ def test_steps_by_graphs_are_timed_beside_them(tmp_path):
         assert row[f"{kind}_over_conventional"] == pytest.approx(ratio, abs=1e-3)
 
 
+@pytest.mark.full
 def test_ladder_steps_are_timed_beside_them(tmp_path):
     options = ("--tokens", "24", "--batch", "2", "--ladder", "3", "--head", "sequence-classification", "--profiled")
     code, record = run(tmp_path, "train", "--model", "tiny", "--alpha-range", "0.4", "0.6", *options)
@@ -139,6 +169,8 @@ def test_memory_against_the_length(tmp_path):
     assert code == 0
     assert [(row["tokens"], row["alpha"]) for row in record["rows"]] == [(20, 1), (20, 0.5), (40, 1), (40, 0.5)]
     assert all(row["peak_bytes"] is None for row in record["rows"])  # of a GPU alone
+    code, record = run(tmp_path, "memory", "--model", "tiny", "--tokens", "20", "--alphas", "0.5", "--no-stock")
+    assert [(row["tokens"], row["alpha"]) for row in record["rows"]] == [(20, 0.5)]
 
 
 def test_fused_kernels_can_be_left_out(tmp_path):
@@ -149,6 +181,7 @@ def test_fused_kernels_can_be_left_out(tmp_path):
         assert run(tmp_path, *arguments)[1]["fused"] is True
 
 
+@pytest.mark.full
 def test_profile_accounts_for_the_whole(tmp_path):
     code, record = run(tmp_path, "profile", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--top", "1000")
     assert code == 0
@@ -324,10 +357,27 @@ def test_the_page_on_speed_shows_the_baselines_as_they_came_out():
 def test_the_dial_fewer_layers_and_shorter_inputs_are_timed_side_by_side(tmp_path):
     code, record = run(tmp_path, "rivals", "--model", "tiny", "--tokens", "60", "--reductions", "1.5", "3")
     rows = {(row["control"], row["target"]): row for row in record["rows"]}
-    assert code == 0 and list(rows) == [("alpha", 1), *((c, t) for t in (1.5, 3) for c in ("alpha", "layers", "last"))]
+    sure = [("confidence", t) for t in (1, 1.5, 3)]
+    assert code == 0 and list(rows) == [
+        ("alpha", 1), *sure, *((c, t) for t in (1.5, 3) for c in ("alpha", "layers", "last"))
+    ]  # fmt: skip
     assert (rows["layers", 1.5]["layers"], rows["layers", 3]["layers"], rows["alpha", 3]["layers"]) == (2, 1, 3)
+    assert [rows[key]["layers"] for key in sure] == [3, 2, 1] and method_of(record, rows["confidence", 3]).endswith(
+        "sure"
+    )
     assert rows["layers", 3]["mac_reduction"] == 3 and rows["alpha", 3]["mac_reduction"] >= 3
     assert rows["last", 3]["kept"] < rows["last", 1.5]["kept"] < 60 and rows["last", 3]["mac_reduction"] >= 3
+
+
+def test_a_text_that_is_timed_until_sure_leaves_where_it_is_said_to():
+    model, ids = zsaa.disable(bench.build("tiny", 20, "cpu", torch.float32)), tiny.tokens([20])[0]
+    model.score, ran = rivals.SureAt(model), []
+    for at, layer in enumerate(model.model.layers, 1):
+        layer.register_forward_hook(lambda *_, at=at: ran.append(at))
+    for depth in (1, 3, 2):
+        ran.clear()
+        rivals.by_confidence(model, ids, depth)
+        assert ran == [1, 2, 3][:depth]
 
 
 def test_a_question_s_first_token_is_timed_beside_stock_the_papers_rule_and_a_cut(tmp_path):

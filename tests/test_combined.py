@@ -20,9 +20,9 @@ def test_plain_weights_are_of_their_type(storage, kind):
     assert {p.dtype for p in model.parameters()} == {kind}
 
 
-@pytest.mark.parametrize(("storage", "close"), [("int8", 0.03), ("nf4", 0.25)])
+@pytest.mark.parametrize(("storage", "close"), [("int8", 0.03), ("nf4", 0.25), ("hqq", 0.15)])
 def test_fewer_bits_are_near_what_they_were(storage, close):
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("hqq" if storage == "hqq" else "bitsandbytes")
     model = tiny.make("llama", dtype=torch.float32)
     before = combined.bytes_of(model)
     linear = model.model.layers[0].mlp.gate_proj
@@ -33,6 +33,18 @@ def test_fewer_bits_are_near_what_they_were(storage, close):
         apart = (model.model.layers[0].mlp.gate_proj(given) - whole).norm() / whole.norm()
     assert 0 < apart < close and combined.bytes_of(model) < before
     assert not any(type(m) is nn.Linear for m in model.model.layers.modules()) and type(model.lm_head) is nn.Linear
+
+
+def test_hqq_gives_a_four_bit_file_s_blocks_back():
+    pytest.importorskip("hqq")
+    draw = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 16, (6, 3, 32), generator=draw)
+    blocks[..., 0], blocks[..., 1] = 0, 15  # as a file has them, whose blocks use their range
+    scale, least = (torch.rand(6, 3, 1, generator=draw) + 0.1 for _ in range(2))
+    linear = nn.Linear(96, 6, bias=False)
+    linear.weight.data = (blocks * scale - least).flatten(1)
+    given, before = torch.randn(2, 96, generator=draw), linear.weight.clone()
+    assert torch.allclose(combined._rounded(linear, "hqq")(given), given @ before.T, atol=1e-2)
 
 
 def test_the_table_has_every_cell(monkeypatch, tmp_path):

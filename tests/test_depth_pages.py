@@ -22,7 +22,8 @@ def tables():
         yield "losses", exits.losses_table()
         yield "words", exits.words_table()
     more = {
-        "exam": healed.exam_table, "combined": healed.combined_table, "scores": healed.scores_table,
+        "exam": healed.exam_table, "beside": healed.beside_table,
+        "combined": healed.combined_table, "scores": healed.scores_table,
         "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both.table,
     }  # fmt: skip
     for name, made in more.items():
@@ -30,6 +31,7 @@ def tables():
             yield name, table
 
 
+@pytest.mark.full
 def test_the_page_s_tables_are_those_of_the_results():
     page = PAGE.read_text(encoding="utf-8")
     for name, table in tables():

@@ -34,12 +34,13 @@ def drafts(kind, recorded):
         "before": lambda: Before(3),
         "right": lambda: Exit(Reader(model(), 80, recorded=recorded), 4),
         "wrong": lambda: Exit(Reader(model(seed=1), 80, recorded=recorded), 4),
+        "paced": lambda: Exit(Reader(model(), 80, recorded=recorded), 2, most=6),
         "first": lambda: Exit(Reader(draft.first(model(), 2), 80, recorded=recorded), 1),
     }[kind]()
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("kind", ["none", "before", "right", "wrong", "first"])
+@pytest.mark.parametrize("kind", ["none", "before", "right", "wrong", "paced", "first"])
 def test_whatever_is_drafted_the_text_is_the_greedy_one(kind, recorded, monkeypatch):
     monkeypatch.setattr(graphs, "CudaGraph", StandIn)
     prompt, net = tiny.tokens([23])[0][0], model()
@@ -50,6 +51,17 @@ def test_whatever_is_drafted_the_text_is_the_greedy_one(kind, recorded, monkeypa
         assert passes == 5 if kind == "right" else passes <= 20  # 1 + 4 of five tokens each; else one a token at most
     assert dict(vars(cache_utils.DynamicLayer)) == before, "nothing of transformers is changed"
     assert bool(reader.recordings) == recorded
+
+
+def test_drafts_reach_as_far_as_they_are_right():
+    ahead = Exit(Reader(model(), 80), 2, most=5)
+    text = tiny.tokens([23])[0][0]
+    ahead.begin(text)
+    text, drafted = text.tolist(), []
+    for right in (True, True, False, False, True):
+        drafted.append(len(ahead(text)))
+        text += [1] * (drafted[-1] + 1 if right else 1)
+    assert drafted == [2, 4, 5, 4, 3]
 
 
 def test_what_stood_before_is_drafted():
@@ -92,6 +104,7 @@ def test_first_layers_learn_to_go_on_as_all_do():
     assert draft.foretold(student.merge_and_unload(), rows, words) > before + 30 and log["steps"] == 60
 
 
+@pytest.mark.full
 def test_a_run_teaches_and_another_measures(monkeypatch, tmp_path):
     texts = [" ".join(WORDS[40 * i : 40 * i + 300]) for i in range(30)]
     corpus = Corpus("wikitext-103", "words", texts[:8], texts[8:], False, "here: words", True, "WikiText-103")
@@ -105,9 +118,11 @@ def test_a_run_teaches_and_another_measures(monkeypatch, tmp_path):
     given = ["--drafters", str(tmp_path), "--ahead", "2", "3", "--choose", "2", "--prompts", "2", "--new", "6"]
     assert draft.main([*given, *there]) == 0
     result = json.loads((tmp_path / "draft-smollm2-135m.json").read_text())
-    assert [row["way"] for row in result["rows"]] == ["generate", "lookup", "assisted", "plain", "before", "exit"]
+    assert [row["way"] for row in result["rows"]] == [
+        *("generate", "lookup", "assisted", "plain", "before", "exit", "paced")
+    ]
     assert [method_of(result, row) for row in result["rows"]][:2] == ["stock", "drafts, lookup"]
-    assert len(result["tried"]) == 12 and str(tmp_path) not in result["command"]
+    assert len(result["tried"]) == 14 and str(tmp_path) not in result["command"]
     assert all(row["same_text"] == row["n"] == 2 for row in result["rows"] + result["tried"])
     assert result["rows"][0]["passes_per_token"] == result["rows"][3]["passes_per_token"] == 1.0
     assert draft.main(["--exits", *given[2:], "--output-dir", str(tmp_path / "plain")]) == 0

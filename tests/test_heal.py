@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from zsaa.data.corpora import Corpus
-from zsaa.depth import heal, remove_layers
+from zsaa.depth import heal, remove_layers, told
 
 WORDS = " ".join(f"w{3 + (7 * i) % 94}" for i in range(6000)).split()
 
@@ -62,31 +62,52 @@ def test_pieces_of_two_kinds_come_in_turn():
     assert heal.mixed(one, two)[:, 0].tolist() == [0, 1, 0, 2, 0, 1] and heal.mixed(one, two[:0]) is one
 
 
+def test_a_larger_model_goes_on_from_the_beginnings_of_texts(monkeypatch):
+    monkeypatch.setattr(told, "BEGIN", 5)
+    monkeypatch.setattr(told, "NEW", 3)
+    texts = [" ".join(WORDS[at : at + 9]) for at in (0, 20, 40)]
+    found = [text for some in told.told(model(), tiny.tokenizer(), [*texts, "w5"], together=2) for text in some]
+    assert len(found) == 3, "what is shorter than a beginning is left out"
+    for text, more in zip(texts, found):
+        assert more.split()[:5] == text.split()[:5] and 5 <= len(more.split()) <= 8
+    assert [found[:2], found[2:]] == list(told.told(model(), tiny.tokenizer(), texts, together=2))
+    assert told.read(None)["texts"] == []
+
+
 @pytest.fixture
 def small(monkeypatch):
     texts = [" ".join(WORDS[40 * i : 40 * i + 300]) for i in range(80)]
     corpus = Corpus("wikitext-103", "words", texts[:8], texts[8:], False, "here: words", True, "WikiText-103")
-    monkeypatch.setattr(heal, "load_corpus", lambda *_, **__: corpus)
-    monkeypatch.setattr(heal, "load_model", lambda *_, **__: (model(), tiny.tokenizer()))
+    for module in (heal, told):
+        monkeypatch.setattr(module, "load_corpus", lambda *_, **__: corpus)
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: (model(), tiny.tokenizer()))
 
 
+@pytest.mark.full
 def test_it_is_healed_and_judged(small, tmp_path):
     given_exam = tmp_path / "exam.json.gz"
     asked = {"task": "coqa", "context": "w5 w6 w7", "references": ["w8 w9"]}
-    told = [{"text": " ".join(WORDS[:600])}]
-    given_exam.write_bytes(gzip.compress(json.dumps([*QUESTIONS, asked, *told]).encode()))
-    given = ["--removed", "1", "--steps", "60", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
-    assert (
-        heal.main([*given, "--exam", str(given_exam), "--save", str(tmp_path / "kept"), "--output-dir", str(tmp_path)])
-        == 0
-    )
+    alike = [{"text": " ".join(WORDS[:600])}]
+    given_exam.write_bytes(gzip.compress(json.dumps([*QUESTIONS, asked, *alike]).encode()))
+    given = ["--removed", "1", "--steps", "55", "--batch", "2", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
+    given += ["--exam", str(given_exam), "--save", str(tmp_path / "kept"), "--output-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="give --told, by zsaa.depth.told"):
+        heal.main([*given, "--ways", *heal.WAYS])
+    assert told.main([str(tmp_path / "told.json.gz"), "--texts", "3", "--batch", "2"]) == 0
+    assert heal.main([*given, "--ways", *heal.WAYS, "--told", str(tmp_path / "told.json.gz")]) == 0
     result = json.loads((tmp_path / "heal-smollm2-135m.json").read_text())
-    whole, left, text, distilled = result["rows"]
-    assert [row["healed"] for row in result["rows"]] == ["untuned", "untuned", "text", "distilled"]
+    whole, left, text, distilled, sequence = result["rows"]
+    assert [row["healed"] for row in result["rows"]] == ["untuned", *heal.WAYS]
+    more = ["--ways", "distilled", "--name", "more", "--steps", "0"]
+    assert heal.main([*given, *more]) == 0
+    (again,) = json.loads((tmp_path / "more-smollm2-135m.json").read_text())["rows"]
+    assert again["ratio"] == left["ratio"], "over the whole model, though it has no row"
+    assert sequence["log"]["steps"] == 55 and sequence["log"]["loss"] != text["log"]["loss"]
+    assert result["recipe"]["teacher"] == "gemma3-270m" and "--told told.json.gz" in result["command"]
     assert whole["ratio"] == 1.0 and left["layers"] == text["layers"] and len(left["layers"]) == 1
-    assert text["perplexity"] < left["perplexity"] and text["log"]["steps"] == 60 and "--steps 60" in result["command"]
+    assert text["perplexity"] < left["perplexity"] and text["log"]["steps"] == 55 and "--steps 55" in result["command"]
     assert text["answers"]["coqa"]["n"] == 1 and "--exam exam.json.gz" in result["command"]
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"3-layers-text", "3-layers-distilled"}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {f"3-layers-{how}" for how in heal.WAYS[1:]}
     assert distilled["log"]["loss"][-1] < distilled["log"]["loss"][0] and whole["choices"]["a"]["n"] == 2
     less = remove_layers(model(), left["layers"])
     window = heal.windows(heal.load_corpus(), tiny.tokenizer(), count=5)[0]

@@ -29,7 +29,7 @@ def measured(costs, seconds=30.0):
     return {**facts, "rungs": [asdict(rung) for rung in RUNGS], "rows": rows, "provenance": {"seed": 0}}
 
 
-@pytest.mark.parametrize("costs", [Costs(0.8, 150.0), Costs(1.4, 0.0)])
+@pytest.mark.parametrize("costs", [Costs(0.8, 150.0), pytest.param(Costs(1.4, 0.0), marks=pytest.mark.full)])
 def test_the_costs_of_a_run_are_found_and_the_rest_of_it_is_predicted(costs, monkeypatch):
     monkeypatch.setattr(study, "PACES", [0.8, 1.0, 1.4])
     monkeypatch.setattr(study, "BESIDES_MS", [0.0, 150.0, 300.0])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zsaa import guards
 from zsaa.cache import pruned_cache
 from zsaa.call import Call
-from zsaa.depth.stop import Stop, check_depth, check_stock_cache, untrained
+from zsaa.depth.stop import Stop, check_depth, check_room, check_stock_cache, untrained
 from zsaa.dials.settings import DEFAULTS, Alpha, Mark, Range, Saved, least
 from zsaa.families import Family
 from zsaa.fast.graphs import Graphs
@@ -174,6 +174,8 @@ class Dial:
 
     def _stock(self, call: Call, depth: int, layers: int) -> tuple[tuple, dict] | None:
         """The arguments of a pass by the stock code, through `depth` of its `layers`."""
+        if self.family.all_layers:
+            check_room(call.cache, layers, type(call.decoder).__name__)
         if call.known and (depth < layers or not call.fresh):
             check_stock_cache(call.cache, depth, layers)
         if depth == layers or not call.known:

@@ -21,7 +21,7 @@ from ablation.show.films import MARGIN, RIVALS, all_held, points
 from zsaa.kit import paper
 from zsaa.kit.equal import right
 from zsaa.kit.store import RESULTS
-from zsaa.measure.stats import holm, mean_difference, over_runs
+from zsaa.measure.stats import holm, mean_difference, over_runs, sure
 
 FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
@@ -204,10 +204,10 @@ def rivals_table(folder: Path = FOLDER):
         for (name, budget), at in theirs.items()
         if names and at
     }
-    sure = {cell for cell, p in zip(found, holm([lead.p for lead in found.values()])) if p < 0.05}
+    stars = sure(found)
     return pd.DataFrame([
         {"both, when sure, are ahead of": name}
-        | {f"{b}x": points(found[name, b]) + "*" * ((name, b) in sure) if (name, b) in found else "" for b in BUDGETS}
+        | {f"{b}x": points(found[name, b]) + "*" * ((name, b) in stars) if (name, b) in found else "" for b in BUDGETS}
         for name in dict.fromkeys(name for name, _ in found)
     ])  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zsaa.depth.published import TABLE_1, TABLE_2
 from zsaa.depth.study import CONTINUATION
 from zsaa.evaluation.language import unpack
 from zsaa.kit.store import RESULTS
@@ -18,7 +19,8 @@ from zsaa.kit.store import RESULTS
 FOLDER = RESULTS / "depth"
 TASKS = {"sciq": "SciQ", "piqa": "PIQA", "arc_easy": "ARC-Easy"}
 SCORES = ("exact", "f1", "rouge_l")
-NAMES = {"untuned": "as left", "text": "healed by text", "distilled": "by text and the whole model"}
+NAMES = {"untuned": "as left", "text": "healed by text", "distilled": "by text and the whole model",
+         "sequence": "by text that a model wrote"}  # fmt: skip
 
 
 def rows(pattern: str, folder: Path = FOLDER) -> list[dict]:
@@ -143,6 +145,39 @@ def answers_back(removed: int, how: str, folder: Path = FOLDER) -> tuple[float, 
     return cost, back, tuple(np.percentile(shares, (2.5, 97.5)))
 
 
+def beside_table(folder: Path = FOLDER):
+    """A line per share of layers and way: the optimization paper's 1B model (its Tables 1 and 2) and ours, each over
+    its own whole model, undistilled. Ours: exact match on CoQA, the mean of the multiple choices, and an answer's time
+    in the combined table, in bfloat16 on a GPU."""
+    import pandas as pd
+
+    found, clock = cells("heal-exam-*.json", folder), {}
+    for row in rows("combined-smollm2-135m.json", folder):
+        if row["storage"] == "bfloat16":
+            clock[30 - row["layers"]] = row["times"]["all tokens, answer"]["latency_ms"]
+
+    def ours(cell: tuple[int, str]) -> tuple[float, float]:
+        exact = np.mean([row["answers"]["coqa"]["exact"] for row in found[cell]])
+        return exact, np.mean([row["choices"][task]["accuracy"] for row in found[cell] for task in TASKS])
+
+    lines = []
+    for share, removed, how in ((20, 6, "untuned"), (20, 6, "distilled"), (40, 12, "untuned"), (40, 12, "distilled")):
+        if (removed, how) not in found:
+            continue
+        name = "1B" if how == "untuned" else "1B+KD"
+        theirs, whole = TABLE_1[name, share, "Dynamic"], TABLE_1["1B", 0, "Dynamic"]
+        said, whole_said = TABLE_2[name, share], TABLE_2["1B", 0]
+        mine, whole_mine = ours((removed, how)), ours((0, "untuned"))
+        lines.append({
+            "layers fewer": f"{share}%", "": NAMES[how],
+            "perplexity: theirs": f"{theirs[0] / whole[0]:.2f}x", "ours": over_whole(found, (removed, how), "x"),
+            "exact match: theirs": f"{said[1]} of {whole_said[1]}", "ours ": f"{mine[0]:.1f} of {whole_mine[0]:.1f}",
+            "accuracy: theirs": f"{said[2]} of {whole_said[2]}", "ours  ": f"{mine[1]:.1f} of {whole_mine[1]:.1f}",
+            "latency: theirs": f"{theirs[2] / whole[2]:.2f}", "ours   ": f"{clock[removed] / clock[0]:.2f}",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
 PRUNING = ("all layers", "2x by tokens", "6 layers fewer", "12 layers fewer")
 
 
@@ -210,7 +245,7 @@ def where(result: dict) -> str:
 WAYS = {
     "generate": "transformers, nothing drafted", "lookup": "transformers, what stood before",
     "assisted": "transformers, first layers", "plain": "nothing drafted", "before": "what stood before",
-    "exit": "first layers",
+    "exit": "first layers", "paced": "first layers, as far as right",
 }  # fmt: skip
 
 
@@ -263,7 +298,16 @@ def _number(value: float) -> str:
 
 
 def main() -> int:
-    for table in (healed_table, exam_table, combined_table, scores_table, exits_table, drafters_table, drafts_table):
+    for table in (
+        healed_table,
+        exam_table,
+        beside_table,
+        combined_table,
+        scores_table,
+        exits_table,
+        drafters_table,
+        drafts_table,
+    ):
         print(table().to_markdown(index=False, disable_numparse=True), end="\n\n")
     return 0
 

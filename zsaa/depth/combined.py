@@ -4,8 +4,9 @@
     python -m zsaa.depth.combined --model smollm2-135m --windows 200 --untimed     (perplexity)
 
 The paper beside the main one has such a table (its Table 3: seconds by precision, with and without 20% of the layers).
-float32, bfloat16; int8 and nf4 (bitsandbytes) for the decoder's linear layers; compiled (torch.compile of each layer,
-in bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is. Each with all layers, without blocks of them
+float32, bfloat16; for the decoder's linear layers int8 and nf4 (bitsandbytes) and hqq (4 bits, a scale and a zero for
+each 32 weights: the blocks of the 4-bit file that the model comes from); compiled (torch.compile of each layer, in
+bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is. Each with all layers, without blocks of them
 (by angular distance; healed, if adapters are given), and with fewer tokens.
 """
 
@@ -34,15 +35,16 @@ from zsaa.measure import alternate, provenance, write_json
 from zsaa.models import load_model
 from zsaa.models.quantize import say_no_casts
 
-STORAGES = ("float32", "bfloat16", "int8", "nf4", "compiled", "openvino")
+ROUNDED = ("int8", "nf4", "hqq")
+STORAGES = ("float32", "bfloat16", *ROUNDED, "compiled", "openvino")
 
 
 def stored(model: nn.Module, storage: str) -> nn.Module:
     """`model` as `storage` holds its weights, in place. Head, embeddings and norms keep 32 or 16 bits."""
     gpu = next(model.parameters()).is_cuda
-    if storage in ("bfloat16", "compiled") or (storage in ("int8", "nf4") and gpu):
+    if storage in ("bfloat16", "compiled") or (storage in ROUNDED and gpu):
         model.to(torch.bfloat16 if gpu or storage == "bfloat16" else torch.float32)
-    if storage in ("int8", "nf4"):
+    if storage in ROUNDED:
         say_no_casts()
         decoder, family = find_decoder(model)
         for parent in list(getattr(decoder, family.layers).modules()):
@@ -53,7 +55,13 @@ def stored(model: nn.Module, storage: str) -> nn.Module:
 
 
 def _rounded(linear: nn.Linear, storage: str) -> nn.Module:
-    """The same layer in fewer bits, by bitsandbytes."""
+    """The same layer in fewer bits."""
+    if storage == "hqq":
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+        how = BaseQuantizeConfig(nbits=4, group_size=32, axis=1)
+        made = HQQLinear(linear, how, compute_dtype=linear.weight.dtype, device=str(linear.weight.device))
+        return made.requires_grad_(False)
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 
     bias, weight = linear.bias is not None, linear.weight.data
@@ -81,7 +89,10 @@ def pruned(model: nn.Module, gone: dict[int, list[int]], adapters: dict[int, str
 
 def bytes_of(model: nn.Module) -> int:
     """Of weights, as they are stored; tied ones once."""
-    return sum(t.numel() * t.element_size() for t in {id(p): p for p in model.parameters()}.values())
+    held = [*model.parameters()]
+    for module in model.modules():  # hqq keeps what is beside the weights in a dict
+        held += [value for value in getattr(module, "meta", {}).values() if isinstance(value, Tensor)]
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in held}.values())
 
 
 def prefill(model: nn.Module, ids: Tensor, alpha: float) -> Tensor:
@@ -98,7 +109,8 @@ def answer(model: nn.Module, ids: Tensor, new: int, alpha: float) -> Tensor:
 
 
 def openvino(model: nn.Module, ids: Tensor) -> Callable[[], object]:
-    """A prefill of `ids`, compiled by OpenVINO for the CPU."""
+    """A prefill of `ids`, compiled by OpenVINO for the CPU, on as many threads as it likes (told to take one, it
+    crashed)."""
     import openvino as ov
 
     class Last(nn.Module):

@@ -187,9 +187,11 @@ def assisted(model: nn.Module, new: int, drafter: nn.Module, ahead: int) -> Way:
 
 def ways_of(model: nn.Module, drafters: dict[int, tuple], options: argparse.Namespace) -> dict[tuple, Way]:
     """What decodes a prompt, by (what it is, layers that draft, tokens ahead). "generate", "lookup" and "assisted" (by
-    the first of the drafters) are transformers'; "plain" (nothing drafted), "before" and "exit" are those of
-    zsaa.depth.speculate, on a GPU also "recorded" as CUDA graphs."""
-    new, room = options.new, PROMPT + options.new + max(options.ahead) + 1
+    the first of the drafters) are transformers'; "plain" (nothing drafted), "before", "exit" and "paced"
+    (an exit as far ahead as its drafts are right, at most the most of `ahead`) are those of zsaa.depth.speculate, on a
+    GPU also "recorded" as CUDA graphs."""
+    new, most = options.new, max(options.ahead)
+    room = PROMPT + new + most + 1
     found: dict[tuple, Way] = {("generate", None, None): by_transformers(model, new)}
     for ahead in options.ahead:
         found["lookup", None, ahead] = by_transformers(model, new, prompt_lookup_num_tokens=ahead)
@@ -207,16 +209,20 @@ def ways_of(model: nn.Module, drafters: dict[int, tuple], options: argparse.Name
         for depth, (net, words) in drafters.items():
             small = Reader(net, room, words, recorded)
             found |= {(f"{name}exit", depth, ahead): by(Exit(small, ahead)) for ahead in options.ahead}
+            if not recorded:  # each length would be recorded where it first comes
+                found["paced", depth, most] = by(Exit(small, 2, most))
     return found
 
 
-def timed(ways: dict[tuple, Way], prompts: Tensor, rounds: int) -> list[dict]:
-    """A row for each way, the first the one that all are compared with: of each prompt the least seconds of `rounds`,
-    all ways in turn. "speedup" is the median of the prompts' own, with quartiles; same_text counts the prompts whose
-    text is the first way's."""
+def timed(ways: dict[tuple, Way], prompts: Tensor, rounds: int, deadline: float = float("inf")) -> Iterator[list[dict]]:
+    """After each prompt a row for each way, the first the one that all are compared with: of each prompt the least
+    seconds of `rounds`, all ways in turn. "speedup" is the median of the prompts' own, with quartiles; same_text counts
+    the prompts whose text is the first way's. No prompt begins after `deadline` (seconds since 1970), but the first."""
     wait = torch.cuda.synchronize if prompts.is_cuda else (lambda: None)
     found: dict[tuple, list[tuple[float, list[int], int]]] = {way: [] for way in ways}
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
+        if number and time.time() > deadline:
+            return
         tries: dict[tuple, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, run in ways.items():
@@ -226,6 +232,11 @@ def timed(ways: dict[tuple, Way], prompts: Tensor, rounds: int) -> list[dict]:
                 tries[way].append(time.perf_counter() - started)
                 if len(tries[way]) == rounds:
                     found[way].append((min(tries[way]), text, passes))
+        yield compared(found)
+
+
+def compared(found: dict[tuple, list[tuple[float, list[int], int]]]) -> list[dict]:
+    """Rows of `timed` from each way's (seconds, text, passes), one for each prompt."""
     plain, rows = next(iter(found.values())), []
     for (kind, depth, ahead), mine in found.items():
         ratios = [ours[0] / theirs[0] for ours, theirs in zip(plain, mine)]
@@ -239,7 +250,6 @@ def timed(ways: dict[tuple, Way], prompts: Tensor, rounds: int) -> list[dict]:
             "passes_per_token": round(sum(passes for *_, passes in mine) / (tokens * len(mine)), 3),
             "same_text": sum(ours[1] == theirs[1] for ours, theirs in zip(plain, mine)),
         })  # fmt: skip
-        print({k: v for k, v in rows[-1].items() if k != "speedups"}, flush=True)
     return rows
 
 
@@ -256,8 +266,9 @@ def measure(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> I
             failed[" ".join(str(x) for x in way if x is not None)] = str(error)
             print(f"  {way} is left out: {error}", flush=True)
             del ways[way]
-    tried = timed(ways, prompts[: options.choose], options.rounds)
-    yield {"failed": failed, "tried": tried, "rows": []}
+    tried: list[dict] = []
+    for tried in timed(ways, prompts[: options.choose], options.rounds):
+        yield {"failed": failed, "tried": tried, "rows": []}
     best: dict[str, dict] = {}
     for row in tried:
         if row["way"] not in best or row["speedup"] > best[row["way"]]["speedup"]:
@@ -265,7 +276,9 @@ def measure(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> I
     taken = {(row["way"], row["depth"], row["ahead"]) for row in best.values()}
     kinds = list(best)  # as they were tried, whichever of a kind was the fastest
     ways = {way: ways[way] for way in sorted(taken, key=lambda way: kinds.index(way[0]))}
-    yield {"failed": failed, "tried": tried, "rows": timed(ways, prompts[options.choose :], options.rounds)}
+    for rows in timed(ways, prompts[options.choose :], options.rounds, options.deadline):
+        print([(row["way"], row["ahead"], row["speedup"]) for row in rows], flush=True)
+        yield {"failed": failed, "tried": tried, "rows": rows}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -279,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--said", type=int, default=SAID, help="tokens that drafts may have: those that it writes most often")
     add("--batch", type=int, default=32, help="pieces in a step")
     add("--rate", type=float, default=1e-3)
-    add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which no step begins")
+    add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which no step begins, or prompt")
     add("--drafters", help="the output folder of such teaching: measure what these save")
     add("--ahead", type=int, nargs="+", default=[2, 4], help="tokens that are drafted")
     add("--choose", type=int, default=4, help="prompts on which ways are chosen")

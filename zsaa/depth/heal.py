@@ -1,11 +1,13 @@
-"""A language model without some of its layers, healed: by labels alone, or by the whole model's verdicts, too.
+"""A language model without some of its layers, healed: by labels alone, by the whole model's verdicts, too, or by text
+that a larger model wrote.
 
     python -m zsaa.depth.heal --removed 3 6 9 12 --steps 300 --exam exam.json.gz --output-dir outputs/heal
     python -m zsaa.depth.heal --exits 6 10 15 20 --steps 600 --output-dir outputs/heal
 
 The first is the experiment of the paper beside the main one (its Tables 1 and 2) on a substitute: blocks chosen by
 angular distance, LoRA on running text (and on text like the questions), judged by perplexity on held-out windows, by
-multiple choices and by answers to questions about passages (zsaa/depth/exam.py). The second teaches one model to
+multiple choices and by answers to questions about passages (zsaa/depth/exam.py); --ways sequence --told FILE has the
+running text from a larger model (zsaa/depth/told.py). The second teaches one model to
 predict from its lower layers, too, at every depth; zsaa/depth/draft.py at the one that drafts.
 """
 
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 import zsaa
 from zsaa.data.batching import pad
 from zsaa.data.corpora import load_corpus
-from zsaa.depth import exam
+from zsaa.depth import exam, told
 from zsaa.depth.similarity import similarity
 from zsaa.depth.study import CONTINUATION, PREFIX, calibration, without
 from zsaa.dial import trained_for
@@ -38,6 +40,7 @@ from zsaa.models import load_model
 
 LENGTH = 256  # tokens of a piece of text to heal on
 TEMPERATURE = 2.0  # of the verdicts that are distilled
+WAYS = ("untuned", "text", "distilled", "sequence")
 
 
 def pieces(tokenizer, texts: Sequence[str], length: int = LENGTH, seed: int = 0) -> Tensor:
@@ -54,6 +57,20 @@ def mixed(rows: Tensor, others: Tensor) -> Tensor:
     if not len(others):
         return rows
     return torch.stack([rows, others[torch.arange(len(rows)) % len(others)]], 1).flatten(0, 1)
+
+
+def texts_of(options: argparse.Namespace, tokenizer, train: Sequence[str]) -> tuple[dict[str, Tensor], dict]:
+    """(pieces to heal on, by the way of healing; what a result says of a larger model that wrote some)"""
+    alike, larger = exam.read(options.exam)[2], told.read(options.told)
+    if "sequence" in options.ways and not larger["texts"]:
+        raise ValueError("--ways sequence heals on text that a larger model wrote: give --told, by zsaa.depth.told.")
+    others = pieces(tokenizer, alike, seed=options.seed) if alike else torch.empty(0, LENGTH, dtype=torch.long)
+    text = mixed(pieces(tokenizer, train, seed=options.seed), others)
+    if not larger["texts"]:
+        return {"text": text, "distilled": text}, {}
+    written = pieces(tokenizer, larger["texts"], seed=options.seed)
+    by = {"teacher": larger["teacher"], "told_pieces": len(written)}
+    return {"text": text, "distilled": text, "sequence": mixed(written, others)}, by
 
 
 def divergence(said: Tensor, taught: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -98,9 +115,10 @@ def adapted(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
     return add_lora(model, Recipe(tuning="lora", lora_rank=rank, lora_alpha=2 * rank, dropout=0.0, seed=seed))
 
 
-def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: argparse.Namespace) -> tuple:
-    """(student with what its adapters learned, log): of the text alone, or half of it and half of the teacher's
-    verdicts."""
+def heal(student: nn.Module, how: str, teacher: nn.Module, rows: dict[str, Tensor], options) -> tuple:
+    """(student with what its adapters learned, log): of the pieces of text rows[how] alone, or where it is distilled
+    half of these and half of the teacher's verdicts."""
+    rows, teacher = rows[how], teacher if how == "distilled" else None
     model = adapted(student, options.rank, options.seed)
     if teacher is not None:
         teacher.eval()
@@ -116,7 +134,6 @@ def heal(student: nn.Module, teacher: nn.Module | None, rows: Tensor, options: a
 
     log = learn(model, rows, options.steps, loss, options.rate, options.batch, options.deadline)
     if options.save:
-        how = "text" if teacher is None else "distilled"
         model.save_pretrained(Path(options.save) / f"{student.config.num_hidden_layers}-layers-{how}")
     return model.merge_and_unload(), log
 
@@ -179,18 +196,18 @@ def blocks(options: argparse.Namespace, model: nn.Module, tokenizer, data, sampl
     found = similarity(model, [{k: v.to(device) for k, v in batch.items()}
                                for batch in calibration(tokenizer, data.train, 64, LENGTH)])  # fmt: skip
     zsaa.disable(model)
-    base = None
+    base = None if "untuned" in options.ways else judged(model, samples, None)[1][0]
     for removed in (0, *options.removed):
         gone = found.block(removed) if removed else []
         for how in options.ways:
-            if removed == 0 and (how == "distilled" or (how == "text" and not options.whole)):
+            if removed == 0 and how != "untuned" and not (how == "text" and options.whole):
                 continue  # it is the teacher
             if time.time() > options.deadline:
                 return
             started, student, log = time.perf_counter(), without(model, gone), None
             if how != "untuned":
                 student = without(load_model(options.model, device=str(device))[0], gone)
-                student, log = heal(student, model if how == "distilled" else None, rows, options)
+                student, log = heal(student, how, model, rows, options)
             scores, (nll, _) = judged(student, samples, base)
             base = nll if base is None else base
             yield {"removed": removed, "layers": gone, "healed": how, "mac_reduction": round(
@@ -228,7 +245,7 @@ def exits(options: argparse.Namespace, model: nn.Module, tokenizer, data, sample
         own = F.cross_entropy(early.flatten(0, 1).float(), ids[:, 1:].flatten())
         return (hard + (own + divergence(early, said.detach(), 1.0)) / 2) / 2
 
-    log = learn(taught, rows, options.steps, loss, options.rate, options.batch, options.deadline)
+    log = learn(taught, rows["text"], options.steps, loss, options.rate, options.batch, options.deadline)
     state = {k: v.half() for k, v in taught.state_dict().items()}
     taught.save_pretrained(Path(options.output_dir) / f"{options.name}-adapter", state_dict=state)
     for row in rows_of(taught.merge_and_unload(), True):
@@ -242,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--corpus", default="wikitext-103", help="of zsaa.data.corpora")
     add("--source", default="auto", help="auto, packaged, hub or a folder")
     add("--removed", type=int, nargs="*", default=[], help="layers in the blocks that are removed")
-    add("--ways", nargs="+", default=["untuned", "text", "distilled"], choices=["untuned", "text", "distilled"])
+    add("--ways", nargs="+", default=list(WAYS[:3]), choices=WAYS)
     add("--whole", action="store_true", help="adapters for the whole model, too, by text alone")
     add("--exits", type=int, nargs="*", default=[], help="depths to judge, and from the least of them on to teach")
     add("--steps", type=int, default=300)
@@ -253,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--texts", type=int, default=None, help="training texts at most")
     add("--windows", type=int, default=400, help="windows of 224 + 32 tokens that are scored")
     add("--exam", help="questions, and text of their kind, by zsaa.depth.exam: half of the pieces are of that text")
+    add("--told", help="text that a larger model wrote, by zsaa.depth.told: of --ways sequence")
     add("--save", help="a folder for the adapters")
     add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which no step begins")
     add("--name", default="heal", help="of the result file")
@@ -263,9 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer = load_model(options.model, device=device)
     model.eval().requires_grad_(False)
     samples = windows(data, tokenizer, "prefix", PREFIX, CONTINUATION, count=options.windows)
-    rows = pieces(tokenizer, data.train, seed=options.seed)
-    if told := exam.read(options.exam)[2]:
-        rows = mixed(rows, pieces(tokenizer, told, seed=options.seed))
+    rows, by = texts_of(options, tokenizer, data.train)
     study, found = (exits if options.exits else blocks), []
     path = Path(options.output_dir) / f"{options.name}-{Path(options.model).name}.json"
     for row in study(options, model, tokenizer, data, samples, rows):
@@ -276,11 +292,11 @@ def main(arguments: list[str] | None = None) -> int:
             "command": "python -m zsaa.depth.heal " + " ".join(_told(options)),
             "model": {"name": Path(options.model).name},
             "task": {"name": options.corpus, "source": data.source, "substitute": data.substitute, "title": data.title},
-            "recipe": {"method": "lora", "lora_rank": options.rank, "temperature": TEMPERATURE},
+            "recipe": {"method": "lora", "lora_rank": options.rank, "temperature": TEMPERATURE, **by},
             "protocol": {"name": "whole", "prefix": PREFIX, "continuation": CONTINUATION},
             "rows": found,
             "provenance": provenance(
-                torch.device(device), seed=options.seed, train_samples=len(rows), eval_samples=len(samples)),
+                torch.device(device), seed=options.seed, train_samples=len(rows["text"]), eval_samples=len(samples)),
         })  # fmt: skip
     return 0
 
@@ -288,13 +304,27 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(options: argparse.Namespace) -> list[str]:
     """The options that bear on the numbers, as they are given."""
     said = []
-    told = ("model", "removed", "ways", "exits", "steps", "batch", "rate", "rank", "seed", "windows", "whole", "exam")
+    told = (
+        "model",
+        "removed",
+        "ways",
+        "exits",
+        "steps",
+        "batch",
+        "rate",
+        "rank",
+        "seed",
+        "windows",
+        "whole",
+        "exam",
+        "told",
+    )
     for name in told:
         value = getattr(options, name)
         if value is True:
             said += [f"--{name}"]
-        elif name == "exam" and value:
-            said += ["--exam", Path(value).name]
+        elif name in ("exam", "told") and value:
+            said += [f"--{name}", Path(value).name]
         elif value:
             said += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return said

@@ -94,15 +94,21 @@ class Reader:
 
 
 class Exit:
-    """Drafts of `ahead` tokens by a Reader of few layers."""
+    """Drafts of `ahead` tokens by a Reader of few layers; with `most`, of two more behind a draft that was right, up to
+    so many, and of one less, down to one, behind another."""
 
-    def __init__(self, reader: Reader, ahead: int):
-        self.reader, self.ahead = reader, ahead
+    def __init__(self, reader: Reader, ahead: int, most: int | None = None):
+        self.reader, self.first, self.most = reader, ahead, most
 
     def begin(self, prompt: Tensor) -> None:
+        self.ahead, self.stood = self.first, None
         self.reader(prompt, 0, last=True)
 
     def __call__(self, text: list[int]) -> Tensor:
+        if self.most and self.stood is not None:
+            right = len(text) - self.stood == self.ahead + 1
+            self.ahead = min(self.ahead + 2, self.most) if right else max(self.ahead - 1, 1)
+        self.stood = len(text)
         # The last token but one comes again: all drafts may have been right, and of these it read all but the last.
         at = len(text) - 2
         drafted = [self.reader(torch.tensor(text[at:], device=self.reader.rows.device), at)[-1:]]

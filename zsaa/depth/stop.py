@@ -75,6 +75,18 @@ def check_stock_cache(cache: Any, depth: int, layers: int) -> None:
         )
 
 
+def check_room(cache: Any, layers: int, model: str) -> None:
+    """NotImplementedError for a cache of fewer layers than the `layers` that a decoder runs whatever its configuration
+    says, as an early exit of transformers makes one: the stock code fails there without a word."""
+    made = len(cache.layers) if type(cache) is DynamicCache and cache.layer_class_to_replicate is None else layers
+    if made < layers:
+        raise NotImplementedError(
+            f"this key/value cache was made for {made} layers, and {model} runs all its {layers}, whatever "
+            "config.num_hidden_layers says: at alpha = 1 assistant_early_exit cannot draft with it, with or without a "
+            "dial. Leave it out, set alpha below 1, or draft by assistant_model=."
+        )
+
+
 def untrained(depth: int, trained: tuple[float, float] | None) -> str:
     """What a dial says of a depth that its model was not trained for."""
     known = "only as a whole" if trained is None else f"at depths from {trained[0]} to {trained[1]}"

@@ -148,6 +148,7 @@ HEALED = {
     "untuned": "without a block of layers, by angular distance",
     "text": "without a block of layers, healed by text",
     "distilled": "without a block of layers, healed by text and the whole model",
+    "sequence": "without a block of layers, healed by text that a model wrote",
 }
 LAYERS = {  # kinds of results about fewer layers, whose rows say so by their fields
     "healing": lambda row: _healed(row),
@@ -157,6 +158,7 @@ WHOLE = {"untuned": "stock", "text": "adapters for all layers"}
 BENCHMARKS = {
     "bench-prefill": "prefill",
     "bench-memory": "prefill",
+    "bench-recordings": "prefill",
     "bench-replicas": "prefill, a copy on each GPU",
     "bench-scale": "prefill, layers on several GPUs",
     "footprint": "prefill",
@@ -259,7 +261,7 @@ def method_of(result: dict, row: dict) -> str:
 def recipe_of(result: dict) -> str:
     """How the model was trained; "" where weights decide nothing."""
     kind, recipe = result["kind"], result.get("recipe", {})
-    if kind in ("perplexity", "choice"):
+    if kind in ("perplexity", "choice", "questions"):
         return training(result, "windows" if kind == "perplexity" else "questions")
     if kind == "ablation" and "training" in result:
         trained = result["training"]
