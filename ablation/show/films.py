@@ -80,6 +80,13 @@ def all_held(cell: tuple[list[str], str], target: int, folder: Path = PART) -> l
     return [held(name, control, target, folder) for name in names]
 
 
+def settings(cells: dict[int, tuple[list[str], str]], seed: int, folder: Path = PART) -> list[dict]:
+    """The rows of one training of a way, or of its models of so many layers that share a seed."""
+    found = {(names[seed], control) for names, control in cells.values() if seed < len(names)}
+    read = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name, _ in found}
+    return [row for name, control in sorted(found) for row in read[name]["rows"] if row["control"] == control]
+
+
 def interval(name: str, control: str, target: int, folder: Path = PART) -> tuple[float, float]:
     """The 95% interval of an accuracy, films together."""
     found = held(name, control, target, folder)
