@@ -176,9 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
     for task in options.tasks if not options.rows else []:
         result = measure(task, options.output_dir)
         row, log = result["rows"][0], result["log"]
-        print(
-            f"{task}: {row['accuracy']:.1f}% {row['ci95']}, F1 {log['f1']}; the more frequent label {log['majority']}%"
-        )
+        share = 100 * row["correct"] / row["n"]
+        print(f"{task}: {share:.1f}% {row['ci95']}, F1 {log['f1']}; the more frequent label {log['majority']}%")
     return 0
 
 
