@@ -19,7 +19,6 @@ from zsaa.kit.labels import device_of
 from zsaa.kit.report.write import render
 from zsaa.kit.store import QUESTIONS, RESULTS, all_results
 
-
 # What ablation.run and ablation.folds add to a row's name, for options that were given.
 OPTIONS = re.compile(
     r"(-seed(?P<seeds>\d+))?(?P<compute>-compute)?(-epochs(?P<epochs>[\d.]+))?(-rate(?P<learning_rate>[\de.-]+?))?"
