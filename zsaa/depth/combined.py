@@ -32,6 +32,7 @@ from zsaa.evaluation.language import windows
 from zsaa.families import find_decoder
 from zsaa.measure import alternate, provenance, write_json
 from zsaa.models import load_model
+from zsaa.models.quantize import say_no_casts
 
 STORAGES = ("float32", "bfloat16", "int8", "nf4", "compiled", "openvino")
 
@@ -42,6 +43,7 @@ def stored(model: nn.Module, storage: str) -> nn.Module:
     if storage in ("bfloat16", "compiled") or (storage in ("int8", "nf4") and gpu):
         model.to(torch.bfloat16 if gpu or storage == "bfloat16" else torch.float32)
     if storage in ("int8", "nf4"):
+        say_no_casts()
         decoder, family = find_decoder(model)
         for parent in list(getattr(decoder, family.layers).modules()):
             for name, linear in list(parent.named_children()):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -16,8 +17,6 @@ BITSANDBYTES = "0.48.2"  # the oldest that does, as in pyproject.toml: 0.48.0 re
 
 def quantized(quantization, dtype, device, kwargs):
     """(dtype, from_pretrained's arguments) to load a model quantized; an error that says why it cannot be."""
-    from logging import getLogger
-
     from transformers import BitsAndBytesConfig
 
     if quantization not in QUANTIZATIONS:
@@ -45,10 +44,14 @@ def quantized(quantization, dtype, device, kwargs):
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
     else:
         how = {"load_in_8bit": True}
-        # int8 layers compute in float16 whatever they are given, and would say so at every call.
-        getLogger("bitsandbytes.autograd._functions").addFilter(_tells_news)
+        say_no_casts()
     config = BitsAndBytesConfig(**how, llm_int8_skip_modules=["lm_head", *HEADS])
     return dtype, {"device_map": {"": device}, **kwargs, "quantization_config": config}
+
+
+def say_no_casts():
+    """int8 layers compute in float16 whatever they are given, and would say so at every call."""
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_tells_news)
 
 
 def _tells_news(record):
