@@ -244,8 +244,8 @@ def gemma_table(folder: Path = GEMMA):
 
 
 def folds_table(folder: Path = FOLDS):
-    """Of tasks with a dev set alone: a line per way, trained once for each of five folds; 95% intervals of the chance in
-    the samples."""
+    """Of tasks with a dev set alone: a line per way, trained once for each of five folds; 95% intervals of the chance
+    in the samples."""
     import pandas as pd
 
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
