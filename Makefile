@@ -6,14 +6,18 @@ ifneq ($(realpath $(HERE)),$(realpath $(CURDIR)))
 $(error this Makefile works in its own folder: make -C $(HERE))
 endif
 
+# Whoever says that Python shall write no bytecode waits half a minute longer: for pytest to prepare each test file anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 JOBS ?= 2
 ARGS ?=
 PYTHON = python=$$(tools/setup.sh)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 STRIP = "$$python" -m nbstripout --keep-id
 # One thread per test process: torch's own threads would fight over the cores.
-# By loadscope a file is one process' own: what its tests share, such as a server, is made once.
-PYTEST = $(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) --dist loadscope
+# By loadscope a file is one process' own: what its tests share, such as a server, is made once. In the order of names: by
+# their number of tests, as pytest-xdist would have them, files of few long tests come last, and one process waits.
+PYTEST = $(PYTHON) && OMP_NUM_THREADS=1 "$$python" -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup lint format test test-all test-rest compat figures report site lock clean distclean
 
@@ -24,9 +28,9 @@ setup:      ## make .venv, or bring it up to date
 	@$(PYTHON) && echo "$$python"
 
 lint:       ## style, formatting, types of the method, who imports whom, and notebooks without outputs
-	@$(PYTHON) && { "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
-	"$$python" -m mypy && "$$python" -m pytest -q -p no:cacheprovider --noconftest tests/test_arrows.py && \
-	$(if $(NOTEBOOKS),$(STRIP) --verify $(NOTEBOOKS),true) || \
+	@$(PYTHON) && { "$$python" -m mypy & types=$$!; "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
+	"$$python" -m pytest -q -p no:cacheprovider --noconftest tests/test_arrows.py && \
+	$(if $(NOTEBOOKS),$(STRIP) --verify $(NOTEBOOKS),true); rest=$$?; wait $$types && [ $$rest = 0 ] || \
 	{ echo "lint failed; 'make format' mends most of it"; exit 1; }; }
 
 format:     ## mend what lint complains of, where a tool can

@@ -6,59 +6,15 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if not torch.cuda.is_available():  # the kernels run in Triton's interpreter; read when Triton is first imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py and reference.py
-
-settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no-deadline")
-
-import tiny  # noqa: E402
-
-from zsaa.fast import dispatch  # noqa: E402
-
-# Files that run the Triton kernels without a GPU, too: in its interpreter, which takes seconds where a GPU takes
-# microseconds.
-# Others go PyTorch's way there, as where no Triton is installed; on a GPU all take what "auto" takes.
-OF_KERNELS = ("bench", "cpu_attention", "decode", "graphs", "kernels", "layer", "linear", "packing", "rows",
-              "training_graphs")  # fmt: skip
+sys.path.insert(0, str(Path(__file__).parent))  # tests share shared.py, tiny.py and reference.py
 
 
-@pytest.fixture(params=tiny.FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def backend(request):
-    plain = not torch.cuda.is_available() and request.module.__name__.removeprefix("test_") not in OF_KERNELS
-    with pytest.MonkeyPatch.context() as patch:
-        if plain:
-            patch.setattr(dispatch, "_chosen", "torch")
-        yield
-
-
-@pytest.fixture
-def gradients():
-    with torch.enable_grad():
-        yield
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """A repository of two tiny notebooks, and a home of its own."""
-    import trees
-
-    from zsaa.kit.runner import page
-
-    monkeypatch.setattr(page, "COMMAND", trees.page_command(trees.PAGE))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    return trees.Tree(tmp_path / "repo")
+def pytest_configure(config):
+    """What only hands tests on to other processes (`-n 2`) imports neither torch nor transformers."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        config.pluginmanager.import_plugin("shared")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -13,6 +13,7 @@ FEW = ["llama", "gpt2"]
 GREEDY = dict(do_sample=False, pad_token_id=0, eos_token_id=None, max_new_tokens=NEW)
 TELL = dict(GREEDY, return_dict_in_generate=True, output_logits=True, output_scores=True)
 few = pytest.mark.parametrize("family", FEW)
+APART = ("gpt2", "llama", "gemma3_text")  # learned positions, rotary ones, layers of two kinds
 trains = pytest.mark.usefixtures("gradients")
 
 
@@ -21,6 +22,14 @@ def no_gradients():
     """Around every test of a file that imports it; `trains` turns them on again."""
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(
+    name="family", params=[f if f in APART else pytest.param(f, marks=pytest.mark.full) for f in tiny.FAMILIES]
+)
+def apart(request):
+    """All of them in `make test-all`: test_exactness and its like hold the dial in each family."""
+    return request.param
 
 
 def dialed(family, head="causal-lm", alpha=ALPHA, **options):

@@ -195,6 +195,7 @@ def test_committed_truncation_is_beaten_within_its_budget():
     assert table.loc["evidence-smooth-epochs3", "budget"] == "3 epochs"
 
 
+@pytest.mark.full
 def test_committed_rows_are_tested_in_pairs(tmp_path):
     """What the figure says of IMDB follows from the bits of the files."""
     results = show.load(COMMITTED, "imdb")

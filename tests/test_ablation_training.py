@@ -68,6 +68,7 @@ def test_every_sampling_trains_and_counts_its_compute(sampling):
     assert {**again, "seconds": 0} == {**log, "seconds": 0}
 
 
+@pytest.mark.full
 def test_the_rate_rises_for_its_share_and_the_log_has_the_longest_gradients(monkeypatch):
     texts, labels = marked(64, 10, 0)
     begun, begin = [], bench_train._Weights.begin
@@ -138,6 +139,7 @@ def test_a_bag_of_words_finds_them_too_and_ends_lose_them(tmp_path):
     assert words.keep(text, 4, "salient", -text.float()).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.full
 def test_a_bag_of_words_can_score():
     texts, labels = marked(384, 8, 0)
     training = Training("log", probe="words", epochs=0.2, batch_size=16, learning_rate=1e-3)
@@ -284,7 +286,8 @@ def test_notes_tell_what_a_blind_choice_dropped():
     assert found["noted"] > 85 > 80 > found["gone"]
 
 
-@pytest.mark.parametrize("schedule", ["once", pytest.param("twice", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("schedule", ["once", "twice"])
 def test_evidence_finds_the_telling_tokens(schedule):
     """Learned on the way, from the labels alone; counted in the MACs."""
     texts, labels = marked(384, 8, 0)

@@ -83,5 +83,7 @@ def test_a_result_says_what_is_above_chance_and_by_how_much():
     read_ = knowledge.Read(made)
     mean, low, high = knowledge.gained(read_.all("dial", DIAL, 1.5), read_.all("last", "last", 1.5))
     assert mean == 25 and low < 25 < high and read_.all("dial", DIAL, 2.5) == []
+    mean, low, high = knowledge.kept(read_.all("dial", DIAL, 1.5), read_.all("dial", "whole", 1.0))
+    assert mean == pytest.approx(100 / 3) and low < mean < high
     lines = knowledge.table(read_)
-    assert any(line.endswith("33.3%") for line in lines) and "dial over shots dropped, 1.5x: +25.0" in "\n".join(lines)
+    assert any("33.3% [" in line for line in lines) and "dial over shots dropped, 1.5x: +25.0" in "\n".join(lines)

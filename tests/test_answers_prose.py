@@ -78,6 +78,7 @@ def test_a_prefix_is_cut_to_its_last_tokens_behind_the_sinks(lm):
     assert prose.shortened(t, lm.config, 1.0) == t
 
 
+@pytest.mark.full
 def test_a_row_learns_and_writes_what_it_reads(lm, monkeypatch, tmp_path):
     monkeypatch.setattr(prose, "texts_of", lambda which: ([text(30, i) for i in range(40)], [text(30, 99)]))
     monkeypatch.setattr(prose.model, "load", lambda folder, device: LlamaForCausalLM(lm.config))

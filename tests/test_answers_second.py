@@ -62,7 +62,8 @@ def test_the_third_study_sets_the_tuned_dial_beside_the_best_of_all_controls(tmp
     assert a.control(cell) == ("rival4", "bm25-all") and a.best(cell) == ("plain", "lexical-all")
     assert a.control(cell, theirs=("last4",)) is None
     (found,) = third.against(a, ("tuned4", third.DIAL), [cell], a.control)
-    assert found["f1"] == 67.5 and found["theirs"] == 40 and found["share"] == 90 and found["seeds"] == [0, 1, 2]
+    assert found["f1"] == 67.5 and found["theirs"] == 40 and found["seeds"] == [0, 1, 2]
+    assert found["share"] == pytest.approx((90, 80, 120))  # the third story alone, or the second
     assert found["gain"][0] == 27.5 and found["gain"][1] <= 27.5 <= found["gain"][2]
     (found,) = third.against(a, ("tuned4", third.DIAL), [cell], a.best)
     assert found["gain"][0] == pytest.approx(5.0)

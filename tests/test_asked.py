@@ -302,6 +302,7 @@ def test_what_is_foretold_of_counts_and_bytes_knows_what_never_leaves(schedule):
     assert (zsaa.report(model, 70)["last layer"] >= 36).all()
 
 
+@pytest.mark.full
 def test_the_slider_shows_what_this_score_keeps():
     pytest.importorskip("anywidget")
     slider = zsaa.slider(model_of("llama", alpha=0.2), tiny.tokenizer(), " w5 w6" * 35, accuracy=None, prefetch=False)

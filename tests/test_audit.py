@@ -202,6 +202,7 @@ def test_reach_of_measured_lengths():
     assert audit.measured_reach([rising]) == [], "another schedule says nothing of Eq. 2"
 
 
+@pytest.mark.full
 def test_the_audits_figures_are_drawn(known, tmp_path):
     for name in ("reductions", "exponents", "reach"):
         figures.save_figure(getattr(figures, f"audit_{name}_figure")(known[1]), tmp_path / name)

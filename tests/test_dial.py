@@ -232,8 +232,16 @@ def state():
 before, loaded = state(), set(sys.modules)
 import zsaa
 assert state() == before
-heavy = {"datasets", "matplotlib", "seaborn", "papermill", "pandas", "peft"} & (set(sys.modules) - loaded)
+heavy = {"anywidget", "datasets", "ipywidgets", "matplotlib", "papermill", "pandas", "peft", "seaborn"}
+heavy &= set(sys.modules) - loaded
 assert not heavy, heavy
+assert callable(zsaa.slider)
+sys.modules["anywidget"] = None
+try:
+    zsaa.slider(None, None)
+except ModuleNotFoundError as error:
+    print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "pip install 'zsaa[lab]'" in done.stdout

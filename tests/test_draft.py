@@ -92,6 +92,7 @@ def test_first_layers_learn_to_go_on_as_all_do():
     assert draft.foretold(student.merge_and_unload(), rows, words) > before + 30 and log["steps"] == 60
 
 
+@pytest.mark.full
 def test_a_run_teaches_and_another_measures(monkeypatch, tmp_path):
     texts = [" ".join(WORDS[40 * i : 40 * i + 300]) for i in range(30)]
     corpus = Corpus("wikitext-103", "words", texts[:8], texts[8:], False, "here: words", True, "WikiText-103")

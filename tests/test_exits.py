@@ -94,7 +94,7 @@ def test_a_text_leaves_where_it_is_sure():
     assert never["mac_reduction"] == 1.0 and never["accuracy"] == 100.0
 
 
-@pytest.mark.parametrize("sampling", ["conventional", "ladder"])
+@pytest.mark.parametrize("sampling", ["conventional", pytest.param("ladder", marks=pytest.mark.full)])
 def test_it_learns_at_every_depth_and_is_judged(sampling, tmp_path):
     rule, net = Variant(tau=2), model()
     more = {"probe": "gradient"} if sampling == "ladder" else {"skips": 0.2}
@@ -153,7 +153,10 @@ def test_answers_of_states_are_the_depth_dials(family, padding, alpha):
             torch.testing.assert_close(one, net(ids, attention_mask=mask, depth=depth).logits.float())
 
 
-@pytest.mark.parametrize("changes", [{}, {"sampling": "ladder", "strongest": 3.0, "tau": 2}, {"tuning": "lora"}])
+BY_LADDER = pytest.param({"sampling": "ladder", "strongest": 3.0, "tau": 2}, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("changes", [{}, BY_LADDER, {"tuning": "lora"}])
 def test_a_recipe_teaches_every_depth(changes, tmp_path):
     """Of the package's trainer: accuracy behind each layer, and the range that the dial then knows."""
     recipe = Recipe.named(

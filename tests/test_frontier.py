@@ -155,6 +155,7 @@ def test_the_readme_s_first_finding_is_in_the_tables():
     assert float(ahead.loc[exits.WORDS["words-first"], saved[2]].split()[0]) < 0, "as good, or better"
 
 
+@pytest.mark.full
 def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
     figure = frontier.frontier_figure(points.read())
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
@@ -171,6 +172,7 @@ def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
     assert lines["the paper's recipe"].get_ydata()[0] == 88.94, "at the rate that validation chose"
 
 
+@pytest.mark.full
 def test_the_picture_s_second_panel_is_by_the_clock():
     by_macs, *clocks = (
         {line.get_label(): line for line in axis.get_lines()} for axis in frontier.frontier_figure(points.read()).axes

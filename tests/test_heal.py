@@ -70,12 +70,13 @@ def small(monkeypatch):
     monkeypatch.setattr(heal, "load_model", lambda *_, **__: (model(), tiny.tokenizer()))
 
 
+@pytest.mark.full
 def test_it_is_healed_and_judged(small, tmp_path):
     given_exam = tmp_path / "exam.json.gz"
     asked = {"task": "coqa", "context": "w5 w6 w7", "references": ["w8 w9"]}
     told = [{"text": " ".join(WORDS[:600])}]
     given_exam.write_bytes(gzip.compress(json.dumps([*QUESTIONS, asked, *told]).encode()))
-    given = ["--removed", "1", "--steps", "60", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
+    given = ["--removed", "1", "--steps", "25", "--batch", "4", "--rate", "1e-2", "--rank", "4", "--windows", "5"]
     assert (
         heal.main([*given, "--exam", str(given_exam), "--save", str(tmp_path / "kept"), "--output-dir", str(tmp_path)])
         == 0
@@ -84,7 +85,7 @@ def test_it_is_healed_and_judged(small, tmp_path):
     whole, left, text, distilled = result["rows"]
     assert [row["healed"] for row in result["rows"]] == ["untuned", "untuned", "text", "distilled"]
     assert whole["ratio"] == 1.0 and left["layers"] == text["layers"] and len(left["layers"]) == 1
-    assert text["perplexity"] < left["perplexity"] and text["log"]["steps"] == 60 and "--steps 60" in result["command"]
+    assert text["perplexity"] < left["perplexity"] and text["log"]["steps"] == 25 and "--steps 25" in result["command"]
     assert text["answers"]["coqa"]["n"] == 1 and "--exam exam.json.gz" in result["command"]
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"3-layers-text", "3-layers-distilled"}
     assert distilled["log"]["loss"][-1] < distilled["log"]["loss"][0] and whole["choices"]["a"]["n"] == 2

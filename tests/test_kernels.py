@@ -24,7 +24,13 @@ if not GPU:  # Triton 3.6 turns one-element arrays into loop bounds by int(), wh
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    interpreter._patch_lang_tensor = with_item
+    def patch_once(kernel, stock=interpreter._patch_lang, patched=set()):  # noqa: B006 - and not at each call of a helper
+        if id(kernel.__globals__) not in patched:
+            stock(kernel)
+            patched.add(id(kernel.__globals__))
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang_tensor, interpreter._patch_lang = with_item, patch_once
 HALF = torch.float16
 NAN = float("nan")
 

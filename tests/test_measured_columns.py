@@ -23,7 +23,7 @@ TINY_GEMMA = dict(
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    shared = ["--device", "cpu", "--dtype", "float32", "--repeats", "3"]
+    shared = ["--device", "cpu", "--dtype", "float32", "--repeats", "1"]
     with pytest.MonkeyPatch.context() as patch:
         for name, shape in (("llama3-8b", bench.MODELS["tiny"]), ("gemma2-2b", TINY_GEMMA)):
             patch.setitem(bench.MODELS, name, shape)

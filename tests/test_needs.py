@@ -111,6 +111,7 @@ def test_a_gpu_that_is_missing_or_too_small(monkeypatch):
     assert "AcceleratorError: all CUDA devices are busy" in needs.missing(["gpu:15"])[0]["gpu:15"]
 
 
+@pytest.mark.full
 def test_a_gpu_is_asked_for_without_torch_in_the_runner():
     """What was interrupted while it imported torch may not import it again."""
     code = f"""

@@ -23,6 +23,7 @@ def test_the_columns_are_those_that_are_promised():
     assert re.fullmatch(r"[0-9a-f]{10}", COMMITTED["commit"].iloc[0])
 
 
+@pytest.mark.full
 def test_every_measured_number_has_a_row_with_its_interval():
     held: dict[str, list[dict]] = {}
     for setting in points.settings(COMMITTED).to_dict("records"):

@@ -16,6 +16,7 @@ from reported import (
     NEW,
     TAU,
     TELL,
+    apart,  # noqa: F401 - the fixture `family` of every test here
     by_reference,
     close,
     dialed,

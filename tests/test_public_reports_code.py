@@ -13,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from reported import (
     ALPHA,
     TAU,
+    apart,  # noqa: F401 - the fixture `family` of every test here
     by_reference,
     close,
     dialed,

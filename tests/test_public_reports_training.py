@@ -17,6 +17,7 @@ from peft.utils.hotswap import hotswap_adapter
 from reported import (
     ALPHA,
     TAU,
+    apart,  # noqa: F401 - the fixture `family` of every test here
     by_reference,
     close,
     dialed,

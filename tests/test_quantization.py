@@ -394,10 +394,9 @@ trained_on_a_cpu = pytest.mark.skipif(
 )  # fmt: skip
 
 
+@pytest.mark.full
 @trained_on_a_cpu
-@pytest.mark.parametrize(
-    ("family", "quantization"), [("llama", "nf4"), pytest.param("gpt2", "int8", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize(("family", "quantization"), [("llama", "nf4"), ("gpt2", "int8")])
 def test_qlora_learns_saves_and_loads(family, quantization, checkpoints, tmp_path):
     options = dict(kind="sequence-classification", quantization=quantization)
     model, tokenizer = load_model(checkpoints / family, **options)
@@ -478,6 +477,8 @@ def test_nf4_of_pretrained_weights():
 @pytest.fixture(scope="module")
 def middle(tmp_path_factory):
     """A random LLaMA of 150 million parameters, 8 layers of 1,024, and its folder."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     config = transformers.LlamaConfig(
         vocab_size=8192, hidden_size=1024, intermediate_size=3584, num_hidden_layers=8, num_attention_heads=16,
         num_key_value_heads=4, pad_token_id=0,

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from tiny import TOLERANCE
 from transformers import AutoModelForCausalLM
 
@@ -322,3 +323,23 @@ def test_one_command_from_rows_to_answers(tokenizer, recipe, tmp_path):
         assert zsaa.settings(model)["score"] == "asked"
     with pytest.raises(ValueError, match="held_out=0.01 of 1 documents leaves none for the test"):
         dealt(train[:1], 0.01)
+
+
+def test_the_hubs_squad_and_hotpotqa_from_a_folder(tmp_path):
+    def parquet(config, split, rows):
+        (tmp_path / config).mkdir(exist_ok=True)
+        Dataset.from_list(rows).to_parquet(tmp_path / config / f"{split}-00000-of-00001.parquet")
+
+    said = {"text": ["Mara", "Mara", "the cook"], "answer_start": [0, 0, 9]}
+    for split in ("train", "validation"):
+        squad = {"id": "1", "title": "t", "context": f" Mara left, {split}. ", "question": "Who?", "answers": said}
+        parquet("plain_text", split, [squad, squad | {"answers": {"text": [], "answer_start": []}}])
+        paragraphs = {"title": ["Lake", "Owl"], "sentences": [["It froze.", " Twice."], ["It sings."]]}
+        parquet("distractor", split, [{"id": "2", "question": "Does it sing?", "answer": "yes", "context": paragraphs}])
+    train, test, origin = questions.load("squad", str(tmp_path))
+    assert train == [Asked("Mara left, train.", "Who?", ("Mara", "the cook"))] and origin == f"folder {tmp_path.name}"
+    assert test == [Asked("Mara left, validation.", "Who?", ("Mara", "the cook"))]
+    document = "Lake: It froze. Twice.\n\nOwl: It sings."
+    assert questions.load("hotpotqa", str(tmp_path))[0] == [Asked(document, "Does it sing?", ("yes",))]
+    with pytest.raises(AssetError, match="no such folder"):
+        questions.load("squad", str(tmp_path / "none"))

@@ -19,6 +19,7 @@ from zsaa.kit.runner import errors, page, plan
 from zsaa.kit.runner.done import fingerprint
 
 
+@pytest.mark.full
 def test_killed_kernel_is_not_done(tree, capfd):
     """The cell after the kill never ran, papermill says that it did, and the runner does not believe it."""
     tree.notebook("second", "print('before')", "import os; os.kill(os.getpid(), 9)", "pass", WRITE)
@@ -70,7 +71,8 @@ def test_signal_keeps_what_is_done_and_ends_the_kernel(tree, signum):
         assert (tree.runs("first"), tree.runs("second")) == (1, 1)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
 def test_an_ignored_signal_stays_ignored(tree, signum):
     """nohup ignores SIGHUP, a script's background job SIGINT: the run goes on to its end."""
     mark = tree.root / "started"

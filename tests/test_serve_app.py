@@ -215,6 +215,26 @@ def test_where_the_house_is_full_no_text_is_cut_into_tokens_first(serve, engines
     assert ask(app, path, body).status == 200 and len(cut) == 1
 
 
+def test_who_is_being_cut_into_tokens_is_before_who_knocks_later(serve, engines, monkeypatch):
+    app, house = serve(rungs=(Rung(1.0, 1000.0),), p95_ms=3000.0)
+    lane, engine, free = house.lanes["mood"], engines["mood"], threading.Event()
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda text: free.wait() and encode(text))
+    text = " ".join(["w5"] * 15)  # half of a request of reference length
+
+    async def rush():
+        sent = [asyncio.ensure_future(call(app, "/classify", {"input": text})) for _ in range(12)]
+        while lane.counts["refused"] == 0:
+            await asyncio.sleep(0.001)
+        inside, door = len(lane.jobs), lane.door
+        free.set()
+        return inside, door, [response.status for response in await asyncio.gather(*sent)]
+
+    inside, door, statuses = asyncio.run(rush())
+    assert inside == 0 and door > 1 and statuses.count(200) >= 3 and statuses.count(429) >= 3
+    assert lane.door == 0
+
+
 def test_no_more_are_let_in_than_there_is_room_for(serve):
     app, _ = serve(max_jobs=2, admits=False)
 
@@ -249,7 +269,7 @@ def test_who_leaves_frees_the_place(serve, engines, stream):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7])
 def test_a_batch_is_made_when_the_model_is_free_of_those_that_have_waited_longest(serve, alpha):
-    """At alpha = 1 a classifier's are of like lengths; pruned inputs are compacted, so there none pads another."""
+    """A classifier's are of like lengths."""
     app, house = serve(rungs=(Rung(alpha, 1.0),), admits=False, most=3)
     lane, lengths = house.lanes["mood"], [30, 28, 4, 3, 3, 30, 29]
 
@@ -266,7 +286,7 @@ def test_a_batch_is_made_when_the_model_is_free_of_those_that_have_waited_longes
     assert asyncio.run(rush()) == [200] * 7
     assert lane.born == sorted(lane.born) and len(lane.born) == 7  # nobody is overtaken
     for batch in lane.batches:
-        assert len(batch) <= 3 and (alpha < 1 or max(batch) * len(batch) <= 1.25 * sum(batch))
+        assert len(batch) <= 3 and max(batch) * len(batch) <= 1.25 * sum(batch)
     assert len(lane.batches) < 7
 
 

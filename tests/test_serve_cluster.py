@@ -288,3 +288,9 @@ def test_the_gathered_numbers_survive_a_replica_that_does_not_answer():
         assert asyncio.run(replica.gather()) == [("a", "", {})]
     finally:
         cluster.serve.get_deployment_handle = original
+
+
+def test_a_curve_that_is_not_there_is_named_with_the_remedy(tmp_path):
+    mood = Classifier(tiny.make("llama", "sequence-classification"), tiny.tokenizer())
+    with pytest.raises(FileNotFoundError, match=r"none\.json.*--floor.*--curve"):
+        furnish.floor_for(mood, options("--curve", str(tmp_path / "none.json")))

@@ -26,6 +26,7 @@ from zsaa.serve.controller import (
     Rung,
     State,
     Watch,
+    batch_work,
     percentile,
     policy_named,
     retry_after,
@@ -124,6 +125,18 @@ def test_who_is_refused_has_everybody_at_the_floor(situation, pending):
     if seconds is not None and least_ms > policy.share * after.trust * policy.p95_ms:
         assert alpha(policy, after) == policy.floor
     assert seconds is None or (isinstance(seconds, int) and seconds >= 1)
+
+
+@given(situations(), st.floats(0.01, 1), amounts)
+def test_a_batch_takes_its_share_of_the_promise_at_most_and_as_much_of_it_as_it_can(situation, share, pace):
+    policy, state, reading = situation
+    policy = replace(policy, batch_share=share)
+    room, most_ms = batch_work(policy, state.rung, reading), share * policy.p95_ms
+    rung, cost_ms = policy.rungs[state.rung], reading.pace * policy.rungs[state.rung].ms + reading.beside_ms
+    assert room * cost_ms == pytest.approx(max(0.0, most_ms - reading.batch_ms), rel=1e-6)
+    assert room <= reading.full or reading.takes(rung, min(room, reading.full)) <= most_ms * (1 + 1e-6)
+    assert batch_work(policy, state.rung, replace(reading, pace=reading.pace + pace)) <= room
+    assert state.rung == 0 or batch_work(policy, state.rung - 1, reading) <= room
 
 
 @given(situations(), st.floats(0.01, 20), st.floats(1, 20))
@@ -232,6 +245,18 @@ def test_percentile(values):
     assert sum(v < found for v in values) < 0.95 * len(values)
 
 
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0.1, 5)), max_size=40))
+def test_the_rate_is_that_of_the_window_however_it_is_counted(steps):
+    watch, now, arrived = Watch(window_s=4.0), 0.0, []
+    for pause, work in steps:
+        now += pause
+        watch.arrived(now, work)
+        arrived.append((now, work))
+        expected = sum(w for at, w in arrived if at > now - 4.0) / 4.0
+        assert watch.reading(now, 0.0).rate == pytest.approx(expected, abs=1e-9)
+    assert watch.reading(now + 5, 0.0).rate == 0
+
+
 def test_the_window_forgets():
     watch = Watch(window_s=4)
     for second in range(4):
@@ -321,6 +346,13 @@ def test_more_work_takes_longer_and_fuller_batches_less(work, more, pace, beside
     assert reading.takes(rung, 0) == 0 <= reading.takes(rung, work) <= reading.takes(rung, work + more)
     assert replace(reading, full=full + more).takes(rung, work) <= reading.takes(rung, work)
     assert reading.takes(rung, full) == pytest.approx(full * reading.cost(rung))
+
+
+def test_those_who_come_behind_lower_alpha_and_close_no_door():
+    ahead, crowded = (Controller(POLICY) for _ in range(2))
+    assert ahead.arrive(0.0, 1.0, 3.0) is None and crowded.arrive(0.0, 1.0, 3.0, behind=50.0) is None
+    assert crowded.alpha == POLICY.floor < ahead.alpha
+    assert crowded.arrive(0.0, 1.0, 53.0) is not None
 
 
 def test_two_controllers_that_see_the_same_do_the_same():

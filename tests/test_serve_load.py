@@ -94,16 +94,17 @@ def fake(monkeypatch):
     for module in (load, soak):
         monkeypatch.setattr(module, "server", server)
         monkeypatch.setattr(module, "samples_of", lambda *asked: SAMPLES)
-    monkeypatch.setattr(load, "DRAIN_S", 1.0)
+    monkeypatch.setattr(load, "DRAIN_S", 0.3)
     monkeypatch.setattr(load, "CALM_S", 0.3)
     made.started = started
     return made
 
 
 def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_path, monkeypatch, capsys):
-    given = ["--output", str(tmp_path), "--seconds", "1.5", "--profiles", "burst2,steady", "--probe-s", "0.3"]
+    given = ["--output", str(tmp_path), "--seconds", "0.6", "--profiles", "burst2,steady", "--probe-s", "0.3"]
+    given += ["--calm-s", "0.1"]
     monkeypatch.setattr(
-        "sys.argv", ["load", *given, "--policies", "stock,controller", "--rate", "30", "--", "--batch", "4"]
+        "sys.argv", ["load", *given, "--policies", "stock,controller", "--rate", "75", "--", "--batch", "4"]
     )
     load.main()
     result = json.loads((tmp_path / "results" / "serve.json").read_text())
@@ -127,6 +128,9 @@ def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_pa
     load.main()
     more = json.loads((tmp_path / "results" / "serve.json").read_text())
     assert more["rows"][:4] == result["rows"] and [row["policy"] for row in more["rows"][4:]] == ["floor", "floor"]
+    assert not result["gone_on_with"] and [run["commit"] for run in more["gone_on_with"]] == [
+        result["provenance"]["commit"]
+    ]
     assert {key: more[key] for key in load.FACTS} == {key: result[key] for key in load.FACTS}
     assert (
         more["rows"][5]["against_stock"]["n"] > 0

@@ -28,7 +28,7 @@ def waits(service, utilization, seed=0, n=20_000, **options):
 @pytest.mark.parametrize("utilization", [0.6, pytest.param(0.3, marks=pytest.mark.full)])
 def test_constant_service_times_wait_as_m_d_1_does(utilization):
     expected = 1 + utilization / (2 * (1 - utilization))  # Pollaczek and Khinchine
-    assert waits(lambda alpha, works: 1.0, utilization) == pytest.approx(expected, rel=0.06)
+    assert waits(lambda alpha, works: 1.0, utilization, n=6000) == pytest.approx(expected, rel=0.06)
 
 
 @pytest.mark.full
@@ -140,10 +140,17 @@ def test_what_a_summary_counts():
 
 
 @pytest.mark.parametrize(("padded", "batches"), [(float("inf"), [[1.0], [1.0, 9.0]]), (1.25, [[1.0], [1.0], [9.0]])])
-def test_at_alpha_1_a_long_request_does_not_pad_short_ones(padded, batches):
+def test_a_long_request_does_not_pad_short_ones(padded, batches):
     ran = []
     simulate([0.0, 0.1, 0.2], ONE, lambda alpha, works: ran.append(works) or 1.0, [1.0, 1.0, 9.0], padded=padded)
     assert ran == batches
+
+
+def test_a_batch_is_no_longer_than_its_share_of_the_promise():
+    """Of a promise of 4 s a quarter: batches of two, and nobody who came first waits for all who came later."""
+    ran, policy = [], Policy((Rung(1.0, 500.0),), p95_ms=4000, admits=False)
+    simulate([0.0] * 7, policy, lambda alpha, works: ran.append(works) or 0.5 * len(works), [1, 1, 1, 3, 1, 1, 1])
+    assert ran == [[1], [1, 1], [3], [1, 1], [1]]
 
 
 def test_the_command_prints_a_row_for_each_policy(capsys, monkeypatch):

@@ -29,7 +29,7 @@ def measured(costs, seconds=30.0):
     return {**facts, "rungs": [asdict(rung) for rung in RUNGS], "rows": rows, "provenance": {"seed": 0}}
 
 
-@pytest.mark.parametrize("costs", [Costs(0.8, 150.0), Costs(1.4, 0.0)])
+@pytest.mark.parametrize("costs", [Costs(0.8, 150.0), pytest.param(Costs(1.4, 0.0), marks=pytest.mark.full)])
 def test_the_costs_of_a_run_are_found_and_the_rest_of_it_is_predicted(costs, monkeypatch):
     monkeypatch.setattr(study, "PACES", [0.8, 1.0, 1.4])
     monkeypatch.setattr(study, "BESIDES_MS", [0.0, 150.0, 300.0])
@@ -63,7 +63,7 @@ def test_what_comes_too_late_for_the_load_generator_is_lost():
     assert row["p95_ms"] < 1000 * (20 + study.DRAIN_S)
 
 
-@pytest.mark.parametrize("name", ["serve", "serve-mended", "serve-h200"])
+@pytest.mark.parametrize("name", ["serve-cpu", "serve-h200-before"])
 def test_the_committed_run_is_one_that_the_study_can_read(name):
     result = json.loads((RESULTS / f"serving/{name}.json").read_text())
     assert {study.profile_of(row).name for row in result["rows"]} == {"burst 2x", "burst 5x"}

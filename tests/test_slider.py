@@ -3,9 +3,6 @@
 import base64
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -561,19 +558,6 @@ def test_traits_can_be_set_from_python_and_snap_to_stops(opened):
         slider.alpha = 0.0
     with pytest.raises(ValueError, match="unknown score"):
         slider.score = "x"
-
-
-def test_opening_is_lazy_and_says_what_is_missing():
-    code = (
-        "import sys, zsaa; assert not {'anywidget', 'ipywidgets', 'pandas'} & set(sys.modules); "
-        "assert callable(zsaa.slider); sys.modules['anywidget'] = None\n"
-        "try: zsaa.slider(None, None)\n"
-        "except ModuleNotFoundError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr
-    assert "pip install 'zsaa[lab]'" in done.stdout
-    assert callable(zsaa.slider)  # here its modules are imported long since
 
 
 # ---------------------------------------------------------------------------------------------------- accuracy

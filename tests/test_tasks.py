@@ -364,12 +364,17 @@ def test_a_sample_without_tokens_is_named(words):
 # ------------------------------------------------------------------------------------------- packaged reviews
 
 
+@pytest.fixture(scope="module")
+def whole():
+    return {name: load_task(name) for name in ("imdb", "rotten_tomatoes")}
+
+
 class TestPackaged:
     pytestmark = needs_reviews
 
     @pytest.mark.parametrize(("name", "train", "test"), [("imdb", 20002, 4900), ("rotten_tomatoes", 7464, 1066)])
-    def test_the_cut(self, name, train, test):
-        task = load_task(name)
+    def test_the_cut(self, whole, name, train, test):
+        task = whole[name]
         assert (len(task.train), len(task.test)) == (train, test)
         assert sum(task.test["label"]) * 2 == test
         one, other = ({packaged.normal(text) for text in side["text"]} for side in (task.train, task.test))
@@ -379,24 +384,25 @@ class TestPackaged:
         assert "substitute" in task.source
         assert 0.3 < sum(task.test["label"][:100]) / 100 < 0.7  # not sorted by label
 
-    def test_the_cut_never_changes(self):
+    def test_the_cut_never_changes(self, whole):
         """Results are committed for it: another fingerprint means that they are for other data."""
-        assert load_task("imdb").fingerprint.startswith("16a00528edb8")
-        assert load_task("rotten_tomatoes").fingerprint.startswith("f8779a27050d")
+        assert whole["imdb"].fingerprint.startswith("16a00528edb8")
+        assert whole["rotten_tomatoes"].fingerprint.startswith("f8779a27050d")
 
-    def test_neighbours_stay_on_one_side(self):
+    def test_neighbours_stay_on_one_side(self, whole):
         """Reviews of one film are neighbours in the table; a random cut would put films on both sides."""
         import pandas as pd
 
         rows = pd.read_csv(packaged.package_csv())
         rows = rows[rows["source"] == "imdb"]
         rows = rows[~rows["text"].map(packaged.normal).duplicated()]
-        test = set(load_task("imdb").test["text"])
+        test = set(whole["imdb"].test["text"])
         held = rows["text"].isin(test).to_numpy()
         assert (held[1:] != held[:-1]).sum() == 20  # both edges of 5 blocks for each of 2 labels
 
-    def test_subsamples_of_both_sides_never_meet(self):
-        full, task = load_task("imdb"), load_task("imdb", train=300, test=200)
+    @pytest.mark.full
+    def test_subsamples_of_both_sides_never_meet(self, whole):
+        full, task = whole["imdb"], load_task("imdb", train=300, test=200)
         assert set(task.train["text"]) <= set(full.train["text"])
         assert set(task.test["text"]) <= set(full.test["text"])
         assert (sum(task.train["label"]), sum(task.test["label"])) == (150, 100)

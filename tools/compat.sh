@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests with the oldest versions that pyproject.toml allows: tools/compat.sh [PYTEST OPTIONS]
-# Without options: those of `make test` in which other libraries have a say, and not our arithmetic, the bench and the
-# runner.
+# Without options: of `make test`, the files whose subject is what another library does: transformers' classes, generate and
+# Trainer, PEFT, datasets, lm-eval, bitsandbytes, hqq, the widget, jsonargparse, pandas, SciPy.
 # The throwaway environment has packages of its own, chosen by uv, except for torch, the packaged models and the data:
 # those are links into the usual environment (tools/setup.sh). KEEP=/path/to/folder makes the environment there and
 # leaves it; a second call with the same folder skips the installation.
@@ -49,13 +49,10 @@ others = (f"{m.__name__} {m.__version__}" for m in (datasets, peft, accelerate, 
 print("compat: transformers", t.__version__, *others, sep=", ")'
 if [ "$#" = 0 ]; then
     set -- -m "not full"
-    for own in ablation answers arrows audit bench card cascade catalogue combined depth_pages distributed figures files \
-        films frontier graphs heal house kernels kit layer linear measured_columns near needs packing pages points \
-        promises prompts recipes results rows rule runner serve slider_browser spread stats training_graphs \
-        verdicts; do
-        for file in "tests/test_$own.py" "tests/test_${own}_"*.py; do
-            [ ! -e "$file" ] || set -- "$@" --ignore "$file"
-        done
+    for subject in dial exactness exempt finetune folders generation harness jobs models own peft public_reports \
+        public_reports_code public_reports_training quantization quantized_cache reporting slider stats table2 \
+        transformers; do
+        set -- "$@" "tests/test_$subject.py"
     done
 fi
 OMP_NUM_THREADS=1 "$python" -m pytest -q -n "${JOBS:-2}" --dist loadscope "$@"

@@ -15,6 +15,7 @@ import numpy as np
 
 from ablation.answers.results import MODELS, over_stories, whose
 from zsaa.kit.store import RESULTS
+from zsaa.measure.stats import holm
 
 REDUCTIONS = (2.0, 3.0, 5.0, 7.0, 11.0)
 TARGETS = dict(zip(REDUCTIONS, (98, 96, 92, 90, 86)))  # of the F1 at alpha = 1, three passages
@@ -64,14 +65,6 @@ class Answers:
         drawn = over_stories(values, self.stories[one[2]])
         tail = 2 * min((1 + (drawn <= 0).sum()) / (1 + len(drawn)), (1 + (drawn >= 0).sum()) / (1 + len(drawn)))
         return (float(values.mean()), *map(float, np.quantile(drawn, [0.025, 0.975])), min(1.0, float(tail)))
-
-
-def holm(ps: list[float]) -> list[float]:
-    order, worst, found = sorted(range(len(ps)), key=lambda i: ps[i]), 0.0, [0.0] * len(ps)
-    for place, i in enumerate(order):
-        worst = max(worst, min(1.0, ps[i] * (len(ps) - place)))
-        found[i] = worst
-    return found
 
 
 def said(mean: float, low: float, high: float) -> str:

@@ -228,6 +228,7 @@ def _row(r: dict, whole: float) -> dict:
     share = round(100 * (r["score"] - chance) / (whole - chance), 1) if whole > chance else None
     return {"task": f"{r['test']}, 5 shots", "split": "questions not learned from", "variant": LABELS[r["kind"]],
             "kind": r["kind"], "target": r["reduction"], "mac_reduction": r["reached"], "n": len(r["right"]),
+            "choices": r["choices"],
             "accuracy": r["score"], "share": share, "right": "".join(map(str, r["right"]))}  # fmt: skip
 
 
@@ -259,14 +260,31 @@ def gained(ours: list[dict], theirs: list[dict], draws: int = 10_000) -> tuple[f
     return mean, float(low), float(high)
 
 
+def kept(ours: list[dict], whole: list[dict], draws: int = 10_000) -> tuple[float, float, float]:
+    """Of the score above chance at 1x the share (per cent) that ours keep, meaned over the tests, and the bounds of its
+    interval of 95%, drawn as in `gained`."""
+    rng, mean, drawn = np.random.default_rng(0), [], []
+    for one, other in zip(ours, whole):
+        pairs = [f"{a}{b}" for a, b in zip(one["right"], other["right"])]
+        kinds, counts = np.unique(pairs, return_counts=True)
+        right = np.array([[int(kind[0]), int(kind[1])] for kind in kinds])
+        chance = 1 / one["choices"]
+        times = np.vstack([counts, rng.multinomial(len(pairs), counts / len(pairs), draws)])
+        above = times @ right / len(pairs) - chance
+        shares = 100 * above[:, 0] / above[:, 1]
+        mean.append(shares[0]), drawn.append(shares[1:])
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    return float(np.mean(mean)), float(low), float(high)
+
+
 def table(read_: Read) -> list[str]:
     """Scores by test, their mean share above chance, and how far the dial is from shots dropped."""
     lines = [f"{'row, way':44}" + "".join(f"{test:>11}" for test in TESTS) + "  share above chance"]
     for row, kind, target in dict.fromkeys((row, kind, target) for row, kind, _, target in read_.rows):
         if found := read_.all(row, kind, target):
-            share = float(np.mean([r["share"] for r in found if r["share"] is not None]))
+            share, low, high = kept(found, read_.all(row, "whole", 1.0))
             scores = "".join(f"{r['accuracy']:11.1f}" for r in found)
-            lines.append(f"{row + ', ' + LABELS[kind]:40}{target:>4g}{scores}  {share:6.1f}%")
+            lines.append(f"{row + ', ' + LABELS[kind]:40}{target:>4g}{scores}  {share:6.1f}% [{low:.1f}, {high:.1f}]")
     for row, rival in (("dial", "last"), ("plain", "plain")):
         for target in REDUCTIONS:
             ours, theirs = read_.all(row, DIAL, target), read_.all(rival, "last", target)

@@ -27,6 +27,7 @@ from ablation.answers.judge import length, samples_of
 from ablation.answers.run import ROWS, SCORERS
 from ablation.answers.train import DRAWN, STRONGEST
 from zsaa import finetune
+from zsaa.finetune.sampling import LEAST_ALPHA
 from zsaa.learned import salience
 from zsaa.learned.asked import Scorer, Shape
 from zsaa.measure.origin import provenance
@@ -116,8 +117,16 @@ def _fill(model, saved: dict, adapter: str | Path) -> None:
         raise ValueError(f"{adapter} is of other layers: {found.unexpected_keys or missing}.")
 
 
+def _alpha(model, tokens: int, reduction: float) -> float:
+    """For a prompt of so many tokens; as little as can be, where it is too short for the reduction."""
+    try:
+        return zsaa.alpha_for(model, tokens, reduction)
+    except ValueError:
+        return LEAST_ALPHA
+
+
 @torch.no_grad()
-def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int = 16) -> dict:
+def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int) -> dict:
     """EM and F1 of the package's answers at a reduction of MACs, in batches of so many questions."""
     order, scores, seconds = sorted(samples, key=length), [], 0.0
     for start in range(0, len(order), size):
@@ -129,7 +138,7 @@ def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size
         def padded(rows, width=width):
             return torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=model.device)
 
-        alpha = 1.0 if reduction == 1 else [zsaa.alpha_for(model, len(p), reduction) for p in prompts]
+        alpha = 1.0 if reduction == 1 else [_alpha(model, len(p), reduction) for p in prompts]
         began = time.perf_counter()
         said = model.generate(
             padded(prompts),
@@ -167,19 +176,19 @@ def main() -> None:
     data = Data(path)
     samples, rows = samples_of(data, "test", arguments.passages, 1000)[: arguments.questions], []
     for reduction in arguments.reductions:
-        found = answers(model, samples, data, reduction)
+        found = answers(model, samples, data, reduction, 100 if model.device.type == "cuda" else 16)
         print(json.dumps(found), flush=True)
         variant = "stock" if reduction == 1 else "dial once, by the package"
         rows.append({"task": f"coqa-{arguments.passages}", "split": "CoQA, 100 test stories", "variant": variant,
                      "target": reduction, "mac_reduction": reduction, "n": found["n"], "exact_match": found["em"],
                      "f1": found["f1"]})  # fmt: skip
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result(rows), indent=1) + "\n")
+        if arguments.output:
+            Path(arguments.output).write_text(json.dumps(result(rows, arguments.passages), indent=1) + "\n")
 
 
-def result(rows: list[dict]) -> dict:
+def result(rows: list[dict], passages: int) -> dict:
     return {
-        "name": "answers-shipped",
+        "name": f"answers-shipped-{passages}",
         "kind": "answers",
         "row": "coqa-asked",
         "command": "python -m ablation.answers.ship judge results/adapters/coqa-asked DATA ...",

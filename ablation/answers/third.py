@@ -1,5 +1,5 @@
-"""What the third study's committed answers say: `python -m ablation.answers.third` (results/answers/third, and fourth:
-what was read later, of the row that ships and of rows that were trained anew, as their weights were gone).
+"""What the third study's committed answers say: `python -m ablation.answers.third` (results/answers/third; fourth and
+long: what was read later, of the row that ships and of rows that were trained anew, as their weights were gone).
 
 Models that are tuned at the reductions they are judged at: by the dial (`tuned4`; its scorer was taught before, and
 left as it is), and their rivals on prompts that these cut (`rival4`), as many steps from the same conventional models
@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from ablation.answers.compare import TARGETS, holm, said
+from ablation.answers.results import over_stories
 from ablation.answers.second import FEW, SEEDS
 from ablation.answers.second_results import NO_RIVALS, SPLITS
 from ablation.answers.verdict import TEST, VALIDATION, Cell, Second, cells, table
@@ -25,23 +29,24 @@ from zsaa.kit.store import RESULTS
 OURS, THEIRS = "tuned4", ("plain", "rival4", "lexical4", "last4")
 DIAL, CLOSE = "dial:s16-also.*", "dial:close:s16-also.*"
 TASKS = ("coqa-1", "coqa-3")
-FOLDERS = (RESULTS / "answers" / "third", RESULTS / "answers" / "fourth")
+FOLDERS = tuple(RESULTS / "answers" / name for name in ("third", "fourth", "long"))
 OTHERS = {
     "squad": ("squad-1", "squad-3"),
     "drop": ("drop-1", "drop-3"),
     "qasper": ("qasper-1",),
     "needles": ("needles-1024", "needles-2048", "needles-4096", "needles-7680"),
+    "test": ("coqa-2", "coqa-4", "coqa-8", "coqa-16"),
 }
 Way = tuple[str, str]  # stem of the models, kind
 UNTUNED: Way = ("plain", DIAL)
 
 
 class Third(Second):
-    def __init__(self, first=FOLDERS[0], later=FOLDERS[1]):
+    def __init__(self, first=FOLDERS[0], *later):
         """What was read later goes before; of a row that was trained anew, nothing else counts."""
         super().__init__(first)
-        if later.is_dir():
-            more = Second(later)
+        for folder in filter(Path.is_dir, later or FOLDERS[1:]):
+            more = Second(folder)
             anew = {name for name, d in more.files.items() if d.get("log")}
             self.rows = {at: row for at, row in self.rows.items() if at[0] not in anew} | more.rows
             self.stories |= more.stories
@@ -51,6 +56,15 @@ class Third(Second):
         """A dial's scorer has the seed of its model or, of those that were trained anew, 0."""
         found = super().seeds(stem, kind.replace("*", "0"), cell) if kind.startswith("dial:") else {}
         return dict(sorted((found | super().seeds(stem, kind, cell)).items()))
+
+    def share(self, one: tuple[str, str, Cell], whole: tuple[str, str, Cell], seeds: Sequence[int]):
+        """What one has of whole's F1 (per cent), and the bounds of its interval: stories resampled, for both alike."""
+        if not seeds:
+            return (float("nan"),) * 3
+        values = [self.f1s(*at, seeds) for at in (one, whole)]
+        drawn = [over_stories(found, self.stories[one[2][:2]]) for found in values]
+        low, high = np.quantile(100 * drawn[0] / drawn[1], [0.025, 0.975])
+        return float(100 * values[0].mean() / values[1].mean()), float(low), float(high)
 
     def dial(self) -> str:
         """The dial that is read."""
@@ -105,7 +119,7 @@ def against(a: Third, ours: Way, at: Sequence[Cell], rival, base: str | None = N
         mean, low, high, p = a.apart((*ours, cell), (*theirs, cell))
         at_one, own = (base or ours[0], "whole", (cell[0], cell[1], 1.0)), a.mean(*ours, cell, seeds)
         both = [s for s in seeds if s in a.seeds(*at_one)]
-        share = 100 * a.mean(*ours, cell, both) / a.mean(*at_one, both)
+        share = a.share((*ours, cell), at_one, both)
         found.append({"cell": cell, "f1": own, "share": share, "rival": theirs, "seeds": seeds,
                       "theirs": a.mean(*theirs, cell, seeds), "gain": (mean, low, high), "p": p})  # fmt: skip
     for row, fair in zip(found, holm([row["p"] for row in found])):
@@ -115,7 +129,8 @@ def against(a: Third, ours: Way, at: Sequence[Cell], rival, base: str | None = N
 
 def told(rows: list[dict]) -> list[str]:
     return [
-        f"  {r['cell'][0]} {r['cell'][2]:g}x: {r['f1']:.1f}, {r['share']:.1f}% of alpha = 1; {' '.join(r['rival'])} "
+        f"  {r['cell'][0]} {r['cell'][2]:g}x: {r['f1']:.1f}, {r['share'][0]:.1f} [{r['share'][1]:.1f}, "
+        f"{r['share'][2]:.1f}]% of alpha = 1; {' '.join(r['rival'])} "
         f"{r['theirs']:.1f}: {said(*r['gain'])} P {r['p']:.4f}, Holm {r['holm']:.4f}; seeds {r['seeds']}"
         for r in rows
     ]

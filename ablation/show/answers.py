@@ -5,7 +5,7 @@ from __future__ import annotations
 from zsaa.kit.figures.style import REFERENCE, STYLE, legend, multiples, panels
 
 FILES = ("answers/third/", "answers/fourth/")
-PLAIN, DIAL, CUTS = "conventional (LoRA)", "continued at reductions (LoRA)", "continued on BM25's cuts (LoRA)"
+PLAIN, DIAL, CUTS = "conventional", "continued at reductions", "continued on BM25's cuts"
 LINES = {  # how the model was tuned, method: name, colour, marker, dashes
     (DIAL, "dial once, scorer s16-also"): ("dial, tuned at reductions", "#0072B2", "o", "-"),
     (PLAIN, "dial once, scorer s16-also"): ("dial, tuned at alpha = 1", "#56B4E9", "s", "-"),
@@ -23,14 +23,18 @@ def answers_figure(points):
 
     found = points[points["split"].str.endswith("test stories") & (points["metric"] == "f1")]
     found = found[found["task"].isin(PASSAGES)]
+    later = found["file"].str.startswith(FILES[1]) & found["recipe"].str.contains(" steps")  # trained anew
+    found = found[~found["file"].isin(found.loc[later, "file"].str.replace(FILES[1], FILES[0]))]
+    recipes, reached = found["recipe"].str.partition(" (LoRA)")[0], found["mac_reduction"].round(1)
+    found = found.assign(recipe=recipes, mac_reduction=reached)
     with plt.rc_context(STYLE):
         figure, axes = panels(2.75, 1, 2, sharey=True)
         for axis, (task, title) in zip(axes, PASSAGES.items()):
             here = found[found["task"] == task]
-            whole = here[(here["method"] == "stock") & here["recipe"].str.startswith(PLAIN)]
+            whole = here[(here["method"] == "stock") & (here["recipe"] == PLAIN)]
             axis.axhline(whole["value"].mean(), **REFERENCE)
             for (recipe, method), look in LINES.items():
-                mine = here[here["recipe"].str.startswith(recipe) & here["method"].isin([method, "stock"])]
+                mine = here[(here["recipe"] == recipe) & here["method"].isin([method, "stock"])]
                 own = mine[mine["file"].isin(mine.loc[mine["method"] == method, "file"])]  # seeds that were run
                 _line(axis, own.groupby("mac_reduction", as_index=False)[["value", "low", "high"]].mean(), look)
             axis.set(title=title, xlabel="MAC reduction", xscale="log")

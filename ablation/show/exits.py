@@ -23,7 +23,7 @@ from ablation.show.films import MARGIN, RIVALS, points, settings
 from zsaa.kit import paper
 from zsaa.kit.equal import at_equal_macs, right
 from zsaa.kit.store import RESULTS
-from zsaa.measure.stats import holm, mean_difference, over_runs
+from zsaa.measure.stats import holm, mean_difference, over_runs, sure
 
 FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_films"
 EXITS = ("exits", "exits-seed1", "exits-seed2")
@@ -233,10 +233,10 @@ def rivals_table(folder: Path = FOLDER):
     for (name, b), tried in theirs.items() if ours else ():
         mine = [right(row) for row in ours[b]]
         found[name, b] = over_runs(mine, [as_dear(rows, saved(ours[b])) for rows in tried], films.runs("test"))
-    sure = {cell for cell, p in zip(found, holm([lead.p for lead in found.values()])) if p < 0.05}
+    stars = sure(found)
 
     def said_of(cell: tuple) -> str:
-        return points(found[cell]) + "*" * (cell in sure) if cell in found else ""
+        return points(found[cell]) + "*" * (cell in stars) if cell in found else ""
 
     return pd.DataFrame([
         {AHEAD: name} | {column(ours, b): said_of((name, b)) for b in BUDGETS}

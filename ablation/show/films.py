@@ -20,7 +20,7 @@ from ablation.show.rows import cell_at
 from zsaa.kit import paper
 from zsaa.kit.equal import at_equal_macs, right
 from zsaa.kit.store import RESULTS, with_interval
-from zsaa.measure.stats import Difference, holm, mean_difference, over_runs
+from zsaa.measure.stats import Difference, holm, mean_difference, over_runs, sure
 
 PART = RESULTS / "ablation" / "imdb_films" / "test"
 GEMMA = RESULTS / "ablation" / "imdb_films_gemma" / "test"
@@ -144,10 +144,10 @@ def ahead_table(folder: Path = PART):
     import pandas as pd
 
     found = leads(folder)
-    sure = {cell for cell, p in zip(found, holm([lead.p for lead in found.values()])) if p < 0.05}
+    stars = sure(found)
     lines = []
     for name, cells in RIVALS.items():
-        said = {t: points(found[name, t]) + "*" * ((name, t) in sure) for t in cells}
+        said = {t: points(found[name, t]) + "*" * ((name, t) in stars) for t in cells}
         lines.append({"ahead of": _named(name, cells), **{f"{t}x": said.get(t, "") for t in TARGETS}})
     return pd.DataFrame(lines)
 
@@ -184,7 +184,7 @@ def long_table(part: str = "test"):
     import pandas as pd
 
     found = long_leads(part)
-    sure = {cell for cell, p in zip(found, holm([lead.p for lead, *_ in found.values()])) if p < 0.05}
+    stars = sure({cell: lead for cell, (lead, *_) in found.items()})
     head = f"reviews of more words than {LONGEST:.0%} of validation's ({part}, {longest(part).sum():,})"
     dial = {f"{t}x": next((f"{ours:.1f}" for (_, at), (_, ours, _) in found.items() if at == t), "") for t in AT}
     lines = [{head: _named("the dial", always(DIAL, "alpha")), **dial}]
@@ -192,7 +192,7 @@ def long_table(part: str = "test"):
         line = {head: _named(name, RIVALS[name])}
         for target in AT:
             if cell := found.get((name, target)):
-                star = "*" * ((name, target) in sure)
+                star = "*" * ((name, target) in stars)
                 line[f"{target}x"] = f"{cell[2]:.1f}: {points(cell[0])}{star}"
         lines.append({**dict.fromkeys(lines[0], ""), **line})
     return pd.DataFrame(lines)

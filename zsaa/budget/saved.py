@@ -6,7 +6,6 @@ import functools
 import json
 from collections import Counter
 from dataclasses import asdict
-from importlib.metadata import version
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
@@ -19,6 +18,7 @@ from zsaa.dials.settings import current_settings
 from zsaa.families import find_decoder
 from zsaa.fast.dispatch import backends, matmul_precision
 from zsaa.measure import hardware, hash_of
+from zsaa.measure.origin import version
 from zsaa.rule import RULE, Rule
 
 FORMAT = 1  # of a saved calibration; raise it when its content or what is timed changes

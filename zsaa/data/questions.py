@@ -1,4 +1,4 @@
-"""Questions about documents: rows of your own, one JSON object a line.
+"""Questions about documents: rows of your own, one JSON object a line, or SQuAD and HotpotQA from the Hugging Face hub.
 
     {"document": "...", "question": "Who left?", "answer": "Mara"}
 
@@ -11,7 +11,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from zsaa.data.hub import splits_of
+from zsaa.data.specs import Spec
 from zsaa.models import AssetError
+
+# Text columns first, then the one that is no text: SQuAD's answers, and HotpotQA's ten paragraphs, two of which matter.
+HUB = {
+    "squad": (Spec("rajpurkar/squad", "plain_text", ("context", "question"), (), None), "answers"),
+    "hotpotqa": (Spec("hotpotqa/hotpot_qa", "distractor", ("question", "answer"), (), None), "context"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,23 @@ def read(path: str | Path, limit: int | None = None) -> list[Asked]:
     if not found:
         raise AssetError(f"{path} holds no row. Give one JSON object a line: document, question and answer.")
     return found
+
+
+def load(name: str, source: str = "hub") -> tuple[list[Asked], list[Asked], str]:
+    """Training and validation rows of a data set in HUB, and where they came from. source: "hub" ("auto" is that, too)
+    or a folder in its repository's layout. Questions without an answer are left out. AssetError without the data."""
+    spec, last = HUB[name]
+    sides, origin = splits_of(name, spec, "hub" if source == "auto" else source, ("train", "validation"), last)
+
+    def of(row: dict) -> Asked:
+        if name == "squad":
+            return Asked(row["text"].strip(), row["text_pair"].strip(), tuple(dict.fromkeys(row[last]["text"])))
+        parts = zip(row[last]["title"], row[last]["sentences"])
+        document = "\n\n".join(f"{title}: {''.join(sentences).strip()}" for title, sentences in parts)
+        return Asked(document, row["text"].strip(), (row["text_pair"].strip(),))
+
+    train, test = ([row for row in map(of, side) if row.answers] for side in sides)
+    return train, test, origin
 
 
 def asked(row: object) -> Asked:

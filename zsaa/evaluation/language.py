@@ -222,11 +222,11 @@ def bootstrap(nll: np.ndarray, counts: np.ndarray, units: Sequence[int], seed: i
     names, place = np.unique(np.asarray(units), return_inverse=True)
     sums, sizes = np.bincount(place, nll), np.bincount(place, counts)
     random = np.random.RandomState(seed)  # a stream that is promised never to change
-    found = np.empty(draws)
-    for draw in range(draws):
-        times = np.bincount(random.randint(0, len(names), len(names)), minlength=len(names))
-        found[draw] = (times @ sums) / (times @ sizes)
-    return found
+    at_once, found = max(1, 2**20 // len(names)), []
+    for first in range(0, draws, at_once):
+        drawn = random.randint(0, len(names), (min(at_once, draws - first), len(names)))
+        found.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    return np.concatenate(found)
 
 
 def interval(logs: np.ndarray) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zsaa.attention import rotate
 from zsaa.families import find_decoder
+from zsaa.finetune.loop import resolve_precision
 from zsaa.finetune.questions import ASKS, BODY
 from zsaa.heads.texts import find
 from zsaa.learned import asked, salience
@@ -141,6 +142,13 @@ def _watched(model: nn.Module, rows: Tensor, real: Tensor, heads: dict[int, list
             hook.remove()
 
 
+def _fast(device: torch.device):
+    """On a GPU 16 bits: these passes read all rows, and of what they tell only ranks and shares count."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = kinds.get(resolve_precision()) if device.type == "cuda" else None
+    return torch.autocast(device.type, kind) if kind else nullcontext()
+
+
 @torch.no_grad()
 def _looks(model: nn.Module, samples: Sequence[dict], heads: dict[int, list[int]]) -> list[Tensor]:
     """Of each sample [heads, prompt tokens]: what the heads give to the document while the answer is written."""
@@ -151,7 +159,7 @@ def _looks(model: nn.Module, samples: Sequence[dict], heads: dict[int, list[int]
     real = torch.tensor([[i < len(s["input_ids"]) for i in range(longest)] for s in samples], device=device)
     said = max(len(s["input_ids"]) - n for s, n in zip(samples, widths))
     rows = [[n - 1 + i if n + i < len(s["input_ids"]) else -1 for i in range(said)] for s, n in zip(samples, widths)]
-    with _watched(model, torch.tensor(rows, device=device), real, heads) as seen:
+    with _fast(device), _watched(model, torch.tensor(rows, device=device), real, heads) as seen:
         model(input_ids=ids, attention_mask=real.long(), use_cache=False, logits_to_keep=1)
     given = torch.cat([seen[layer] for layer in sorted(heads)], dim=1)
     body = torch.tensor([[p == BODY for p in s["part"]] + [False] * (longest - len(s["part"])) for s in samples])
@@ -240,6 +248,19 @@ def _asked(model: nn.Module, scorer: Scorer, part: Sequence[Lesson]) -> tuple[Te
     return scores, [row[: len(mine)] for row, mine in zip(units, bodies)]
 
 
+def _told(part: Sequence[Lesson], units: list[list[int]], chunks: int) -> tuple[Tensor, Tensor]:
+    """Of each lesson's chunks [batch, chunks] what the heads look at, and whether the answer stands there. Made on the
+    CPU: a hundred small steps a batch, which a GPU would wait for."""
+    look, right = torch.zeros(len(part), chunks), torch.zeros(len(part), chunks, dtype=torch.bool)
+    for i, (lesson, mine) in enumerate(zip(part, units)):
+        body = [at for at, kind in enumerate(lesson.part) if kind != ASKS]
+        assert lesson.look is not None
+        look[i].index_add_(0, torch.tensor(mine), lesson.look[body].float())
+        if lesson.place:
+            right[i, [unit for at, unit in zip(body, mine) if at in lesson.place]] = True
+    return look, right
+
+
 def _steps(model, scorer, pupils: list[Lesson], steps: int, size: int, rate: float, seed: int, progress: bool):
     """Train the scorer; yields the number of each step that was made."""
     from tqdm import tqdm
@@ -255,13 +276,7 @@ def _steps(model, scorer, pupils: list[Lesson], steps: int, size: int, rate: flo
         scorer.train()
         scores, units = _asked(model, scorer, part)
         logs = scores.log_softmax(1)
-        look, right = torch.zeros_like(logs), torch.zeros_like(logs, dtype=torch.bool)
-        for i, (lesson, mine) in enumerate(zip(part, units)):
-            body = [at for at, kind in enumerate(lesson.part) if kind != ASKS]
-            assert lesson.look is not None
-            look[i].index_add_(0, torch.tensor(mine, device=look.device), lesson.look[body].to(look))
-            if lesson.place:
-                right[i, [unit for at, unit in zip(body, mine) if at in lesson.place]] = True
+        look, right = (told.to(logs.device) for told in _told(part, units, logs.shape[1]))
         known = right.any(1)
         listwise = -(look * logs.clamp(min=-30)).sum(1).mean()
         place = -logs.masked_fill(~right, -1e4).logsumexp(1)[known].sum() / len(part)

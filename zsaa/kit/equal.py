@@ -8,7 +8,7 @@ that both together cost what the dial does: that is what one would do who had to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,10 +36,10 @@ def at_equal_macs(rows: Sequence[dict], reduction: float) -> dict | None:
         return one
     dear, cheap = 1 / one["mac_reduction"], 1 / other["mac_reduction"]
     share = (1 / reduction - cheap) / (dear - cheap)
-    shares = (share * right(one) + (1 - share) * right(other)).tolist()
+    shares = share * right(one) + (1 - share) * right(other)
     return {
-        "control": one["control"], "target": None, "mac_reduction": reduction, "n": one["n"], "shares": shares,
-        "accuracy": round(100 * fmean(shares), 2), "mixed": (one["mac_reduction"], other["mac_reduction"]),
+        "control": one["control"], "target": None, "mac_reduction": reduction, "n": one["n"], "shares": shares.tolist(),
+        "accuracy": round(100 * float(shares.mean()), 2), "mixed": (one["mac_reduction"], other["mac_reduction"]),
     }  # fmt: skip
 
 
@@ -52,7 +52,12 @@ def control_rows(result: dict, control: str) -> list[dict]:
 
 def right(row: dict) -> np.ndarray:
     """How much of each sample a row has right: 0 or 1, and in a mixture of two rows between."""
-    return np.array(row["shares"] if "shares" in row else from_bits(row["right"], row["n"]), dtype=float)
+    return np.array(row["shares"] if "shares" in row else _flags(row["right"], row["n"]), dtype=float)
+
+
+@lru_cache(maxsize=2048)  # a table sets each row beside each other
+def _flags(bits: str, n: int) -> np.ndarray:
+    return np.array(from_bits(bits, n), dtype=np.int8)
 
 
 def ahead(ours: dict | list[dict], rival: dict | list[dict]) -> tuple[float, tuple[float, float]]:
@@ -63,7 +68,7 @@ def ahead(ours: dict | list[dict], rival: dict | list[dict]) -> tuple[float, tup
     if "shares" in ours or "shares" in rival:
         return mean_difference([right(ours)], [right(rival)])
     n = ours["n"]
-    return difference("accuracy", [1] * n, from_bits(ours["right"], n), from_bits(rival["right"], n))
+    return difference("accuracy", [1] * n, _flags(ours["right"], n), _flags(rival["right"], n))
 
 
 def said(lead: tuple[float, tuple[float, float]]) -> str:

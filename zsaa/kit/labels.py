@@ -259,7 +259,7 @@ def method_of(result: dict, row: dict) -> str:
 def recipe_of(result: dict) -> str:
     """How the model was trained; "" where weights decide nothing."""
     kind, recipe = result["kind"], result.get("recipe", {})
-    if kind in ("perplexity", "choice"):
+    if kind in ("perplexity", "choice", "questions"):
         return training(result, "windows" if kind == "perplexity" else "questions")
     if kind == "ablation" and "training" in result:
         trained = result["training"]

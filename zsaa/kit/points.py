@@ -70,7 +70,7 @@ SETTINGS = (
     "high",
 )
 # Counts that stand behind other numbers, and those that have a column of their own.
-LEFT_OUT = ("n", "correct", "nll_sum", "words", "mac_reduction", "latency_mac_reduction")
+LEFT_OUT = ("n", "correct", "nll_sum", "words", "choices", "mac_reduction", "latency_mac_reduction")
 TIMED = {"latency_ms": "latency_ms", "latency_ms_quartiles": "latency_ms_quartiles", "speedup": "speedup",
          "latency_batch": "batch", "latency_tokens": "tokens"}  # fmt: skip
 DERIVED = ("audit", "architectures", "preservation", "serve-simulated")  # kinds without a measured number

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import warnings
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torch
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "zsaa")
 
 
+@cache
 def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

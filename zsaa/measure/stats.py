@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats as distributions
 from sklearn.metrics import f1_score
 
 DRAWS = 10_000
+Key = TypeVar("Key", bound=Hashable)
 
 
 def interval(correct: int, n: int, digits: int | None = 2) -> tuple[float, float]:
@@ -50,8 +52,8 @@ def difference(
     paired percentile bootstrap. metric: "accuracy" or "f1"; for accuracy, predictions may also say of each sample
     whether it was right (labels all 1)."""
     kinds = [(y, a, b) for y in range(max(labels) + 1) for a in (0, 1) for b in (0, 1)]  # label; right by one, by other
-    samples = [(y, int(a == y), int(b == y)) for y, a, b in zip(labels, one, other)]
-    table = np.array([samples.count(kind) for kind in kinds])
+    y, a, b = (np.asarray(values, dtype=int) for values in (labels, one, other))
+    table = np.bincount(4 * y + 2 * (a == y) + (b == y), minlength=len(kinds))
 
     def gain(tables: np.ndarray) -> np.ndarray:
         if metric == "accuracy":
@@ -155,6 +157,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - before) * p_values[i]))
         found[i] = least
     return found
+
+
+def sure(leads: Mapping[Key, Difference], level: float = 0.05) -> set[Key]:
+    """Which of these leads are not 0 by Holm's correction over all of them: what a table gives a star."""
+    return {key for key, p in zip(leads, holm([lead.p for lead in leads.values()])) if p < level}
 
 
 def over_seeds(

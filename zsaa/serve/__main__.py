@@ -38,6 +38,12 @@ def parser() -> argparse.ArgumentParser:
     add("--calibrate-s", type=float, default=10.0, help="seconds to time each model; 0: by multiply-accumulates")
     add("--threads", type=int, default=None, help="of torch in each replica; default: the cores, shared")
     add("--device", default="cpu")
+    add(
+        "--apart",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="models in a process of their own, each replica's; default: on a GPU",
+    )
     add("--replicas", type=int, default=1)
     add("--max-replicas", type=int, default=None, help="let Ray Serve start up to so many as the load asks for them")
     add("--cpus", type=float, default=1.0, help="that each replica reserves in Ray")
@@ -73,7 +79,7 @@ def bare(chosen: argparse.Namespace) -> None:
 
     plan = settings(chosen)
     app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
-    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning")
+    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False)
 
 
 def main() -> None:

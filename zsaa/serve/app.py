@@ -29,7 +29,7 @@ from zsaa.serve.wishes import Chat, Classification, Completion, Written
 LOG = logging.getLogger("zsaa.serve")
 HERE = Path(__file__).parent
 TICK_S = 0.25  # how often the controllers look, so that alpha returns to 1 without a request
-LONG_TOKEN = 8  # characters: few texts have so many to a token
+LONG_TOKEN, USUAL_TOKEN = 8, 4  # characters: few texts have the first to a token, English has the second
 CHAT_TOKENS = 256  # of an answer, where a chat names no limit
 
 Gather = Callable[[], Awaitable[list[tuple[str, str, dict]]]]  # (replica, its metrics, its live numbers) of all
@@ -57,11 +57,17 @@ class Answer:
 class House:
     """The lanes by the names of their models, and what the paths below do with them."""
 
-    def __init__(self, lanes: dict[str, Lane], replica: str = "local"):
-        self.lanes, self.replica, self.started = lanes, replica, int(time.time())
+    def __init__(
+        self,
+        lanes: dict[str, Lane],
+        replica: str = "local",
+        alive: Callable[[], bool] = lambda: True,
+        clerks: int = 1,
+    ):
+        self.lanes, self.replica, self.alive, self.started = lanes, replica, alive, int(time.time())
         self.metrics = Metrics(lanes)
-        # One thread for all texts: each more would take the interpreter from the one in which the model runs.
-        self.clerk = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        # Threads for texts; where the model runs in this process, one: each more takes the interpreter from it.
+        self.clerk = ThreadPoolExecutor(clerks, thread_name_prefix="tokens")
 
     def snapshot(self) -> tuple[str, str, dict]:
         return self.replica, self.metrics.text(), {name: lane.live() for name, lane in self.lanes.items()}
@@ -84,13 +90,15 @@ class House:
 
     async def encoded(self, name: str, texts: Sequence[str]) -> list[list[int]]:
         """Each text as tokens. Refused at once, where all of them would be for their length alone."""
-        engine = self.lanes[name].engine
+        lane, loop = self.lanes[name], asyncio.get_running_loop()
+        most = lane.engine.max_tokens
+        least, usual = (sum(min(len(text) / letters, most) for text in texts) for letters in (LONG_TOKEN, USUAL_TOKEN))
         try:
-            self.lanes[name].knock(sum(min(len(text) / LONG_TOKEN, engine.max_tokens) for text in texts))
+            lane.knock(least)
         except Busy as busy:
             raise self._full(name, busy) from None
-        loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self.clerk, engine.encode, text) for text in texts]
+        with lane.entering(usual):
+            return [await loop.run_in_executor(self.clerk, lane.engine.encode, text) for text in texts]
 
     async def events(self, name: str, job: Job) -> AsyncIterator[Event]:
         """A job's events, counted. Refused, where it is not let in or not answered."""
@@ -125,10 +133,11 @@ class House:
                     return Answer(job, "".join(text), logits, event.reason)
         raise AssertionError("a job ends with a reason or an exception")
 
-    def dialled(self, name: str, job: Job) -> dict:
-        """What the answer says of its alpha."""
-        spent, stock = self.lanes[name].engine.spent(len(job.wish.ids), job.alpha)
-        return {"alpha": job.alpha, "mac_reduction": round(stock / spent, 3)}
+
+def dialled(job: Job) -> dict:
+    """What the answer says of its alpha."""
+    spent, stock = job.spent
+    return {"alpha": job.alpha, "mac_reduction": round(stock / spent, 3)}
 
 
 def usage(jobs: Sequence[Job]) -> dict:
@@ -203,7 +212,7 @@ async def _write(house: House, request: Request, body: Written, prompts: Sequenc
             **({"message": {"role": "assistant", "content": a.text}} if chat else {"text": a.text}),
             "finish_reason": a.reason,
             "logprobs": None,
-            "zsaa": house.dialled(name, a.job),
+            "zsaa": dialled(a.job),
         }
         for index, a in enumerate(answers)
     ]
@@ -223,7 +232,7 @@ async def _stream(house: House, request: Request, body: Written, name: str, job:
         delta = {**({"role": "assistant"} if begins else {}), "content": event.piece}
         choice = {"index": 0, **({"delta": delta} if chat else {"text": event.piece}), "finish_reason": event.reason}
         if event.reason is not None:
-            choice["zsaa"] = house.dialled(name, job)
+            choice["zsaa"] = dialled(job)
         return _sse({**head, "choices": [choice]})
 
     async def lines() -> AsyncIterator[str]:
@@ -259,7 +268,7 @@ async def _classify(house: House, request: Request, body: Classification) -> Res
         best = max(range(len(answer.logits)), key=answer.logits.__getitem__)
         cut = len(ids) > engine.max_tokens
         said = {"index": index, "label": engine.labels[best], "logits": dict(zip(engine.labels, answer.logits))}
-        data.append({**said, "truncated": cut, "zsaa": house.dialled(name, answer.job)})
+        data.append({**said, "truncated": cut, "zsaa": dialled(answer.job)})
     content = {"object": "list", "model": name, "data": data, "usage": usage(jobs)}
     return JSONResponse(content, headers=_header(jobs))
 
@@ -290,6 +299,8 @@ def _errors(app: FastAPI) -> None:
 def _watched(app: FastAPI, house: House, gather: Gather) -> None:
     @app.get("/health")
     async def health() -> dict:
+        if not house.alive():
+            raise Refused(503, "the model's process has ended. Start the server again.", kind="server_error")
         return {"status": "ok"}
 
     @app.get("/metrics")

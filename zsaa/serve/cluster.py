@@ -30,6 +30,11 @@ class Replica:
         settings = self.settings
         return http.build(self.house, settings.key, settings.hosts, settings.max_body, self.gather)
 
+    def check_health(self) -> None:
+        """Asked by Ray every few seconds, which replaces a replica whose model has ended."""
+        if not self.house.alive():
+            raise RuntimeError("the process of the models has ended")
+
     def snapshot(self) -> tuple[str, str, dict]:
         return self.house.snapshot()
 

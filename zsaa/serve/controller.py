@@ -48,9 +48,10 @@ class Policy:
     rungs: from the highest alpha (1, unless it is fixed below) down to the floor; none costs more than the one before
     it. p95_ms: the promise, from arrival to the last byte. admits: may a request be turned away (429)?
     share: of the promise, that what is in the house may take. fills: of the promise, up to which requests are let in;
-    the rest is for what nobody foresees. busy, calm: utilization above which the controller goes
-    down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms: what a batch is known to
-    cost, whatever is in it.
+    the rest is for what nobody foresees. batch_share: of the promise, that a batch may take: who comes in waits for the
+    one that runs, and then for all of its own, also for those that came to it later. busy, calm: utilization above
+    which the controller goes down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms:
+    what a batch is known to cost, whatever is in it.
     """
 
     rungs: tuple[Rung, ...]
@@ -58,6 +59,7 @@ class Policy:
     admits: bool = True
     share: float = 0.7
     fills: float = 0.85
+    batch_share: float = 0.25
     calm_share: float = 0.2
     busy: float = 1.0
     calm: float = 0.7
@@ -77,6 +79,8 @@ class Policy:
             )
         if sorted(costs, reverse=True) != costs:
             raise ValueError(f"a lower alpha must not cost more, got {costs} ms for the alphas {alphas}.")
+        if not 0 < self.batch_share <= 1:
+            raise ValueError(f"batch_share must be a share of the promise in (0, 1], got {self.batch_share}.")
         if not (0 < self.calm_share <= self.share and 0 < self.calm <= self.busy):
             raise ValueError(
                 f"going up must be stricter than going down: calm_share {self.calm_share} at most share {self.share}, "
@@ -177,6 +181,13 @@ def retry_after(policy: Policy, state: State, reading: Reading, work: float = 1.
     return max(1, math.ceil(over / 1000))
 
 
+def batch_work(policy: Policy, rung: int, reading: Reading) -> float:
+    """Reference requests in a batch on this rung, at most, so that it takes `batch_share` of the promise. More than
+    that is a request that is longer, and runs alone."""
+    each = policy.rungs[rung].ms * reading.pace + reading.beside_ms
+    return max(0.0, policy.batch_share * policy.p95_ms - reading.batch_ms) / each
+
+
 @dataclass(frozen=True)
 class Costs:
     """Of batches, lately: see `Reading`."""
@@ -193,6 +204,7 @@ class Watch:
     def __init__(self, window_s: float = 4.0, batch: int = 1, batch_ms: float = 0.0):
         self.window_s, self.batch, self.batch_ms = window_s, batch, batch_ms
         self._arrivals: deque[tuple[float, float]] = deque()
+        self._arrived = 0.0  # the work of these
         self._answers: deque[tuple[float, float]] = deque()
         self._squares = [[0.0] * 3 for _ in range(3)]  # of batches: sums of products of what `ran` knows of each,
         self._products = [0.0] * 3  # and with what it took
@@ -202,6 +214,7 @@ class Watch:
     def arrived(self, now_s: float, work: float) -> None:
         """A request of `work` reference requests arrived, whether or not it was let in."""
         self._arrivals.append((now_s, work))
+        self._arrived += work
         self._usual += (1 - USUAL) * (work - self._usual)
 
     def answered(self, now_s: float, latency_ms: float) -> None:
@@ -234,17 +247,23 @@ class Watch:
         tried = (_solved(squares, products, least, free) for free in product((True, False), repeat=3))
         return Costs(*min((found for found in tried if all(x >= low for x, low in zip(found, least))), key=error))
 
+    def costing(self, now_s: float, pending: float) -> Reading:
+        """A reading without what was observed: enough for `retry_after`, which need not sort the answers."""
+        full = max(1.0, self.batch * self._usual)
+        return Reading(now_s, pending, 0.0, None, self.costs.pace, self.costs.beside_ms, self.costs.batch_ms, full)
+
     def reading(self, now_s: float, pending: float, since_s: float | None = None) -> Reading:
         """The p95 is of the requests that arrived after `since_s`."""
-        for events in (self._arrivals, self._answers):
-            while events and events[0][0] <= now_s - self.window_s:
-                events.popleft()
-        rate = sum(work for _, work in self._arrivals) / self.window_s
+        begin = now_s - self.window_s
+        while self._arrivals and self._arrivals[0][0] <= begin:
+            self._arrived -= self._arrivals.popleft()[1]
+        while self._answers and self._answers[0][0] <= begin:
+            self._answers.popleft()
+        if not self._arrivals:
+            self._arrived = 0.0  # nothing of the rounding stays
+        rate = max(0.0, self._arrived) / self.window_s
         times = [ms for at, ms in self._answers if since_s is None or at - ms / 1000 >= since_s]
-        costs = self.costs
-        full = max(1.0, self.batch * self._usual)
-        fitted = costs.pace, costs.beside_ms, costs.batch_ms, full
-        return Reading(now_s, pending, rate, percentile(times, 0.95), *fitted)
+        return replace(self.costing(now_s, pending), rate=rate, p95_ms=percentile(times, 0.95))
 
 
 def _solved(
@@ -288,11 +307,16 @@ class Controller:
     def reading(self, now_s: float, pending: float) -> Reading:
         return self.watch.reading(now_s, pending, self.state.lowered_s)
 
-    def arrive(self, now_s: float, work: float, pending: float) -> int | None:
-        """A request of `work` arrives, of `pending` with it: None if it may come in, else the seconds to wait."""
+    def arrive(self, now_s: float, work: float, pending: float, behind: float = 0.0) -> int | None:
+        """A request of `work` arrives, of `pending` with it: None if it may come in, else the seconds to wait. behind:
+        work that comes after it, for which it need not wait."""
         self.watch.arrived(now_s, work)
-        self.look(now_s, pending)
-        return retry_after(self.policy, self.state, self.reading(now_s, pending), work)
+        self.look(now_s, pending + behind)
+        return retry_after(self.policy, self.state, self.watch.costing(now_s, pending), work)
+
+    def batch_work(self, now_s: float) -> float:
+        """Reference requests in the next batch, at most; see `batch_work`."""
+        return batch_work(self.policy, self.state.rung, self.watch.costing(now_s, 0.0))
 
     def ran(self, works: Sequence[tuple[float, float]], took_ms: float) -> None:
         """A batch of requests (alpha, work) took so long. One with an alpha that is no rung teaches nothing."""

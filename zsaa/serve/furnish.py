@@ -21,6 +21,7 @@ from zsaa.serve.lane import Lane
 ADAPTER = RESULTS / "adapters" / "imdb-lora-salience"
 CURVE = RESULTS / "accuracy" / "imdb-lora-salience.json"
 LABELS = ("negative", "positive")  # of the shipped adapter
+CLERKS = 4  # threads that cut texts into tokens, where the model is in another process
 NOISY = 0.25  # scatter of times above which only their scale is believed, which batches then correct
 
 
@@ -33,7 +34,8 @@ class Settings:
     only: for completions there is no curve, and without a floor nothing is pruned). policy: see controller.POLICIES.
     reference: tokens of a request that costs are counted in. decode_tokens: that a completion is taken to write.
     batch: requests at most. threads: of torch, None for all cores. calibrate_s: seconds that timing may take, 0 to take
-    time for proportional to multiply-accumulates, with one prefill timed.
+    time for proportional to multiply-accumulates, with one prefill timed. apart: models in a process of their own
+    (apart.py); None: on a GPU.
     """
 
     model: str | None = "smollm2-135m"
@@ -53,6 +55,7 @@ class Settings:
     threads: int | None = None
     calibrate_s: float = 10.0
     device: str = "cpu"
+    apart: bool | None = None
     key: str | None = None
     hosts: tuple[str, ...] = ()
 
@@ -79,8 +82,17 @@ def floor_for(engine: Engine, settings: Settings) -> float:
     if settings.floor is not None:
         return settings.floor
     if isinstance(engine, Classifier):
-        return costs.floor_of(json.loads(Path(settings.curve).read_text(encoding="utf-8")), settings.loss)
+        return costs.floor_of(_curve(Path(settings.curve)), settings.loss)
     return 1.0
+
+
+def _curve(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no accuracy curve {path}; an installed package does not bring it. Give the least alpha itself "
+            "with --floor (1 prunes nothing), or a result file of accuracy by alpha with --curve."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def ladder(engine: Engine, settings: Settings) -> tuple[Rung, ...]:
@@ -100,16 +112,41 @@ def ladder(engine: Engine, settings: Settings) -> tuple[Rung, ...]:
     return costs.ladder_by_macs(engine.config, n, stock_ms, floor, beside_ms, **engine.rule)
 
 
-def furnish(settings: Settings, replica: str = "local") -> http.House:
-    """A house with its lanes."""
+@dataclass(frozen=True)
+class Furnished:
+    """One model. rungs: what its requests cost. batch_ms: what a batch costs by itself. reference: tokens of a request
+    that counts as one."""
+
+    engine: Engine
+    rungs: tuple[Rung, ...]
+    batch_ms: float
+    reference: int
+
+
+def made(settings: Settings) -> dict[str, Furnished]:
+    """The models by name, loaded and timed in this process."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-    lanes = {}
+    found = {}
     for name, engine in engines(settings).items():
         reference = min(settings.reference, engine.max_tokens)
         by_itself = costs.batch_ms(engine, reference, settings.batch)
-        controlled = Policy(ladder(engine, settings), settings.p95_ms, batch_ms=by_itself)
-        policy = policy_named(settings.policy, controlled)
-        lanes[name] = Lane(engine, policy, worker, reference, settings.max_jobs, settings.timeout_s, settings.batch)
-    return http.House(lanes, replica)
+        found[name] = Furnished(engine, ladder(engine, settings), by_itself, reference)
+    return found
+
+
+def furnish(settings: Settings, replica: str = "local") -> http.House:
+    """A house with its lanes."""
+    if settings.apart is False or (settings.apart is None and torch.device(settings.device).type == "cpu"):
+        found, alive, clerks = made(settings), lambda: True, 1
+    else:
+        from zsaa.serve.apart import Apart
+
+        process = Apart(settings)
+        found, alive, clerks = process.furnished, lambda: process.alive, CLERKS
+    worker, lanes = ThreadPoolExecutor(1, thread_name_prefix="model"), {}
+    for name, one in found.items():
+        policy = policy_named(settings.policy, Policy(one.rungs, settings.p95_ms, batch_ms=one.batch_ms))
+        limits = settings.max_jobs, settings.timeout_s, settings.batch
+        lanes[name] = Lane(one.engine, policy, worker, one.reference, *limits)
+    return http.House(lanes, replica, alive, clerks)

@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -23,7 +23,7 @@ from zsaa.serve.engine import Classifier, Engine, Wish
 
 GATHER_S = 0.005  # that the first of a batch waits for others
 TRIM_S = 10.0  # between two returns of free memory to the system
-PADDED = 1.25  # columns of a classifier's batch at alpha = 1, over its tokens, at most: padding costs as much as tokens
+PADDED = 1.25  # columns of a classifier's batch, over its tokens, at most: padding costs as much as tokens do
 
 
 def trim() -> None:
@@ -57,7 +57,8 @@ class Event:
 @dataclass
 class Job:
     """One request in the house. asked: an alpha of its own, None for what the controller says. work: in requests of
-    reference length. alpha: what it got, known from the first event on. tokens: how many were written."""
+    reference length. alpha: what it got, known from the first event on. spent: multiply-accumulates of its prefill, and
+    what they would be at alpha = 1, known from the last. tokens: how many were written."""
 
     wish: Wish
     asked: float | None
@@ -65,6 +66,7 @@ class Job:
     born: float
     events: asyncio.Queue = field(default_factory=asyncio.Queue)
     alpha: float | None = None
+    spent: tuple[float, float] | None = None
     gone: bool = False
     tokens: int = 0
 
@@ -94,11 +96,18 @@ class Lane:
         self.drain: asyncio.Task | None = None
         self.jobs: dict[int, Job] = {}
         self.running: set[int] = set()
+        self.door = 0.0  # work of those whose text is being cut into tokens
         self.counts: Counter = Counter()
         self.trimmed = clock()
 
     @property
     def pending(self) -> float:
+        """Work in the house and at its door: who was let in to be cut into tokens has no place in the queue yet, but
+        will come before whoever knocks now."""
+        return self.door + self._inside
+
+    @property
+    def _inside(self) -> float:
         return sum(job.work for job in self.jobs.values())
 
     @property
@@ -118,11 +127,21 @@ class Lane:
         """Busy, if a request of so many tokens at least would not be let in now. To ask this before its text is cut
         into tokens spares the process in which the model runs most of what a refusal costs."""
         work, now = tokens / self.reference, self.clock()
-        reading = self.controller.reading(now, self.pending + work)
+        reading = self.controller.watch.costing(now, self.pending + work)
         retry = retry_after(self.controller.policy, self.controller.state, reading, work)
         if retry is not None:
             self.controller.watch.arrived(now, work)
             self._refuse(retry)
+
+    @contextlib.contextmanager
+    def entering(self, tokens: float) -> Iterator[None]:
+        """While a request of so many tokens or so is at the door, it counts."""
+        work = tokens / self.reference
+        self.door += work
+        try:
+            yield
+        finally:
+            self.door = max(0.0, self.door - work)
 
     def _refuse(self, seconds: int) -> NoReturn:
         self.counts["refused"] += 1
@@ -131,7 +150,7 @@ class Lane:
     async def ask(self, job: Job) -> AsyncIterator[Event]:
         """The events of a job, the last with a reason. Busy, TooSlow, Failed. Closing it, or cancelling who reads it,
         takes the job out of the queue, or out of its batch."""
-        retry = self.controller.arrive(job.born, job.work, self.pending + job.work)
+        retry = self.controller.arrive(job.born, job.work, self._inside + job.work, self.door)
         if retry is None and len(self.jobs) >= self.max_jobs:
             retry = 1
         if retry is not None:
@@ -163,6 +182,7 @@ class Lane:
     def _answered(self, job: Job) -> None:
         now = self.clock()
         self.controller.watch.answered(now, 1000 * (now - job.born))
+        job.spent = self.engine.spent(len(job.wish.ids), job.alpha)
         self.counts["answered"] += 1
         self.counts["pruned"] += job.alpha < 1
 
@@ -172,15 +192,17 @@ class Lane:
             await self.take(jobs)
 
     def _next(self) -> list[Job]:
-        """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another."""
-        alpha, found, longest, tokens = self.look(), [], 0, 0
+        """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another or take too
+        much of the promise together."""
+        self.look()
+        room, found, longest, tokens = self.controller.batch_work(self.clock()), [], 0, 0
         reads = isinstance(self.engine, Classifier)  # and writes nothing, for which batches would pay all the same
         while self.queue and len(found) < self.batch:
             job = self.queue[0]
             if not job.gone:
+                room -= job.work
                 longest, tokens = max(longest, len(job.wish.ids)), tokens + len(job.wish.ids)
-                stock = reads and (alpha if job.asked is None else job.asked) == 1
-                if found and stock and longest * (len(found) + 1) > PADDED * tokens:
+                if found and reads and (room < 0 or longest * (len(found) + 1) > PADDED * tokens):
                     break
                 found.append(job)
             self.queue.popleft()

@@ -33,7 +33,7 @@ import aiohttp
 
 from zsaa.data.tasks import load_task
 from zsaa.measure import output_folder, provenance, stats, write_json
-from zsaa.serve.controller import POLICIES, Policy, Rung, policy_named
+from zsaa.serve.controller import POLICIES, Policy, Rung, percentile, policy_named
 from zsaa.serve.simulate import describe, simulate
 from zsaa.serve.traces import Outcome, Profile, bursts, day, poisson, recovery_s, steady, summary, turns
 
@@ -95,6 +95,7 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, samples: Sequence[Sample]):
         self.session, self.samples = session, samples
         self.seen: list[tuple[float, float, int]] = []  # second, least alpha, requests in the house
+        self.lags_ms: list[float] = []  # by which requests were sent later than due: more than a few, and this is slow
 
     async def model(self) -> dict:
         async with self.session.get("/v1/models") as response:
@@ -127,6 +128,7 @@ class Client:
     async def request(self, index: int, at: float, begun: float) -> tuple[Outcome, int]:
         """What became of the request that is due at second `at`, and its tokens."""
         await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
+        self.lags_ms.append(1000 * (time.monotonic() - begun - at))
         try:
             status, content = await self.ask(index)
         except (aiohttp.ClientError, asyncio.CancelledError):
@@ -153,7 +155,7 @@ class Client:
         self, arrivals: Sequence[float], profile: Profile, calm_s: float = CALM_S
     ) -> list[tuple[Outcome, int]]:
         """One profile, from its first request to the last answer, or to DRAIN_S after its end; and `calm_s` more."""
-        self.seen.clear()
+        self.seen.clear(), self.lags_ms.clear()
         begun = time.monotonic() + 0.5
         watching = asyncio.ensure_future(self.watch(begun))
         tasks = [asyncio.ensure_future(self.request(i, at, begun)) for i, at in enumerate(arrivals)]
@@ -274,6 +276,7 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
         row = row_of(name, profile, played, client.seen, chosen.p95_ms)
         row["simulated"] = simulated(ladder, name, chosen.p95_ms, played, reference, profile, so_far.scale)
         row["right"] = [outcome.right for outcome, _ in played]
+        row["sent_late_p95_ms"] = round(percentile(client.lags_ms, 0.95) or 0.0, 1)
         so_far.rows.append(row)
         print(
             f"{name:>10} {profile.name:>8}: {row['answered']} answered, {row['refused']} refused, "
@@ -330,11 +333,12 @@ def main() -> None:
     path = output / "results" / "serve.json"
     before = json.loads(path.read_text(encoding="utf-8")) if chosen.go_on else None
     earlier_s = before["provenance"]["seconds"] if before else 0.0
+    earlier = [*before.get("gone_on_with", ()), before["provenance"] | {"command": before["command"]}] if before else []
 
     def write(content: dict) -> None:
         seconds = round(earlier_s + time.monotonic() - begun, 1)
         facts = provenance(seed=chosen.seed, seconds=seconds, samples=len(samples))
-        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms}
+        head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, "gone_on_with": earlier}
         print(write_json(path, {**head, **content, "provenance": facts}), flush=True)
 
     asyncio.run(measure(chosen, samples, write, before))

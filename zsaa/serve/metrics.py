@@ -43,13 +43,12 @@ class Metrics:
         self.ttft.labels(name).observe(seconds)
 
     def last(self, name: str, job: Job, seconds: float, reason: str) -> None:
-        n, spent = len(job.wish.ids), self.lanes[name].engine.spent(len(job.wish.ids), job.alpha)
         self.whole.labels(name).observe(seconds)
-        self.prompt.labels(name).inc(n)
+        self.prompt.labels(name).inc(len(job.wish.ids))
         self.written.labels(name).inc(job.tokens)
         self.ended.labels(name, reason).inc()
-        self.macs.labels(name).inc(spent[0])
-        self.stock.labels(name).inc(spent[1])
+        self.macs.labels(name).inc(job.spent[0])
+        self.stock.labels(name).inc(job.spent[1])
 
     def text(self) -> str:
         for name, lane in self.lanes.items():

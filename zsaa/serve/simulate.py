@@ -62,8 +62,8 @@ def simulate(
 
     A request goes to the emptier of two replicas drawn by lot (as Ray Serve does), which lets it in or not; a replica
     that is free takes up to `batch` of those that wait, at the alpha of that moment. Every controller looks at every
-    tick, too. padded: at alpha = 1, columns of a batch over its tokens at most (`lane.PADDED` of a classifier). most:
-    requests in one house at a time, as the server's --max-jobs. door_s: what each arrival takes of the process in which
+    tick, too. padded: columns of a batch over its tokens at most (`lane.PADDED` of a classifier). most: requests in
+    one house at a time, as the server's --max-jobs. door_s: what each arrival takes of the process in which
     the model runs, let in or not: its text is cut into tokens and its answer written; a batch takes so much longer.
     """
     works = [1.0] * len(arrivals) if works is None else works
@@ -77,11 +77,11 @@ def simulate(
     events += [(k * tick_s, next(order), "tick", None) for k in range(int(ends / tick_s))]
     heapq.heapify(events)
 
-    def next_batch(house: Replica, alpha: float) -> list:
-        taken, longest, total = [], 0.0, 0.0
+    def next_batch(house: Replica, now: float) -> list:
+        taken, longest, total, room = [], 0.0, 0.0, house.controller.batch_work(now)
         while house.waiting and len(taken) < batch:
             longest, total = max(longest, house.waiting[0][2]), total + house.waiting[0][2]
-            if taken and alpha == 1 and longest * (len(taken) + 1) > padded * total:
+            if taken and (total > room or longest * (len(taken) + 1) > padded * total):
                 break
             taken.append(house.waiting.popleft())
         return taken
@@ -97,7 +97,7 @@ def simulate(
         house.running = 0
         if house.waiting:
             alpha = house.controller.look(now, house.pending)
-            taken = next_batch(house, alpha)
+            taken = next_batch(house, now)
             house.running = len(taken)
             took_s = disturbed(now, service(alpha, [work for *_, work in taken]))
             heapq.heappush(events, (now + took_s, next(order), "done", (house, taken, alpha, took_s)))

@@ -3,8 +3,8 @@
     python -m zsaa.serve.study --output outputs/serve
 
 A request on a busy machine costs what its rung says, times a pace, and something beside it that no alpha makes less.
-Both are fitted to how long alpha = 1 and the floor, which decide nothing, took in the largest measured rush. The rest
-of the measured rows is predicted, and stands beside what was measured.
+Both are fitted to how long alpha = 1 and the floor, which decide nothing, took in the largest measured rush, or other
+policies that are named. The rest of the measured rows is predicted, and stands beside what was measured.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from zsaa.serve.traces import Profile, bursts, poisson
 
 SHOWN = ("requests", "answered", "refused", "late", "lost", "violations", "goodput", "p50_ms", "p95_ms")
 ALPHA = ("mean_alpha", "below_one", "turns", "recovery_s")
+FIT_ON = ("stock", "floor")  # they decide nothing
 PACES, BESIDES_MS = [k / 20 for k in range(10, 41)], [10.0 * k for k in range(41)]
 
 
@@ -152,8 +153,11 @@ def study(
     costs: Costs | None = None,
     known_ms: float = 0.0,
     counts: Sequence[int] = (),
+    times: Sequence[float] = (2, 5),
+    fit_on: Sequence[str] = FIT_ON,
 ) -> dict:
-    """The content of the result file. costs: None to fit them. counts: of replicas, see `fleet`."""
+    """The content of the result file. costs: None to fit them to the rows of the policies `fit_on` in the largest rush.
+    counts: of replicas, see `fleet`. times: of rushes."""
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
     world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
     world = replace(world, known_ms=known_ms)
@@ -162,7 +166,7 @@ def study(
     numbers = {name: measured["provenance"]["seed"] + k for name, k in numbers.items() if name.startswith("burst")}
     rows = [row for row in measured["rows"] if row["profile"] in numbers]
     largest = max(numbers, key=lambda name: profile_of({"profile": name, "seconds": 1.0}).most)
-    fitted = [row for row in rows if row["profile"] == largest and row["policy"] in ("stock", "floor")]
+    fitted = [row for row in rows if row["profile"] == largest and row["policy"] in fit_on]
     fitted = fitted if costs is None else []
     costs = fit(world, fitted, numbers) if costs is None else costs
     predicted = [
@@ -178,11 +182,11 @@ def study(
     played = [
         {"profile": profile.name, "policy": name, "seed": seed}
         | world.play(name, profile, noisy, seed, 31 * seed, seed)
-        for profile in (bursts(2, seconds), bursts(5, seconds))
+        for profile in (bursts(many, seconds) for many in times)
         for name in POLICIES
         for seed in seeds
     ]
-    facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms}
+    facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms, "first_seed": seeds[0]}
     many = {"replicas": fleet(world, noisy, seconds, counts)} if counts else {}
     rows = compared(played, len(seeds))
     return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": rows, **many}
@@ -192,13 +196,16 @@ def main() -> None:
     made = argparse.ArgumentParser(prog="python -m zsaa.serve.study", description=__doc__.split("\n\n")[0])
     add = made.add_argument
     add("--output", default="outputs/serve", help="folder; the file is results/simulated.json in it")
-    add("--measured", default=str(RESULTS / "serving" / "serve.json"), help="a result file of zsaa.serve.load")
-    add("--batch", type=int, default=1, help="requests that ran at once in it")
+    add("--measured", default=str(RESULTS / "serving" / "serve-cpu.json"), help="a result file of zsaa.serve.load")
+    add("--batch", type=int, default=8, help="requests that ran at once in it")
     add("--seeds", type=int, default=20)
+    add("--first-seed", type=int, default=0, help="others than those on which anything was chosen")
+    add("--times", type=float, nargs="*", default=[2, 5], help="how many times as many requests come in a rush")
     add("--scatter", type=float, default=0.15, help="of what requests take: assumed, not measured")
     add("--samples", type=int, default=400, help="reviews, as in the measured run")
     add("--least-words", type=int, default=0, help="of the reviews, as in the measured run")
     add("--costs", type=float, nargs=4, metavar="X", help="pace, beside_ms, batch_ms and door_ms instead of a fit")
+    add("--fit-on", nargs="*", default=list(FIT_ON), help="policies to whose largest rush costs are fitted")
     add("--known-ms", type=float, default=0.0, help="of a batch's price, what the server is told at its start")
     add("--replicas", type=int, nargs="*", default=[], help="numbers of replicas that are played, too")
     chosen, begun = made.parse_args(), time.monotonic()
@@ -208,9 +215,9 @@ def main() -> None:
     texts = samples_of(chosen.samples, measured["provenance"]["seed"], chosen.least_words)
     lengths = [min(len(engine.encode(text)), engine.max_tokens) for text, _ in texts]
     costs = Costs(*chosen.costs[:2], 0.0, *chosen.costs[2:]) if chosen.costs else None
-    content = study(
-        measured, lengths, chosen.batch, range(chosen.seeds), chosen.scatter, costs, chosen.known_ms, chosen.replicas
-    )
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
+    options = chosen.scatter, costs, chosen.known_ms, chosen.replicas, chosen.times, chosen.fit_on
+    content = study(measured, lengths, chosen.batch, seeds, *options)
     command = shlex.join(["python", "-m", "zsaa.serve.study", *sys.argv[1:]])
     facts = provenance(seed=0, seconds=round(time.monotonic() - begun, 1), samples=len(lengths))
     head = {"kind": "serve-simulated", "command": command, "measured": path.name}

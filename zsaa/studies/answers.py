@@ -3,10 +3,10 @@ recipe, on rows of your own.
 
     python -m zsaa.run --objective answers --data mine.jsonl --recipe zsaa+ --changes.tuning lora --output outputs/mine
 
-Rows are JSON objects, one a line: document, question, answer (zsaa.data.questions). Documents are dealt to training and
-test, so that none is in both. With a recipe a scorer is taught first, then the model is tuned; both lie in
-output/NAME/model, for `zsaa.finetune.load`. Without one chunks go by the words that they share with the question, or by
-the scorer that the model was saved with.
+Rows are JSON objects, one a line: document, question, answer (zsaa.data.questions); or --data squad or hotpotqa, of the
+hub or of a --source folder. Documents of a file are dealt to training and test, so that none is in both. With a recipe
+a scorer is taught first, then the model is tuned; both lie in output/NAME/model, for `zsaa.finetune.load`. Without one
+chunks go by the words that they share with the question, or by the scorer that the model was saved with.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def measure(job: Job) -> dict:
     """Write job.output/results/NAME.json of a job with one seed; returns its content. A finished file is found again,
     and so is a training. AssetError or ValueError for rows that cannot be had or learned from."""
     asked, output = job.settings, output_folder(job.output)
-    train, test = dealt(questions.read(job.data), asked.held_out)
+    if job.data in questions.HUB:
+        train, test, source = questions.load(job.data, job.source)
+    else:
+        train, test = dealt(questions.read(job.data), asked.held_out)
+        source = f"a file of the user's: {Path(job.data).name}"
     train, test = train[: job.train], test[: job.test]
     trained = f"-{job.recipe.method}-{job.recipe.tuning}" if job.recipe else ""
     name = job.named(f"answers-{Path(job.data).stem}-{Path(job.model).name}{trained}")
@@ -47,10 +51,9 @@ def measure(job: Job) -> dict:
 
     def compute() -> dict:
         net, tokenizer, described, log = _prepared(job, train, output / name, decides)
-        rows = curve(
-            net, tokenizer, test, asked.targets, asked.controls, asked.new_tokens, asked.batch_size, job.progress
-        )
-        task = {"name": Path(job.data).stem, "source": f"a file of the user's: {Path(job.data).name}"}
+        size = asked.batch_size or (64 if device() == "cuda" else 8)
+        rows = curve(net, tokenizer, test, asked.targets, asked.controls, asked.new_tokens, size, job.progress)
+        task = {"name": Path(job.data).stem, "source": source}
         return {
             "name": name,
             "kind": "questions",
@@ -112,5 +115,8 @@ def _prepared(job: Job, train: list[Asked], folder: Path, decides: dict) -> tupl
             taught.update(teach(net, tokenizer, found, steps=asked.scorer_steps, **options)[1])
         return found
 
+    # What is asked of the model later decides nothing: other questions or reductions are read from the same training.
+    decides = {k: v for k, v in decides.items() if k != "test"}
+    decides["settings"] = {name: getattr(asked, name) for name in ("held_out", "scorer_steps", "chunk")}
     done = tuned(job, folder, decides, lambda: load_model(job.model, kind=KIND, device=device()), samples, kind=KIND)
     return done.model, done.tokenizer, done.recipe, {**done.log, **({"scorer": taught} if taught else {})}

@@ -199,10 +199,11 @@ class Answers(Settings):
         scorer_steps: of teaching the scorer, before a recipe's training.
         chunk: tokens that stay or leave together, of a scorer that is taught.
         new_tokens: of an answer at most.
-        batch_size: questions of a batch.
+        batch_size: questions of a batch; null takes 8, on a GPU 64.
     """
 
-    WHOLE: ClassVar = {"scorer_steps": (1, None), "chunk": (1, None), "new_tokens": (1, None), "batch_size": (1, None)}
+    WHOLE: ClassVar = {"scorer_steps": (1, None), "chunk": (1, None), "new_tokens": (1, None),
+             "batch_size": (1, "8, on a GPU 64")}  # fmt: skip
     KNOWN: ClassVar = ("alpha", "bm25", "last")
 
     targets: tuple[float, ...] = (1, 2, 3, 5)
@@ -211,7 +212,7 @@ class Answers(Settings):
     scorer_steps: int = 1000
     chunk: int = 16
     new_tokens: int = 32
-    batch_size: int = 8
+    batch_size: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -236,8 +237,8 @@ class Job:
     Args:
         objective: what is measured.
         model: a packaged model, a hub id or a folder; of accuracy without a recipe, an adapter of results/adapters.
-        data: a task, a corpus, mmlu (reviews is its substitute), or of answers a file of rows; null takes the
-            objective's of the paper.
+        data: a task, a corpus, mmlu (reviews is its substitute), or of answers a file of rows, squad or hotpotqa;
+            null takes the objective's of the paper.
         source: auto, packaged, hub, or a folder in the hub's layout.
         train: training samples; null takes all.
         test: held-out samples, windows, or questions per subject at most; null takes all.

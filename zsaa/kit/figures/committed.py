@@ -21,7 +21,7 @@ from zsaa.kit.figures.speed import attention_figure, prefill_figures, speed_figu
 from zsaa.kit.figures.style import save_figure
 from zsaa.kit.store import all_results, load_results, unpack
 
-RUSH = "serving/serve-mended.json"  # the measured rush that README shows
+RUSH = "serving/serve-cpu.json"  # the measured rush that README shows
 
 
 def draw_committed(folder: str | Path) -> list[Path]:

@@ -17,6 +17,7 @@ from zsaa.kit.store import RESULTS, all_results, load_results
 from zsaa.kit.verdicts import VERDICTS, counts
 
 ROOT = RESULTS.parent
+FEW = 4  # runs that stand open in a place of a table; a telephone shows no more at once
 
 
 def _drawn(section: Section, held: dict[str, list[tuple[str, dict]]]) -> list[dict]:
@@ -153,6 +154,7 @@ def gather(sources: Sources, statuses: Sequence[dict] = ()) -> dict:
         "verdicts": VERDICTS,
         "meaning": MEANING,
         "sign": SIGN,
+        "few": FEW,
     }
 
 
