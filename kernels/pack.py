@@ -1,7 +1,8 @@
 """Copying many tensors, strided ones among them, into one, as a Triton kernel: one launch where PyTorch takes one each.
 
 The tensors stay where they are from call to call, as the outputs of a recorded CUDA graph do, so their addresses are
-in a table on the device. The same in plain PyTorch: Packing.copies, without it.
+in a table on the device. The same in plain PyTorch: Packing.copies, without it. `put` has the target's address there
+instead, for what a recorded pass leaves elsewhere each time that it is replayed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,17 @@ def _pack_kernel(pieces, segments, target, BLOCK: tl.constexpr):
     mask = index < words
     x = tl.load(source + (index // inner).to(tl.int64) * stride + index % inner, mask=mask)
     tl.store(target + offset + index, x, mask=mask)
+
+
+@triton.jit(do_not_specialize=["source", "words", "inner", "stride", "sample", "group", "offset"])
+def _put_kernel(source, words, inner, stride, sample, addresses, group, offset, BLOCK: tl.constexpr):
+    which = tl.program_id(1).to(tl.int64)
+    x = source.to(tl.pointer_type(tl.int64)) + which * sample
+    target = tl.load(addresses + group).to(tl.pointer_type(tl.int64)) + offset + which * words
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < words
+    moved = tl.load(x + (index // inner).to(tl.int64) * stride + index % inner, mask=mask)
+    tl.store(target + index, moved, mask=mask)
 
 
 def _segments(x: Tensor) -> list[tuple[int, int, int, int]] | None:
@@ -56,6 +68,24 @@ def _segments(x: Tensor) -> list[tuple[int, int, int, int]] | None:
     return [(x.data_ptr() + i * sample * WORD, rows * inner, inner, row) for i in range(samples)]
 
 
+def put(x: Tensor, addresses: Tensor, group: int, offset: int) -> None:
+    """Copy x, dense in the order of its own strides, into the memory whose address is in addresses[group] (int64) once
+    the kernel runs, from word `offset` on. Raises ValueError for tensors that do not come in whole words."""
+    parts = _parts(x)
+    (address, words, inner, stride), samples = parts[0], len(parts)
+    sample = (parts[1][0] - address) // WORD if samples > 1 else 0
+    with _on(addresses):
+        grid = (triton.cdiv(words, BLOCK), samples)
+        _put_kernel[grid](address, words, inner, stride, sample, addresses, group, offset, BLOCK=BLOCK, num_warps=4)
+
+
+def _parts(x: Tensor) -> list[tuple[int, int, int, int]]:
+    parts = _segments(x)
+    if parts is None or parts[0][1] >= 1 << 31:
+        raise ValueError(f"a tensor {tuple(x.shape)} with strides {x.stride()} of {x.dtype} cannot be packed.")
+    return parts
+
+
 class Pack:
     """A copy of `tensors`, which stay where they are, in one of `words` words of 8 bytes, each from its offset on,
     dense, in the order of its own strides. Raises ValueError for tensors that do not come in whole words."""
@@ -63,10 +93,7 @@ class Pack:
     def __init__(self, tensors: list[Tensor], offsets: list[int], words: int):
         device, table, self.words = tensors[0].device, [], words
         for x, offset in zip(tensors, offsets, strict=True):
-            parts = _segments(x)
-            if parts is None or parts[0][1] >= 1 << 31:
-                raise ValueError(f"a tensor {tuple(x.shape)} with strides {x.stride()} of {x.dtype} cannot be packed.")
-            for address, size, inner, stride in parts:
+            for address, size, inner, stride in _parts(x):
                 table.append((address, size, inner, stride, offset))
                 offset += size
         segments = torch.tensor(table)

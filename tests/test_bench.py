@@ -54,6 +54,27 @@ def test_wrong_scores_are_not_timed(tmp_path, monkeypatch, capsys):
     assert "scores of" in capsys.readouterr().err
 
 
+SPOILT = [
+    (lambda x: x * float("nan"), "logits at alpha 0.5 are not finite"),
+    (lambda x: x + torch.rand_like(x), "a repeat at alpha 0.5 differs: logits by up to"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), SPOILT)
+def test_passes_that_are_no_numbers_or_differ_are_not_timed(tmp_path, monkeypatch, capsys, spoil, says):
+    right = bench.prefill.prefill
+
+    def wrong(*args):
+        output = right(*args)
+        output.logits = spoil(output.logits)
+        return output
+
+    monkeypatch.setattr(bench.prefill, "prefill", wrong)
+    code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
+    assert (code, record) == (1, None)
+    assert says in capsys.readouterr().err
+
+
 def test_prefill_reports_against_stock_and_the_roofline(tmp_path):
     code, record = run(tmp_path, "prefill", "--model", "tiny", "--tokens", "40", "--alphas", "0.5")
     assert code == 0
@@ -146,6 +167,8 @@ def test_memory_against_the_length(tmp_path):
     assert code == 0
     assert [(row["tokens"], row["alpha"]) for row in record["rows"]] == [(20, 1), (20, 0.5), (40, 1), (40, 0.5)]
     assert all(row["peak_bytes"] is None for row in record["rows"])  # of a GPU alone
+    code, record = run(tmp_path, "memory", "--model", "tiny", "--tokens", "20", "--alphas", "0.5", "--no-stock")
+    assert [(row["tokens"], row["alpha"]) for row in record["rows"]] == [(20, 0.5)]
 
 
 def test_fused_kernels_can_be_left_out(tmp_path):

@@ -43,3 +43,14 @@ def test_attention_in_one_piece_of_memory_is_the_plain_one(monkeypatch, ragged, 
     finally:
         dispatch.use_backend("auto")
     assert len(took) == 2
+
+
+@pytest.mark.parametrize("long", [10, 1000])
+@torch.no_grad()
+def test_bfloat16_is_computed_in_float32(monkeypatch, long):
+    monkeypatch.setattr(attention, "LONG", long)
+    torch.manual_seed(0)
+    q, k, v = (x.bfloat16() for x in (torch.randn(2, 6, 75, 16), *torch.randn(2, 2, 2, 75, 16)))
+    output, sums = attend_and_score(q, k, v, scale=0.25)
+    wide, wanted = attend_and_score(q.float(), k.float(), v.float(), scale=0.25)
+    assert torch.equal(output, wide.bfloat16()) and torch.equal(sums, wanted)

@@ -72,6 +72,7 @@ def test_what_keeps_it_from_starting_is_said(settings, tmp_path):
         Apart(replace(settings, model=None, floor=None, curve=str(tmp_path / "none.json")))
 
 
+@pytest.mark.full
 def test_its_end_is_told(settings):
     house = furnish.furnish(replace(settings, model=None, apart=True))
     assert house.alive()

@@ -402,6 +402,15 @@ def test_what_a_batch_costs_by_itself_is_what_one_text_takes_beyond_its_share(mo
     assert costs.batch_ms(gpu, 256, 1) == costs.batch_ms(cpu, 256, 32) == 0
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_gpu_is_warm_at_every_rung_before_the_first_request(monkeypatch, kind):
+    ran = []
+    monkeypatch.setattr(costs, "prefill_ms", lambda engine, n, batch, alpha: ran.append((n, batch, alpha)))
+    engine = SimpleNamespace(device=torch.device(kind), max_tokens=64)
+    costs.warm(engine, LADDER, batch=6)
+    assert ran == [(63, size, rung.alpha) for rung in LADDER for size in (1, 2, 4, 6)] * (kind == "cuda")
+
+
 def test_the_floor_is_read_off_a_committed_curve():
     result = json.loads((RESULTS / "accuracy/imdb-lora-salience.json").read_text())
     curve = costs.curve_of(result)

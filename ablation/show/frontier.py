@@ -56,19 +56,17 @@ def milliseconds(name: str = next(iter(CLOCKS))) -> dict[tuple[str, float], floa
 
 
 def frontier_figure(points):
-    """The points of the test part, against MACs and against each clock that was read: means over seeds with their
-    range."""
+    """The points of the test part, against MACs and against each clock: means over seeds with their range."""
     import matplotlib.pyplot as plt
 
     tested = points[points["file"].str.startswith(FOLDER) & points["metric"].isin(("accuracy", "target"))]
     tested = tested[(tested["recipe"] != "paper, 5 epochs") | (tested["file"] == CHOSEN)]
     bag = tested[tested["method"] == "bag of words"]["value"].iloc[0]
-    read = [name for name in CLOCKS if (RESULTS / name).is_file()]
     with plt.rc_context(STYLE):
         figure, _ = panels(4.6)
         figure.clear()
-        axes = list(figure.subplot_mosaic([["macs"] * len(read), read], sharey=True).values())
-        for axis, clock in zip(axes, (None, *map(milliseconds, read))):
+        axes = list(figure.subplot_mosaic([["macs"] * len(CLOCKS), [*CLOCKS]], sharey=True).values())
+        for axis, clock in zip(axes, (None, *map(milliseconds, CLOCKS))):
             for name, line in LINES.items():
                 if clock is None or name not in UNTIMED:
                     _draw(axis, name, tested, line, clock)
@@ -79,8 +77,7 @@ def frontier_figure(points):
         axes[0].set(xlabel="MAC reduction (log scale)", xlim=(0.9, 12.5))
         figure.supylabel("accuracy (%)", size="medium")
         multiples(axes[0], (1, 2, 3, 5, 7, 11))
-        for axis, name in zip(axes[1:], read):
-            *_, label, ticks = CLOCKS[name]
+        for axis, (*_, label, ticks) in zip(axes[1:], CLOCKS.values()):
             axis.set(xlabel=label)
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         for axis in axes:

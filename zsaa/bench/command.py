@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
     made.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")
     made.add_argument("--alpha-range", nargs=2, type=float, default=[0.5, 1.0], help="train: alpha is drawn from it")
+    made.add_argument("--no-stock", action="store_true", help="memory: the dial alone, where stock's is known")
     made.add_argument("--head", choices=HEADS, default="causal-lm", help="train: of the model")
     made.add_argument("--ladder", type=float, metavar="STRONGEST",
                       help="train: ladder steps, too, of MAC reductions up to this one")  # fmt: skip

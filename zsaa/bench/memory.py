@@ -102,7 +102,8 @@ def bench_memory(args, device, dtype) -> dict:
     for name in args.models:
         model = build(name, max(args.tokens), device, dtype)
         config, rule = model.config, rule_of(model)
-        for tokens, batch, alpha in itertools.product(args.tokens, args.batches, [1.0, *args.alphas]):
+        alphas = [*([] if args.no_stock else [1.0]), *args.alphas]
+        for tokens, batch, alpha in itertools.product(args.tokens, args.batches, alphas):
             ids = torch.zeros(batch, tokens, dtype=torch.long, device=device)
             run = functools.partial(by_kernel, model, ids, alpha)
             measured = cache_bytes(run().past_key_values)

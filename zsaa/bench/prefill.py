@@ -47,8 +47,18 @@ def check_model(model: nn.Module, ids: Tensor, alpha: float) -> None:
     rows = [layer.keys.shape[-2] for layer in first.past_key_values.layers]
     if rows != expected:
         raise WrongNumbersError(f"layers cache {rows} rows at alpha {alpha}, expected {expected}")
-    if not torch.isfinite(first.logits).all() or not torch.equal(first.logits, again.logits):
-        raise WrongNumbersError(f"logits at alpha {alpha} are not finite, or a repeat differs")
+    if not torch.isfinite(first.logits).all():
+        raise WrongNumbersError(f"logits at alpha {alpha} are not finite")
+    if not torch.equal(first.logits, again.logits):
+        raise WrongNumbersError(f"a repeat at alpha {alpha} differs: {_apart(first, again)}")
+
+
+def _apart(first, again) -> str:
+    """Where two passes part: logits by how much, and the first layer that was given something else."""
+    off = (first.logits - again.logits).abs().max().item()
+    pairs = enumerate(zip(first.past_key_values.layers, again.past_key_values.layers))
+    parts = (i for i, (a, b) in pairs if not (torch.equal(a.columns, b.columns) and torch.equal(a.keys, b.keys)))
+    return f"logits by up to {off:.3g}, keys or rows from layer {next(parts, None)} on"
 
 
 def _given(args, config, tokens: int, rule: Rule) -> dict[str, float]:

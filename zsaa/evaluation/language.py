@@ -110,12 +110,14 @@ def windows(
     found, bos = [], bos_of(tokenizer)
     step = stride if stride and protocol == "prefix" else prefix + continuation
     encoded = tokenizer(corpus.texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    stream = len(corpus.texts) == 1
+    stream, heads = len(corpus.texts) == 1, []
+    if corpus.last_word:
+        heads = tokenizer([text.rpartition(" ")[0] for text in corpus.texts], add_special_tokens=False).input_ids
     for unit, (text, ids, offsets) in enumerate(
         zip(corpus.texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ):
         if corpus.last_word:
-            before = tokenizer(text.rpartition(" ")[0], add_special_tokens=False).input_ids
+            before = heads[unit]
             # A tokenizer that merges the last word with the text before it would leave no prefix that is its own.
             if 0 < len(before) < len(ids) and ids[: len(before)] == before:
                 found.append(Window(bos + ids, len(bos) + len(before), 1, unit))

@@ -110,26 +110,28 @@ FAR = 1e30  # exponents of one row may come to so much, in float32
 
 
 def _fits_one_piece(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """In float32 on a CPU, where nothing needs a gradient or watches: a block's memory is written again by the next."""
+    """On a CPU, in float32 or in bfloat16, which is computed in float32 like it, where nothing needs a gradient or
+    watches: a block's memory is written again by the next."""
     if torch.compiler.is_compiling():  # asked first: what else is asked here would break the graph in every layer
         return False
     if torch._C._len_torch_dispatch_stack():  # counters of operations do not know PyTorch's attention on a CPU
         return False
     gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    plain = q.device.type == "cpu" and q.dtype == k.dtype == v.dtype == torch.float32
+    plain = q.device.type == "cpu" and q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.bfloat16)
     return plain and not gradients and dispatch.backends("cpu")["chosen"] == "auto"
 
 
 def _in_one_piece(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, score: bool) -> tuple[Tensor, Any]:
     """Output and sums from the soft-score, some queries at a time: logits, their softmax and its sums in one place."""
-    count = rows.of(q)
+    count, dtype = rows.of(q), q.dtype
     q, k, v = (x[:, :, :count] for x in (q, k, v))
     (batch, heads, _, dim), kv_heads = q.shape, k.shape[1]
     if not score and rows.window is None and count >= LONG:
         k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale), None
+    q, k, v = (x.float() for x in (q, k, v))
     if count >= LONG and (done := _over_own(q, k, v, rows, scale)) is not None:
-        return done if score else (done[0], None)
+        return done[0].to(dtype), done[1] if score else None
     block = min(64, max(32, ONE_PIECE // (batch * heads * count)))
     hidden, q = rows.hidden(count, q.device), (q * scale).unflatten(1, (kv_heads, -1))
     keys, values = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
@@ -146,7 +148,7 @@ def _in_one_piece(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, sco
         if sums is not None:
             sums[:, :end] += _sums(by_head, None if rows.real is None else rows.real[:, start:end])
         outputs.append(torch.bmm(p, values[:, :end]).view(batch, heads, end - start, dim))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)), sums
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype), sums
 
 
 def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor] | None:

@@ -3,9 +3,10 @@ decoding steps (zsaa.fast.steps).
 
 How many tokens a layer keeps follows from the lengths and the dial's settings alone, so two passes of the same shapes
 run the same kernels in the same memory. Such a pass is recorded when its shapes come a second time, from the embedding
-to the last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out: the
-same numbers bit for bit, and nothing that is handed out is written again. Whatever cannot be replayed runs as before:
-gradients, training, traces, hooks inside the decoder, weights that are not plain tensors of one GPU.
+to the last norm, and later ones copy their inputs in, replay, and copy the last hidden states and the cache out (a
+large cache leaves layer by layer, zsaa.fast.outlet): the same numbers bit for bit, and nothing that is handed out is
+written again. Whatever cannot be replayed runs as before: gradients, training, traces, hooks inside the decoder,
+weights that are not plain tensors of one GPU.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from zsaa.cache import pruned_cache
 from zsaa.depth.stop import Stop
 from zsaa.fast import dispatch
 from zsaa.fast import state as states
+from zsaa.fast.outlet import Outlet, outlet_for
 from zsaa.fast.packing import Packing, alike, unheld
-from zsaa.fast.recorder import Recorder
+from zsaa.fast.recorder import Pool, Recorder
 from zsaa.fast.state import State
 from zsaa.fast.steps import Steps
 from zsaa.fast.training import Training
@@ -44,10 +46,9 @@ class CudaGraph:
     """One recorded run. The recordings of a model share a memory pool, and each may use all of it: they never run at
     the same time, and what they leave is copied out at once."""
 
-    def __init__(self, device: torch.device, pool: list):
+    def __init__(self, device: torch.device, pool: Pool):
         self.device, self.pool, self.graph = device, pool, torch.cuda.CUDAGraph()
-        if not pool:
-            pool += [torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)]
+        pool.open(device)
 
     def record(self, run: Callable[[], Any]) -> tuple[Any, int]:
         """What `run` returns, in the memory that `replay` will write again; bytes by which the memory grew."""
@@ -68,6 +69,17 @@ class CudaGraph:
     def replay(self) -> None:
         with torch.cuda.device(self.device):
             self.graph.replay()
+
+
+@contextlib.contextmanager
+def _rolled(inputs: dict[str, Tensor]) -> Iterator[None]:
+    """Another text in the same tensors."""
+    before = {name: inputs[name].clone() for name in ("input_ids", "inputs_embeds") if name in inputs}
+    for name, x in before.items():
+        inputs[name].copy_(x.roll(1, dims=1))
+    yield
+    for name, x in before.items():
+        inputs[name].copy_(x)
 
 
 @contextlib.contextmanager
@@ -98,7 +110,8 @@ class Recording:
     plan: Plan  # its tensors are read at every replay
     state: State
     inputs: dict[str, Tensor]
-    outputs: Packing  # the last hidden states; then keys, values and columns of every layer
+    outputs: Packing  # the last hidden states; then keys, values and columns of every layer, if there is no outlet
+    outlet: Outlet | None
     cached: bool
     output_class: type
     names: tuple[str, ...]  # of the fields that the output fills
@@ -130,11 +143,11 @@ class Graphs(Recorder):
     def clear(self) -> None:
         """Free all recordings."""
         self.forget()
-        self.pool: list = []
+        self.pool = Pool()
         self.stream: torch.cuda.Stream | None = None
         self.steps, self.training = Steps(self), Training(self)
 
-    def new(self, device: torch.device, pool: list | None = None) -> CudaGraph:
+    def new(self, device: torch.device, pool: Pool | None = None) -> CudaGraph:
         """A graph that shares its memory with the others, or with those of `pool`."""
         return CudaGraph(device, self.pool if pool is None else pool)
 
@@ -220,26 +233,29 @@ class Graphs(Recorder):
             fixed = {**call, **inputs, "attention_mask": torch.empty_like(call["attention_mask"])}
             given = {name: x.clone() for name, x in step.given.tensors().items()}
 
-            def run():
+            def run(outlet: Outlet | None = None):
                 cache = pruned_cache(None, layers) if cached else None
+                if outlet is not None:
+                    cache.layers = outlet.layers(layers)
                 again = Prefill(request, plan, Given(**given), step.scorer)
                 output = forward(**{**fixed, "past_key_values": cache, "zsaa": again})
                 tensors = [output.last_hidden_state]
-                for layer in cache.layers if cached else ():
+                for layer in cache.layers if cached and outlet is None else ():
                     tensors += [layer.keys, layer.values, layer.columns]
                 return output, tensors
 
-            if self.seen[key] < 2:
-                run()  # what is compiled, planned or allocated at the first use is so before recording
+            # A recording is only as good as its replay: it must give what the pass itself gives for another input. That
+            # pass comes first: what is compiled, planned or allocated at the first use is so before recording.
+            with _rolled(inputs):
+                wanted = run()[1]
+            outlet = outlet_for(wanted[1:])
+            left = outlet.open() if outlet is not None else []
             started = time.perf_counter()
             graph = self.new(request.device)
-            (output, tensors), nbytes = graph.record(run)
-            # A recording is only as good as its replay: it must give what the pass itself gives for another input.
-            for name in ("input_ids", "inputs_embeds"):
-                if name in inputs:
-                    inputs[name].copy_(inputs[name].roll(1, dims=1))
-            graph.replay()
-            if not all(alike(a, b) for a, b in zip(tensors, run()[1], strict=True)):
+            (output, tensors), nbytes = graph.record(functools.partial(run, outlet))
+            with _rolled(inputs):
+                graph.replay()
+            if not all(alike(a, b) for a, b in zip([*tensors, *left], wanted, strict=True)):
                 raise RuntimeError("the replay of a recorded prefill differs from the prefill itself")
         if set(output.keys()) - {"last_hidden_state", "past_key_values"}:
             raise NotImplementedError(f"the decoder's output has fields of its own: {sorted(output.keys())}")
@@ -255,16 +271,17 @@ class Graphs(Recorder):
             packing.tensors = [unheld(x) for x in tensors]
         elapsed = 1000 * (time.perf_counter() - started)
         facts = (cached, type(output), tuple(output.keys()), graph, nbytes, elapsed, self.calls)
-        return Recording(request, plan, state, inputs, packing, *facts)
+        return Recording(request, plan, state, inputs, packing, outlet, *facts)
 
     def _replay(self, recording: Recording, call: dict):
         self.follow(recording.request.device)
         own = {f"zsaa.{name}": x for name, x in call["zsaa"].given.tensors().items()}
         for name, tensor in recording.inputs.items():
             tensor.copy_(own[name] if name in own else call[name])
+        left = recording.outlet.open() if recording.outlet is not None else []
         recording.graph.replay()
         # Copies: the next replay overwrites what this one left. All that follows runs while the device is at work.
-        hidden, *rest = recording.outputs.copies()
+        hidden, *rest = *recording.outputs.copies(), *left
         recording.used, recording.replays = self.calls, recording.replays + 1
         cache = call.get("past_key_values")
         if recording.cached:

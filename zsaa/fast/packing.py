@@ -36,14 +36,8 @@ class Packing:
     """
 
     def __init__(self, tensors: list[Tensor]):
-        self.tensors, groups, held = tensors, [tensors[:1]], LIMIT
-        for x in tensors[1:]:
-            if held + x.nbytes > LIMIT:
-                groups.append([])
-                held = 0
-            groups[-1].append(x)
-            held += x.nbytes
-        self.layouts = [_layout(group) for group in groups]
+        self.tensors, groups = tensors, [tensors[:1], *grouped(tensors[1:])]
+        self.layouts = [layout(group) for group in groups]
         self.packs: list = []
         if dispatch.copies(tensors[0].device):
             try:
@@ -63,15 +57,41 @@ class Packing:
     def copies(self) -> list[Tensor]:
         copies = []
         for pack, (words, parts) in zip(self.packs or [None] * len(self.layouts), self.layouts):
-            flat = pack() if pack else torch.empty(words, dtype=torch.int64, device=self.tensors[0].device)
-            views = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
-            copies += [views[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
+            copies += views(pack() if pack else empty(words, self.tensors[0].device), parts)
         if not self.packs:
             torch._foreach_copy_(copies, self.tensors)
         return copies
 
 
-def _layout(group: list[Tensor]) -> tuple[int, list[tuple]]:
+def grouped(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Those that follow each other, as many as may share memory."""
+    groups, held = [], LIMIT
+    for x in tensors:
+        if held + x.nbytes > LIMIT:
+            groups.append([])
+            held = 0
+        groups[-1].append(x)
+        held += x.nbytes
+    return groups
+
+
+def empty(words: int, device: torch.device) -> Tensor:
+    """Memory for a group."""
+    return torch.empty(words, dtype=torch.int64, device=device)
+
+
+def views(flat: Tensor, parts: list[tuple]) -> list[Tensor]:
+    """The tensors of a group in its memory, as `layout` has them."""
+    of = {dtype: flat.view(dtype) for dtype in {part[0] for part in parts}}
+    return [of[dtype].as_strided(size, stride, offset) for dtype, size, stride, offset in parts]
+
+
+def places(layout: tuple[int, list[tuple]]) -> list[int]:
+    """Where each tensor of a group begins, in words."""
+    return [offset * dtype.itemsize // 8 for dtype, *_, offset in layout[1]]
+
+
+def layout(group: list[Tensor]) -> tuple[int, list[tuple]]:
     """Words of 8 bytes that a group takes, and of each tensor dtype, size, strides and offset there: dense, in the
     order of its own strides."""
     words, parts = 0, []
@@ -87,8 +107,7 @@ def _layout(group: list[Tensor]) -> tuple[int, list[tuple]]:
 def _pack(group: list[Tensor], layout: tuple[int, list[tuple]]):
     from zsaa.kernels.pack import Pack
 
-    words, parts = layout
     try:
-        return Pack(group, [offset * dtype.itemsize // 8 for dtype, *_, offset in parts], words)
+        return Pack(group, places(layout), layout[0])
     except ValueError:
         return None

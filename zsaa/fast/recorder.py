@@ -4,15 +4,34 @@ its recording is found again, and what follows where it cannot be recorded."""
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from zsaa.fast.state import State, state_of
 
 MANY = 4096  # kinds of calls whose number is remembered, of which few come again
+
+
+class Pool(list):
+    """The memory of recordings that take turns, and the stream on which they are made; empty before the first.
+
+    PyTorch keeps cuBLAS a workspace for each stream for ever (32 MiB on Hopper), so the stream of a pool that is gone
+    serves the next one.
+    """
+
+    idle: ClassVar[dict[torch.device, list]] = {}
+
+    def open(self, device: torch.device) -> None:
+        if not self:
+            idle = Pool.idle.setdefault(device, [])
+            stream = idle.pop() if idle else torch.cuda.Stream(device)
+            self += [torch.cuda.graph_pool_handle(), stream]
+            weakref.finalize(self, idle.append, stream).atexit = False
 
 
 class Recorder:

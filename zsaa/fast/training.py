@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from zsaa.fast import state as states
-from zsaa.fast.recorder import Recorder
+from zsaa.fast.recorder import Pool, Recorder
 from zsaa.fast.rows import recomputed
 from zsaa.passes import Given, Plan, Prefill, Request
 from zsaa.rule import ENTRY
@@ -227,7 +227,7 @@ class Training(Recorder):
         self.graphs = graphs
         self.rooms: dict[tuple, Room] = {}
         self.buffers: dict[Tensor, Tensor] = {}
-        self.pool: list = []
+        self.pool = Pool()
         self.turns: list = []
 
     def run(self, decoder: nn.Module, forward: Callable, call: dict):

@@ -157,6 +157,7 @@ WHOLE = {"untuned": "stock", "text": "adapters for all layers"}
 BENCHMARKS = {
     "bench-prefill": "prefill",
     "bench-memory": "prefill",
+    "bench-recordings": "prefill",
     "bench-replicas": "prefill, a copy on each GPU",
     "bench-scale": "prefill, layers on several GPUs",
     "footprint": "prefill",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import timeit
 from collections.abc import Callable, Sequence
@@ -87,11 +88,21 @@ def calibrated(model: nn.Module, n: int, batch: int, seconds: float) -> Calibrat
     return zsaa.calibrate(model, n, 1 if on_cpu else batch, seconds=seconds, progress=False)
 
 
-def prefill_ms(engine: Engine, n: int, batch: int = 1) -> float:
-    """Milliseconds of one prefill of `batch` texts of `n` tokens at alpha = 1, the faster of two."""
+def prefill_ms(engine: Engine, n: int, batch: int = 1, alpha: float = 1.0) -> float:
+    """Milliseconds of one prefill of `batch` texts of `n` tokens, the faster of two."""
     if isinstance(engine, Classifier):
-        return _faster(lambda: engine.run([[1] * n] * batch, [1.0] * batch))
-    return _faster(lambda: engine.run([Wish((1,) * n, 1)] * batch, [1.0] * batch))
+        return _faster(lambda: engine.run([[1] * n] * batch, [alpha] * batch))
+    return _faster(lambda: engine.run([Wish((1,) * n, 1)] * batch, [alpha] * batch))
+
+
+def warm(engine: Engine, rungs: Sequence[Rung], batch: int) -> None:
+    """Runs each rung with batches of 1, 2, 4, ... and `batch` of the longest texts, so that nothing is left that a GPU
+    compiles at its first use: in a rush, that would stop the queue for seconds. Nothing on a CPU."""
+    if engine.device.type == "cpu":
+        return
+    sizes = sorted({min(1 << k, batch) for k in range(batch.bit_length() + 1)})
+    for rung, size in itertools.product(rungs, sizes):
+        prefill_ms(engine, engine.max_tokens - (not isinstance(engine, Classifier)), size, rung.alpha)
 
 
 def batch_ms(engine: Engine, n: int, batch: int) -> float:

@@ -174,6 +174,8 @@ class Classifier(Engine):
 
     def __init__(self, model: nn.Module, tokenizer: Any, max_tokens: int | None = None, labels: Sequence[str] = ()):
         super().__init__(model, tokenizer, max_tokens)
+        # Texts and batches have ever other shapes, and to record one as a CUDA graph stops the queue.
+        zsaa.enable(model, graphs=False)
         known = [str(self.config.id2label.get(i, i)) for i in range(self.config.num_labels)]
         if labels and len(labels) != len(known):
             raise ValueError(f"labels has {len(labels)} names, this model {len(known)} classes: give one for each.")

@@ -131,7 +131,9 @@ def made(settings: Settings) -> dict[str, Furnished]:
     for name, engine in engines(settings).items():
         reference = min(settings.reference, engine.max_tokens)
         by_itself = costs.batch_ms(engine, reference, settings.batch)
-        found[name] = Furnished(engine, ladder(engine, settings), by_itself, reference)
+        rungs = ladder(engine, settings)
+        costs.warm(engine, rungs, settings.batch)
+        found[name] = Furnished(engine, rungs, by_itself, reference)
     return found
 
 

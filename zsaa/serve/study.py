@@ -33,6 +33,7 @@ from zsaa.serve.traces import Profile, bursts, poisson
 
 SHOWN = ("requests", "answered", "refused", "late", "lost", "violations", "goodput", "p50_ms", "p95_ms")
 ALPHA = ("mean_alpha", "below_one", "turns", "recovery_s")
+FLEET_S = 30.0  # seconds of a rush that many replicas play, at most
 FIT_ON = ("stock", "floor")  # they decide nothing
 PACES, BESIDES_MS = [k / 20 for k in range(10, 41)], [10.0 * k for k in range(41)]
 
@@ -187,7 +188,7 @@ def study(
         for seed in seeds
     ]
     facts = {**asdict(costs), "scatter": scatter, "batch": batch, "known_ms": known_ms, "first_seed": seeds[0]}
-    many = {"replicas": fleet(world, noisy, seconds, counts)} if counts else {}
+    many = {"replicas": fleet(world, noisy, min(seconds, FLEET_S), counts)} if counts else {}
     rows = compared(played, len(seeds))
     return {"costs": facts, "seconds": seconds, "predicted": predicted, "rows": rows, **many}
 
