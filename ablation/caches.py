@@ -174,7 +174,7 @@ def row_of(way: str, alpha: float, found: list[dict], plain: list[dict]) -> dict
         "alpha": alpha,
         "n": len(found),
         **({"hits": sum(r["hit"] for r in found)} if way == "dynamic" else {}),
-        "perplexity": math.exp(sum(r["nll"] for r in found) / tokens) if tokens else None,
+        **({"perplexity": math.exp(sum(r["nll"] for r in found) / tokens)} if tokens else {}),
         "f1": fmean(means),
         "latency_ms": 1000 * fmean(seconds),
         "tokens_per_s": sum(r["tokens"] for r in found) / sum(seconds),
