@@ -92,7 +92,8 @@ def trained(task: str, name: str, seed: int, options: argparse.Namespace) -> dic
     """A row of ablation/config.yaml, trained once for each fold."""
     config = run.load_config()
     row, targets = config["rows"][name], config["targets"]
-    training = replace(Training(**{**row.get("training", {}), "seed": seed}), crops=0.0, epochs=EPOCHS[task])
+    training = Training(**{**row.get("training", {}), "seed": seed})
+    training = replace(training, crops=0.0, epochs=EPOCHS[task], seconds=options.seconds)
     variant, device = Variant(**row.get("variant", {})), "cuda" if torch.cuda.is_available() else "cpu"
     unit = {
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
@@ -124,7 +125,7 @@ def trained(task: str, name: str, seed: int, options: argparse.Namespace) -> dic
             "provenance": provenance(seed=seed, train_samples=len(texts), eval_samples=len(texts)),
         }  # fmt: skip
 
-    suffix = f"-seed{seed}" if seed else ""
+    suffix = (f"-seed{seed}" if seed else "") + (f"-seconds{options.seconds:g}" if options.seconds else "")
     return cached(options.output_dir / "folds" / f"{task}-{name}{suffix}.json", unit, compute)
 
 
@@ -161,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", metavar="ROW", default=[], help="of ablation/config.yaml, to be trained")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of trained rows")
     parser.add_argument("--model", default="smollm2-135m", help="of trained rows")
+    parser.add_argument("--seconds", type=float, help="each fold's training ends by then, its learning rate at 0")
     parser.add_argument("--samples", type=int, help="at most so many samples of a task, for trained rows")
     parser.add_argument("--output-dir", type=Path, default=run.RESULTS)
     options = parser.parse_args(arguments)
@@ -174,9 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
     for task in options.tasks if not options.rows else []:
         result = measure(task, options.output_dir)
         row, log = result["rows"][0], result["log"]
-        print(
-            f"{task}: {row['accuracy']:.1f}% {row['ci95']}, F1 {log['f1']}; the more frequent label {log['majority']}%"
-        )
+        share = 100 * row["correct"] / row["n"]
+        print(f"{task}: {share:.1f}% {row['ci95']}, F1 {log['f1']}; the more frequent label {log['majority']}%")
     return 0
 
 

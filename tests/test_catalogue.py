@@ -2,11 +2,17 @@
 
 import json
 import re
+import shlex
+import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
+
+from ablation import folds, run
 from zsaa.kit import catalogue, store
 
 SCHEMA = jsonschema.Draft202012Validator(yaml.safe_load((store.RESULTS / "schema.yaml").read_text()))
@@ -15,6 +21,33 @@ SCHEMA = jsonschema.Draft202012Validator(yaml.safe_load((store.RESULTS / "schema
 def test_the_committed_page_is_what_the_notes_and_the_files_say():
     """If this fails: make figures."""
     assert catalogue.catalogue() == (store.RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_command_that_a_row_s_fields_tell_makes_that_file_with_those_settings(monkeypatch):
+    """All but readings, of which a file's name is all that they are told."""
+    config, asked = run.load_config(), []
+
+    def cached(path, unit, compute):
+        asked.append((path, unit))
+        return {"rows": [], "log": {"steps": 0, "seconds": 0}}
+
+    for module in (run, folds):
+        monkeypatch.setattr(module, "cached", cached)
+    monkeypatch.setattr(run, "load_config", lambda: config)
+    monkeypatch.setattr(run, "_code", lambda *modules: "")
+    seen = 0
+    for name, result in store.all_results(store.RESULTS):
+        command = catalogue.command_of(name, result)
+        if result["kind"] != "ablation" or "unit" not in result or "--rows" not in (command or ""):
+            continue
+        _, _, program, *options = shlex.split(command)
+        {"ablation.run": run, "ablation.folds": folds}[program].main(options)
+        (path, unit), seen = asked.pop(), seen + 1
+        assert path.name == name.rsplit("/", 1)[-1] and unit["model"] == result["model"]["name"]
+        asks = json.loads(json.dumps(unit["training"]))
+        told = {key: value for key, value in result["training"].items() if key in asks}
+        assert {key: asks[key] for key in told} == told, name
+    assert seen > 200
 
 
 @pytest.fixture

@@ -62,6 +62,22 @@ def test_settings_are_chosen_on_validation_and_judged_on_test(tmp_path):
     assert exits.chosen("one", ("layers",), 2, tmp_path) is None
 
 
+def test_a_rival_may_spend_what_both_dials_do():
+    def row(reduction, right):
+        return {
+            "control": "alpha",
+            "mac_reduction": reduction,
+            "n": 20,
+            "right": to_bits([1] * right + [0] * (20 - right)),
+        }
+
+    assert exits.saved([row(2, 0), row(6, 0)]) == pytest.approx(3), "costs are averaged, not reductions"
+    settings = [row(2, 20), row(6, 0)]
+    assert exits.as_dear(settings, 3).mean() == pytest.approx(0.5), "a half of the texts by either costs a third"
+    assert exits.as_dear(settings, 1.5).mean() == 1 and exits.as_dear(settings, 9).mean() == 0
+    assert exits.as_dear([{"n": 20, "right": to_bits([1] * 20)}], 3).mean() == 1, "a bag of words counts no MACs"
+
+
 def test_what_is_recovered_is_a_share_of_the_nats_lost():
     nll = [(0, "untuned", "10 20 30"), (6, "untuned", "20 40 60"), (6, "distilled", "14 28 42")]
     rows = {(removed, how): [{"nll": line}] for removed, how, line in nll}

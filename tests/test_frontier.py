@@ -1,6 +1,7 @@
 """What is said of the reviews that decided nothing: leads, losses, and the picture."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -126,21 +127,32 @@ def test_the_page_shows_the_tables_as_they_come_out():
             assert films.markdown(table) in page
 
 
+def test_scores_of_the_recipe_s_page_are_counted_and_rounded_once():
+    page = (RESULTS.parent / "docs/findings/recipe.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^  \| [^|]*\(`([\w-]+)`\) \|((?: [\d.]+ \|){6})", page, re.M)
+    assert len(lines) == 11
+    for name, cells in lines:
+        result = json.loads((RESULTS / f"ablation/imdb/{name}.json").read_text(encoding="utf-8"))
+        rows = {row["target"]: row for row in result["rows"] if row["control"] == "alpha"}
+        counted = [f"{100 * rows[t]['correct'] / rows[t]['n']:.1f}" for t in films.TARGETS[1:]]
+        assert cells.replace("|", "").split() == counted, name
+
+
 def test_the_readme_s_first_finding_is_in_the_tables():
     finding = (RESULTS.parent / "README.md").read_text(encoding="utf-8").split("## Five findings")[1].split("\n- ")[1]
     finding = " ".join(finding.split())
     budgets = exits.budgets_table().set_index("accuracy").loc[exits.BOTH]
-    three, five, seven = (budgets[column].split(" at ")[0] for column in ("3x", "5x", "7x"))
-    assert f"has {three}, {five}, {seven}% at 3x, 5x, 7x fewer MACs" in finding
+    shown, saved = zip(*(budgets[column].split(" at ") for column in ("3x", "5x", "7x")))
+    assert f"has {', '.join(shown)}% at {', '.join(saved)} fewer MACs" in finding
     ahead = pd.concat([exits.joint_table(), exits.rivals_table()]).set_index("both, when sure, are ahead of")
     for rival in ("**the better single dial**", "first layers, distilled", "text cut to both ends"):
-        for column in ("3x", "5x", "7x"):
+        for column in saved:
             if cell := ahead.loc[rival, column]:
                 assert float(cell.split("[")[1].split(",")[0]) > 0, f"not ahead of {rival} at {column}"
-    for column in ("3x", "5x"):
+    for column in saved[:2]:
         low, high = ahead.loc[exits.WORDS["words-first"], column].split("[")[1].rstrip("]*").split(", ")
         assert float(low) <= 0 <= float(high), f"told apart from a bag of words before a model at {column}"
-    assert float(ahead.loc[exits.WORDS["words-first"], "7x"].split()[0]) < 0, "as good, or better"
+    assert float(ahead.loc[exits.WORDS["words-first"], saved[2]].split()[0]) < 0, "as good, or better"
 
 
 @pytest.mark.full
@@ -162,10 +174,18 @@ def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
 
 @pytest.mark.full
 def test_the_picture_s_second_panel_is_by_the_clock():
-    figure, clock = frontier.frontier_figure(points.read()), frontier.milliseconds()
-    by_macs, by_clock = ({line.get_label(): line for line in axis.get_lines()} for axis in figure.axes)
-    assert set(by_macs) - set(by_clock) == {*frontier.UNTIMED, *frontier.WHEN_SURE}
-    dial, layers = by_clock[frontier.DIAL], by_clock["first layers"]
-    assert dial.get_xdata() == pytest.approx([clock["alpha", t] for t in films.TARGETS])
-    assert layers.get_xdata() == pytest.approx([clock["layers", t] for t in (2, 3, 5, 10)])
-    assert list(dial.get_ydata()) == list(by_macs[frontier.DIAL].get_ydata())
+    by_macs, *clocks = (
+        {line.get_label(): line for line in axis.get_lines()} for axis in frontier.frontier_figure(points.read()).axes
+    )
+    assert len(clocks) == len(frontier.CLOCKS)
+    for name, by_clock in zip(frontier.CLOCKS, clocks):
+        clock = frontier.milliseconds(name)
+        assert set(by_macs) - set(by_clock) == {*frontier.UNTIMED, *frontier.WHEN_SURE}
+        dial, layers = by_clock[frontier.DIAL], by_clock["first layers"]
+        timed = [t for t in films.TARGETS if ("alpha", t) in clock]
+        assert dial.get_xdata() == pytest.approx([clock["alpha", t] for t in timed]) and {1, 3, 5} <= set(timed)
+        assert layers.get_xdata() == pytest.approx(
+            [clock["layers", t] for t in (2, 3, 5, 10) if ("layers", t) in clock]
+        )
+        shown = dict(zip(films.TARGETS, by_macs[frontier.DIAL].get_ydata()))
+        assert list(dial.get_ydata()) == [shown[t] for t in timed]

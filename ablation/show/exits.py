@@ -3,8 +3,10 @@
 python -m ablation.show.exits      prints the tables, as docs/findings/depth.md has them
 
 What a method does at a budget (a confidence, a split between both dials) is chosen on the validation part, among the
-settings that save as many MACs; the test part says what that choice is worth. Intervals of one table as in
-ablation.show.films; those of both dials against one hold for further trainings, too (`stats.over_runs`).
+settings that save as many MACs; the test part says what that choice is worth, and what it costs there: confidences
+that save 5x on validation save 4.7x on the test part. So both dials are compared with rivals that spend as much as they
+do there. Intervals of one table as in ablation.show.films; those of both dials against one hold for further trainings,
+too (`stats.over_runs`).
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from ablation import films
-from ablation.show.films import MARGIN, RIVALS, all_held, points
+from ablation.show.films import MARGIN, RIVALS, points, settings
 from zsaa.kit import paper
-from zsaa.kit.equal import right
+from zsaa.kit.equal import at_equal_macs, right
 from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import holm, mean_difference, over_runs, sure
 
@@ -27,6 +29,7 @@ FOLDER, EARLIER = RESULTS / "depth" / "films", RESULTS / "ablation" / "imdb_film
 EXITS = ("exits", "exits-seed1", "exits-seed2")
 STEADY = tuple(f"steady{seed}-epochs3-seconds660" for seed in ("", "-seed1", "-seed2", "-seed3", "-seed4"))
 JOINT = tuple(f"exits-first{seed}-seconds520" for seed in ("", "-seed1", "-seed2"))
+AHEAD = "both, when sure, are ahead of"
 WORDS = {"words-first": "a bag of words where it is sure, else a model", "words-first-dial": "... else fewer tokens"}
 SINGLE, BOTH = ("fewer layers", "fewer layers, when sure", "fewer tokens"), "both, when sure"
 TARGETS = (3, 5)  # at which both dials are to be ahead
@@ -74,6 +77,20 @@ def chosen(name: str, controls: Sequence[str], budget: float, folder: Path = FOL
     best = max(found, key=lambda r: (r["accuracy"], r["mac_reduction"]))
     same = [r for r in rows(name, "test", folder) if all(r.get(k) == best.get(k) for k in KEYS)]
     return same[0] if same else None
+
+
+def saved(found: Sequence[dict]) -> float:
+    """The MAC reduction of rows of several trainings: what they cost in the mean."""
+    return len(found) / sum(1 / row["mac_reduction"] for row in found)
+
+
+def as_dear(found: Sequence[dict], reduction: float) -> np.ndarray:
+    """How much of each review a training has right at this MAC reduction, by these of its settings: between two of them
+    a mixture (zsaa.kit.equal); beyond the first or the last, that one. One setting stands for itself."""
+    if len(found) == 1:
+        return right(found[0])
+    ends = min(found, key=lambda row: abs(row["mac_reduction"] - reduction))
+    return right(at_equal_macs(found, reduction) or ends)
 
 
 def difference(ours: Sequence[dict], theirs: Sequence[dict]) -> tuple[float, tuple[float, float]]:
@@ -137,8 +154,7 @@ def budgets_table(folder: Path = FOLDER):
         line = {"accuracy": name, "trainings": len(names)}
         for budget in BUDGETS:
             found = cells(names, controls, budget, folder)
-            saved = np.mean([r["mac_reduction"] for r in found]) if found else 0
-            line[f"{budget}x"] = f"{mean(found)} at {saved:.1f}x" if found else ""
+            line[f"{budget}x"] = f"{mean(found)} at {saved(found):.1f}x" if found else ""
         lines.append(line)
     alone = {"accuracy": "models of so many layers, distilled", "trainings": 3}
     for budget in BUDGETS:
@@ -148,68 +164,93 @@ def budgets_table(folder: Path = FOLDER):
     return pd.DataFrame([*lines, alone])
 
 
-def single(budget: float, folder: Path = FOLDER) -> tuple[str, list[dict]]:
-    """The better of the ways that turn one dial, by validation: its name and its test rows."""
-    best, found = None, []
+def both(folder: Path = FOLDER) -> dict[float, list[dict]]:
+    """Of each budget the test rows of both dials, when sure; {}, if none was read."""
+    names, controls = ways(folder)[BOTH]
+    return {budget: cells(names, controls, budget, folder) for budget in BUDGETS} if names else {}
+
+
+def column(ours: dict[float, list[dict]], budget: float) -> str:
+    """A column's head: the MAC reduction that a budget came to on the test part."""
+    return f"{saved(ours[budget]):.1f}x"
+
+
+def single(budget: float, folder: Path = FOLDER) -> str:
+    """The better of the ways that turn one dial, by validation."""
+    best = None
     for name in SINGLE:
         names, controls = ways(folder)[name]
         at = [max((r["accuracy"] for r in rows(n, "validation", folder) if r["control"] in controls
                    and r["mac_reduction"] >= 0.999 * budget), default=0.0) for n in names]  # fmt: skip
         if at and (best is None or np.mean(at) > best[0]):
-            best, found = (np.mean(at), name), cells(names, controls, budget, folder)
-    return (best[1] if best else ""), found
+            best = np.mean(at), name
+    return best[1] if best else ""
 
 
 def joint_table(folder: Path = FOLDER):
-    """A line per rival: how far both dials, when sure, are ahead of it at each budget, with what a further training may
-    differ by; and of the better single dial p, corrected for the budgets that were asked about (Holm)."""
+    """A line per rival: how far both dials, when sure, are ahead of it at as many MACs as they spend, with what a
+    further training may differ by; and of the better single dial p, corrected for the budgets that were asked about
+    (Holm)."""
     import pandas as pd
 
-    names, controls = ways(folder)[BOTH]
-    ours = {budget: cells(names, controls, budget, folder) for budget in BUDGETS}
-    if not names:
+    ours = both(folder)
+    if not ours:
         return pd.DataFrame()
 
-    def apart(budget: float, theirs: list[dict]):
-        return over_runs([right(r) for r in ours[budget]], [right(r) for r in theirs], clusters=films.runs("test"))
+    def apart(name: str, budget: float):
+        names, kind = ways(folder)[name]
+        tried = [[row for b in BUDGETS if (row := chosen(n, kind, b, folder))] for n in names]
+        theirs = [as_dear(found, saved(ours[budget])) for found in tried if found]
+        return over_runs([right(r) for r in ours[budget]], theirs, clusters=films.runs("test"))
 
-    found = {budget: apart(budget, single(budget, folder)[1]) for budget in BUDGETS}
-    p = dict(zip(TARGETS, holm([found[budget].p for budget in TARGETS])))
-    best = {"both, when sure, are ahead of": "**the better single dial**"}
+    better = {budget: single(budget, folder) for budget in BUDGETS}
+    p = dict(zip(TARGETS, holm([apart(better[budget], budget).p for budget in TARGETS])))
+    best = {AHEAD: "**the better single dial**"}
     for budget in BUDGETS:
         more = f", Holm {p[budget]:.3f}" if budget in p else ""
-        best[f"{budget}x"] = f"{points(found[budget])} ({single(budget, folder)[0]}{more})"
+        best[column(ours, budget)] = f"{points(apart(better[budget], budget))} ({better[budget]}{more})"
     lines = [best]
-    for name, (theirs, kind) in ways(folder).items():
+    for name, (names, kind) in ways(folder).items():
         if name != BOTH:
-            line = {"both, when sure, are ahead of": name}
+            line = {AHEAD: name}
             for budget in BUDGETS:
-                at = cells(theirs, kind, budget, folder)
-                line[f"{budget}x"] = points(apart(budget, at)) if at else ""
+                line[column(ours, budget)] = points(apart(name, budget)) if cells(names, kind, budget, folder) else ""
             lines.append(line)
     return pd.DataFrame(lines)
 
 
 def rivals_table(folder: Path = FOLDER):
-    """A line per rival that has no dial (ablation.show.films): how far both dials, when sure, are ahead of it at equal
-    MACs or more, as in `joint_table`. A star: not 0 by Holm's correction over this table."""
+    """A line per rival that has no dial (ablation.show.films): how far both dials, when sure, are ahead of it at as
+    many MACs as they spend, as in `joint_table`. A star: not 0 by Holm's correction over this table."""
     import pandas as pd
 
-    names, controls = ways(folder)[BOTH]
-    ours = {budget: [right(row) for row in cells(names, controls, budget, folder)] for budget in BUDGETS}
-    theirs = {(name, b): all_held(at[b], b) for name, at in RIVALS.items() for b in BUDGETS if b in at}
-    theirs |= {(WORDS["words-first"], b): words_first("words-first", b) for b in BUDGETS}
-    found = {
-        (name, budget): over_runs(ours[budget], at, clusters=films.runs("test"))
-        for (name, budget), at in theirs.items()
-        if names and at
-    }
+    ours, theirs = both(folder), {}
+    for name, way in RIVALS.items():
+        tried = [settings(way, seed) for seed in range(len(next(iter(way.values()))[0]))]
+        theirs |= {(name, b): tried for b in BUDGETS if b in way}
+    theirs |= {(WORDS["words-first"], b): words_settings("words-first", b) for b in BUDGETS}
+    found = {}
+    for (name, b), tried in theirs.items() if ours else ():
+        mine = [right(row) for row in ours[b]]
+        found[name, b] = over_runs(mine, [as_dear(rows, saved(ours[b])) for rows in tried], films.runs("test"))
     stars = sure(found)
+
+    def said_of(cell: tuple) -> str:
+        return points(found[cell]) + "*" * (cell in stars) if cell in found else ""
+
     return pd.DataFrame([
-        {"both, when sure, are ahead of": name}
-        | {f"{b}x": points(found[name, b]) + "*" * ((name, b) in stars) if (name, b) in found else "" for b in BUDGETS}
+        {AHEAD: name} | {column(ours, b): said_of((name, b)) for b in BUDGETS}
         for name in dict.fromkeys(name for name, _ in found)
     ])  # fmt: skip
+
+
+def words_settings(control: str, budget: float) -> list[list[dict]]:
+    """The rows of a bag of words, and behind it a model, at all budgets; a list for each seed that this one has."""
+    found: dict[float, list[dict]] = {}
+    for row in rows("words-first", "test"):
+        if row["control"] == control:
+            found.setdefault(row["target"], []).append(row)
+    return [[at[min(seed, len(at) - 1)] for at in found.values()] for seed in range(len(found.get(budget, ())))]
 
 
 def words_first(control: str, budget: float) -> list[np.ndarray]:
@@ -239,19 +280,19 @@ def losses_table(folder: Path = FOLDER):
     and the p-values (Holm over the lines) that the two are within MARGIN, and ours at most MARGIN above."""
     import pandas as pd
 
-    names, controls = ways(folder)[BOTH]
+    names, ours = ways(folder)[BOTH][0], both(folder)
     if not names:
         return pd.DataFrame()
     whole, together = [right(at_depth(name, 30, folder=folder)) for name in names], films.runs("test")
     lines, within, above = [], [], []
     for budget in BUDGETS:
-        there = [right(row) for row in cells(names, controls, budget, folder)]
+        there = [right(row) for row in ours[budget]]
         lost = over_runs([w - t for w, t in zip(whole, there)], [np.zeros(len(together))], clusters=together)
         printed = paper.TABLE_1[1]["IMDB"] - paper.TABLE_1[budget]["IMDB"]
         within.append(lost.within(MARGIN / 100, printed / 100))
         # The lower bound lies a whole accuracy below, which is never reached: one-sided.
         above.append(lost.within(1.0, printed / 100 + MARGIN / 100 - 1.0))
-        lines.append({"at": f"{budget}x", "lost": points(lost), "paper": f"{printed:.1f}"})
+        lines.append({"at": column(ours, budget), "lost": points(lost), "paper": f"{printed:.1f} at {budget}x"})
     name = f"within {MARGIN:g} points: p (Holm)", f"at most {MARGIN:g} points more: p (Holm)"
     return pd.DataFrame(
         [{**line, name[0]: f"{p:.2g}", name[1]: f"{q:.2g}"} for line, p, q in zip(lines, holm(within), holm(above))]

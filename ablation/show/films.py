@@ -19,11 +19,19 @@ from ablation import films
 from ablation.show.rows import cell_at
 from zsaa.kit import paper
 from zsaa.kit.equal import at_equal_macs, right
-from zsaa.kit.store import RESULTS
+from zsaa.kit.store import RESULTS, with_interval
 from zsaa.measure.stats import Difference, holm, mean_difference, over_runs, sure
 
 PART = RESULTS / "ablation" / "imdb_films" / "test"
 GEMMA = RESULTS / "ablation" / "imdb_films_gemma" / "test"
+FOLDS = RESULTS / "ablation" / "folds"
+DEV_SETS = {"mrpc": "MRPC", "rte": "RTE", "boolq": "BoolQ"}
+FOLDED = {  # row, control, MAC reduction
+    "whole texts, by adapters": ("lora-conventional-crops", "alpha", 1),
+    **{f"the dial, {target}x": ("steady", "alpha", target) for target in (1, 2, 3, 5)},
+    "text cut to the last tokens, 3x": ("steady-cut-last", "last", 3),
+    "the first ten layers (3x)": ("layers-10", "layers", 3),
+}
 MARGIN = 0.5  # points by which two equivalent losses may differ
 TARGETS = (1, 2, 3, 5, 7, 9, 11)
 # Declared by what validation showed (`long_table("validation")`), before any reading of the test part was looked at so.
@@ -78,6 +86,13 @@ def all_held(cell: tuple[list[str], str], target: int, folder: Path = PART) -> l
     """`held` of each seed."""
     names, control = cell
     return [held(name, control, target, folder) for name in names]
+
+
+def settings(cells: dict[int, tuple[list[str], str]], seed: int, folder: Path = PART) -> list[dict]:
+    """The rows of one training of a way, or of its models of so many layers that share a seed."""
+    found = {(names[seed], control) for names, control in cells.values() if seed < len(names)}
+    read = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name, _ in found}
+    return [row for name, control in sorted(found) for row in read[name]["rows"] if row["control"] == control]
 
 
 def interval(name: str, control: str, target: int, folder: Path = PART) -> tuple[float, float]:
@@ -228,9 +243,29 @@ def gemma_table(folder: Path = GEMMA):
     return pd.DataFrame(lines)
 
 
+def folds_table(folder: Path = FOLDS):
+    """Of tasks with a dev set alone: a line per way, trained once for each of five folds; 95% intervals of the chance
+    in the samples."""
+    import pandas as pd
+
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    most = {task: results[f"{task}-layers-10"]["log"]["majority"] for task in DEV_SETS}
+    lines = [{"within the dev set": "the more frequent label", **{DEV_SETS[t]: f"{most[t]:.1f}" for t in DEV_SETS}}]
+    bags = {t: json.loads((folder.parent / f"bags/{t}-folds.json").read_text(encoding="utf-8")) for t in DEV_SETS}
+    lines.append({"within the dev set": "TF-IDF", **{DEV_SETS[t]: with_interval(bags[t]["rows"][0]) for t in DEV_SETS}})
+    for name, (row, control, target) in FOLDED.items():
+        line = {"within the dev set": name}
+        for task in DEV_SETS:
+            found = next((results[n] for n in (f"{task}-{row}", f"{task}-{row}-seconds70") if n in results), None)
+            line[DEV_SETS[task]] = with_interval(cell_at(found, control, target)) if found else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def tables() -> list:
-    """What docs/findings/films.md shows: accuracies, leads, losses, a second model, long reviews."""
-    return [accuracies_table(), ahead_table(), losses_table(), gemma_table(), *map(long_table, ("validation", "test"))]
+    """What docs/findings/films.md shows: accuracies, leads, losses, a second model, long reviews, other tasks."""
+    long = map(long_table, ("validation", "test"))
+    return [accuracies_table(), ahead_table(), losses_table(), gemma_table(), *long, folds_table()]
 
 
 def markdown(table) -> str:

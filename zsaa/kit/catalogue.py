@@ -1,13 +1,16 @@
 """results/README.md: what each result file is, by question, from results/notes.yaml and from the files themselves.
 
-python -m zsaa.kit.catalogue      (part of make figures)
+python -m zsaa.kit.catalogue                                    (part of make figures)
+python -m zsaa.kit.catalogue ablation/imdb/plus-seed1.json      prints the command that makes a file again
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -15,6 +18,37 @@ from zsaa.kit.files import write_text
 from zsaa.kit.labels import device_of
 from zsaa.kit.report.write import render
 from zsaa.kit.store import QUESTIONS, RESULTS, all_results
+
+# What ablation.run and ablation.folds add to a row's name, for options that were given.
+OPTIONS = re.compile(
+    r"(-seed(?P<seeds>\d+))?(?P<compute>-compute)?(-epochs(?P<epochs>[\d.]+))?(-rate(?P<learning_rate>[\de.-]+?))?"
+    r"(-seconds(?P<seconds>[\d.]+))?"
+)
+
+
+def command_of(name: str, result: dict) -> str | None:
+    """The command that makes the result file `name` (in results/) again: its own, or, of rows of the ablation, the one
+    that its name, task and model tell. FOLDER is where rows leave their models (--weights): readings and taught rows
+    find those there. None where a file tells none (results/notes.yaml says more)."""
+    if result.get("command") or result["kind"] != "ablation" or "training" not in result:
+        return result.get("command")
+    path, row, task = PurePosixPath(name), result["row"], result["task"]["name"]
+    if row == "bag":
+        crossed = path.stem == f"{task}-folds"
+        return f"python -m ablation.folds {task}" if crossed else f"python -m ablation.bags --task {task}"
+    if path.parent.name == "test":
+        return f"python -m ablation.reading {path.stem} --weights FOLDER"
+    folds = path.parent.name == "folds"
+    found = OPTIONS.fullmatch(path.stem.removeprefix(f"{task}-" * folds).removeprefix(row))
+    if found is None:
+        return None
+    given = {key: value for key, value in found.groupdict().items() if value}
+    given |= {"compute": f"{result['training']['compute']:g}"} if "compute" in given else {}
+    given |= {"model": result["model"]["name"]} if result["model"]["name"] != "smollm2-135m" else {}
+    given |= {"weights": "FOLDER"} if result["training"].get("teacher") else {}
+    program = f"ablation.folds {task}" if folds else f"ablation.run --task {task}"
+    options = (f" --{key.replace('_', '-')} {value}" for key, value in given.items())
+    return f"python -m {program} --rows {row}{''.join(options)}"
 
 
 def catalogue(folder: str | Path = RESULTS) -> str:
@@ -68,4 +102,8 @@ def write(folder: str | Path = RESULTS) -> Path:
 
 
 if __name__ == "__main__":
-    print(write())
+    held = dict(all_results(RESULTS)) if sys.argv[1:] else {}
+    for name in sys.argv[1:]:
+        print(command_of(name, held[name]) or f"{name} tells no command; see results/notes.yaml")
+    if not held:
+        print(write())
