@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--apart",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="models in a process of their own, each replica's; default: on a GPU",
+        help="models in a process of their own, each replica's; default: on a GPU with --bare (under Ray not tried)",
     )
     add("--replicas", type=int, default=1)
     add("--max-replicas", type=int, default=None, help="let Ray Serve start up to so many as the load asks for them")
@@ -63,6 +63,8 @@ def settings(chosen: argparse.Namespace):
     for name in ("classifier", "curve"):
         if given[name] is None:
             del given[name]
+    if given["apart"] is None:
+        given["apart"] = chosen.bare and chosen.device != "cpu"
     for name in ("model", "classifier"):
         if given.get(name) == "none":
             given[name] = None

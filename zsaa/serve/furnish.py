@@ -35,7 +35,7 @@ class Settings:
     reference: tokens of a request that costs are counted in. decode_tokens: that a completion is taken to write.
     batch: requests at most. threads: of torch, None for all cores. calibrate_s: seconds that timing may take, 0 to take
     time for proportional to multiply-accumulates, with one prefill timed. apart: models in a process of their own
-    (apart.py); None: on a GPU.
+    (apart.py).
     """
 
     model: str | None = "smollm2-135m"
@@ -55,7 +55,7 @@ class Settings:
     threads: int | None = None
     calibrate_s: float = 10.0
     device: str = "cpu"
-    apart: bool | None = None
+    apart: bool = False
     key: str | None = None
     hosts: tuple[str, ...] = ()
 
@@ -139,7 +139,7 @@ def made(settings: Settings) -> dict[str, Furnished]:
 
 def furnish(settings: Settings, replica: str = "local") -> http.House:
     """A house with its lanes."""
-    if settings.apart is False or (settings.apart is None and torch.device(settings.device).type == "cpu"):
+    if not settings.apart:
         found, alive, clerks = made(settings), lambda: True, 1
     else:
         from zsaa.serve.apart import Apart
