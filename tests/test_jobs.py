@@ -39,6 +39,7 @@ def test_every_committed_command_still_asks_for_what_its_file_holds(file, result
             "zsaa.architectures",
             "zsaa.depth",
             "zsaa.depth.combined",
+            "zsaa.depth.draft",
             "zsaa.depth.heal",
             "zsaa.serve.load",
             "zsaa.serve.soak",
