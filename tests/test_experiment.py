@@ -231,6 +231,7 @@ def test_every_task_of_table_1_from_the_hubs_layout_to_its_curve(everything, tas
     assert json.loads((everything["out"] / f"results/{result['name']}.json").read_text()) == result
 
 
+@pytest.mark.full
 def test_both_mnli_tasks_share_a_training_and_nothing_finished_is_done_again(everything, monkeypatch):
     trained, evaluated = [], []
     monkeypatch.setattr(training, "fine_tune", lambda *a, **k: trained.append(a) or finetune.fine_tune(*a, **k))

@@ -117,6 +117,7 @@ def test_losses_are_held_to_the_paper_s(tmp_path, monkeypatch, alone):
     assert p["2x"] == 0 and p["5x"] == p["11x"] == 1
 
 
+@pytest.mark.full
 def test_the_page_shows_the_tables_as_they_come_out():
     """If this fails: python -m ablation.show.films, or ablation.show.means, and put its tables there."""
     pages = [

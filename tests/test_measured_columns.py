@@ -19,6 +19,8 @@ TINY_GEMMA = dict(
     intermediate_size=48, head_dim=16, vocab_size=97, sliding_window=256,
 )  # fmt: skip
 
+pytestmark = pytest.mark.full  # a bench of two models first
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -195,6 +195,7 @@ def test_taught_tuned_saved_and_answering(tokenizer, tuning, tmp_path):
     assert torch.equal(said, model.generate(prompt, **told))
 
 
+@pytest.mark.full
 def test_a_scorer_learns_where_answers_stand(tokenizer):
     """The question's own word misleads; what stands before the answer tells."""
     rows = rows_of(100)

@@ -211,6 +211,7 @@ def test_a_damaged_result_is_named(run):
         report.index(run)
 
 
+@pytest.mark.full
 def test_on_a_telephone_the_papers_tables_need_no_scrolling_and_others_say_that_they_do():
     sync_api = pytest.importorskip("playwright.sync_api")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

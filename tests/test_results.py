@@ -235,6 +235,7 @@ def test_positions_of_a_long_text_are_numbered_and_a_short_one_stands_beside_its
         assert ("200" in across) == long and (down == ["word"] * n) != long and across
 
 
+@pytest.mark.full
 def test_figure_2_draws_every_data_set_and_says_what_was_not_run(result, tmp_path):
     curves, lengths = [], []
     for task, (column, *_) in figures.DATA_SETS.items():

@@ -67,6 +67,7 @@ def test_a_failure_has_its_kind_and_no_words(apart):
     assert len(apart.furnished["mood"].engine.run(SAMPLES, [1.0, 1.0])) == 2  # it goes on
 
 
+@pytest.mark.full
 def test_what_keeps_it_from_starting_is_said(settings, tmp_path):
     with pytest.raises(RuntimeError, match="--floor.*--curve"):
         Apart(replace(settings, model=None, floor=None, curve=str(tmp_path / "none.json")))

@@ -194,6 +194,7 @@ def test_memory_that_grows_is_told_from_memory_that_jumps():
     assert soak.growth([(0.0, 900.0), (10.0, 901.0)])["mib_an_hour"] is None
 
 
+@pytest.mark.full
 def test_a_soak_counts_what_became_of_every_request(fake, tmp_path, monkeypatch):
     given = ["--output", str(tmp_path), "--seconds", "2", "--rate", "40", "--every-s", "0.05"]
     monkeypatch.setattr("sys.argv", ["soak", *given, "--", "--replicas", "2"])
