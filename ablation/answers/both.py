@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ablation.answers import judge, model
-from ablation.answers.compare import holm, said
+from ablation.answers.compare import said
 from ablation.answers.data import Data
 from ablation.answers.results import interval, over_stories
 from ablation.answers.second_results import SPLITS, pack, unpack
@@ -31,6 +31,7 @@ from zsaa.depth import remove_layers
 from zsaa.kit.store import RESULTS
 from zsaa.learned import asked
 from zsaa.measure import provenance, write_json
+from zsaa.measure.stats import holm
 
 SHIPPED = RESULTS / "adapters" / "coqa-asked"
 KINDS = {

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ablation.answers.compare import TARGETS, holm, said
+from ablation.answers.compare import TARGETS, said
 from ablation.answers.results import over_stories
 from ablation.answers.second import FEW, SEEDS
 from ablation.answers.second_results import NO_RIVALS, SPLITS
 from ablation.answers.verdict import TEST, VALIDATION, Cell, Second, cells, table
 from zsaa.kit.store import RESULTS
+from zsaa.measure.stats import holm
 
 OURS, THEIRS = "tuned4", ("plain", "rival4", "lexical4", "last4")
 DIAL, CLOSE = "dial:s16-also.*", "dial:close:s16-also.*"

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ablation.answers.compare import REDUCTIONS, TARGETS, holm, said
+from ablation.answers.compare import REDUCTIONS, TARGETS, said
 from ablation.answers.results import over_stories
 from ablation.answers.second import SEEDS
 from ablation.answers.second_results import NO_RIVALS, SPLITS, unpack
 from zsaa.kit.store import RESULTS
+from zsaa.measure.stats import holm
 
 VALIDATION, TEST = SPLITS["validation"][1], SPLITS["test"][1]
 Cell = tuple[str, str, float]  # task, split, reduction
