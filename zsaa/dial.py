@@ -25,6 +25,7 @@ from zsaa.fast.graphs import Graphs, check_mode, replaying
 from zsaa.guards import is_wrapped, refuse_foreign
 from zsaa.heads.classification import reads
 from zsaa.heads.generation import find_owner, owner_class
+from zsaa.heads.row_mixing import refuse_row_mixing
 from zsaa.hook import Dial
 from zsaa.layer import MARK, pruned_class
 from zsaa.learned import salience, scorer_for
@@ -37,6 +38,7 @@ _pruned_class = pruned_class  # pickles of earlier versions look for it here
 
 def _dial(model: nn.Module) -> tuple[nn.Module, Dial]:
     decoder, _ = find_decoder(model)
+    refuse_row_mixing(model)
     dial = getattr(decoder, "_zsaa", None)
     if dial is None:
         raise RuntimeError(f"the dial is not enabled on this {type(model).__name__}. Call zsaa.enable(model) first.")
@@ -84,10 +86,15 @@ def enable(
     """
     check_transformers()
     decoder, family = find_decoder(model)
+    refuse_row_mixing(model)
     layers, owner = getattr(decoder, family.layers), find_owner(model, decoder)
     dial = getattr(decoder, "_zsaa", None)
     if dial is None:
-        refuse_foreign(layers, "Enable zsaa before dispatching the model.", "Call zsaa.enable before they are.")
+        remedy = (
+            "Load the model without device_map, call zsaa.enable, then spread it: accelerate.dispatch_model(model, "
+            "device_map=...)."
+        )
+        refuse_foreign(layers, remedy, "Call zsaa.enable before they are.")
     saved = current_settings(decoder)
     turned = None if alpha is None else check_alphas(alpha)
     depth = depth if depth is None else check_depth(depth, len(layers))

@@ -119,6 +119,8 @@ def kept_counts(
 ) -> list[int]:
     """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`. score: needed
     only for "asked", by which a question never leaves; the others keep equally many."""
+    if isinstance(num_layers, bool) or not isinstance(num_layers, Integral) or num_layers < 1:
+        raise ValueError(f"num_layers must be a whole number >= 1, got {num_layers!r}: those of the model.")
     return counting(tau, schedule, score).counts(n, alpha, num_layers)
 
 

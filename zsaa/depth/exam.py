@@ -21,6 +21,7 @@ from torch import nn
 
 from zsaa.data import benchmarks
 from zsaa.evaluation.answers import judge, plain
+from zsaa.kit.files import draft
 
 CHOICES = ("sciq", "piqa", "arc_easy")
 PER_TASK, LONGEST = 500, 4000  # questions; characters of a passage with its question
@@ -57,7 +58,8 @@ def write(path: str | Path, per_task: int = PER_TASK, seed: int = 0) -> list[dic
             found.append({"task": task, "context": row["doc"]["query"], "references": row["doc"][answers]})
         last = {row["doc"]["id"].split("_turn")[0]: row for row in rows if passage(row) not in asked}.values()
         found += [{"text": f"{row['doc']['query']} {row['doc'][answers][0]}"} for row in last]  # all turns of a story
-    Path(path).write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
+    with draft(path) as own:
+        own.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
     return found
 
 
