@@ -15,19 +15,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside
 from ablation.show import exits, films, frontier, means
 from zsaa.kit import points
 from zsaa.kit.store import RESULTS
-from zsaa.measure.stats import equivalence, holm, mean_difference, over_runs, p_value, to_bits
+from zsaa.measure.stats import holm, mean_difference, over_runs, to_bits
+
+
+def lead(differences, clusters=None):
+    """Of one run over another, by the differences of their samples."""
+    return over_runs([differences], [np.zeros(len(differences))], clusters)
 
 
 def test_equivalence_needs_a_small_difference_and_a_small_error():
     draw = np.random.RandomState(0)
     spread = draw.normal(size=2000) * 5
     near = list(spread - spread.mean() + 1.2)  # error 0.11
-    assert equivalence(near, 1.0, 0.5) == pytest.approx(0.0036, abs=0.0015)  # (0.5 - 0.2) / 0.11 errors
-    assert equivalence(near, 1.4, 0.5) == pytest.approx(equivalence(near, 1.0, 0.5)), "both sides"
-    assert equivalence(near, 3.0, 0.5) > 0.999 and equivalence(near[:40], 1.0, 0.5) > 0.05
-    assert equivalence([1.0] * 9, 1.2, 0.5) == 0 and equivalence([1.0] * 9, 2.0, 0.5) == 1
+    assert lead(near).within(0.5, 1.0) == pytest.approx(0.0036, abs=0.0015)  # (0.5 - 0.2) / 0.11 errors
+    assert lead(near).within(0.5, 1.4) == pytest.approx(lead(near).within(0.5, 1.0)), "both sides"
+    assert lead(near).within(0.5, 3.0) > 0.999 and lead(near[:40]).within(0.5, 1.0) > 0.05
+    assert lead([1.0] * 9).within(0.5, 1.2) == 0 and lead([1.0] * 9).within(0.5, 2.0) == 1
     with pytest.raises(ValueError, match="margin is 0, and must be above 0"):
-        equivalence(near, 1.0, 0)
+        lead(near).within(0)
 
 
 def test_holm_corrects_the_smallest_most_and_keeps_the_order():
@@ -67,10 +72,10 @@ def test_whole_clusters_are_drawn():
         mean_difference([groups], [none], clusters=clusters)[1] for clusters in (together, None)
     )
     assert high - low > 4 * (far - near)
-    assert p_value(groups, together) > 20 * p_value(groups)
-    assert p_value(groups) == pytest.approx(ttest_1samp(groups, 0).pvalue)
-    assert p_value(groups, together) == pytest.approx(ttest_1samp(groups[::40], 0).pvalue)
-    assert equivalence(groups, 0, 1, together) > equivalence(groups, 0, 1)
+    assert lead(groups, together).p > 20 * lead(groups).p
+    assert lead(groups).p == pytest.approx(ttest_1samp(groups, 0).pvalue)
+    assert lead(groups, together).p == pytest.approx(ttest_1samp(groups[::40], 0).pvalue)
+    assert lead(groups, together).within(1) > lead(groups).within(1)
     with pytest.raises(ValueError, match="400 samples in two or more are needed"):
         mean_difference([groups], [none], clusters=np.zeros(400))
 
