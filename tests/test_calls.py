@@ -675,6 +675,20 @@ def test_a_mask_for_each_kind_of_layer_is_a_models_around_the_decoder():
         model(tiny.tokens([23])[0])
 
 
+def test_alpha_in_a_generation_config_is_not_ignored():
+    config = transformers.GenerationConfig(max_new_tokens=2, alpha=0.5)
+    for given in ((config,), ()):
+        with pytest.raises(TypeError, match=r"alpha=0.5 stands in a generation_config, .*generate\(..., alpha=...\)"):
+            dialed("llama").generate(tiny.tokens([23])[0], *given, **({} if given else {"generation_config": config}))
+
+
+def test_a_configuration_that_holds_no_settings_is_named():
+    model = tiny.make("llama")
+    model.config.zsaa = 0.9
+    with pytest.raises(ValueError, match="config.zsaa is 0.9, and holds a dial's settings by name"):
+        zsaa.enable(model)
+
+
 def test_one_dimensional_positions_and_several_choices_of_gpt2():
     ids, model = tiny.tokens([23])[0], dialed("gpt2")
     want = model(ids).logits

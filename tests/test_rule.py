@@ -212,6 +212,8 @@ def test_what_is_no_length_or_number_of_layers_is_named():
     with pytest.raises(ValueError, match="n must be .* got '32'"):
         zsaa.alpha_for(config, "32", 2)
     assert zsaa.alpha_for(config, torch.tensor(64), 2) == zsaa.alpha_for(config, torch.tensor([64]), 2)
+    with pytest.raises(ValueError, match="mac_reduction must be > 0, got nan"):
+        zsaa.truncation_for(config, 64, math.nan)
     with pytest.raises(ValueError, match="Of a model, give its configuration: model.config"):
         zsaa.macs(tiny.make("llama"), 64)
 

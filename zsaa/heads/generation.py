@@ -130,6 +130,12 @@ def owner_class(model_class: Any) -> type[PreTrainedModel]:
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return super(made, self).generate(inputs, *args, **kwargs)
         refuse_row_mixing(self)
+        for config in (*args, kwargs.get("generation_config"), self.generation_config):
+            if named := [name for name in ("alpha", "depth") if getattr(config, name, None) is not None]:
+                raise TypeError(
+                    f"{named[0]}={getattr(config, named[0])!r} stands in a generation_config, where nothing reads it. "
+                    f"Give it with the call: generate(..., {named[0]}=...)."
+                )
         masks = texts.masks_of(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
         prompt = Prompt(self, inputs, kwargs, masks)
         prompt.trim(kwargs.get("past_key_values"))
