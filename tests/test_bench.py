@@ -30,8 +30,8 @@ WRONG = {
     "--reductions 0.5": "--reductions must be in [1, inf), got 0.5",
     "--seconds nan": "--seconds must be in (0, inf), got nan",
     "--device nowhere": "--device nowhere is not there",
-    "--output FILE/result.json": "FILE/result.json cannot be written (a part of it is a file)",
-    "--output .": ". cannot be written (Is a directory)",
+    "--output FILE/result.json": "FILE/result.json cannot be written: Not a directory",
+    "--output .": ". cannot be written: Is a directory",
 }
 
 

@@ -49,18 +49,17 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def check_writable(path: str | Path) -> None:
-    """OSError, before hours are spent on what goes there, if a file cannot be written to `path`."""
+    """OSError, before hours are spent on what goes there, if a file cannot be written to `path`. Leaves nothing."""
     path = Path(path)
+    there = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        own = _own(path)
+        own = _own(there / path.name)
         own.touch()
         own.unlink()
     except OSError as error:
-        reason = error.strerror if not isinstance(error, FileExistsError) else "a part of it is a file"
-        raise OSError(f"{path} cannot be written ({reason}). Name a file in a folder that can.") from error
+        raise OSError(f"{path} cannot be written: {error.strerror}. Name another place, or make room there.") from error
 
 
 def _own(path: Path) -> Path:
