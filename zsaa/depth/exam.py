@@ -9,10 +9,10 @@ package: a list of {task, context, choices, answer}, {task, context, references}
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,5 +108,7 @@ def answers(model: nn.Module, tokenizer, questions: Sequence[dict], together: in
 
 
 if __name__ == "__main__":
-    made = write(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m zsaa.depth.exam", description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="exam.json.gz, to be written")
+    made = write(parser.parse_args().output)
     print(len(made), "lines,", sum("text" in row for row in made), "of them text")
