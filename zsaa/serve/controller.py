@@ -30,6 +30,7 @@ FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by when late, and in a sec
 PRIORS = (0.1, 0.01, 10.0)
 FORGETS = 0.85  # how much of its batches' weight is left at the next one
 USUAL = 0.95  # likewise, of the work of a request
+STALL = 4.0  # times what it was to take: a batch that took longer was held up by something else, and teaches this much
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,8 @@ class Watch:
 
     def ran(self, expected_ms: float, took_ms: float, work: float = 1.0) -> None:
         """A batch of `work` reference requests ended. All is counted for each expected millisecond."""
+        now = self.costs
+        took_ms = min(took_ms, STALL * (now.pace * expected_ms + now.beside_ms * work + now.batch_ms))
         known, took = (1.0, work / expected_ms, 1 / expected_ms), took_ms / expected_ms
         for i, a in enumerate(known):
             self._products[i] = FORGETS * self._products[i] + a * took
