@@ -285,7 +285,7 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
         print(
             f"{name:>10} {profile.name:>8}: {row['answered']} answered, {row['refused']} refused, "
             f"{row['violations']} late or lost, p95 {row['p95_ms']} ms, goodput {row['goodput']}/s, "
-            f"costs {row['costs'][-1]}",
+            f"costs {row['costs'][-1:]}",
             flush=True,
         )
 
