@@ -277,7 +277,7 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
     profiles = [PROFILES[name](chosen.seconds) for name in chosen.profiles] * chosen.repeats
     for seed, profile in enumerate(profiles, chosen.seed):
         played = await client.play(poisson(profile, so_far.rate, seed), profile, chosen.calm_s)
-        row = row_of(name, profile, played, client.seen, chosen.p95_ms) | {"seed": seed}
+        row = row_of(name, profile, played, client.seen, chosen.p95_ms) | {"seed": seed, "server": chosen.server}
         row["simulated"] = simulated(ladder, name, chosen.p95_ms, played, reference, profile, so_far.scale)
         row["right"] = [outcome.right for outcome, _ in played]
         row["sent_late_p95_ms"] = round(percentile(client.lags_ms, 0.95) or 0.0, 1)
