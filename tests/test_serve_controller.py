@@ -410,10 +410,15 @@ def test_what_a_batch_costs_by_itself_is_what_one_text_takes_beyond_its_share(mo
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_a_gpu_is_warm_at_every_rung_before_the_first_request(monkeypatch, kind):
     ran = []
-    monkeypatch.setattr(costs, "prefill_ms", lambda engine, n, batch, alpha: ran.append((n, batch, alpha)))
+    monkeypatch.setattr(costs, "_prefill", lambda engine, lengths, alpha: ran.append((lengths, alpha)))
     engine = SimpleNamespace(device=torch.device(kind), max_tokens=64)
     costs.warm(engine, LADDER, batch=6)
-    assert ran == [(63, size, rung.alpha) for rung in LADDER for size in (1, 2, 4, 6)] * (kind == "cuda")
+    assert [(len(lengths), alpha) for lengths, alpha in ran[::2]] == [
+        (size, rung.alpha) for rung in LADDER for size in (1, 2, 4, 6)
+    ] * (kind == "cuda")
+    for (whole, alpha), (ragged, same) in zip(ran[::2], ran[1::2]):
+        assert alpha == same and set(whole) == {63} and len(ragged) == len(whole)
+        assert len(set(ragged)) == min(2, len(ragged)) and 0 < min(ragged) <= max(ragged) < 63
 
 
 def test_the_floor_is_read_off_a_committed_curve():
