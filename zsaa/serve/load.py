@@ -5,7 +5,7 @@
 starts `python -m zsaa.serve` anew for each policy, on loopback, with the classifier alone; finds what alpha = 1 can
 serve (clients that always ask), and sends held-out reviews as a Poisson process of 0.7 times that rate through each
 profile: the same texts at the same moments to every policy. A latency counts from the moment at which a request was
-due. Beside each run stands what the simulator says of it. The file is written anew after each policy.
+due. Beside each run stands what the simulator says of it. The file is written anew after each run.
 
 On a GPU, without Ray (its router and proxy cost more than the model):
 
@@ -255,16 +255,21 @@ async def measure(
     so_far = Measured(chosen.rate)
     if before is not None:
         so_far.recall(before)
+
+    def tell() -> None:
+        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]})
+
     for name in chosen.policies:
         with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as (address, _):
             options = {"timeout": aiohttp.ClientTimeout(total=None), "connector": aiohttp.TCPConnector(limit=0)}
             async with aiohttp.ClientSession(address, **options) as session:
-                await _play_all(chosen, name, Client(session, samples), so_far)
-        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]})
+                await _play_all(chosen, name, Client(session, samples), so_far, tell)
 
 
-async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_far: Measured) -> None:
-    """The rows of one policy."""
+async def _play_all(
+    chosen: argparse.Namespace, name: str, client: Client, so_far: Measured, tell: Callable[[], None]
+) -> None:
+    """The rows of one policy. tell: called after each."""
     about = (await client.model())["zsaa"]
     await client.ask(0)
     if not so_far.facts:
@@ -288,6 +293,7 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
             f"costs {row['costs'][-1:]}",
             flush=True,
         )
+        tell()
 
 
 def _with_loss(row: dict, rows: Sequence[dict]) -> dict:
@@ -346,9 +352,10 @@ def main() -> None:
         seconds = round(earlier_s + time.monotonic() - begun, 1)
         facts = provenance(seed=chosen.seed, seconds=seconds, samples=len(samples))
         head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, "gone_on_with": earlier}
-        print(write_json(path, {**head, **content, "provenance": facts}), flush=True)
+        write_json(path, {**head, **content, "provenance": facts})
 
     asyncio.run(measure(chosen, samples, write, before))
+    print(path)
 
 
 if __name__ == "__main__":
