@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--new", type=int, default=32, help="decode, generate: tokens to generate")
     made.add_argument("--compiled", action="store_true", help="generate: stock compiled, too (on a GPU; takes minutes)")
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
+    made.add_argument("--warmup", type=int, help="prefill, ttft: rounds before those (default: 1, and 2 on a GPU)")
     made.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")
     made.add_argument("--alpha-range", nargs=2, type=float, default=[0.5, 1.0], help="train: alpha is drawn from it")
     made.add_argument("--no-stock", action="store_true", help="memory: the dial alone, where stock's is known")

@@ -106,7 +106,7 @@ def attend_and_score(
 
 ONE_PIECE = 1 << 20  # numbers of a block of the soft-score: what a core's cache holds, or nearly
 LONG = 1024  # rows from which `_over_own` is faster
-FEW = 1 << 18  # as ONE_PIECE, of `_over_own`
+FEW = 1 << 19  # as ONE_PIECE, of `_over_own`
 FAR = 1e30  # exponents of one row may come to so much, in float32
 
 
@@ -170,7 +170,7 @@ def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tupl
     q, one = q.unflatten(1, (kv_heads, -1)), k.new_ones(*k.shape[:3], 1)
     q = torch.cat([q, -(q * k[:, :, None]).sum(dim=-1, keepdim=True)], dim=-1)
     keys, values = (torch.cat([x, one], dim=-1).flatten(0, 1) for x in (k, v))
-    keys, sums, outputs = keys.transpose(1, 2), q.new_zeros(batch, 1, count), []
+    keys, sums, outputs = keys.transpose(1, 2), q.new_zeros(batch * kv_heads, 1, count), []
     block = min(128, max(32, FEW // (batch * heads * count)))
     piece = q.new_empty(batch * heads * block * count)
     for start in range(0, count, block):
@@ -183,11 +183,11 @@ def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tupl
         outputs.append(torch.bmm(p, values[:, :end]).view(batch, heads, end - start, dim + 1))
         votes = outputs[-1][..., -1].reciprocal()
         votes = votes if rows.real is None else votes.mul_(rows.real[:, None, start:end])
-        sums[:, :, :end].baddbmm_(votes.view(batch, 1, -1), p.view(batch, -1, end))
+        sums[:, :, :end].baddbmm_(votes.view(batch * kv_heads, 1, -1), p)  # each core has its own part of p at hand
     output = torch.cat(outputs, dim=2)
     if not output[..., -1].max() < FAR:  # NaN is none either
         return None
-    return output[..., :-1] / output[..., -1:], sums.squeeze(1)
+    return output[..., :-1] / output[..., -1:], sums.view(batch, kv_heads, count).sum(dim=1)
 
 
 def _sums(p: Tensor, real: Tensor | None) -> Tensor:
