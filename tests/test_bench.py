@@ -11,7 +11,7 @@ import torch
 
 import zsaa
 from zsaa import bench
-from zsaa.bench import command, prefill, question, rivals, scale
+from zsaa.bench import command, prefill, question, recordings, rivals, scale
 from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
@@ -229,6 +229,26 @@ def test_recorded_prefills_are_timed_beside_plain_ones(tmp_path, monkeypatch):
     assert pruned["capture_ms"] > 0
     assert stock["by_kernel_ms"] == stock["latency_ms"]
     assert pruned["by_kernel_ms"] != pruned["latency_ms"]
+
+
+def test_recordings_are_weighed_by_every_way_in_which_a_cache_leaves(tmp_path, monkeypatch):
+    from test_graphs import StandIn
+
+    from zsaa.fast import graphs
+
+    monkeypatch.setattr(graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
+    code, record = run(tmp_path, "recordings", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "0.9")
+    stock, *rows = record["rows"]
+    assert (code, stock["variant"], stock["recorded_bytes"], stock["peak_bytes"]) == (0, "stock", None, None)
+    assert [(row["alpha"], row["variant"]) for row in rows] == [(a, way) for way in recordings.WAYS for a in (0.9, 0.5)]
+    held = 1000 + 40 * 8  # of one, by the stand-in
+    assert [row["recorded_bytes"] for row in rows] == [held, 2 * held] * 2
+    assert all(row["latency_ms"] > 0 and row["off"] is None for row in rows)
+    before = graphs.outlet_for
+    with recordings.leaving(False):
+        assert graphs.outlet_for([torch.zeros(1)]) is None
+    assert graphs.outlet_for is before
 
 
 def test_roofline_by_hand():

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa.card import Prices, measure
+from zsaa.card import PRICES, Prices, measure
 from zsaa.card.__main__ import main
 from zsaa.cost import attention_widths
 from zsaa.kit import points
@@ -83,6 +83,7 @@ def test_each_number_says_how_it_came_about(tmp_path):
     figure = made.figure()
     assert len(figure.axes) >= 3 * 4
     assert "fine-tuning step" in repr(made) and "<table>" in made._repr_html_()
+    assert repr(made).endswith(f"Prices: {PRICES.date}.") and PRICES.date in made._repr_html_()
     computed = zsaa.card(model, N, ALPHA, measure=False)
     assert not [row for row in computed.rows if row["how"].startswith(("measured", "estimated"))]
     assert computed.value("prefill", "MACs") == made.value("prefill", "MACs")

@@ -116,7 +116,8 @@ def check_layers(decoder: nn.Module, family: Family, num_layers: int, prunes: bo
         if not prunes:
             continue
         # Under accelerate's hooks, which move weights that an attention has none of, its forward is the old one.
-        forward = vars(attention).get("_old_forward") or vars(attention).get("forward") or type(attention).forward
+        set_here = vars(attention)
+        forward = set_here.get("_old_forward") or set_here.get("forward") or type(attention).forward
         own = not (getattr(forward, "__module__", None) or "").startswith("transformers.")
         if own or _foreign_hooks(attention):
             raise RuntimeError(
@@ -135,6 +136,8 @@ OWN_HOOKS = ("zsaa.", "torch.", "transformers.utils.output_capturing")  # FSDP's
 
 
 def _foreign_hooks(module: nn.Module) -> bool:
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     modules = (getattr(hook, "__module__", None) or "" for hook in hooks)
     return any(not name.startswith(OWN_HOOKS) for name in modules)
