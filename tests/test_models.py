@@ -460,6 +460,16 @@ def test_damaged_gguf(fake, change):
             use("fake")
 
 
+def test_a_third_partys_file_must_be_the_tested_one(fake, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setitem(PACKAGED, "fake", replace(PACKAGED["fake"], sha256="0" * 64))
+    for use in (convert, resolve, load_model):
+        with pytest.raises(DamagedError, match=r"with which zsaa was tested.*fake-dist --force-reinstall"):
+            use("fake")
+    assert PACKAGED["qwen2.5-coder-0.5b"].sha256  # its packages are a third party's
+
+
 def test_gguf_missing_from_an_installed_package(fake):
     fake.unlink()
     with pytest.raises(AssetError, match=r"fake-dist \(installed, but without pkg/model\.gguf\)"):

