@@ -23,7 +23,6 @@ from zsaa.kit.store import RESULTS, with_interval
 from zsaa.measure.stats import Difference, holm, mean_difference, over_runs, sure
 
 PART = RESULTS / "ablation" / "imdb_films" / "test"
-GEMMA = RESULTS / "ablation" / "imdb_films_gemma" / "test"
 FOLDS = RESULTS / "ablation" / "folds"
 DEV_SETS = {"mrpc": "MRPC", "rte": "RTE", "boolq": "BoolQ"}
 FOLDED = {  # row, control, MAC reduction
@@ -227,22 +226,6 @@ def losses_table(folder: Path = PART):
     return pd.DataFrame([{**line, name: f"{p:.2g}"} for line, p in zip(lines, holm(ps))])
 
 
-def gemma_table(folder: Path = GEMMA):
-    """Of a second model, one training each: accuracies with 95% intervals, films together."""
-    import pandas as pd
-
-    ways = {"the dial": "steady-epochs3-seconds540", "whole texts alone": "lora-conventional-crops-epochs1.5"}
-    lines = []
-    for name, result in ways.items():
-        line = {"Gemma 3 270M, 4 bits": name}
-        for target in TARGETS:
-            found = held(result, "alpha", target, folder)
-            low, high = interval(result, "alpha", target, folder)
-            line[f"{target}x"] = f"{100 * found.mean():.1f} [{low:.1f}, {high:.1f}]"
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
 def folds_table(folder: Path = FOLDS):
     """Of tasks with a dev set alone: a line per way, trained once for each of five folds; 95% intervals of the chance
     in the samples."""
@@ -263,9 +246,12 @@ def folds_table(folder: Path = FOLDS):
 
 
 def tables() -> list:
-    """What docs/findings/films.md shows: accuracies, leads, losses, a second model, long reviews, other tasks."""
-    long = map(long_table, ("validation", "test"))
-    return [accuracies_table(), ahead_table(), losses_table(), gemma_table(), *long, folds_table()]
+    """What docs/findings/films.md shows: accuracies, leads, searches, losses, other models, long reviews, other
+    tasks."""
+    from ablation.show import models, searches  # which take from here how results are read
+
+    told = [accuracies_table(), ahead_table(), searches.search_table(), searches.before_table(), losses_table()]
+    return [*told, *models.tables(), *map(long_table, ("validation", "test")), folds_table()]
 
 
 def markdown(table) -> str:
