@@ -26,7 +26,6 @@ WAYS = {  # name -> the rows that are trainings of it
     "the paper's recipe": ("paper",),
     "the paper's recipe by LoRA": ("paper-lora",),
     "the paper's recipe on 12 layers": ("paper-12",),
-    "both dials": ("exits-first", "exits-both", "lora-exits-both"),
 }
 BEFORE = ("imdb", "imdb_anew", "rotten_tomatoes", "depth")  # tasks on which recipes were compared before the films
 
@@ -45,18 +44,16 @@ def kind_of(result: dict) -> str:
     )
 
 
-def trained(folder: Path) -> list[dict]:
-    """Result files of one task that hold a training."""
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
-    return [r for r in found if r.get("training", {}).get("sampling") and r["log"].get("steps")]
+def trained(folder: Path) -> dict[str, dict]:
+    """Result files of one task that hold a training, by name."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {name: r for name, r in found.items() if r.get("training", {}).get("sampling") and r["log"].get("steps")}
 
 
 def spent(result: dict) -> float:
     """Training compute in passes of the whole model over the texts; of fewer layers by their share of all."""
-    share = result["rows"][0]["mac_reduction"] if result["rows"][0]["control"] == "layers" else 1
-    if result["row"] == "paper-12":
-        share = 30 / 12
-    return result["log"]["epochs_of_compute"] / share
+    whole = 30 / (result["training"]["layers"] or 30)
+    return result["log"]["epochs_of_compute"] / whole
 
 
 def epochs(result: dict) -> float:
@@ -64,30 +61,23 @@ def epochs(result: dict) -> float:
 
 
 def search_table(folder: Path = FILMS):
-    """A line per way: learning rates and epochs that were judged on validation, seeds that were read on the test part,
-    their epochs and their compute."""
+    """A line per way: what validation said of each learning rate and number of epochs, in the mean over settings and
+    seeds, and of what was read on the test part the seeds, the epochs and the compute."""
     import pandas as pd
 
     results, lines = trained(folder), []
-    for name, rows in WAYS.items():
-        mine = [r for r in results if r["row"] in rows]
-        if not mine:
-            continue
-        tried: dict[tuple, list[float]] = {}
-        for r in mine:
-            key = (r["training"]["learning_rate"], round(epochs(r), 1))
-            tried.setdefault(key, []).append(on_validation(r))
-        read = [r for r in mine if (folder / "test" / f"{_stem(r, folder)}.json").is_file()]
-        rates = sorted({rate for rate, _ in tried})
+    for way, rows in WAYS.items():
+        mine = {name: r for name, r in results.items() if r["row"] in rows}
+        read = [r for name, r in mine.items() if (folder / "test" / f"{name}.json").is_file()]
+        tried: dict[tuple[float, float], list[float]] = {}
+        for r in mine.values():
+            tried.setdefault((r["training"]["learning_rate"], round(epochs(r), 1)), []).append(judged(r))
+        said = [f"{_rate(rate)}, {e:g}: {sum(v) / len(v):.1f}" for (rate, e), v in sorted(tried.items())]
         lines.append(
             {
-                "way": name,
+                "way": way,
                 "trainings": len(mine),
-                "learning rates": ", ".join(f"{rate:.0e}".replace("e-0", "e-") for rate in rates),
-                "validation, by rate and epochs": "; ".join(
-                    f"{rate:.0e}, {e:g}: {sum(v) / len(v):.1f}".replace("e-0", "e-")
-                    for (rate, e), v in sorted(tried.items())
-                ),
+                "validation, by rate and epochs": "; ".join(said),
                 "seeds read": len({seed_of(r) for r in read}),
                 "epochs": _span([epochs(r) for r in read]),
                 "compute": _span([spent(r) for r in read]),
@@ -96,12 +86,15 @@ def search_table(folder: Path = FILMS):
     return pd.DataFrame(lines)
 
 
-def _stem(result: dict, folder: Path) -> str:
-    return next(
-        path.stem
-        for path in folder.glob(f"{result['row']}*.json")
-        if json.loads(path.read_text(encoding="utf-8"))["unit"] == result["unit"]
-    )
+def judged(result: dict) -> float:
+    """What a result was chosen by; of whole texts, trained without a dial, the accuracy on these."""
+    if kind_of(result) == "whole texts":
+        return next(row["accuracy"] for row in result["rows"] if row["target"] == 1)
+    return on_validation(result)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
 
 
 def _span(found: list[float]) -> str:
@@ -113,7 +106,7 @@ def before_table(folder: Path = FOLDER):
     """A line per way: trainings of each task on which recipes were compared before."""
     import pandas as pd
 
-    counted = {task: Counter(map(kind_of, trained(folder / task))) for task in BEFORE}
+    counted = {task: Counter(map(kind_of, trained(folder / task).values())) for task in BEFORE}
     kinds = dict.fromkeys(kind for task in counted.values() for kind in sorted(task))
     return pd.DataFrame([{"trainings before": k, **{t: counted[t][k] for t in BEFORE}} for k in sorted(kinds)])
 
