@@ -38,31 +38,33 @@ LONGEST, AT = 0.75, (2, 3, 5)  # reviews with more words than this share of the 
 LAYERS = {2: 15, 3: 10, 5: 6, 11: 3}  # the dial's MAC reduction -> layers. Three of 30 are 10x: the dial costs less
 
 
-def seeds_of(name: str, suffix: str, seeds: int) -> list[str]:
-    """The results of a row, one for each seed."""
-    return [f"{name}{f'-seed{seed}' if seed else ''}{suffix}" for seed in range(seeds)]
+def seeds_of(name: str, suffix: str) -> list[str]:
+    """The results of a row that were read, one for each seed."""
+    names = [f"{name}{f'-seed{seed}' if seed else ''}{suffix}" for seed in range(5)]
+    return [found for found in names if (PART / f"{found}.json").is_file()]
 
 
-def by_layers(name: str, seeds: int) -> dict[int, tuple[list[str], str]]:
-    return {t: (seeds_of(f"layers-{k}{name}", "", seeds), "layers") for t, k in LAYERS.items()}
+def by_layers(name: str, rates: dict[int, str]) -> dict[int, tuple[list[str], str]]:
+    """A row of so many layers, at the learning rates that validation chose: MAC reduction -> suffix of the results."""
+    return {t: (seeds_of(f"layers-{k}{name}", rates.get(t, "")), "layers") for t, k in LAYERS.items()}
 
 
 def always(results: list[str], control: str) -> dict[int, tuple[list[str], str]]:
     return dict.fromkeys(TARGETS, (results, control))
 
 
-DIAL = seeds_of("steady", "-epochs3-seconds660", 5)
+DIAL = seeds_of("steady", "-epochs3-seconds660")
 # Before its learning rate rose for longer: the second training failed.
-EARLIER = {f"before, seed {seed}": [name] for seed, name in enumerate(seeds_of("lora-crops", "-epochs3", 2))}
-BETTER = seeds_of("layers-10-tutored", "-rate0.0002", 5)  # of 15 layers one was read, of 6 and 3 none
+EARLIER = {f"before, seed {seed}": [name] for seed, name in enumerate(seeds_of("lora-crops", "-epochs3"))}
+BETTER = seeds_of("layers-10-tutored", "-rate0.0002")  # of 15 layers one was read, of 6 and 3 none
 # rival -> the dial's MAC reduction -> (results, one per seed; their control)
 RIVALS = {
-    "first layers": by_layers("", 3),
-    "first layers, distilled": by_layers("-taught", 3),
+    "first layers": by_layers("", {}),
+    "first layers, distilled": by_layers("-taught", {}),
     "first layers, distilled by a better teacher": {3: (BETTER, "layers")},
     "half of the layers, distilled by a better teacher": {2: (["layers-15-tutored-rate0.0001"], "layers")},
-    "text cut to both ends": always(seeds_of("lora-cut-ends", "-epochs3", 2), "ends"),
-    "text cut to the last tokens": always(seeds_of("steady-cut-last", "-epochs3-seconds520", 2), "last"),
+    "text cut to both ends": always(seeds_of("lora-cut-ends", "-epochs3"), "ends"),
+    "text cut to the last tokens": always(seeds_of("steady-cut-last", "-epochs3-seconds520"), "last"),
     "the paper's recipe, 2e-4": always(["paper-epochs5-rate0.0002"], "alpha"),  # validation's choice
     "the paper's recipe, 4e-5": always(["paper-epochs5-rate4e-05"], "alpha"),
     "the paper's recipe by LoRA": always(["paper-lora-epochs5-rate0.0002-seconds260"], "alpha"),
