@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
-from ablation.show import exits, films, frontier, means
+from ablation.show import exits, films, frontier, means, models, searches
 from zsaa.kit import points
 from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import holm, mean_difference, over_runs, to_bits
@@ -195,3 +195,33 @@ def test_the_picture_s_second_panel_is_by_the_clock():
         )
         shown = dict(zip(films.TARGETS, by_macs[frontier.DIAL].get_ydata()))
         assert list(dial.get_ydata()) == [shown[t] for t in timed]
+
+
+def test_trainings_and_searches_are_counted(tmp_path):
+    """Two rates, three seeds of one of them, two read; compute is of the whole model's passes."""
+    for seed, rate, accuracy in ((0, 1e-4, 80), (0, 2e-4, 90), (1, 2e-4, 91), (2, 2e-4, 95)):
+        name = f"layers-15-seed{seed}-rate{rate:g}"
+        training = {"sampling": "conventional", "layers": 15, "learning_rate": rate, "seed": seed}
+        log = {"steps": 3, "samples": 200, "epochs_of_compute": 2.0}
+        rows = [{"control": "layers", "target": 2.0, "accuracy": accuracy, "mac_reduction": 2.0}]
+        held = {"row": "layers-15", "training": training, "log": log, "rows": rows, "name": name}
+        held |= {"task": {"split": "validation"}, "provenance": {"train_samples": 100}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(held))
+        if rate == 2e-4 and seed < 2:
+            (tmp_path / "test").mkdir(exist_ok=True)
+            (tmp_path / "test" / f"{name}.json").write_text("{}")
+    line = searches.search_table(tmp_path).set_index("way").loc["the first 15 layers"]
+    assert line.tolist() == [4, "1e-4, 2: 80.0; 2e-4, 2: 92.0", 2, "2.0", "1.0"]
+
+
+def test_another_model_s_dial_stands_beside_what_it_is_ahead_of(tmp_path, monkeypatch, alone):
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    ways = {"the dial": models.along("dial", "alpha"), "layers": {2: ("half", "layers")}, "cut": {3: ("no", "ends")}}
+    monkeypatch.setattr(models, "MODELS", {"a model": ("there", ways)})
+    (tmp_path / "there" / "test").mkdir(parents=True)
+    result(tmp_path / "there" / "test", "dial", "alpha", dict.fromkeys(films.TARGETS, 90))
+    result(tmp_path / "there" / "test", "half", "layers", {2.0: 80})
+    (table,) = models.tables()
+    assert table["a model"].tolist() == ["the dial", "layers"], "what was not read has no line"
+    assert table["2x"][0].startswith("90.0 [") and table["3x"][1] == ""
+    assert re.fullmatch(r"80\.0: \+10\.0 \[[\d.]+, [\d.]+\]\*", table["2x"][1])

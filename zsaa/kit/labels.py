@@ -254,7 +254,7 @@ def recipe_of(result: dict) -> str:
             return result["row"]
         long = f"compute of {trained['compute']:g}" if trained.get("compute") else f"{trained['epochs']:g}"
         clock = f" or {trained['seconds']:g} s" if trained.get("seconds") else ""
-        return f"{result['row']}, {long} epochs{clock}"
+        return f"{result['row']}, {long} epochs{clock} at {trained['learning_rate']:g}"
     if kind == "answers":
         return answers_recipe(result)
     if kind != "curve":
