@@ -1,0 +1,235 @@
+"""MMLU behind five shots, on a model of another tokenizer: does the dial keep what shots are worth, and dropped shots?
+
+    python -m ablation.answers.mmlu run MODEL untuned plain dial last     # one row after the other
+    python -m ablation.answers.mmlu results RECORDS OUT                   # result files, one a row
+
+Prompts are lm-evaluation-harness's for MMLU: what the questions are about, five solved ones of the subject, and one
+whose letter counts. Learned from are the validation questions, read are test questions. The base's weights are nf4 on a
+GPU, as in the paper's section 4.3, and LoRA learns beside them, at alpha = 1 (`plain`) or at reductions drawn from
+`knowledge.DRAWN`, by the dial or on the last tokens. The dial's scorer is the shipped one: it reads the prompt in its
+own model's tokens, and what it says of each is said of the bytes that they share.
+
+Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ablation.answers import controls, cost, judge, model, second, ship, teach
+from ablation.answers.data import BYTES, Data, Sample
+from ablation.answers.knowledge import DIAL, DRAWN, REDUCTIONS, SCORER
+from ablation.answers.reader import Batch, at_answers, batch, read
+from ablation.answers.train import Dial, Row, fit
+from zsaa.data import benchmarks
+from zsaa.evaluation.prompts import bm25
+from zsaa.kit.store import RESULTS
+
+LETTERS = "ABCD"
+HOW = {"rank": 8, "rate": 2e-4, "drawn": DRAWN}
+STEPS, MICRO = 100, 8000
+ROWS = {
+    "plain": Row("plain", "conventional", **HOW),
+    "dial": Row("dial", "drawn dial", "once", SCORER, **HOW),
+    "last": Row("last", "drawn cuts", cuts=("last",), **HOW),
+}
+ALL = ("last", DIAL, "shots")
+WAYS = {"untuned": ALL, "plain": ALL, "dial": (DIAL,), "last": ("last", "shots")}
+
+
+@dataclass(frozen=True)
+class Question:
+    subject: str
+    shots: tuple[tuple[int, ...], ...]  # what they are about, and each of five
+    line: tuple[int, ...]
+    gold: int
+
+    def sample(self, letters: tuple[int, ...]) -> Sample:
+        body = tuple(token for shot in self.shots for token in shot)
+        return Sample(body, (), (), self.line, (letters[self.gold],), None, ())
+
+
+class Exam(Data):
+    """Questions in place of passages."""
+
+    def __init__(self, tokenizer, read_: int, learned: int | None = None):
+        def encode(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        self.pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        first: dict[str, int] = {}
+        self.canon = [first.setdefault((p or "").lstrip("Ġ").lower(), i) for i, p in enumerate(self.pieces)]
+        self.letters = tuple(encode(" " + letter)[0] for letter in LETTERS)
+        self.learned, self.asked = [], []
+        for folder in sorted(benchmarks.folder(benchmarks.MMLU, "MMLU").iterdir()):
+            about = f"The following are multiple choice questions (with answers) about {folder.name.replace('_', ' ')}."
+            parts = {s: list(benchmarks.split(f"hails/mmlu_no_train/{folder.name}/{s}", "MMLU"))
+                     for s in ("dev", "validation", "test")}  # fmt: skip
+            solved = [encode(f"{said(row)} {LETTERS[row['answer']]}\n\n") for row in parts["dev"]]
+            shots = (encode(about + "\n\n"), *solved)
+            for split, into in (("validation", self.learned), ("test", self.asked)):
+                into += [Question(folder.name, shots, encode(said(row)), row["answer"]) for row in parts[split]]
+        random.Random(0).shuffle(self.asked)
+        self.asked, self.learned = self.asked[:read_], self.learned[:learned]
+
+    def questions(self, split: str) -> list[int]:
+        return list(range(len(self.learned)))
+
+    def sample(self, turn: int, passages: int, rng: random.Random) -> Sample:
+        return self.learned[turn].sample(self.letters)
+
+
+def said(row: dict) -> str:
+    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"]))
+    return f"{row['question'].strip()}\n{choices}\nAnswer:"
+
+
+class Through(Dial):
+    """A dial whose scorer reads the prompt in another model's tokens."""
+
+    def __init__(self, scorer, config, pieces, tokenizer, embed):
+        super().__init__(ROWS["dial"], scorer, config)
+        self.pieces, self.tokenizer, self.embed = pieces, tokenizer, embed
+        self.told = functools.lru_cache(4096)(self._told)
+
+    def _told(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """(its own tokens of a text; for each of ids the one that has its first byte)"""
+        parts = [BYTES(self.pieces[i]) for i in ids]
+        own = self.tokenizer(b"".join(parts).decode("utf-8", "replace"), add_special_tokens=False)["input_ids"]
+        ends = np.cumsum([len(BYTES(p)) for p in self.tokenizer.convert_ids_to_tokens(own)])
+        starts = np.cumsum([0, *map(len, parts)])[:-1]
+        return own, np.searchsorted(ends, starts, side="right").clip(max=len(own) - 1).tolist()
+
+    def _parts(self, b: Batch):
+        """Of each prompt: what may leave, and its question."""
+        for ids, region, prompt in zip(b.ids.tolist(), b.region.tolist(), b.prompt.tolist()):
+            yield self.told(tuple(ids[:region])), self.told(tuple(ids[region:prompt]))
+
+    def _prompts(self, b: Batch):
+        for n, exempt, (region, line) in zip(b.prompt.tolist(), b.exempt.tolist(), self._parts(b)):
+            yield n, exempt, self.scorer.macs(len(region[0]), len(line[0]))
+
+    @torch.no_grad()
+    def how(self, b: Batch, reduction: float) -> dict:
+        if reduction <= 1:
+            return {}
+        device, parts, wide = b.ids.device, list(self._parts(b)), int(b.region.max())
+        own = batch([Sample(tuple(r), (), (), tuple(q), (), None, ()) for (r, _), (q, _) in parts], device, False)
+        scores, units = teach.look(self.scorer, self.embed(own.ids), own), teach.units(self.scorer, own)
+        owner = torch.stack([F.pad(torch.tensor(to), (0, wide - len(to))) for (_, to), _ in parts]).to(device)
+        return {"steps": [0], "keep": torch.tensor(self.kept(b, reduction), device=device),
+                "unit": units.gather(1, owner), "choose": lambda x: scores}  # fmt: skip
+
+
+def shortened(q: Question, data: Exam, kind: str, tokens: int) -> Sample:
+    """none: the question alone; last: the last tokens; shots: those that share most words with the question, the best
+    first, each from its beginning."""
+    s = q.sample(data.letters)
+    if kind == "none":
+        return replace(s, body=())
+    if kind == "last":
+        return controls.cut(s, tokens, "last", data, random.Random(0))
+    ends = np.cumsum([len(shot) for shot in q.shots])
+    spans = [range(end - len(shot), end) for end, shot in zip(ends.tolist(), q.shots)]
+    words = [[data.canon[t] for t in shot] for shot in q.shots]
+    worth = [-1.0, *bm25({data.canon[t] for t in q.line}, words[1:])]  # what they are about goes first
+    order = sorted(range(len(spans)), key=lambda i: worth[i], reverse=True)
+    return controls.Picks(s, True, tuple(spans[i] for i in order)).cut(tokens)
+
+
+@torch.no_grad()
+def chosen(lm, data: Exam, device, kind: str, reduction: float, dial: Dial | None) -> tuple[list[int], float]:
+    """(of each question, was the likeliest letter right?; the reduction of MACs that was reached)"""
+    shape, whole = cost.shape_of(lm.config), [q.sample(data.letters) for q in data.asked]
+    samples, dial = whole, dial if kind == DIAL else None
+    if kind not in ("whole", DIAL):
+        rooms = [cost.whole(shape, judge.length(s), reduction) for s in whole]
+        samples = [shortened(q, data, kind, n) for q, n in zip(data.asked, rooms)]
+    letters, right = torch.tensor(data.letters, device=device), [0] * len(samples)
+    spent = [cost.macs(shape, judge.length(w)) / cost.macs(shape, judge.length(s)) for w, s in zip(whole, samples)]
+    for lot in judge.lots(samples, 50_000, 128):
+        b = batch([samples[i] for i in lot], device)
+        with teach.mixed(device):
+            logs, _, owner = at_answers(lm, read(lm, b, **(dial.how(b, reduction) if dial else {})), b)
+        best = logs[:, letters].argmax(1)
+        for at, letter in zip(owner.tolist(), best.tolist()):
+            right[lot[at]] = int(letter == data.asked[lot[at]].gold)
+        for i, value in zip(lot, dial.reached(b, reduction) if dial else ()):
+            spent[i] = value
+    return right, round(float(np.mean(spent)), 3)
+
+
+def shipped(device, tiny: bool):
+    """(the scorer of the adapter that ships, its tokenizer, its model's embeddings)"""
+    from zsaa.models import load_model
+
+    lm, tokenizer = load_model("smollm2-135m")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"scorer-{SCORER}.pt")
+        ship.opened(RESULTS / "adapters" / "coqa-asked", file.with_name("adapter.pt"), file)
+        scorer = second.scorer_of(file, Data(os.environ["DATA"]), 576, device)
+    return scorer, tokenizer, lm.model.embed_tokens.to(device).requires_grad_(False)
+
+
+def base(name: str, device):
+    """(model, tokenizer); "tiny": a random one."""
+    from zsaa.models import load_model
+
+    if name == "tiny":
+        return model.load("tiny", device), load_model("smollm2-135m")[1]
+    how = {"quantization": "nf4"} if device == "cuda" else {}
+    lm, tokenizer = load_model(name, device=device, **how)
+    return lm.eval().requires_grad_(False), tokenizer
+
+
+def run(name: str, rows: list[str]) -> None:
+    from zsaa.measure.origin import provenance
+
+    tiny, device = name == "tiny", "cuda" if torch.cuda.is_available() else "cpu"
+    until, began = float(os.environ.get("DEADLINE", "inf")), time.time()
+    out = Path(os.environ["RESULTS"], f"mmlu-{'-'.join(rows)}.jsonl")
+
+    def log(**record) -> None:
+        with open(out, "a") as file:
+            file.write(json.dumps({"time": round(time.time() - began), **record}) + "\n")
+        print(round(time.time() - began), {k: v for k, v in record.items() if k != "right"}, flush=True)
+
+    lm, tokenizer = base(name, device)
+    data = Exam(tokenizer, int(os.environ.get("READ", "2000")), 8 if tiny else None)
+    scorer, other, embed = shipped(device, tiny)
+    log(origin=provenance(), learned=len(data.learned), read=len(data.asked), model=Path(name).name,
+        tokens=round(float(np.mean([judge.length(q.sample(data.letters)) for q in data.asked])), 1),
+        alone=round(float(np.mean([len(q.line) for q in data.asked])), 1))  # fmt: skip
+    for number, row in enumerate(rows):
+        if number:
+            lm = base(name, device)[0]
+        dial = Through(scorer, lm.config, data.pieces, other, embed)
+        if row != "untuned":
+            how = replace(ROWS[row], size=4) if tiny else ROWS[row]
+            most = 0.55 * (until - time.time()) / (len(rows) - number)  # seconds
+            done = fit(how, lm, scorer, data, device, lambda **r: log(row=row, **r), most, 2 if tiny else STEPS,  # noqa: B023
+                       MICRO, dial=dial if row == "dial" else None)  # fmt: skip
+            log(row=row, done=done)
+        cells = [("whole", 1.0), *((kind, r) for r in REDUCTIONS for kind in WAYS[row]), ("none", 1.0)]
+        for kind, reduction in cells:
+            if time.time() < until - 15:
+                right, reached = chosen(lm, data, device, kind, reduction, dial)
+                log(row=row, kind=kind, reduction=reduction, reached=reached, right="".join(map(str, right)),
+                    score=round(100 * float(np.mean(right)), 2))  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        run(sys.argv[2], sys.argv[3:])
