@@ -443,6 +443,7 @@ def test_the_package_answers_in_batches_as_one_by_one(monkeypatch):
             found = ship.answers(model, samples, data, reduction, size)
             rows.append([ids[: ids.index(5) if 5 in ids else None] for ids in said])
         assert rows[0] == rows[1] and len(rows[0]) == 3 and (found["n"], found["f1"]) == (3, 50.0)
+        assert found["reached"] == 1 if reduction == 1 else 1.2 < found["reached"] < 2.2, found
 
 
 def test_written_turns_end_at_the_first_line_that_is_none():

@@ -21,20 +21,19 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ablation.answers import controls, cost, judge, model, second, ship, teach
+from ablation.answers import cost, judge, model, second, ship, teach
 from ablation.answers.data import BYTES, Data, Sample
-from ablation.answers.knowledge import DIAL, DRAWN, REDUCTIONS, SCORER
+from ablation.answers.knowledge import DIAL, DRAWN, REDUCTIONS, SCORER, Question, shortened
 from ablation.answers.reader import Batch, at_answers, batch, read
 from ablation.answers.train import Dial, Row, fit
 from zsaa.data import benchmarks
-from zsaa.evaluation.prompts import bm25
 from zsaa.kit.store import RESULTS
 
 LETTERS = "ABCD"
@@ -49,18 +48,6 @@ ALL = ("last", DIAL, "shots")
 WAYS = {"untuned": ALL, "plain": ALL, "dial": (DIAL,), "last": ("last", "shots")}
 
 
-@dataclass(frozen=True)
-class Question:
-    subject: str
-    shots: tuple[tuple[int, ...], ...]  # what they are about, and each of five
-    line: tuple[int, ...]
-    gold: int
-
-    def sample(self, letters: tuple[int, ...]) -> Sample:
-        body = tuple(token for shot in self.shots for token in shot)
-        return Sample(body, (), (), self.line, (letters[self.gold],), None, ())
-
-
 class Exam(Data):
     """Questions in place of passages."""
 
@@ -71,16 +58,17 @@ class Exam(Data):
         self.pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         first: dict[str, int] = {}
         self.canon = [first.setdefault((p or "").lstrip("Ġ").lower(), i) for i, p in enumerate(self.pieces)]
-        self.letters = tuple(encode(" " + letter)[0] for letter in LETTERS)
+        letters = tuple(encode(" " + letter)[:1] for letter in LETTERS)
+        self.letters = [letter for (letter,) in letters]
         self.learned, self.asked = [], []
         for folder in sorted(benchmarks.folder(benchmarks.MMLU, "MMLU").iterdir()):
             about = f"The following are multiple choice questions (with answers) about {folder.name.replace('_', ' ')}."
             parts = {s: list(benchmarks.split(f"hails/mmlu_no_train/{folder.name}/{s}", "MMLU"))
                      for s in ("dev", "validation", "test")}  # fmt: skip
             solved = [encode(f"{said(row)} {LETTERS[row['answer']]}\n\n") for row in parts["dev"]]
-            shots = (encode(about + "\n\n"), *solved)
+            shots = encode(about + "\n\n") + sum(solved, ())
             for split, into in (("validation", self.learned), ("test", self.asked)):
-                into += [Question(folder.name, shots, encode(said(row)), row["answer"]) for row in parts[split]]
+                into += [Question(shots, encode(said(row)), letters, (1,) * 4, row["answer"]) for row in parts[split]]
         random.Random(0).shuffle(self.asked)
         self.asked, self.learned = self.asked[:read_], self.learned[:learned]
 
@@ -88,7 +76,7 @@ class Exam(Data):
         return list(range(len(self.learned)))
 
     def sample(self, turn: int, passages: int, rng: random.Random) -> Sample:
-        return self.learned[turn].sample(self.letters)
+        return self.learned[turn].sample(self.learned[turn].gold)
 
 
 def said(row: dict) -> str:
@@ -133,30 +121,13 @@ class Through(Dial):
                 "unit": units.gather(1, owner), "choose": lambda x: scores}  # fmt: skip
 
 
-def shortened(q: Question, data: Exam, kind: str, tokens: int) -> Sample:
-    """none: the question alone; last: the last tokens; shots: those that share most words with the question, the best
-    first, each from its beginning."""
-    s = q.sample(data.letters)
-    if kind == "none":
-        return replace(s, body=())
-    if kind == "last":
-        return controls.cut(s, tokens, "last", data, random.Random(0))
-    ends = np.cumsum([len(shot) for shot in q.shots])
-    spans = [range(end - len(shot), end) for end, shot in zip(ends.tolist(), q.shots)]
-    words = [[data.canon[t] for t in shot] for shot in q.shots]
-    worth = [-1.0, *bm25({data.canon[t] for t in q.line}, words[1:])]  # what they are about goes first
-    order = sorted(range(len(spans)), key=lambda i: worth[i], reverse=True)
-    return controls.Picks(s, True, tuple(spans[i] for i in order)).cut(tokens)
-
-
 @torch.no_grad()
 def chosen(lm, data: Exam, device, kind: str, reduction: float, dial: Dial | None) -> tuple[list[int], float]:
     """(of each question, was the likeliest letter right?; the reduction of MACs that was reached)"""
-    shape, whole = cost.shape_of(lm.config), [q.sample(data.letters) for q in data.asked]
+    shape, whole = cost.shape_of(lm.config), [q.sample(q.gold) for q in data.asked]
     samples, dial = whole, dial if kind == DIAL else None
     if kind not in ("whole", DIAL):
-        rooms = [cost.whole(shape, judge.length(s), reduction) for s in whole]
-        samples = [shortened(q, data, kind, n) for q, n in zip(data.asked, rooms)]
+        samples = [shortened(s, data, kind, shape, reduction, random.Random(0)) for s in whole]
     letters, right = torch.tensor(data.letters, device=device), [0] * len(samples)
     spent = [cost.macs(shape, judge.length(w)) / cost.macs(shape, judge.length(s)) for w, s in zip(whole, samples)]
     for lot in judge.lots(samples, 50_000, 128):
@@ -210,7 +181,7 @@ def run(name: str, rows: list[str]) -> None:
     data = Exam(tokenizer, int(os.environ.get("READ", "2000")), 8 if tiny else None)
     scorer, other, embed = shipped(device, tiny)
     log(origin=provenance(), learned=len(data.learned), read=len(data.asked), model=Path(name).name,
-        tokens=round(float(np.mean([judge.length(q.sample(data.letters)) for q in data.asked])), 1),
+        tokens=round(float(np.mean([judge.length(q.sample(0)) for q in data.asked])), 1),
         alone=round(float(np.mean([len(q.line) for q in data.asked])), 1))  # fmt: skip
     for number, row in enumerate(rows):
         if number:

@@ -8,8 +8,8 @@ In `stays-L` the first L layers read the whole prefix; above, only its first and
 were when they left gives keys and values to every layer above, by projections of their own (SwiftKV's way): so they are
 still seen, for a sixteenth of a token's MACs. All of it is counted. The cache keeps its size.
 
-Every row but `plain` goes on from `plain`, as many steps, at reductions drawn from prose.DRAWN (`more`: at 1 alone): half
-of the loss by what the text says, half by what `plain` says behind the whole prefix. L is chosen on texts that are
+Every row but `plain` goes on from `plain`, as many steps, at reductions drawn from prose.DRAWN (`more`: at 1 alone):
+half of the loss by what the text says, half by what `plain` says behind the whole prefix. L is chosen on texts that are
 neither learned from nor reported.
 
 Environment: PROSE, LAMBADA's file (ablation.answers.prose); WORK, a folder for the weights of `plain`; RESULTS,
@@ -32,10 +32,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablation.answers import cost, model
-from ablation.answers.prose import CONTINUATION, DRAWN, REDUCTIONS, SOURCES, Text, batch, shortened, texts_of
-from ablation.answers.reader import (Batch, Rows, _places, at_answers, attend, chunks_of, norm, projections, ranks,
-                                     read, rope, through, turn)  # fmt: skip
-from ablation.answers.results import over_stories
+from ablation.answers.prose import CONTINUATION, DRAWN, Text, batch, shortened, texts_of
+from ablation.answers.reader import (
+    Batch,
+    Rows,
+    _places,
+    at_answers,
+    attend,
+    chunks_of,
+    norm,
+    projections,
+    ranks,
+    read,  # fmt: skip
+    rope,
+    through,
+    turn,
+)
 from ablation.answers.teach import mixed
 
 SIZE, RATE, RANK, STEPS = 64, 3e-4, 8, {"plain": 120, "": 360}
