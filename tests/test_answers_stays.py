@@ -91,7 +91,9 @@ def test_a_result_says_how_many_times_the_perplexity_of_1x():
                 "nll": nll}  # fmt: skip
 
     records = [{"origin": {"commit": "0" * 40}, "learned": 8, "read": {"test": 2}},
-               {"row": "stays-4", "seed": 0, "done": 9}, {**record("more", 1.0, [1.0, 2.0]), "way": "last"}, record("stays-4", 1.0, [1.0, 2.0]),
+               {"row": "stays-4", "seed": 0, "done": 9},
+               {**record("more", 1.0, [1.0, 2.0]), "way": "last"},
+               record("stays-4", 1.0, [1.0, 2.0]),
                record("stays-4", 2.0, [1.5, 2.5])]  # fmt: skip
     rows = stays.results(records, "lambada")["rows"]
     assert [(r["row"], r["times"]) for r in rows] == [("more", 1), ("stays-4", 1), ("stays-4", 1.6487)]
