@@ -103,7 +103,7 @@ def test_a_dial_of_whole_shots_keeps_the_best_first():
     assert torch.allclose(coarse, fine.view(6, 8).amax(1))
     how["keep"] = torch.tensor([[4 + 16 + 3]])
     places = read(lm, b, **how).place[0].tolist()
-    best = [i for i in coarse.argsort(descending=True).tolist()]
+    best = coarse.argsort(descending=True).tolist()
     assert set(range(8 * best[0], 8 * best[0] + 8)) - {0, 1, 2, 3} <= set(places)
 
 
