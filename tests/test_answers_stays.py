@@ -71,6 +71,11 @@ def test_a_prefix_spends_what_it_may(reduction):
     assert stays.solve(shape, 200, 15, 5, 3.0) == 5  # half of the layers alone cost more
 
 
+def test_how_many_layers_read_all():
+    assert [stays.depth_of("deep-80", 30, r) for r in (1.5, 2.0, 3.0)] == [16, 12, 8]
+    assert stays.depth_of("stays-4", 30, 2.0) == 4 and stays.depth_of("last", 30, 2.0) is None
+
+
 def test_at_the_start_what_left_is_seen_as_the_others_are():
     config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
                          num_attention_heads=2, num_key_value_heads=1)  # fmt: skip

@@ -10,7 +10,8 @@ GPU, as in the paper's section 4.3, and LoRA learns beside them, at alpha = 1 (`
 `knowledge.DRAWN`, by the dial or on the last tokens. The dial's scorer is the shipped one: it reads the prompt in its
 own model's tokens, and what it says of each is said of the bytes that they share.
 
-Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions.
+Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions; WAIT, a file
+that says that the model is there.
 """
 
 from __future__ import annotations
@@ -62,10 +63,22 @@ ALL = ("last", DIAL, "shots")
 WAYS = {"untuned": ALL, "plain": ALL, "dial": (DIAL,), "last": ("last", "shots")}
 
 
+def rows_of(read_: int) -> dict[str, list[tuple[str, dict]]]:
+    """By split (subject, row); so many test rows, drawn."""
+    found: dict[str, list[tuple[str, dict]]] = {"dev": [], "validation": [], "test": []}
+    for folder in sorted(benchmarks.folder(benchmarks.MMLU, "MMLU").iterdir()):
+        for split, into in found.items():
+            into += [
+                (folder.name, row) for row in benchmarks.split(f"hails/mmlu_no_train/{folder.name}/{split}", "MMLU")
+            ]
+    random.Random(0).shuffle(found["test"])
+    return {**found, "test": found["test"][:read_]}
+
+
 class Exam(Data):
     """Questions in place of passages."""
 
-    def __init__(self, tokenizer, read_: int, learned: int | None = None):
+    def __init__(self, rows: dict[str, list[tuple[str, dict]]], tokenizer):
         def encode(text: str) -> tuple[int, ...]:
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -74,17 +87,14 @@ class Exam(Data):
         self.canon = [first.setdefault((p or "").lstrip("Ġ").lower(), i) for i, p in enumerate(self.pieces)]
         letters = tuple(encode(" " + letter)[:1] for letter in LETTERS)
         self.letters = [letter for (letter,) in letters]
-        self.learned, self.asked = [], []
-        for folder in sorted(benchmarks.folder(benchmarks.MMLU, "MMLU").iterdir()):
-            about = f"The following are multiple choice questions (with answers) about {folder.name.replace('_', ' ')}."
-            parts = {s: list(benchmarks.split(f"hails/mmlu_no_train/{folder.name}/{s}", "MMLU"))
-                     for s in ("dev", "validation", "test")}  # fmt: skip
-            solved = [encode(f"{asks(row)} {LETTERS[row['answer']]}\n\n") for row in parts["dev"]]
-            shots = encode(about + "\n\n") + sum(solved, ())
-            for split, into in (("validation", self.learned), ("test", self.asked)):
-                into += [Question(shots, encode(asks(row)), letters, (1,) * 4, row["answer"]) for row in parts[split]]
-        random.Random(0).shuffle(self.asked)
-        self.asked, self.learned = self.asked[:read_], self.learned[:learned]
+        about = "The following are multiple choice questions (with answers) about {}.\n\n"
+        shots = {s: encode(about.format(s.replace("_", " "))) for s in sorted({s for s, _ in rows["dev"]})}
+        for subject, row in rows["dev"]:
+            shots[subject] += encode(f"{asks(row)} {LETTERS[row['answer']]}\n\n")
+        self.learned, self.asked = (
+            [Question(shots[s], encode(asks(row)), letters, (1,) * 4, row["answer"]) for s, row in rows[split]]
+            for split in ("validation", "test")
+        )
 
     def questions(self, split: str) -> list[int]:
         return list(range(len(self.learned)))
@@ -156,7 +166,7 @@ def chosen(lm, data: Exam, device, kind: str, reduction: float, dial: Dial | Non
     return right, round(float(np.mean(spent)), 3)
 
 
-def shipped(device, tiny: bool):
+def shipped(device):
     """(the scorer of the adapter that ships, its tokenizer, its model's embeddings)"""
     from zsaa.models import load_model
 
@@ -191,9 +201,12 @@ def run(name: str, rows: list[str]) -> None:
             file.write(json.dumps({"time": round(time.time() - began), **record}) + "\n")
         print(round(time.time() - began), {k: v for k, v in record.items() if k != "right"}, flush=True)
 
+    found = rows_of(int(os.environ.get("READ", "2000")))
+    scorer, other, embed = shipped(device)
+    while (flag := os.environ.get("WAIT")) and not Path(flag).exists():
+        time.sleep(0.5)
     lm, tokenizer = base(name, device)
-    data = Exam(tokenizer, int(os.environ.get("READ", "2000")), 8 if tiny else None)
-    scorer, other, embed = shipped(device, tiny)
+    data = Exam(found, tokenizer)
     log(origin=provenance(), learned=len(data.learned), read=len(data.asked), model=Path(name).name,
         tokens=round(float(np.mean([judge.length(q.sample(0)) for q in data.asked])), 1),
         alone=round(float(np.mean([len(q.line) for q in data.asked])), 1))  # fmt: skip

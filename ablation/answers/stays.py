@@ -1,16 +1,17 @@
 """Running text, tokens that leave early and stay as keys and values; beside the last tokens, trained alike.
 
     python -m ablation.answers.stays lambada plain         # conventional tuning, once; others wait for its file
-    python -m ablation.answers.stays lambada last          # and stays-4, stays-8, more
+    python -m ablation.answers.stays lambada last          # and the other ROWS
     python -m ablation.answers.stays results RECORDS OUT   # result files, of both corpora
 
-In `stays-L` the first L layers read the whole prefix; above, only its first and latest tokens go on. What the others
-were when they left gives keys and values to every layer above, by projections of their own (SwiftKV's way): so they are
-still seen, for a sixteenth of a token's MACs. All of it is counted. The cache keeps its size.
+In `stays-L` the first L layers read the whole prefix, in `deep-S` those that cost about S per cent of what may be
+spent; above, its first and latest tokens go on. What the others were when they left gives keys and values to every
+layer above, by projections of their own (SwiftKV's way): so they are still seen, for a sixteenth of a token's MACs. All
+of it is counted. The cache keeps its size.
 
 Every row but `plain` goes on from `plain`, as many steps, at reductions drawn from prose.DRAWN (`more`: at 1 alone):
-half of the loss by what the text says, half by what `plain` says behind the whole prefix. L is chosen on texts that are
-neither learned from nor reported.
+half of the loss by what the text says, half by what `plain` says behind the whole prefix. The row is chosen on texts
+that are neither learned from nor reported.
 
 Environment: PROSE, LAMBADA's file (ablation.answers.prose); WORK, a folder for the weights of `plain`; RESULTS,
 DEADLINE, SEED and TINY=1.
@@ -51,14 +52,18 @@ from ablation.answers.reader import (
 from ablation.answers.results import over_stories
 from ablation.answers.teach import mixed
 
-SIZE, RATE, RANK, STEPS = 64, 3e-4, 8, {"plain": 120, "": 360}
-APART = 32  # rank of what is added to the projections of tokens that left
+SIZE, RATE, RANK, STEPS = 64, 3e-4, 8, {"plain": 120, "": 600}
+APART, RATE_APART = 32, 1e-3  # rank and rate of what is added to the projections of tokens that left
 VALIDATION = 300  # the last of the texts to learn from
-ROWS = ("more", "last", "stays-0", "stays-4", "stays-8")
+ROWS = ("more", "last", "stays-4", "deep-50", "deep-80")
 
 
-def depth_of(row: str) -> int | None:
-    return int(row.removeprefix("stays-")) if row.startswith("stays-") else None
+def depth_of(row: str, layers: int, reduction: float) -> int | None:
+    """How many layers read the whole prefix; None where the row has no dial."""
+    kind, _, number = row.partition("-")
+    return {"stays": lambda: int(number), "deep": lambda: int(layers * int(number) / 100 / reduction)}.get(
+        kind, lambda: None
+    )()
 
 
 def macs(shape: tuple[int, ...], n: int, at: int, kept: int) -> int:
@@ -81,7 +86,7 @@ def solve(shape: tuple[int, ...], n: int, at: int, exempt: int, reduction: float
 
 def adapt(lm, row: str) -> list[torch.nn.Parameter]:
     """Adapters beside every linear layer and, above the layers that read all, to keys and values of what left."""
-    trained, at = model.adapt(lm, rank=RANK), depth_of(row)
+    trained, at = model.adapt(lm, rank=RANK), depth_of(row, len(lm.model.layers), max(DRAWN))
     for layer in lm.model.layers[at:] if at is not None else ():
         for name in ("k_proj", "v_proj"):
             beside = getattr(layer.self_attn, name)
@@ -121,7 +126,7 @@ def pass_(lm, b: Batch, at: int, kept: Tensor) -> Rows:
 
 def told(lm, row: str, texts: list[Text], reduction: float, device) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities where the continuations are foretold, their tokens, and whose they are."""
-    at = depth_of(row)
+    at = depth_of(row, lm.config.num_hidden_layers, reduction)
     if at is None or reduction == 1:
         b = batch([shortened(t, lm.config, reduction) for t in texts], device)
         with mixed(device):
@@ -134,7 +139,7 @@ def told(lm, row: str, texts: list[Text], reduction: float, device) -> tuple[Ten
 
 def reached(config, row: str, texts: list[Text], reduction: float) -> float:
     """The reduction of MACs, on average over the texts."""
-    shape, at = cost.shape_of(config), depth_of(row)
+    shape, at = cost.shape_of(config), depth_of(row, config.num_hidden_layers, reduction)
     whole = [cost.macs(shape, t.start) for t in texts]
     if at is None:
         spent = [cost.macs(shape, shortened(t, config, reduction).start) for t in texts]
@@ -155,14 +160,17 @@ def elsewhere(text: Text, rng: random.Random) -> Text:
 def fit(lm, teacher, row: str, texts: list[Text], steps: int, size: int, device, log, until: float, seed: int):
     """Train adapters; returns the steps that were made. The rate has come down when the time is over."""
     trained = [p for p in lm.parameters() if p.requires_grad]
+    apart = [p for n, p in lm.named_parameters() if ".left_" in n and p.requires_grad and ".base." not in n]
+    others = [p for p in trained if all(p is not q for q in apart)]
     rng, order, mean, began = random.Random(seed), [], None, time.time()
-    opt = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
+    groups = [{"params": others, "most": RATE}, {"params": apart, "most": RATE_APART}]
+    opt = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
     for step in range(steps):
         gone = max(step / steps, (time.time() - began) / max(1.0, until - began))
         if gone >= 1:
             return step
         for group in opt.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 20) * max(0.02, 1 - gone)
+            group["lr"] = group["most"] * min(1, (step + 1) / 20) * max(0.02, 1 - gone)
         if len(order) < size:
             order = rng.sample(texts, len(texts))
         part, order = [elsewhere(t, rng) for t in order[:size]], order[size:]
@@ -257,11 +265,12 @@ def run(which: str, row: str) -> None:
     if row == "plain":
         torch.save(model.adapters(lm), weights.with_suffix(".tmp"))
         weights.with_suffix(".tmp").rename(weights)
-    read_all(lm, row, row if depth_of(row) is not None else "last", parts, device, log, until + 10)
+    read_all(lm, row, row if row.startswith(("stays", "deep")) else "last", parts, device, log, until + 10)
 
 
-LABELS = {"last": "last tokens only", **{row: f"tokens stay as keys and values behind {depth_of(row)} layers"
-          for row in ROWS if depth_of(row) is not None}}  # fmt: skip
+LABELS = {"last": "last tokens only", "stays-4": "tokens stay as keys and values behind 4 layers",
+          "deep-50": "tokens stay as keys and values behind half of the MACs",
+          "deep-80": "tokens stay as keys and values behind four fifths of the MACs"}  # fmt: skip
 METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional, continued"}
 SPLITS = {"validation": "validation", "test": "test"}
 
