@@ -2,14 +2,17 @@
 
 import copy
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.nn.functional as F
 from test_answers import lm, sample, scorer_for  # noqa: F401 - a fixture
+from transformers import LlamaConfig
 
-from ablation.answers import both, judge, train
-from ablation.answers.reader import at_answers, batch, read
+from ablation.answers import both, cost, judge, train
+from ablation.answers.reader import answer, at_answers, batch, chunks_of, ranks, read
 from ablation.answers.second_results import SPLITS, pack
 from zsaa.depth import remove_layers
 
@@ -28,23 +31,87 @@ def test_lower_layers_lose_what_the_model_of_these_would(lm):  # noqa: F811
     assert train.early(lm, passed, [1, 3], b, logs).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
 
 
+def standing(lm, ids, region, still, stays):  # noqa: F811
+    """Logits by transformers' own layers, which are given the region as it stood before layer `still`."""
+    ids, place = ids[stays], torch.arange(len(ids))[stays]
+    x, by = lm.model.embed_tokens(ids[None]), lm.model.rotary_emb(torch.zeros(1, dtype=torch.double), place[None])
+    mask = torch.full((len(ids), len(ids)), -1e30, dtype=torch.double).triu(1)[None, None]
+    for number, layer in enumerate(lm.model.layers):
+        if number == still:
+            stood = x
+        if number >= still:
+            x = torch.where((place < region)[None, :, None], stood, x)
+        x = layer(x, attention_mask=mask, position_embeddings=by)
+        x = x[0] if isinstance(x, tuple) else x
+    return lm.lm_head(lm.model.norm(x))[0]
+
+
+@pytest.mark.parametrize("less", [False, True])
+@pytest.mark.parametrize("still", [0, 1, 3])
+def test_a_passage_that_stands_still_is_seen_as_it_stood(lm, still, less):  # noqa: F811
+    samples = [sample(50, 1), sample(20, 2, turns=9)]
+    b, width = batch(samples, "cpu"), 12
+    scores = torch.rand(2, width, generator=torch.Generator().manual_seed(0))
+    how, stay = {"still": still}, torch.ones_like(b.ids, dtype=torch.bool)
+    if less:
+        keep = torch.tensor([[30], [22]])
+        how |= {"steps": (0,), "keep": keep, "choose": lambda x: scores, "unit": chunks_of(b, 8)}
+        stay = ranks(scores, b, chunks_of(b, 8)) < keep
+    logs, gold, owner = at_answers(lm, read(lm, b, **how), b)
+    for i, s in enumerate(samples):
+        total, answers = int(b.total[i]), len(s.answer)
+        want = standing(lm, b.ids[i, :total], b.region[i], still, stay[i, :total])[-answers - 1 : -1]
+        assert torch.allclose(logs[owner == i].double(), want.log_softmax(-1), atol=1e-5)
+    b, likely = batch(samples, "cpu", answers=False), []
+    for i, said in enumerate(answer(lm, b, end=-1, limit=5, likely=likely, **how)):
+        ids, log = b.ids[i, : b.prompt[i]], 0.0
+        for token in said:
+            here = torch.cat([stay[i, : b.prompt[i]], torch.ones(len(ids) - int(b.prompt[i]), dtype=torch.bool)])
+            foretold = standing(lm, ids, b.region[i], still, here)[-1].log_softmax(-1)
+            assert foretold.argmax() == token
+            ids, log = torch.cat([ids, torch.tensor([token])]), log + foretold.max().item()
+        assert likely[i] == pytest.approx(math.exp(log), rel=1e-4), "how likely the whole answer is"
+
+
+def test_what_stands_still_costs_its_keys_and_values():
+    shape, n, asking = (576, 9, 3, 64, 1536, 30), 100, 10
+    token, states, pair = 576 * 64 * (2 * 9 + 2 * 3) + 3 * 576 * 1536, 2 * 576 * 3 * 64, 2 * 9 * 64
+    want = 20 * (n * token + n * n * pair) + 10 * (asking * token + (n - asking) * states + asking * n * pair)
+    assert cost.macs(shape, n, still=20, asking=asking) == want
+    assert cost.macs(shape, n, still=30, asking=asking) == cost.macs(shape, n)
+    kept = cost.solve(shape, 1200, 30, 5.0, cost.SCHEDULES["once"], 10**8, 16, 20)
+    spent = cost.macs(shape, 1200, cost.SCHEDULES["once"], kept, 16, 20) + 10**8
+    assert 0.97 < cost.macs(shape, 1200) / spent / 5.0 < 1.05
+
+
 def test_a_reduction_is_split_between_layers_and_tokens(lm, monkeypatch):  # noqa: F811
     asked = []
 
     def judged(less, samples, data, device, dial, rest):
         b = batch(samples, device, answers=False)
         reached = dial.reached(b, rest) if dial else [1.0]
-        asked.append((less.config.num_hidden_layers, dial is None))
+        asked.append((less.config.num_hidden_layers, dial and dial.still))
         return {"f1": 0.0, "reached": sum(reached) / len(reached)}
 
     monkeypatch.setattr(judge, "judged", judged)
     samples = [sample(900, seed) for seed in range(3)]
     for depth in (4, 3, 2):
-        found = both.judged(lm, scorer_for(), samples, None, "cpu", depth, 2.0)
+        found = both.judged(lm, scorer_for(), samples, None, "cpu", "both", depth, 2.0)
         assert found["mac_reduction"] == pytest.approx(2.0, rel=0.02), "the scorer's own cost is in it"
-    assert asked == [(4, False), (3, False), (2, True)] and lm.config.num_hidden_layers == 4
-    assert both.depths("both", 30, 3.0) == [30, 24, 20, 15, 12, 10]
-    assert both.depths("layers", 30, 5.0) == [6] and both.depths("tokens", 30, 5.0) == [30]
+    for depth in (4, 3, 2):
+        found = both.judged(lm, scorer_for(), samples, None, "cpu", "passage", depth, 3.0)
+        assert found["mac_reduction"] == pytest.approx(3.0, rel=0.02), "the question's own layers are in it, too"
+    assert asked == [(4, None), (3, None), (2, None), (4, None), (4, 3), (4, 2)] and lm.config.num_hidden_layers == 4
+
+
+def test_depths_end_where_no_token_needs_to_leave():
+    config = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+                         num_key_value_heads=3)  # fmt: skip
+    assert both.depths("both", config, 3.0) == [30, 24, 20, 15, 12, 10]
+    assert both.depths("layers", config, 5.0) == [6] and both.depths("tokens", config, 5.0) == [30]
+    assert both.depths("passage", config, 3.0) == [30, 26, 24, 22, 20, 16, 8]
+    assert both.depths("mild", config, 5.0) == [30, 26, 24, 22, 20, 16, 3]
+    assert both.depths("mild", config, 2.0) == [30, 26, 22]
 
 
 def test_the_table_takes_depths_from_validation(tmp_path):
@@ -70,9 +137,17 @@ def test_the_table_takes_depths_from_validation(tmp_path):
 def test_a_row_reads_validation_first(lm, monkeypatch):  # noqa: F811
     scores = {("validation", None): 9, ("validation", 3): 1, ("validation", 2): 5}
 
-    def judged(lm, scorer, samples, data, device, depth, reduction):
+    def judged(lm, scorer, samples, data, device, kind, depth, reduction):
         f1 = scores.get((samples, depth if reduction > 1 else None), 0)
-        return {"f1": float(f1), "em": 0.0, "n": 2, "f1s": [f1, f1], "mac_reduction": reduction}
+        return {
+            "f1": float(f1),
+            "em": 0.0,
+            "n": 2,
+            "f1s": [f1, f1],
+            "mac_reduction": reduction,
+            "sure": [9, 9],
+            "said": 3,
+        }
 
     monkeypatch.setattr(both, "judged", judged)
     monkeypatch.setattr(both, "REDUCTIONS", (4.0,))
@@ -81,4 +156,4 @@ def test_a_row_reads_validation_first(lm, monkeypatch):  # noqa: F811
     data = SimpleNamespace(turns=[{"story": 0}, {"story": 1}])
     found = [*both.read("both", lm, None, data, "cpu", {"validation": 2, "test": 2}, float("inf"))]
     test = [row["depth"] for row in found if row["split"] == SPLITS["test"][1]]
-    assert test == [4, 4, 2, 1] and len(found) == len(test) + 1 + len(both.depths("both", 4, 4.0))
+    assert test == [4, 4, 2, 1] and len(found) == len(test) + 1 + len(both.depths("both", lm.config, 4.0))

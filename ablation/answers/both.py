@@ -1,12 +1,15 @@
-"""CoQA by both dials: of the chunks that the question asks for, behind few layers, or both at once.
+"""CoQA by both dials: of the chunks that the question asks for, behind few layers, or both at once; or fewer layers for
+the passage alone.
 
     python -m ablation.answers.both both 0 --data data.json.xz --output-dir outputs/both     # train a row, and judge it
     python -m ablation.answers.both --show                                                   # results/answers/both
 
 All rows go on from the shipped adapter (results/adapters/coqa-asked), by as many steps, with its scorer as it is:
 "tokens" reads at a drawn reduction, "layers" answers behind drawn depths, too, and "both" does both in each step. A
-reduction R is split: behind d of the layers, tokens are reduced by R d / layers. Which d is best is chosen on the
-validation stories; the test stories are read at that d, and by each dial alone.
+reduction R is split: behind d of the layers, tokens are reduced by R d / layers. "passage" reads at drawn reductions,
+too, and at drawn depths of the passage: behind these it stands still, and only the question and the answer go on, who
+see its keys and values in every layer; as many more of its tokens stay. Which depth is best is chosen on the validation
+stories; the test stories are read at that, and by each dial alone.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ablation.answers import judge, model
+from ablation.answers import cost, judge, model
 from ablation.answers.compare import said
 from ablation.answers.data import Data
 from ablation.answers.results import interval, over_stories
@@ -38,14 +41,23 @@ KINDS = {
     "tokens": {"method": "drawn dial", "schedule": "once", "scorer": "shipped"},
     "layers": {"method": "conventional", "exits": 4},
     "both": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "exits": 4},
+    "passage": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (30, 26, 23, 20, 16)},
+    "mild": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (26, 24, 22)},
 }
 METHODS = {
     "tokens": "continued at reductions",
     "layers": "continued behind drawn depths, too",
     "both": "continued at reductions, behind drawn depths, too",
+    "passage": "continued at reductions, the passage's depth drawn",
+    "mild": "continued at reductions, the passage's depth drawn of three",
 }
+PASSAGE = ("passage", "mild")
 FOLDER = RESULTS / "answers" / "both"
 REDUCTIONS = (3.0, 5.0)
+DEPTHS = (26, 24, 22, 20, 16)  # of the passage, tried on validation
+MORE, FEW = (2.0, 7.0, 11.0), (26, 22)  # reductions of "tokens" and "passage", and depths tried at these, for questions
+# that are read again where the answer is not sure
+TYPICAL = 410, 12  # tokens of a prompt, and of its question
 SHARES = (1.0, 0.8, 2 / 3, 0.5, 0.4, 1 / 3, 0.2)  # of the layers that run
 
 
@@ -65,22 +77,36 @@ def begun(device: str):
     return lm.to(torch.bfloat16 if device == "cuda" else torch.float32).eval().requires_grad_(False), scorer
 
 
-def depths(kind: str, layers: int, reduction: float) -> list[int]:
-    """The depths at which a row is judged: so many layers, and as many fewer tokens as the reduction asks for."""
-    alone = round(layers / reduction)  # no fewer tokens
-    found = {"tokens": [layers], "layers": [alone]}.get(kind)
-    return found or sorted({alone, *(d for share in SHARES if (d := round(layers * share)) > alone)}, reverse=True)
+def depths(kind: str, config, reduction: float) -> list[int]:
+    """The depths at which a row is judged: so many layers (for the passage), and as many fewer tokens as the reduction
+    asks for; the last one is so low that no tokens need to leave."""
+    layers = config.num_hidden_layers
+    if kind == "tokens":
+        return [layers]
+    if kind in PASSAGE:
+        shape, (n, asking) = cost.shape_of(config), TYPICAL
+        room = cost.macs(shape, n) / reduction
+        alone = max([d for d in range(1, layers) if cost.macs(shape, n, still=d, asking=asking) <= room] or [1])
+        stills = FEW if reduction in MORE else (*DEPTHS, alone)
+        return sorted({layers, *(d for d in stills if alone <= d < layers)}, reverse=True)
+    alone = round(layers / reduction)
+    if kind == "layers":
+        return [alone]
+    return sorted({alone, *(d for share in SHARES if (d := round(layers * share)) > alone)}, reverse=True)
 
 
-def judged(lm, scorer, samples, data: Data, device, depth: int, reduction: float) -> dict:
-    """A record of `depth` layers and as many fewer tokens as make up `reduction` of the whole model's MACs."""
+def judged(lm, scorer, samples, data: Data, device, kind: str, depth: int, reduction: float) -> dict:
+    """A record of `depth` layers (of the passage) and as many fewer tokens as make up `reduction` of the whole model's
+    MACs."""
     layers = lm.config.num_hidden_layers
-    less = copy.deepcopy(lm)
-    if depth < layers:
-        less = remove_layers(less, range(depth, layers))
-    dial, rest = Dial(Row("", "dial", "once"), scorer, less.config), reduction * depth / layers
+    less, rest, still = lm, reduction, None
+    if kind in PASSAGE:
+        still = depth if depth < layers else None
+    elif depth < layers:
+        less, rest = remove_layers(copy.deepcopy(lm), range(depth, layers)), reduction * depth / layers
+    dial = Dial(Row("", "dial", "once"), scorer, less.config, still=still)
     record = judge.judged(less, samples, data, device, dial if rest > 1 else None, rest)
-    return {**record, "depth": depth, "mac_reduction": round(record.pop("reached", 1.0) * layers / depth, 3)}
+    return {**record, "depth": depth, "mac_reduction": round(record.pop("reached", 1.0) * reduction / rest, 3)}
 
 
 def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int], deadline: float):
@@ -89,21 +115,23 @@ def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int],
     for split in ("validation", "test"):
         samples = judge.samples_of(data, split, 1, counts[split])
         stories = [data.turns[i]["story"] for i in judge.chosen(data, split, counts[split])]
-        for reduction in (1.0, *REDUCTIONS):
-            at = [layers] if reduction == 1 else depths(kind, layers, reduction)
+        for reduction in (1.0, *REDUCTIONS, *(MORE if kind in ("tokens", *PASSAGE) else ())):
+            at = [layers] if reduction == 1 else depths(kind, lm.config, reduction)
             if split == "test" and len(at) > 1:
-                at = sorted({at[0], at[-1], best[reduction]}, reverse=True)
+                single = {at[0], at[-1]} if reduction in REDUCTIONS else set()
+                at = sorted({best[reduction], *single}, reverse=True)
             tried = {}
             for depth in at:
                 if time.time() > deadline:
                     return
-                record = judged(lm, scorer, samples, data, device, depth, reduction)
+                record = judged(lm, scorer, samples, data, device, kind, depth, reduction)
                 tried[depth] = record["f1"]
                 yield {
                     "task": "coqa-1", "split": SPLITS[split][1], "variant": f"{kind}, {depth} layers",
                     "target": reduction, "depth": depth, "mac_reduction": max(1.0, record["mac_reduction"]),
                     "n": record["n"], "exact_match": record["em"], "f1": record["f1"],
                     "ci95": interval(record["f1s"], stories), "packed": pack(record["f1s"]),
+                    "sure": pack(record["sure"]), "said": record["said"],
                     "stories": stories if reduction == 1 else None,
                 }  # fmt: skip
             if split == "validation":
