@@ -6,8 +6,8 @@
 The paper beside the main one has such a table (its Table 3: seconds by precision, with and without 20% of the layers).
 float32, bfloat16; for the decoder's linear layers int8 and nf4 (bitsandbytes) and hqq (4 bits, a scale and a zero for
 each 32 weights: the blocks of the 4-bit file that the model comes from); compiled (torch.compile of each layer, in
-bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is, in float32 and in bfloat16. Each with all layers, without blocks of them
-(by angular distance; healed, if adapters are given), and with fewer tokens.
+bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is, in float32 and bfloat16. Each with all layers,
+without blocks of them (by angular distance; healed, if adapters are given), and with fewer tokens.
 """
 
 from __future__ import annotations
