@@ -12,6 +12,7 @@ the final norm; ShortGPT (arXiv 2403.03853, Eq. 1) has layers of least influence
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,8 +53,8 @@ def shortgpt(states: Iterable[Sequence[Tensor]]) -> list[float]:
     """Each layer's influence: 1 less the mean cosine of what it is given and what it gives, over all tokens."""
     alike, tokens = torch.zeros(0), 0
     for layers in states:
-        found = torch.stack([torch.cosine_similarity(a.double(), b.double(), dim=-1).sum() for a, b in
-                             zip(layers, layers[1:])])  # fmt: skip
+        pairs = itertools.pairwise(layer.double() for layer in layers)
+        found = torch.stack([torch.cosine_similarity(a, b, dim=-1).sum() for a, b in pairs])
         alike, tokens = found + (alike if len(alike) else 0), tokens + layers[0].shape[1]
     return (1 - alike / tokens).tolist()
 
