@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from test_answers import lm, sample, scorer_for  # noqa: F401 - a fixture
 from transformers import LlamaConfig
 
-from ablation.answers import both, cost, judge, train
-from ablation.answers.reader import answer, at_answers, batch, chunks_of, ranks, read
+from ablation.answers import both, cost, guess, judge, train
+from ablation.answers.model import adapt
+from ablation.answers.reader import answer, at_answers, batch, chunks_of, norm, ranks, read
 from ablation.answers.second_results import SPLITS, pack
 from zsaa.depth import remove_layers
 
@@ -73,6 +74,30 @@ def test_a_passage_that_stands_still_is_seen_as_it_stood(lm, still, less):  # no
         assert likely[i] == pytest.approx(math.exp(log), rel=1e-4), "how likely the whole answer is"
 
 
+def test_keys_of_upper_layers_are_foretold_in_closed_form(lm):  # noqa: F811
+    """The layer itself exactly, those above it better than by their own projections."""
+    model, dial = copy.deepcopy(lm), train.Dial(train.Row("x", "dial", "once"), scorer_for(), lm.config)
+    lots = [batch([sample(60, 4 * i + j) for j in range(4)], "cpu", answers=False) for i in range(12)]
+    shares = guess.attach(model, dial, lots, 1)
+    assert len(shares) == 3 and shares[0] == pytest.approx(1, abs=0.01) and shares[0] > shares[1] > shares[2] > 0.1
+    assert not hasattr(model.model.layers[0].self_attn, "guess")
+    held, passed = lots[0], []
+    read(lm, held, passed=passed)
+    mine = torch.arange(held.ids.shape[1]) < held.region[:, None]
+    for layer, own in zip(model.model.layers[1:], range(1, 4)):
+        given = norm(layer.input_layernorm, passed[1].x)[mine]
+        wanted = layer.self_attn.k_proj(norm(layer.input_layernorm, passed[own].x)[mine])
+        apart = [
+            (found - wanted).norm() for found in (layer.self_attn.guess(given)[:, :16], layer.self_attn.k_proj(given))
+        ]
+        assert apart[0] < apart[1] if own > 1 else apart[0] < 0.1 * wanted.norm()
+    logs, gold, _ = at_answers(
+        model, read(model, batch([sample(40, 99)], "cpu"), still=1), batch([sample(40, 99)], "cpu")
+    )
+    assert logs.shape[0] == len(gold) == 4
+    assert len(adapt(model, 0, 4)) == 2 * (7 * 4 + 3), "what foretells is trained, too"
+
+
 def test_what_stands_still_costs_its_keys_and_values():
     shape, n, asking = (576, 9, 3, 64, 1536, 30), 100, 10
     token, states, pair = 576 * 64 * (2 * 9 + 2 * 3) + 3 * 576 * 1536, 2 * 576 * 3 * 64, 2 * 9 * 64
@@ -110,8 +135,8 @@ def test_depths_end_where_no_token_needs_to_leave():
     assert both.depths("both", config, 3.0) == [30, 24, 20, 15, 12, 10]
     assert both.depths("layers", config, 5.0) == [6] and both.depths("tokens", config, 5.0) == [30]
     assert both.depths("passage", config, 3.0) == [30, 26, 24, 22, 20, 16, 8]
-    assert both.depths("mild", config, 5.0) == [30, 26, 24, 22, 20, 16, 3]
-    assert both.depths("mild", config, 2.0) == [30, 26, 22]
+    assert both.depths("passage", config, 5.0) == [30, 26, 24, 22, 20, 16, 3]
+    assert both.depths("guess18", config, 2.0) == [18] and both.depths("passage", config, 2.0) == [30, 26, 22]
 
 
 def test_the_table_takes_depths_from_validation(tmp_path):

@@ -436,10 +436,10 @@ def test_padding_may_be_the_unknown_token():
     from dataclasses import replace
 
     tokenizer = tiny.tokenizer()
-    tokenizer.unk_token = "w5"
-    spec = replace(PACKAGED["qwen2.5-coder-0.5b"], special={"pad_token": "w5"}, probe={})
+    tokenizer.unk_token = "<s>"
+    spec = replace(PACKAGED["qwen2.5-coder-0.5b"], special={"pad_token": "<s>"}, probe={})
     packages._repair_tokenizer(tokenizer, spec)
-    assert tokenizer.pad_token == "w5" == tokenizer.unk_token
+    assert tokenizer.pad_token == "<s>" == tokenizer.unk_token
     with pytest.raises(AssetError, match="has no token '<|not there|>'"):
         packages._repair_tokenizer(tokenizer, replace(spec, special={"pad_token": "<|not there|>"}))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ablation.answers import cost, judge, model
+from ablation.answers import cost, guess, judge, model
 from ablation.answers.compare import said
 from ablation.answers.data import Data
+from ablation.answers.reader import batch
 from ablation.answers.results import interval, over_stories
 from ablation.answers.second_results import SPLITS, pack, unpack
 from ablation.answers.train import Dial, Row, fit
@@ -42,16 +44,22 @@ KINDS = {
     "layers": {"method": "conventional", "exits": 4},
     "both": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "exits": 4},
     "passage": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (30, 26, 23, 20, 16)},
-    "mild": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (26, 24, 22)},
+    "guess18": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (18,), "rank": 32},
+    "guess16": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (16,), "rank": 32},
+    "tokens32": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "rank": 32},
 }
 METHODS = {
     "tokens": "continued at reductions",
     "layers": "continued behind drawn depths, too",
     "both": "continued at reductions, behind drawn depths, too",
     "passage": "continued at reductions, the passage's depth drawn",
-    "mild": "continued at reductions, the passage's depth drawn of three",
+    "guess18": "continued at reductions, the passage standing still at a guess",
+    "guess16": "continued at reductions, the passage standing still at a guess",
+    "tokens32": "continued at reductions",
 }
-PASSAGE = ("passage", "mild")
+GUESSED = {"guess18": 18, "guess16": 16}  # the passage's only depth
+PASSAGE = ("passage", *GUESSED)
+ALONE = ("tokens", "tokens32")
 FOLDER = RESULTS / "answers" / "both"
 REDUCTIONS = (3.0, 5.0)
 DEPTHS = (26, 24, 22, 20, 16)  # of the passage, tried on validation
@@ -62,7 +70,7 @@ SHARES = (1.0, 0.8, 2 / 3, 0.5, 0.4, 1 / 3, 0.2)  # of the layers that run
 
 
 def row_of(kind: str, seed: int) -> Row:
-    return Row(f"{kind}-{seed}", seed=seed, rank=8, rate=4e-4, **KINDS[kind])
+    return Row(f"{kind}-{seed}", seed=seed, rate=4e-4, **{"rank": 8, **KINDS[kind]})
 
 
 def begun(device: str):
@@ -81,8 +89,10 @@ def depths(kind: str, config, reduction: float) -> list[int]:
     """The depths at which a row is judged: so many layers (for the passage), and as many fewer tokens as the reduction
     asks for; the last one is so low that no tokens need to leave."""
     layers = config.num_hidden_layers
-    if kind == "tokens":
+    if kind in ALONE:
         return [layers]
+    if kind in GUESSED:
+        return [min(GUESSED[kind], layers - 1)]
     if kind in PASSAGE:
         shape, (n, asking) = cost.shape_of(config), TYPICAL
         room = cost.macs(shape, n) / reduction
@@ -115,7 +125,7 @@ def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int],
     for split in ("validation", "test"):
         samples = judge.samples_of(data, split, 1, counts[split])
         stories = [data.turns[i]["story"] for i in judge.chosen(data, split, counts[split])]
-        for reduction in (1.0, *REDUCTIONS, *(MORE if kind in ("tokens", *PASSAGE) else ())):
+        for reduction in (1.0, *REDUCTIONS, *(MORE if kind in (*ALONE, *PASSAGE) else ())):
             at = [layers] if reduction == 1 else depths(kind, lm.config, reduction)
             if split == "test" and len(at) > 1:
                 single = {at[0], at[-1]} if reduction in REDUCTIONS else set()
@@ -147,7 +157,15 @@ def run(options: argparse.Namespace) -> None:
         log.append(record)
         print(record, flush=True)
 
-    done = fit(row, lm, scorer, data, device, note, options.seconds, options.steps)
+    began = time.time()
+    if options.kind in GUESSED:
+        dial, rng = Dial(row, scorer, lm.config), random.Random(row.seed)
+        turns = rng.sample(data.questions("train"), options.guessed)
+        lots = [batch([data.sample(i, 1, rng) for i in turns[j : j + 16]], device, answers=False)
+                for j in range(0, len(turns), 16)]  # fmt: skip
+        note(foretold=guess.shares(guess.attach(lm, dial, lots, depths(options.kind, lm.config, 3.0)[0])))
+    left = options.seconds - (time.time() - began)
+    done = fit(row, lm, scorer, data, device, note, left, options.steps)
     model.merge(lm)
     rows: list[dict] = []
     counts = {"validation": options.validation, "test": options.test}
@@ -237,6 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("seed", nargs="?", type=int, default=0)
     add("--data", help="by ablation.answers.data")
     add("--steps", type=int, default=400)
+    add("--guessed", type=int, default=256, help="training prompts on which keys and values are foretold at first")
     add("--seconds", type=float, default=330.0, help="of training at most; the rate has come down by then")
     add("--validation", type=int, default=400, help="questions")
     add("--test", type=int, default=1000, help="questions")

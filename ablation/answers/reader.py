@@ -133,9 +133,17 @@ class Rows:
 
 
 def behind(layer, config, stood: Rows, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(keys, values, which are no padding, what each row looks at) of rows that go on behind those that stand still."""
-    by = rope(stood.place, config, k.dtype)
-    _, first, values = projections(layer.self_attn, config, norm(layer.input_layernorm, stood.x), by)
+    """(keys, values, which are no padding, what each row looks at) of rows that go on behind those that stand still;
+    by self_attn.guess, where it is there (ablation/answers/guess.py), in place of the layer's own projections."""
+    by, y = rope(stood.place, config, k.dtype), norm(layer.input_layernorm, stood.x)
+    if hasattr(layer.self_attn, "guess"):
+        size = config.hidden_size // config.num_attention_heads
+        first, values = (
+            part.unflatten(-1, (-1, size)).transpose(1, 2) for part in layer.self_attn.guess(y).chunk(2, -1)
+        )
+        first = turn(first, by)
+    else:
+        _, first, values = projections(layer.self_attn, config, y, by)
     rows = real.shape[1]
     before = torch.ones(rows, rows, dtype=torch.bool, device=real.device).tril().expand(len(real), 1, -1, -1)
     mask = torch.cat([stood.real[:, None, None].expand(-1, 1, rows, -1), before], -1)
