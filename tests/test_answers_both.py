@@ -5,13 +5,14 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from test_answers import lm, sample, scorer_for  # noqa: F401 - a fixture
 from transformers import LlamaConfig
 
-from ablation.answers import both, cost, guess, judge, train
+from ablation.answers import both, both_results, cost, guess, judge, train
 from ablation.answers.model import adapt
 from ablation.answers.reader import answer, at_answers, batch, chunks_of, norm, ranks, read
 from ablation.answers.second_results import SPLITS, pack
@@ -147,16 +148,18 @@ def test_the_table_takes_depths_from_validation(tmp_path):
                        "packed": pack([f1] * 4), "stories": [0, 0, 1, 1]}  # fmt: skip
 
     files = {
-        "both-0": {"validation": {30: 50, 15: 70, 10: 40}, "test": {30: 80, 15: 60, 10: 30}},
+        "passage-0": {"validation": {30: 50, 15: 70, 10: 40}, "test": {30: 80, 15: 60, 10: 30}},
         "tokens-0": {"validation": {30: 50}, "test": {30: 55}},
+        "tokens-1": {"validation": {30: 50}, "test": {30: 99}},
         "layers-0": {"validation": {10: 50}, "test": {10: 20}},
     }
     for name, f1s in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": [*rows(name, f1s)]}))
-    table = both.table(tmp_path)
-    assert [*table["layers"]] == ["15", "30", "10", "30", "10"], "15, though 30 is better on the test stories"
-    assert [*table["both are ahead by"]] == ["", "-20.0 [-20.0, -20.0]", "+30.0 [+30.0, +30.0]",
-                                             "+5.0 [+5.0, +5.0]", "+40.0 [+40.0, +40.0]"]  # fmt: skip
+    table = both_results.table(tmp_path)
+    assert [*table["layers"]] == ["30", "10", "15", "30", "10"], "15, though 30 is better on the test stories"
+    assert [*table["F1 (seeds)"]] == ["77.0 (2)", "20.0 (1)", "60.0 (1)", "80.0 (1)", "30.0 (1)"]
+    assert [*table["ahead of fewer tokens by"]] == ["", "-35.0 [-35.0, -35.0]", "+5.0 [+5.0, +5.0]",
+                                                    "+25.0 [+25.0, +25.0]", "-25.0 [-25.0, -25.0]"]  # fmt: skip
 
 
 def test_a_row_reads_validation_first(lm, monkeypatch):  # noqa: F811
@@ -182,3 +185,31 @@ def test_a_row_reads_validation_first(lm, monkeypatch):  # noqa: F811
     found = [*both.read("both", lm, None, data, "cpu", {"validation": 2, "test": 2}, float("inf"))]
     test = [row["depth"] for row in found if row["split"] == SPLITS["test"][1]]
     assert test == [4, 4, 2, 1] and len(found) == len(test) + 1 + len(both.depths("both", lm.config, 4.0))
+
+
+def test_what_is_read_again_is_paid_for_twice():
+    first = both_results.Reading(0.2, np.array([0.0, 100.0, 40.0, 0.0]), np.array([10.0, 90.0, 50.0, 20.0]), 0.01)
+    second = both_results.Reading(0.5, np.array([80.0, 0.0, 60.0, 50.0]), np.array([50.0] * 4), 0.01)
+    cost, f1 = both_results.twice(first, second, 30)
+    assert cost == pytest.approx(0.2 + 0.5 * (0.5 + 0.01)) and f1.tolist() == [80, 100, 40, 50]
+    there = {(5.0, 30): first, (2.0, 30): second}
+    assert both_results.chosen(there, 5.0, True) == ((5.0, 30), None, 0.0), "more cannot be paid for"
+    one, other, threshold = both_results.chosen(there, 2.0, True)
+    assert (one, other) == ((5.0, 30), (2.0, 30)) and 20 < threshold < 50
+    assert both_results.chosen(there, 2.0, False) == ((2.0, 30), None, 0.0)
+    mixed = both_results.at_cost([first, second], 0.35)
+    assert mixed.tolist() == pytest.approx([40, 50, 50, 25])
+    assert both_results.at_cost([first, second], 0.9).tolist() == second.f1.tolist()
+
+
+def test_the_second_table_sets_reading_twice_beside_reading_once(tmp_path):
+    def row(split, target, depth, f1s, sure):
+        return {"target": target, "split": SPLITS[split][1], "depth": depth, "f1": sum(f1s) / 4,
+                "mac_reduction": target, "packed": pack(f1s), "sure": pack(sure), "said": 4.1, "stories": [0, 0, 1, 1]}  # fmt: skip
+
+    once = ((2.0, 30, [80] * 4, [9] * 4), (3.0, 30, [50] * 4, [9] * 4), (11.0, 30, [90, 90, 0, 0], [99, 99, 5, 5]))
+    rows = [row(split, *one) for split in ("validation", "test") for one in once]
+    (tmp_path / "tokens-0.json").write_text(json.dumps({"rows": rows}))
+    (line, *_) = both_results.sure_table(tmp_path).to_dict("records")
+    assert line["MACs"] == "3.81x" and line["F1 (seeds)"] == "70.0 (1)", "2x behind 11x is too dear"
+    assert line["ahead of fewer tokens, once, by"].startswith("+21.5 [")

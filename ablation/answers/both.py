@@ -2,7 +2,7 @@
 the passage alone.
 
     python -m ablation.answers.both both 0 --data data.json.xz --output-dir outputs/both     # train a row, and judge it
-    python -m ablation.answers.both --show                                                   # results/answers/both
+    python -m ablation.answers.both_results                                                  # results/answers/both
 
 All rows go on from the shipped adapter (results/adapters/coqa-asked), by as many steps, with its scorer as it is:
 "tokens" reads at a drawn reduction, "layers" answers behind drawn depths, too, and "both" does both in each step. A
@@ -16,27 +16,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import random
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ablation.answers import cost, guess, judge, model
-from ablation.answers.compare import said
 from ablation.answers.data import Data
 from ablation.answers.reader import batch
-from ablation.answers.results import interval, over_stories
-from ablation.answers.second_results import SPLITS, pack, unpack
+from ablation.answers.results import interval
+from ablation.answers.second_results import SPLITS, pack
 from ablation.answers.train import Dial, Row, fit
 from zsaa.depth import remove_layers
 from zsaa.kit.store import RESULTS
 from zsaa.learned import asked
 from zsaa.measure import provenance, write_json
-from zsaa.measure.stats import holm
 
 SHIPPED = RESULTS / "adapters" / "coqa-asked"
 KINDS = {
@@ -60,7 +56,6 @@ METHODS = {
 GUESSED = {"guess18": 18, "guess16": 16}  # the passage's only depth
 PASSAGE = ("passage", *GUESSED)
 ALONE = ("tokens", "tokens32")
-FOLDER = RESULTS / "answers" / "both"
 REDUCTIONS = (3.0, 5.0)
 DEPTHS = (26, 24, 22, 20, 16)  # of the passage, tried on validation
 MORE, FEW = (2.0, 7.0, 11.0), (26, 22)  # reductions of "tokens" and "passage", and depths tried at these, for questions
@@ -196,64 +191,12 @@ def model_of(options: argparse.Namespace, device: str):
     return lm.to(device).eval().requires_grad_(False), asked.read(lm.config, SHIPPED).to(device).eval()
 
 
-def held(folder: Path = FOLDER) -> dict[tuple[str, int], list[dict]]:
-    """Rows by (kind, seed)."""
-    files = {p.stem: json.loads(p.read_text("utf-8"))["rows"] for p in sorted(folder.glob("*-?.json"))}
-    return {(name[:-2], int(name[-1])): rows for name, rows in files.items()}
-
-
-def table(folder: Path = FOLDER):
-    """A line per reduction and way: F1 on the test stories, and how far both dials, in the model trained for both, are
-    ahead of it, by stories, on the seeds that both have. Each training has its depth from its own validation."""
-    import pandas as pd
-
-    files, lines, ps = held(folder), [], []
-    test = SPLITS["test"][1]
-    stories = next((r["stories"] for rows in files.values() for r in rows if r["split"] == test and "stories" in r), [])
-
-    def f1s(kind: str, which: str, reduction: float) -> dict[int, tuple[int, np.ndarray]]:
-        """(depth, F1 of each question) by seed."""
-        found = {}
-        for (name, seed), rows in files.items():
-            at = {part: {r["depth"]: r for r in rows if r["target"] == reduction and (r["split"] == test) is part}
-                  for part in (False, True)}  # fmt: skip
-            if name == kind and at[True]:
-                chosen = max(at[False], key=lambda d: at[False][d]["f1"])
-                depth = {"chosen": chosen, "tokens": max(at[True]), "layers": min(at[True])}[which]
-                if depth in at[True]:
-                    found[seed] = depth, unpack(at[True][depth]["packed"])
-        return found
-
-    for reduction in REDUCTIONS:
-        ours = f1s("both", "chosen", reduction)
-        for kind, which in (("both", "chosen"), ("both", "tokens"), ("both", "layers"), ("tokens", "tokens"),
-                            ("layers", "layers")):  # fmt: skip
-            theirs = f1s(kind, which, reduction)
-            seeds = sorted({*ours} & {*theirs})
-            if not seeds:
-                continue
-            line = {"reduction": f"{reduction:g}x", "trained for": kind,
-                    "turned": {"chosen": "both", "tokens": "fewer tokens", "layers": "fewer layers"}[which],
-                    "layers": ", ".join(map(str, sorted({theirs[s][0] for s in seeds}))),
-                    "F1 (seeds)": f"{np.mean([theirs[s][1] for s in seeds]):.1f} ({len(seeds)})"}  # fmt: skip
-            if which != "chosen":
-                apart = np.mean([ours[s][1] - theirs[s][1] for s in seeds], 0)
-                drawn = over_stories(apart, stories)
-                tail = min((1 + (drawn <= 0).sum()), (1 + (drawn >= 0).sum())) / (1 + len(drawn))
-                line["both are ahead by"] = said(apart.mean(), *np.quantile(drawn, [0.025, 0.975]))
-                ps.append(min(1.0, 2 * float(tail)))
-            lines.append(line)
-    for line, p in zip([line for line in lines if "both are ahead by" in line], holm(ps)):
-        line["Holm"] = f"{p:.3f}"
-    return pd.DataFrame(lines).fillna("")
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("kind", nargs="?", choices=[*KINDS])
-    add("seed", nargs="?", type=int, default=0)
-    add("--data", help="by ablation.answers.data")
+    add("kind", choices=[*KINDS])
+    add("seed", type=int)
+    add("--data", required=True, help="by ablation.answers.data")
     add("--steps", type=int, default=400)
     add("--guessed", type=int, default=256, help="training prompts on which keys and values are foretold at first")
     add("--seconds", type=float, default=330.0, help="of training at most; the rate has come down by then")
@@ -262,12 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which nothing is judged")
     add("--tiny", action="store_true", help="a rehearsal by a random model")
     add("--output-dir", default="outputs/both")
-    add("--show", action="store_true")
-    options = parser.parse_args(arguments)
-    if options.show:
-        print(table().to_markdown(index=False, disable_numparse=True))
-    else:
-        run(options)
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
