@@ -205,7 +205,8 @@ def test_what_is_read_again_is_paid_for_twice():
 def test_the_second_table_sets_reading_twice_beside_reading_once(tmp_path):
     def row(split, target, depth, f1s, sure):
         return {"target": target, "split": SPLITS[split][1], "depth": depth, "f1": sum(f1s) / 4,
-                "mac_reduction": target, "packed": pack(f1s), "sure": pack(sure), "said": 4.1, "stories": [0, 0, 1, 1]}  # fmt: skip
+                "mac_reduction": target, "packed": pack(f1s), "sure": pack(sure), "said": 4.1,
+                "stories": [0, 0, 1, 1]}  # fmt: skip
 
     once = ((2.0, 30, [80] * 4, [9] * 4), (3.0, 30, [50] * 4, [9] * 4), (11.0, 30, [90, 90, 0, 0], [99, 99, 5, 5]))
     rows = [row(split, *one) for split in ("validation", "test") for one in once]
