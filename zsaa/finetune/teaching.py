@@ -24,6 +24,7 @@ from zsaa.heads.texts import find
 from zsaa.learned import asked, salience
 from zsaa.learned.asked import Scorer
 from zsaa.measure.checks import check_whole
+from zsaa.measure.mode import evaluating
 
 HEADS = 8  # retrieval heads whose looks are taught
 FACTORS = (2, 3, 5, 11)  # of the chunks the best 1/f: is the answer's among them?
@@ -77,13 +78,12 @@ def teach(
     decoder, _ = find_decoder(model)
     texts = [tokenizer.decode([i for i, p in zip(s["input_ids"], s["part"]) if p == BODY]) for s in samples]
     device = next(decoder.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's draws go on as they were
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), evaluating(model):  # the caller's draws and mode stay as they were
         torch.manual_seed(seed)
         scorer = asked.fresh(model, tokenizer, dict.fromkeys(texts), chunk, width, sentences)
         scorer.to(device)
         taught = [i for i in order if i not in {*apart}] or order
-        was = model.training
-        model.eval()
         heads = _heads(model, [samples[i] for i in taught], [pupils[i] for i in taught], batch_size)
         log: dict = {"samples": len(taught), "held_out": len(apart), "heads": heads, "recall": []}
         log["placed"] = sum(pupil.place is not None for pupil in pupils)
@@ -97,7 +97,6 @@ def teach(
             log["recall"].append((step, found))
             if (worth := sum(found.values())) > best[0]:
                 best = worth, {name: x.clone() for name, x in scorer.state_dict().items()}
-    model.train(was)
     scorer.load_state_dict(best[1])
     salience.detach(model)
     return salience.attach(model, scorer.requires_grad_(False).eval()), log
