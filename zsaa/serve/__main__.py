@@ -105,9 +105,14 @@ def bare(chosen: argparse.Namespace) -> None:
 
         from zsaa.serve import app as http
         from zsaa.serve.furnish import furnish
+    from zsaa.models import AssetError
 
     plan = settings(chosen)
-    app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
+    try:
+        house = furnish(plan)
+    except (AssetError, ValueError, OSError) as error:  # a model that is not there, most likely
+        sys.exit(f"zsaa.serve: {error}")
+    app = http.build(house, plan.key, plan.hosts, plan.max_body)
     uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False)
 
 
