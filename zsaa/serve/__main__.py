@@ -17,6 +17,15 @@ from zsaa.serve.controller import POLICIES
 
 LOOPBACK = ("127.0.0.1", "localhost")
 KEY = "ZSAA_API_KEY"
+# Of Ray, where nothing else is said. It tells nobody outside that it runs; its workers are as nice as any program (by
+# itself 15, behind all others); and it collects no numbers of its own, nor a history of its tasks, which nobody reads
+# here: all of its processes grew by them, idle, by 20 MiB an hour and more (docs/findings/serving.md).
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,8 +138,8 @@ def main() -> None:
         made.error(str(error))
     if chosen.bare:
         return bare(chosen)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside that it runs
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: any other program would go before the server
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     with needed():
         import ray
         from ray import serve
