@@ -17,6 +17,7 @@ from zsaa.serve.controller import POLICIES
 
 LOOPBACK = ("127.0.0.1", "localhost")
 KEY = "ZSAA_API_KEY"
+KEEPS_S = 75  # a connection without a request: longer than clients do, or one may send as the server closes it
 # Of Ray, where nothing else is said. It tells nobody outside that it runs; its workers are as nice as any program (by
 # itself 15, behind all others); and it collects no numbers of its own, nor a history of its tasks, which nobody reads
 # here: all of its processes grew by them, idle, by 20 MiB an hour and more (docs/findings/serving.md).
@@ -117,7 +118,8 @@ def bare(chosen: argparse.Namespace) -> None:
 
     plan = settings(chosen)
     app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
-    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False)
+    quiet = {"log_level": "warning", "access_log": False}
+    uvicorn.run(app, host=chosen.host, port=chosen.port, timeout_keep_alive=KEEPS_S, **quiet)
 
 
 @contextlib.contextmanager
