@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--apart",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="models in a process of their own, each replica's; default: on a GPU with --bare (under Ray not tried)",
+        help="models in a process of their own, each replica's; default: on a GPU with --bare",
     )
     add("--replicas", type=int, default=1)
     add("--max-replicas", type=int, default=None, help="let Ray Serve start up to so many as the load asks for them")
