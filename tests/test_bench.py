@@ -11,7 +11,7 @@ import torch
 
 import zsaa
 from zsaa import bench
-from zsaa.bench import prefill, question, recordings, rivals, scale
+from zsaa.bench import command, prefill, question, recordings, rivals, scale
 from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
@@ -20,6 +20,30 @@ from zsaa.measure import alternate
 from zsaa.rule import Rule
 
 rates = functools.cache(ceilings)  # of this machine, measured once
+
+
+WRONG = {
+    "--tokens 0": "--tokens must be a whole number, 1 or more, got 0",
+    "--repeats 0": "--repeats must be a whole number, 1 or more, got 0",
+    "--new -1": "--new must be a whole number, 1 or more, got -1",
+    "--alphas 0.9 1.5": "--alphas must be in (0, 1], got 1.5",
+    "--reductions 0.5": "--reductions must be in [1, inf), got 0.5",
+    "--seconds nan": "--seconds must be in (0, inf), got nan",
+    "--device nowhere": "--device nowhere is not there",
+    "--output FILE/result.json": "FILE/result.json cannot be written: Not a directory",
+    "--output .": ". cannot be written: Is a directory",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_what_no_bench_can_do_is_said_before_anything_is_timed(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(command.BENCHES, "prefill", None)
+    (tmp_path / "FILE").touch()
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["prefill", "--model", "tiny", "--output", "here/result.json", *given.split()])
+    assert ended.value.code == 2 and WRONG[given] in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "FILE"]
 
 
 @pytest.fixture(autouse=True)

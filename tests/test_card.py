@@ -131,6 +131,14 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "KV cache" in capsys.readouterr().out
 
 
+def test_what_it_cannot_do_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(main.__globals__, "card", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(OSError, match=r"cannot be written: Is a directory"):
+        main(["--shape", "tiny", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="--tokens must be a whole number, 1 or more, got 0"):
+        main(["--shape", "tiny", "--tokens", "0", "--output", str(tmp_path / "card.json")])
+
+
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 def test_on_a_gpu_memory_and_joules_are_those_of_its_counters():
     """Memory within 5% of PyTorch's own count of one pass; joules between an idle card's and a full one's."""

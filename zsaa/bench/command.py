@@ -50,7 +50,9 @@ from zsaa.bench.train import bench_train
 from zsaa.fast import dispatch
 from zsaa.kit import paper
 from zsaa.kit.energy import energy
+from zsaa.kit.files import check_writable
 from zsaa.measure import provenance, write_json
+from zsaa.measure.checks import check_number, check_whole
 from zsaa.measure.distributed import place
 
 BENCHES = {
@@ -115,17 +117,37 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _check(args: argparse.Namespace) -> torch.device:
+    """The device; ValueError, OSError or RuntimeError for what no bench can do, before anything is timed."""
+    whole = dict.fromkeys(("tokens", "batches", "new", "repeats", "top", "block_sizes"))
+    numbers = {"seconds": "(0, inf)", "alphas": "(0, 1]", "alpha_range": "(0, 1]", "reductions": "[1, inf)"}
+    for name, interval in {**whole, **numbers}.items():
+        option, values = f"--{name.replace('_', '-')}", getattr(args, name)
+        for value in values if isinstance(values, list) else [values]:
+            check_number(option, value, interval) if interval else check_whole(option, value)
+    check_writable(args.output)
+    try:
+        torch.empty(1, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {args.device} is not there ({error!s:.80}). Leave it out, or say cpu.") from None
+    dispatch.use_backend(args.backend)
+    return torch.device(args.device)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one of BENCHES and write its result file; 1 where a check of the numbers failed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser().parse_args(given)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    dispatch.use_backend(args.backend)
+    made = parser()
+    args = made.parse_args(given)
+    args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
+    try:
+        device, dtype = _check(args), getattr(torch, args.dtype)
+    except (ValueError, OSError, RuntimeError) as error:
+        made.error(str(error))
     dispatch.use_fused(not args.no_fused)
     if "--output" in given:  # a path of one machine, and no part of how
         del given[given.index("--output") : given.index("--output") + 2]
     command = "python -m zsaa.bench " + shlex.join(given)
-    args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
     args.clock = time.process_time if args.process_time else None
     started = time.perf_counter()
 
