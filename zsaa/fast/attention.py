@@ -106,7 +106,7 @@ def attend_and_score(
 
 ONE_PIECE = 1 << 20  # numbers of a block of the soft-score: what a core's cache holds, or nearly
 LONG = 1024  # rows from which `_over_own` is faster
-FEW = 1 << 18  # as ONE_PIECE, of `_over_own`
+FEW = 1 << 19  # as ONE_PIECE, of `_over_own`
 FAR = 1e30  # exponents of one row may come to so much, in float32
 
 
@@ -173,7 +173,7 @@ def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tupl
     keys = torch.cat([k, k.new_ones(*k.shape[:3], 1)], dim=-1).flatten(0, 1).transpose(1, 2).contiguous()
     values, totals, outputs = v.contiguous().flatten(0, 1), q.new_empty(batch, heads, count), []
     sums = q.new_zeros(batch * kv_heads, 1, count)
-    block = min(128, max(32, FEW // (batch * heads * count)))
+    block = min(64, max(16, FEW // (batch * heads * count)))
     piece = q.new_empty(batch * heads * block * count)
     for start in range(0, count, block):
         end = min(start + block, count)
