@@ -169,7 +169,7 @@ def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tupl
     (batch, heads, count, dim), kv_heads = q.shape, k.shape[1]
     q = (q * scale).unflatten(1, (kv_heads, -1))
     q = torch.cat([q, -(q * k[:, :, None]).sum(dim=-1, keepdim=True)], dim=-1)
-    # Both as the products read them: half of the first product's time, with short heads, and a third of the second's.
+    # As the products read them. A column of ones beside the values would give the totals, and take longer than a sum.
     keys = torch.cat([k, k.new_ones(*k.shape[:3], 1)], dim=-1).flatten(0, 1).transpose(1, 2).contiguous()
     values, totals, outputs = v.contiguous().flatten(0, 1), q.new_empty(batch, heads, count), []
     sums = q.new_zeros(batch * kv_heads, 1, count)
