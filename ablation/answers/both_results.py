@@ -32,11 +32,11 @@ FOLDER = RESULTS / "answers" / "both"
 TEST = SPLITS["test"][1]
 NAMES = {"tokens": "tokens", "tokens32": "tokens", "layers": "layers", "both": "both, by exits",
          "passage": "both, the passage standing still", "guess18": "... at a guess, behind 18",
-         "guess16": "... at a guess, behind 16"}  # fmt: skip
+         "guess20": "... at a guess, behind 20"}  # fmt: skip
 LINES = (  # (training, what is turned, the training that it is set beside)
     ("tokens", "tokens", ""), ("layers", "layers", "tokens"), ("both", "chosen", "tokens"),
     ("passage", "chosen", "tokens"), ("passage", "tokens", "tokens"), ("passage", "layers", "tokens"),
-    ("tokens32", "tokens", ""), ("guess18", "chosen", "tokens32"), ("guess16", "chosen", "tokens32"),
+    ("tokens32", "tokens", ""), ("guess18", "chosen", "tokens32"), ("guess20", "chosen", "tokens32"),
 )  # fmt: skip
 TURNED = {"chosen": "both", "tokens": "fewer tokens", "layers": "fewer layers"}
 
