@@ -437,6 +437,15 @@ def test_the_package_answers_in_batches_as_one_by_one(monkeypatch):
     data, samples, said = SimpleNamespace(newline=5, text=list), [sample(n, n) for n in (50, 20, 71)], []
     monkeypatch.setattr(zsaa, "alpha_for", lambda model, tokens, reduction: 1 / reduction)
     monkeypatch.setattr(ship, "judge", lambda ids, references: said.append(ids) or (0.0, 0.5))
+
+    def expected(samples) -> float:  # half of each prompt is kept
+        shape, (scorer,), times = cost.shape_of(model.config), salience.scorers_of(model), []
+        for s in samples:
+            n, asks = judging.length(s), judging.length(s) - len(s.body)
+            spent = cost.macs(shape, n // 2) + scorer.macs(len(s.body), asks)
+            times.append(cost.macs(shape, n) / spent)
+        return sum(times) / len(times)
+
     for reduction in (1.0, 2.0):
         rows = []
         for size in (1, 3):
@@ -444,6 +453,7 @@ def test_the_package_answers_in_batches_as_one_by_one(monkeypatch):
             found = ship.answers(model, samples, data, reduction, size)
             rows.append([ids[: ids.index(5) if 5 in ids else None] for ids in said])
         assert rows[0] == rows[1] and len(rows[0]) == 3 and (found["n"], found["f1"]) == (3, 50.0)
+        assert found["reached"] == (1 if reduction == 1 else pytest.approx(expected(samples), abs=1e-3))
 
 
 def test_written_turns_end_at_the_first_line_that_is_none():

@@ -237,6 +237,14 @@ def test_the_study_measures_what_it_says(small, tmp_path):
     assert study.run("tiny", "wikitext-103", "auto", 5, 6, tmp_path, "again") == result, "found again"
 
 
+def test_the_command_names_the_corpus_and_its_source(monkeypatch):
+    said = []
+    monkeypatch.setattr(study, "run", lambda *given: said.append(given[-1]))
+    study.main([]), study.main(["--corpus", "ptb", "--source", "hub", "--texts", "5"])
+    whole = "python -m zsaa.depth --model smollm2-135m"
+    assert said == [f"{whole} --texts 64 --windows 200", f"{whole} --texts 5 --windows 200 --corpus ptb --source hub"]
+
+
 def test_its_figure_says_what_it_shows(small, tmp_path):
     from zsaa.kit import figures
 

@@ -16,13 +16,15 @@ from zsaa.evaluation.prompts import bm25
 CHUNK = 32  # tokens
 
 
+PARAGRAPHS = -1
 BY = ("random", "words", "bm25", "given", "ends", "last")  # given: scores come from elsewhere; the last two: no units
 
 
 @dataclass(frozen=True)
 class Way:
     """What is picked, the best first. turns: those before the question may go; otherwise they stay whole. units:
-    chunks of so many tokens, 0 for sentences. asks: the last turn asks as well as the question."""
+    chunks of so many tokens, 0 for sentences, PARAGRAPHS for what
+    blank lines part. asks: the last turn asks as well as the question."""
 
     by: str  # one of BY
     turns: bool = True
@@ -47,6 +49,7 @@ WAYS = {
     "bm25-all-line": Way("bm25", units=0, asks=False),
     "bm25-16": Way("bm25", units=16),
     "bm25-16-line": Way("bm25", units=16, asks=False),
+    "shots": Way("bm25", units=PARAGRAPHS),
     "minilm": Way("given", units=0),
     "perplexity": Way("given", units=1),
     "oracle": Way("words", turns=False, knows=True),
@@ -93,7 +96,12 @@ def picks(sample: Sample, kind: str, data: Data, rng: random.Random, worth=None,
         last = list(range(n - 1, -1, -1))
         both = [i // 2 if i % 2 else n - 1 - i // 2 for i in range(n)]
         return Picks(sample, way.turns, tuple(range(i, i + 1) for i in (last if way.by == "last" else both)))
-    units = sentences(region, data) if way.units == 0 else [(i, min(n, i + way.units)) for i in range(0, n, way.units)]
+    if way.units == PARAGRAPHS:
+        units = paragraphs(region, data)
+    else:
+        units = (
+            sentences(region, data) if way.units == 0 else [(i, min(n, i + way.units)) for i in range(0, n, way.units)]
+        )
     if worth is None:
         worth = _worth(sample, region, units, way, data, rng)
     order = sorted(range(len(units)), key=lambda i: worth[i], reverse=True)
@@ -130,4 +138,16 @@ def sentences(region, data: Data) -> list[tuple[int, int]]:
         if data.pieces[t].rstrip("\"')").endswith((".", "!", "?", "Ċ")):
             bounds.append((start, i + 1))
             start = i + 1
+    return bounds + ([(start, len(region))] if start < len(region) else [])
+
+
+def paragraphs(region, data: Data) -> list[tuple[int, int]]:
+    """Bounds of what blank lines part, these at the ends."""
+    bounds, start, before = [], 0, ""
+    for i, t in enumerate(region):
+        piece = data.pieces[t]
+        if piece.endswith("ĊĊ") or (piece == "Ċ" and before.endswith("Ċ")):
+            bounds.append((start, i + 1))
+            start = i + 1
+        before = piece
     return bounds + ([(start, len(region))] if start < len(region) else [])

@@ -1,6 +1,7 @@
 """Knowledge behind five shots, under the dial or with shots dropped, at equal MACs (the paper's Table 3, on tests where
 a small model is above chance):
 
+    python -m ablation.answers.knowledge many untuned plain          # behind 20 shots, drawn for each question
     python -m ablation.answers.knowledge run plain dial last        # train and read rows, one after the other
     python -m ablation.answers.knowledge results RECORDS OUT        # a result file a row
     python -m ablation.answers.knowledge show                       # what the committed ones say
@@ -23,6 +24,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +34,7 @@ import torch
 from ablation.answers import controls, cost, judge, model, second, ship
 from ablation.answers.compare import said
 from ablation.answers.data import Data, Sample, _rows_of
-from ablation.answers.reader import at_answers, batch, read
+from ablation.answers.reader import Batch, at_answers, batch, read
 from ablation.answers.teach import mixed
 from ablation.answers.train import Dial, Row, fit
 from zsaa.kit.store import RESULTS
@@ -48,16 +50,19 @@ TESTS = {
 READ, STEPS = 600, 200
 DRAWN, REDUCTIONS = (1.0, 1.5, 2.5, 3.5), (1.5, 2.5, 3.5)
 SCORER = second.SHIPPED + ".0"
-DIAL = f"dial:{SCORER}"
+DIAL, DIAL_SHOTS = f"dial:{SCORER}", f"dial:shots:{SCORER}"
 HOW = {"rank": 8, "rate": 4e-4, "drawn": DRAWN}
 ROWS = {
     "plain": Row("plain", "conventional", **HOW),
     "dial": Row("dial", "drawn dial", "once", SCORER, **HOW),
     "last": Row("last", "drawn cuts", cuts=("last",), **HOW),
 }
+MANY, FAR = 20, (2.5, 5.0, 10.0)  # shots, and reductions, of `many`
+MANY_WAYS = dict.fromkeys(("untuned", "plain"), (DIAL, DIAL_SHOTS, "last", "shots"))
 WAYS = {"plain": (DIAL, "last", "bm25-all"), "dial": (DIAL,), "last": ("last",)}
 LABELS = {"whole": "stock", DIAL: "dial once, asked by the question", "last": "last tokens only: shots dropped",
-          "bm25-all": "BM25 sentences of the shots"}  # fmt: skip
+          "bm25-all": "BM25 sentences of the shots", "none": "no shots", "shots": "whole shots by BM25",
+          DIAL_SHOTS: "dial once, whole shots, asked by the question"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,13 @@ class Question:
 
 
 class Exam(Data):
-    """The questions in place of passages; words, and how rare they are, as in the study."""
+    """The questions in place of passages; words, and how rare they are, as in the study. shots: so many, drawn anew for
+    each question from those of its test that are learned from; None: the benchmark's five."""
 
-    def __init__(self, path, encode, learned: int | None = None, read_: int | None = None):
+    def __init__(self, path, encode, learned: int | None = None, read_: int | None = None, shots: int | None = None):
         super().__init__(path)
+        self.drawn = shots
+        self.pool: list[list[tuple[int, ...]]] = []  # of each question that is learned from: its test's shots
         self.learned: list[Question] = []
         self.asked: dict[str, list[Question]] = {}
         for test, (form, most, _) in TESTS.items():
@@ -86,15 +94,29 @@ class Exam(Data):
             rows = [seen[key] for key in sorted(seen)]
             random.Random(0).shuffle(rows)
             most = most if learned is None else learned
-            self.learned += [question(*row, encode) for row in rows[:most]]
+            own = [question(*row, encode) for row in rows[:most]]
             self.asked[test] = [question(*row, encode) for row in rows[most : most + (read_ or READ)]]
+            if shots:
+                solved = [(*q.line, *q.choices[q.gold], *encode("\n\n")) for q in own]
+                self.pool += [solved] * len(own)
+                asked = enumerate(self.asked[test])
+                self.asked[test] = [behind(q, solved, shots, random.Random(f"{test}-{i}")) for i, q in asked]
+            self.learned += own
 
     def questions(self, split: str) -> list[int]:
         return list(range(len(self.learned)))
 
     def sample(self, turn: int, passages: int, rng: random.Random) -> Sample:
         asked = self.learned[turn]
+        if self.drawn:
+            own = asked.line + asked.choices[asked.gold]
+            asked = behind(asked, [s for s in self.pool[turn] if s[: len(own)] != own], self.drawn, rng)
         return asked.sample(asked.gold)
+
+
+def behind(q: Question, pool: list[tuple[int, ...]], shots: int, rng: random.Random) -> Question:
+    """The question behind so many of a pool's shots."""
+    return replace(q, shots=sum(rng.sample(pool, min(shots, len(pool))), ()))
 
 
 def question(doc: dict, context: str, encode) -> Question:
@@ -105,17 +127,48 @@ def question(doc: dict, context: str, encode) -> Question:
     return Question(tuple(shots), tuple(encode(doc["query"])), choices, tuple(map(len, doc["choices"])), doc["gold"])
 
 
+def shortened(s: Sample, data: Data, kind: str, shape, reduction: float, rng: random.Random) -> Sample:
+    """At the MACs of the whole prompt over the reduction; "none": the question alone."""
+    tokens = 0 if kind == "none" else cost.whole(shape, judge.length(s), reduction)
+    return controls.cut(s, tokens, "last" if kind == "none" else kind, data, rng)
+
+
+class WholeShots(Dial):
+    """A dial that keeps and drops whole shots: each by the best of its sentences."""
+
+    def __init__(self, scorer, config, data: Data):
+        super().__init__(Row("", "dial", "once"), scorer, config)
+        self.data = data
+
+    def how(self, b: Batch, reduction: float) -> dict:
+        found = super().how(b, reduction)
+        if not found:
+            return {}
+        shot = torch.zeros_like(found["unit"])
+        for row, ids, region in zip(shot, b.ids.tolist(), b.region.tolist()):
+            for number, (start, end) in enumerate(controls.paragraphs(ids[:region], self.data)):
+                row[start:end] = number
+
+        def choose(x):
+            own = found["choose"](x).gather(1, found["unit"])
+            own = own.masked_fill(torch.arange(own.shape[1], device=own.device) >= b.region[:, None], float("-inf"))
+            return own.new_full((len(own), int(shot.max()) + 1), -1e9).scatter_reduce(1, shot, own, "amax")
+
+        return {**found, "unit": shot, "choose": choose}
+
+
 @torch.no_grad()
 def chosen(lm, asked: list[Question], by_character: bool, data: Data, device, kind: str, reduction: float, scorer):
     """(of each question, was the likeliest answer right?; the reduction that was reached)"""
     shape, samples, owners = cost.shape_of(lm.config), [], []
     for number, q in enumerate(asked):
         s = q.sample(0)
-        if kind not in ("whole", DIAL):
-            s = controls.cut(s, cost.whole(shape, judge.length(s), reduction), kind, data, random.Random(number))
+        if kind not in ("whole", DIAL, DIAL_SHOTS):
+            s = shortened(s, data, kind, shape, reduction, random.Random(number))
         samples += [replace(s, answer=answer) for answer in q.choices]
         owners += [(number, c) for c in range(len(q.choices))]
     dial = Dial(Row("", "dial", "once"), scorer, lm.config) if kind == DIAL else None
+    dial = WholeShots(scorer, lm.config, data) if kind == DIAL_SHOTS else dial
     worth, reached = [[0.0] * len(q.choices) for q in asked], []
     for lot in judge.lots(samples, 60_000, 256):
         b = batch([samples[i] for i in lot], device)
@@ -142,12 +195,15 @@ def base(device, tiny: bool):
     return load_model("smollm2-135m", device=device, **how)[0].eval().requires_grad_(False)
 
 
-def run(names: list[str]) -> None:
+def run(names: list[str], shots: int | None = None) -> None:
+    """shots: so many drawn ones in place of the benchmark's five."""
     from zsaa.measure.origin import provenance
     from zsaa.models import load_model
 
     tiny, device = bool(os.environ.get("TINY")), "cuda" if torch.cuda.is_available() else "cpu"
-    until, out = float(os.environ.get("DEADLINE", "inf")), Path(os.environ["RESULTS"], "knowledge.jsonl")
+    ways, reductions = (MANY_WAYS, FAR) if shots else (WAYS, REDUCTIONS)
+    until = float(os.environ.get("DEADLINE", "inf"))
+    out = Path(os.environ["RESULTS"], "many.jsonl" if shots else "knowledge.jsonl")
     began, tokenizer = time.time(), load_model("smollm2-135m")[1]
 
     def log(**record) -> None:
@@ -158,7 +214,7 @@ def run(names: list[str]) -> None:
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    data = Exam(os.environ["DATA"], encode, *((8, 2) if tiny else ()))
+    data = Exam(os.environ["DATA"], encode, *((8, 2) if tiny else (None, 300) if shots else (None, None)), shots)
     if tiny:
         scorer = second.how_of(SCORER).build(data, 32, device).eval().requires_grad_(False)
     else:
@@ -175,17 +231,19 @@ def run(names: list[str]) -> None:
                 log(row=row, kind=kind, test=test, reduction=reduction, reached=reached, right=right,
                     score=round(100 * float(np.mean(right)), 2), choices=len(questions[0].choices))  # fmt: skip
 
-    for number, name in enumerate(("untuned", *names)):
+    for number, name in enumerate(names if shots else ("untuned", *names)):
         lm = base(device, tiny)
         if name != "untuned":
             row = replace(ROWS[name], size=4) if tiny else ROWS[name]
-            most = 0.6 * (until - time.time()) / (len(names) + 1 - number)  # seconds
-            done = fit(row, lm, scorer, data, device, lambda **r: log(row=name, **r), most, 2 if tiny else STEPS)  # noqa: B023
+            most = 0.6 * (until - time.time()) / (len(names) + (not shots) - number)  # seconds
+            steps = 2 if tiny else STEPS * 3 // 4 if shots else STEPS
+            done = fit(row, lm, scorer, data, device, lambda **r: log(row=name, **r), most, steps)  # noqa: B023
             log(row=name, done=done)
         asked(lm, name, "whole", 1.0)
-        for kind in WAYS.get(name, ()):
-            for reduction in REDUCTIONS:
+        for reduction in reductions:
+            for kind in ways.get(name, ()):
                 asked(lm, name, kind, reduction)
+        asked(lm, name, "none", 1.0)
 
 
 FOLDER = RESULTS / "answers" / "knowledge"
@@ -246,35 +304,33 @@ class Read:
         return [r for r in found if r] if all(found) else []
 
 
-def gained(ours: list[dict], theirs: list[dict], draws: int = 10_000) -> tuple[float, float, float]:
-    """Points of ours over theirs, meaned over the tests, and the bounds of its interval of 95%: paired, questions
-    resampled within their tests."""
-    rng, mean, drawn = np.random.default_rng(0), 0.0, np.zeros(draws)
+def _drawn(ours: list[dict], theirs: list[dict], draws: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Of each test (shares of its questions that ours and theirs have right [1 + draws, 2], chance): first as they are,
+    then with questions resampled, for both alike."""
+    rng = np.random.default_rng(0)
     for one, other in zip(ours, theirs):
-        a, b = (np.array([*map(int, r["right"])]) for r in (one, other))
-        values, counts = np.unique(a - b, return_counts=True)
-        share = 100 * values / len(a) / len(ours)
-        mean += float(counts @ share)
-        drawn += rng.multinomial(len(a), counts / len(a), draws) @ share
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return mean, float(low), float(high)
+        pairs = [a + b for a, b in zip(one["right"], other["right"])]
+        kinds, counts = np.unique(pairs, return_counts=True)
+        times = np.vstack([counts, rng.multinomial(len(pairs), counts / len(pairs), draws)])
+        yield times @ np.array([[int(kind[0]), int(kind[1])] for kind in kinds]) / len(pairs), 1 / one["choices"]
+
+
+def _told(found: list[np.ndarray]) -> tuple[float, float, float]:
+    """Per cent, meaned over the tests, and the bounds of the interval of 95%."""
+    values = 100 * np.mean(found, axis=0)
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def gained(ours: list[dict], theirs: list[dict], draws: int = 10_000) -> tuple[float, float, float]:
+    """Points of ours over theirs, paired."""
+    return _told([shares[:, 0] - shares[:, 1] for shares, _ in _drawn(ours, theirs, draws)])
 
 
 def kept(ours: list[dict], whole: list[dict], draws: int = 10_000) -> tuple[float, float, float]:
-    """Of the score above chance at 1x the share (per cent) that ours keep, meaned over the tests, and the bounds of its
-    interval of 95%, drawn as in `gained`."""
-    rng, mean, drawn = np.random.default_rng(0), [], []
-    for one, other in zip(ours, whole):
-        pairs = [f"{a}{b}" for a, b in zip(one["right"], other["right"])]
-        kinds, counts = np.unique(pairs, return_counts=True)
-        right = np.array([[int(kind[0]), int(kind[1])] for kind in kinds])
-        chance = 1 / one["choices"]
-        times = np.vstack([counts, rng.multinomial(len(pairs), counts / len(pairs), draws)])
-        above = times @ right / len(pairs) - chance
-        shares = 100 * above[:, 0] / above[:, 1]
-        mean.append(shares[0]), drawn.append(shares[1:])
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return float(np.mean(mean)), float(low), float(high)
+    """Of the score above chance at 1x the share (per cent) that ours keep."""
+    above = [shares - chance for shares, chance in _drawn(ours, whole, draws)]
+    return _told([part[:, 0] / part[:, 1] for part in above])
 
 
 def table(read_: Read) -> list[str]:
@@ -301,6 +357,8 @@ def main() -> None:
     what, *rest = sys.argv[1:]
     if what == "run":
         run(rest)
+    elif what == "many":
+        run(rest, MANY)
     elif what == "results":
         records = [json.loads(line) for line in Path(rest[0], "knowledge.jsonl").read_text().splitlines()]
         Path(rest[1]).mkdir(parents=True, exist_ok=True)

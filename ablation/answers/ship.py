@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zsaa
-from ablation.answers import second
+from ablation.answers import cost, second
 from ablation.answers.data import Data, Sample, judge
 from ablation.answers.judge import length, samples_of
 from ablation.answers.run import ROWS, SCORERS
@@ -128,7 +128,7 @@ def _alpha(model, tokens: int, reduction: float) -> float:
 @torch.no_grad()
 def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size: int) -> dict:
     """EM and F1 of the package's answers at a reduction of MACs, in batches of so many questions."""
-    order, scores, seconds = sorted(samples, key=length), [], 0.0
+    order, scores, seconds, reached = sorted(samples, key=length), [], 0.0, []
     for start in range(0, len(order), size):
         part = order[start : start + size]
         prompts = [s.body + s.older + s.last + s.line for s in part]
@@ -140,20 +140,31 @@ def answers(model, samples: Sequence[Sample], data: Data, reduction: float, size
 
         alpha = 1.0 if reduction == 1 else [_alpha(model, len(p), reduction) for p in prompts]
         began = time.perf_counter()
-        said = model.generate(
-            padded(prompts),
-            attention_mask=padded([[1] * len(p) for p in prompts]),
-            question=padded(asks),
-            alpha=alpha,
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=data.newline,
-            pad_token_id=data.newline,
-        )[:, width:].tolist()
+        with zsaa.trace(model) as trace:
+            said = model.generate(
+                padded(prompts),
+                attention_mask=padded([[1] * len(p) for p in prompts]),
+                question=padded(asks),
+                alpha=alpha,
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=data.newline,
+                pad_token_id=data.newline,
+            )[:, width:].tolist()
         seconds += time.perf_counter() - began
+        reached += [_reached(model, len(p), len(s.line + s.older + s.last), n)
+                    for p, s, n in zip(prompts, part, trace.counts[0])]  # fmt: skip
         scores += [judge(data.text(ids), s.references) for ids, s in zip(said, part)]
     em, f1 = (round(100 * sum(values) / len(scores), 2) for values in zip(*scores))
-    return {"reduction": reduction, "n": len(scores), "em": em, "f1": f1, "seconds": round(seconds, 1)}
+    return {"reduction": reduction, "reached": round(sum(reached) / len(reached), 3), "n": len(scores), "em": em,
+            "f1": f1, "seconds": round(seconds, 1)}  # fmt: skip
+
+
+def _reached(model, tokens: int, asking: int, kept: int) -> float:
+    """Times by which the MACs of a prompt fell of which so many tokens were kept, its scorer's counted."""
+    shape, (scorer,) = cost.shape_of(model.config), salience.scorers_of(model)
+    price = scorer.macs(tokens - asking, asking) if kept < tokens else 0
+    return cost.macs(shape, tokens) / (cost.macs(shape, kept) + price)
 
 
 def main() -> None:
@@ -180,8 +191,8 @@ def main() -> None:
         print(json.dumps(found), flush=True)
         variant = "stock" if reduction == 1 else "dial once, by the package"
         rows.append({"task": f"coqa-{arguments.passages}", "split": "CoQA, 100 test stories", "variant": variant,
-                     "target": reduction, "mac_reduction": reduction, "n": found["n"], "exact_match": found["em"],
-                     "f1": found["f1"]})  # fmt: skip
+                     "target": reduction, "mac_reduction": found["reached"], "n": found["n"],
+                     "exact_match": found["em"], "f1": found["f1"]})  # fmt: skip
         if arguments.output:
             Path(arguments.output).write_text(json.dumps(result(rows, arguments.passages), indent=1) + "\n")
 

@@ -116,14 +116,16 @@ def drawn(step: int, seed: int, reductions: tuple[float, ...] = DRAWN) -> float:
 
 
 def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: int | None = None, micro: int = 14_000,
-        begin: dict | None = None):  # fmt: skip
+        begin: dict | None = None, dial: Dial | None = None):  # fmt: skip
     """Train the row's adapters. Should the time run out, the learning rate has come down to its end by then. micro:
-    tokens of a micro-batch, padding included; begin: the adapters to go on with. Returns the steps that were done."""
+    tokens of a micro-batch, padding included; begin: the adapters to go on with; dial: one that reads otherwise than
+    the row says. Returns the steps that were done."""
     torch.manual_seed(row.seed)
     rng, trained = random.Random(row.seed + 1), adapt(lm, row.depth, row.rank)
     if begin is not None:
         lm.load_state_dict({name: value.float() for name, value in begin.items()}, strict=False)
-    dial = Dial(row, scorer, lm.config) if row.method.endswith("dial") else None
+    if dial is None and row.method.endswith("dial"):
+        dial = Dial(row, scorer, lm.config)
     turns, began = data.questions("train"), time.time()
     steps = steps or int(len(turns) // row.size * row.epochs)
     opt = torch.optim.AdamW(trained, lr=row.rate, weight_decay=0.0, betas=(0.9, 0.98))

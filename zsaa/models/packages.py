@@ -176,8 +176,9 @@ def _repair_tokenizer(tokenizer, spec):
     from tokenizers import pre_tokenizers, processors
 
     backend = tokenizer.backend_tokenizer
+    vocabulary = tokenizer.get_vocab()
     for role, token in spec.special.items():  # transformers 5.15 pads SmolLM2 with its BOS
-        if token not in tokenizer.get_vocab():  # transformers 5.17 has Qwen's padding for its unknown token, too
+        if token not in vocabulary:
             raise AssetError(f"the tokenizer in the GGUF file has no token {token!r}")
         setattr(tokenizer, role, token)
     if spec.digits:
