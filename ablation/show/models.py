@@ -25,6 +25,8 @@ MODELS: dict[str, tuple[str, Ways]] = {
         {
             "the dial": along("steady-epochs3-seconds540", "alpha"),
             "whole texts alone": along("lora-conventional-crops-epochs1.5", "alpha"),
+            "text cut to both ends": along("steady-cut-ends-epochs1.45", "ends"),
+            "half of the layers, distilled": {2: ("layers-9-tutored-rate0.0001", "layers")},
         },
     ),
     QWEN: (
