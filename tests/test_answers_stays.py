@@ -72,7 +72,7 @@ def test_a_prefix_spends_what_it_may(reduction):
 
 
 def test_how_many_layers_read_all():
-    assert [stays.depth_of("deep-80", 30, r) for r in (1.5, 2.0, 3.0)] == [16, 12, 8]
+    assert [stays.depth_of("deep-70", 30, r) for r in (1.5, 2.0, 3.0)] == [14, 10, 7]
     assert stays.depth_of("stays-4", 30, 2.0) == 4 and stays.depth_of("last", 30, 2.0) is None
 
 

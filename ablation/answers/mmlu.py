@@ -10,8 +10,8 @@ GPU, as in the paper's section 4.3, and LoRA learns beside them, at alpha = 1 (`
 `knowledge.DRAWN`, by the dial or on the last tokens. The dial's scorer is the shipped one: it reads the prompt in its
 own model's tokens, and what it says of each is said of the bytes that they share.
 
-Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions; WAIT, a file
-that says that the model is there.
+Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions; WAIT, a
+file that says that the model is there.
 """
 
 from __future__ import annotations

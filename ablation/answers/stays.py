@@ -55,7 +55,7 @@ from ablation.answers.teach import mixed
 SIZE, RATE, RANK, STEPS = 64, 3e-4, 8, {"plain": 120, "": 600}
 APART, RATE_APART = 32, 1e-3  # rank and rate of what is added to the projections of tokens that left
 VALIDATION = 300  # the last of the texts to learn from
-ROWS = ("more", "last", "stays-4", "deep-50", "deep-80")
+ROWS = ("more", "last", "stays-4", "deep-50", "deep-70")
 
 
 def depth_of(row: str, layers: int, reduction: float) -> int | None:
@@ -270,7 +270,7 @@ def run(which: str, row: str) -> None:
 
 LABELS = {"last": "last tokens only", "stays-4": "tokens stay as keys and values behind 4 layers",
           "deep-50": "tokens stay as keys and values behind half of the MACs",
-          "deep-80": "tokens stay as keys and values behind four fifths of the MACs"}  # fmt: skip
+          "deep-70": "tokens stay as keys and values behind seven tenths of the MACs"}  # fmt: skip
 METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional, continued"}
 SPLITS = {"validation": "validation", "test": "test"}
 
