@@ -82,6 +82,7 @@ class Exam(Data):
         def encode(text: str) -> tuple[int, ...]:
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+        self.idf: dict[int, float] = {}  # no control here weighs words
         self.pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         first: dict[str, int] = {}
         self.canon = [first.setdefault((p or "").lstrip("Ġ").lower(), i) for i, p in enumerate(self.pieces)]
