@@ -6,8 +6,8 @@ optimization strategies (docs/related_work.md).
 
 CoQA's conversations ask several questions of one passage. Each question is answered by every cache at every alpha
 before the next one comes, so what else the machine does falls on all alike. "dynamic" gives the answer to a near
-question of the same passage (zsaa.reuse.near, unsafe) and reads nothing; it has no perplexity. It needs MiniLM: leave
-it out of --ways where that is not installed.
+question of the same passage (zsaa.reuse.near, unsafe) and reads nothing; it has no perplexity. It needs MiniLM; for a
+machine that has none, --vectors FILE writes what MiniLM says of the questions, and reads it there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import BertConfig, BertModel, DynamicCache
 from transformers.cache_utils import QuantizedCache
 
 import zsaa
@@ -58,13 +59,38 @@ def f1(answer: str, references: list[str]) -> float:
     return max(map(one, references))
 
 
-class Reader:
-    """One model, and each way in which it may remember."""
+class Told:
+    """What MiniLM says of these questions, from a file; a model of its shape, of drawn weights, takes its time."""
 
-    def __init__(self, data: dict, ways: Sequence[str] = WAYS, device: str = "cpu"):
+    def __init__(self, path: Path, device: str):
+        with np.load(path) as held:
+            self.vectors = dict(zip(held["texts"].tolist(), held["vectors"]))
+            self.lengths = dict(zip(held["texts"].tolist(), held["lengths"].tolist()))
+        shape = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+        self.model = BertModel(shape).eval().to(device)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        longest = max(self.lengths[text] for text in texts)
+        ids = torch.zeros(len(texts), longest, dtype=torch.long, device=self.model.device)
+        self.model(ids).last_hidden_state.mean(1).cpu()
+        return np.stack([self.vectors[text] for text in texts])
+
+    @staticmethod
+    def write(path: Path, texts: Sequence[str]) -> None:
+        mini = near.MiniLM()
+        texts, lengths = sorted(set(texts)), [len(mini.tokenizer(text)["input_ids"]) for text in sorted(set(texts))]
+        np.savez_compressed(path, texts=np.array(texts), vectors=mini(texts), lengths=np.array(lengths))
+
+
+class Reader:
+    """One model, and each way in which it may remember. vectors: see `Told`; None: MiniLM is here."""
+
+    def __init__(self, data: dict, ways: Sequence[str] = WAYS, device: str = "cpu", vectors: str | Path | None = None):
         model, self.tokenizer = finetune.load(ADAPTER, kind="causal-lm", device=device)
         self.device = torch.device(device)
-        self.embed, self.near = near.MiniLM() if "dynamic" in ways else None, {}
+        self.near, self.embed = {}, None
+        if "dynamic" in ways:
+            self.embed = near.MiniLM() if vectors is None else Told(Path(vectors), device)
         self.model = zsaa.enable(model.merge_and_unload().eval())
         self.forget()
         self.data, self.end = data, data["newline"]
@@ -194,13 +220,18 @@ def main() -> None:
     add("--each", type=int, default=5, help="questions of each story")
     add("--seed", type=int, default=0)
     add("--ways", type=lambda text: text.split(","), default=list(WAYS), help=f"of {', '.join(WAYS)}")
+    add("--vectors", help="a file of MiniLM's vectors; written, and nothing else, where there is none of this name")
     add("--device", default="cpu")
     chosen, begun = made.parse_args(), time.monotonic()
     with gzip.open(chosen.data, "rt") as file:
         data = json.load(file)
-    reader, found = Reader(data, chosen.ways, chosen.device), {}
-    path = output_folder(chosen.output) / "results" / "caches.json"
     turns = turns_of(data, chosen.stories, chosen.each, chosen.seed)
+    if chosen.vectors and not Path(chosen.vectors).is_file():
+        tokenizer = finetune.load(ADAPTER, kind="causal-lm")[1]
+        Told.write(Path(chosen.vectors), [tokenizer.decode(turn["line"]) for turn in turns])
+        return print(chosen.vectors)
+    reader, found = Reader(data, chosen.ways, chosen.device, chosen.vectors), {}
+    path = output_folder(chosen.output) / "results" / "caches.json"
     for alpha, way in itertools.product((1.0, 0.5), chosen.ways if chosen.device != "cpu" else ()):
         reader.answer(turns[0], way, alpha)  # a GPU's first passes compile and allocate
     reader.forget()
@@ -226,6 +257,7 @@ def content_of(reader: Reader, rows: list[dict], stories: int, seed: int, second
         "model": {"name": "smollm2-135m", "adapter": "results/adapters/coqa-asked"},
         "rule": zsaa.settings(reader.model) | {"depth_range": None},
         "stories": stories,
+        "vectors": "held" if isinstance(reader.embed, Told) else None,
         "hits": {str(alpha): prompts.counts for alpha, prompts in reader.prompts.items()},
         "rows": rows,
         "provenance": provenance(reader.device, seed=seed, seconds=round(seconds, 1)),

@@ -60,7 +60,7 @@ def judged(texts: list[str], labels: list[int], groups: list[int]) -> tuple[np.n
 
     texts, labels, groups = (np.array(x, dtype=object if x is texts else int) for x in (texts, labels, groups))
     said, strengths = np.full(len(labels), -1), []
-    for seen, held in GroupKFold(FOLDS, shuffle=True, random_state=0).split(texts, labels, groups):
+    for seen, held in parted(texts, labels, groups):
         right = dict.fromkeys(bags.STRENGTHS, 0.0)
         for fit, check in GroupKFold(INNER, shuffle=True, random_state=0).split(seen, groups=groups[seen]):
             train, other = ((list(texts[seen[i]]), labels[seen[i]]) for i in (fit, check))
@@ -69,6 +69,13 @@ def judged(texts: list[str], labels: list[int], groups: list[int]) -> tuple[np.n
         strengths.append(max(right, key=right.get))
         said[held] = bags.fit(list(texts[seen]), labels[seen], strengths[-1]).predict(list(texts[held]))
     return said, strengths
+
+
+def parted(texts: list, labels: list, groups: list) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(the samples that train, those that are held out) of each fold."""
+    from sklearn.model_selection import GroupKFold
+
+    return list(GroupKFold(FOLDS, shuffle=True, random_state=0).split(texts, labels, groups))
 
 
 def merged(folds: list[tuple[list[int], list[dict]]], n: int) -> list[dict]:
@@ -99,34 +106,44 @@ def trained(task: str, name: str, seed: int, options: argparse.Namespace) -> dic
         "row": name, "task": task, "model": options.model, "variant": asdict(variant), "training": asdict(training),
         "folds": FOLDS, "samples": options.samples, "ablation": run._code("forward", "train", "scorers", "folds"),
     }  # fmt: skip
+    suffix = (f"-seed{seed}" if seed else "") + (f"-seconds{options.seconds:g}" if options.seconds else "")
+    folder, stem = options.output_dir / "folds", f"{task}-{name}{suffix}"
+    texts, labels, groups, source = (x[: options.samples] if isinstance(x, list) else x for x in samples(task))
+
+    def fold(number: int) -> dict:
+        """Of one fold: the samples that it holds out, its rows, what training says."""
+        model, tokenizer = kept.build(options.model, training, device)
+        tokenizer.truncation_side = "left"  # the question stands last
+        tokens = [tokenizer(text, truncation=True, max_length=MAX_LENGTH).input_ids for text in texts]
+        rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
+        seen, held = parted(texts, labels, groups)[number]
+        sides = [([tokens[i] for i in part], [labels[i] for i in part]) for part in (seen, held)]
+        probe, log = train(model, *sides[0], rule, training)
+        rows = run.judge(model, *sides[1], rule, training, probe, targets, row.get("sides", []))
+        print(f"  {task} {name}: fold {number + 1}, {rows[0]['accuracy']}% at 1x", flush=True)
+        log = {key: log[key] for key in ("steps", "seconds", "loss")}
+        return {"held": held.tolist(), "rows": rows, "log": log, "variant": asdict(rule)}
+
+    def part(number: int) -> dict:
+        path = folder / "parts" / f"{stem}-fold{number + 1}.json"
+        return cached(path, {**unit, "fold": number}, lambda: fold(number))
 
     def compute() -> dict:
-        from sklearn.model_selection import GroupKFold
-
-        texts, labels, groups, source = (x[: options.samples] if isinstance(x, list) else x for x in samples(task))
-        folds, logs = [], []
-        for seen, held in GroupKFold(FOLDS, shuffle=True, random_state=0).split(texts, labels, groups):
-            model, tokenizer = kept.build(options.model, training, device)
-            tokenizer.truncation_side = "left"  # the question stands last
-            tokens = [tokenizer(text, truncation=True, max_length=MAX_LENGTH).input_ids for text in texts]
-            rule = replace(variant, scorer_macs=price(training.probe, model.config, variant, classes=2))
-            sides = [([tokens[i] for i in part], [labels[i] for i in part]) for part in (seen, held)]
-            probe, log = train(model, *sides[0], rule, training)
-            folds.append((held, run.judge(model, *sides[1], rule, training, probe, targets, row.get("sides", []))))
-            logs.append({key: log[key] for key in ("steps", "seconds", "loss")})
-            print(f"  {task} {name}: fold {len(folds)}, {folds[-1][1][0]['accuracy']}% at 1x", flush=True)
+        parts = [part(number) for number in range(FOLDS)]
         split = f"dev set, {FOLDS}-fold cross-validation" + " by passage" * (task == "boolq")
         return {
             "name": f"{task}-{name}-folds", "kind": "ablation", "row": name, "about": row["about"],
-            "model": {"name": options.model}, "variant": asdict(rule), "training": asdict(training),
+            "model": {"name": options.model}, "variant": parts[0]["variant"], "training": asdict(training),
             "task": {"name": task, "source": source, "substitute": True, "split": split},
-            "log": {"folds": logs, "majority": round(100 * max(np.bincount(labels)) / len(labels), 2)},
-            "rows": merged(folds, len(labels)),
+            "log": {"folds": [one["log"] for one in parts],
+                    "majority": round(100 * max(np.bincount(labels)) / len(labels), 2)},
+            "rows": merged([(one["held"], one["rows"]) for one in parts], len(labels)),
             "provenance": provenance(seed=seed, train_samples=len(texts), eval_samples=len(texts)),
         }  # fmt: skip
 
-    suffix = (f"-seed{seed}" if seed else "") + (f"-seconds{options.seconds:g}" if options.seconds else "")
-    return cached(options.output_dir / "folds" / f"{task}-{name}{suffix}.json", unit, compute)
+    if options.only:
+        return {"rows": [found for number in options.only for found in part(number - 1)["rows"]]}
+    return cached(folder / f"{stem}.json", unit, compute)
 
 
 def measure(task: str, output: Path) -> dict:
@@ -163,6 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of trained rows")
     parser.add_argument("--model", default="smollm2-135m", help="of trained rows")
     parser.add_argument("--seconds", type=float, help="each fold's training ends by then, its learning rate at 0")
+    told = "these folds of trained rows alone, left for a later call to go on from"
+    parser.add_argument("--only", nargs="+", type=int, choices=range(1, FOLDS + 1), help=told)
     parser.add_argument("--samples", type=int, help="at most so many samples of a task, for trained rows")
     parser.add_argument("--output-dir", type=Path, default=run.RESULTS)
     options = parser.parse_args(arguments)

@@ -148,6 +148,7 @@ def run_row(name: str, task: str, seed: int, options: argparse.Namespace, config
     for field in ("learning_rate", "seconds"):
         if getattr(options, field) is not None:
             given |= {field: getattr(options, field)}
+    given |= {"rows": options.pass_rows} if options.pass_rows is not None else {}
     variant, training = Variant(**row.get("variant", {})), Training(**given)
     limits = {side: min(settings[side], getattr(options, side) or settings[side]) for side in ("train", "test")}
     targets = options.targets or config["targets"]
@@ -285,6 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--learning-rate", type=float, help="in place of the row's")
     add("--compute", type=float, help="equal compute: stop after so many epochs' worth of MACs at alpha = 1")
     add("--seconds", type=float, help="training ends by then, its learning rate at 0, whatever its epochs")
+    add("--pass-rows", type=int, help="rows of a training pass, padding included: fewer take less memory")
     add("--train", type=int, help="at most so many training samples")
     add("--test", type=int, help="at most so many held-out samples")
     add("--targets", nargs="+", type=float, help="MAC reductions to evaluate")

@@ -30,8 +30,6 @@ from zsaa.evaluation.controls import cut
 from zsaa.families import find_decoder
 from zsaa.finetune import window
 
-ROWS = 16384  # rows of a pass in training, padding included; larger batches are split
-
 
 def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
     """Batches of similar lengths in random order, for ever: 50 batches are drawn, sorted and dealt out at a time."""
@@ -230,7 +228,7 @@ def _step(model, probe, texts, wanted, variant, training, draw, bend, warm=False
     if warm:
         alphas, views = [1.0], []
     views = [texts, *(views or [texts] * (len(alphas) - 1))]
-    first, parts = 0.0, -(-len(texts) * max(lengths) // ROWS)
+    first, parts = 0.0, -(-len(texts) * max(lengths) // training.rows)
     for part in range(parts):  # one after another, for the memory's sake
         chosen = slice(part * len(texts) // parts, (part + 1) * len(texts) // parts)
         share = len(lengths[chosen]) / len(lengths)

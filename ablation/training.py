@@ -53,6 +53,7 @@ class Training:
     weakest: the least MAC reduction that "log" draws; every 16th step is then at alpha = 1, lest it be forgotten.
     start: a folder with a trained LoRA adapter to go on from.
     half: compute in bfloat16 on a CPU, too.
+    rows: of a pass, padding included; larger batches are split, for the memory's sake.
     lora: rank of adapters on all linear layers, trained in place of the weights; 0 trains the weights. Without dropout
         they are computed as part of the weights, which is faster.
     bends: the schedule is learned on the way (see `Bend`), from the variant's on.
@@ -91,6 +92,7 @@ class Training:
     seconds: float | None = None
     learning_rate: float = 4e-5
     batch_size: int = 32
+    rows: int = 16384
     dropout: float = 0.1
     seed: int = 0
 
@@ -110,6 +112,8 @@ class Training:
             raise ValueError(
                 f"layers must be 0 or more, and fewer than all are for sampling conventional or alpha; got {self}."
             )
+        if self.rows < 1:
+            raise ValueError(f"rows of a pass must be 1 or more; got {self}.")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is a share of the training, above 0 and below 1; got {self}.")
         if self.exits and (self.teacher or self.layers or self.sampling not in ("conventional", "ladder")):

@@ -328,7 +328,8 @@ class FakeData:
 @pytest.mark.parametrize("row", [Row("c", "conventional", size=4), Row("k", "cuts", size=4),
                                  Row("d", "dial", "once2", "x", size=4), Row("o", "drawn dial", "once", "x", size=4),
                                  Row("r", "drawn cuts", cuts=("bm25", "last"), size=4),
-                                 Row("e", "drawn dial", "once", "x", size=4, exits=2)])  # fmt: skip
+                                 Row("e", "drawn dial", "once", "x", size=4, exits=2),
+                                 Row("s", "drawn dial", "once", "x", size=4, stills=(1, 2, 4))])  # fmt: skip
 @pytest.mark.parametrize("mixed", [False, True])
 def test_every_method_trains_its_adapters_and_nothing_else(lm, row, mixed, monkeypatch):
     """Also in bfloat16, as on a GPU."""

@@ -11,7 +11,7 @@ import torch
 
 import zsaa
 from zsaa import bench
-from zsaa.bench import prefill, question, rivals, scale
+from zsaa.bench import command, prefill, question, recordings, rivals, scale
 from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
 from zsaa.kit import points, store
@@ -20,6 +20,30 @@ from zsaa.measure import alternate
 from zsaa.rule import Rule
 
 rates = functools.cache(ceilings)  # of this machine, measured once
+
+
+WRONG = {
+    "--tokens 0": "--tokens must be a whole number, 1 or more, got 0",
+    "--repeats 0": "--repeats must be a whole number, 1 or more, got 0",
+    "--new -1": "--new must be a whole number, 1 or more, got -1",
+    "--alphas 0.9 1.5": "--alphas must be in (0, 1], got 1.5",
+    "--reductions 0.5": "--reductions must be in [1, inf), got 0.5",
+    "--seconds nan": "--seconds must be in (0, inf), got nan",
+    "--device nowhere": "--device nowhere is not there",
+    "--output FILE/result.json": "FILE/result.json cannot be written: Not a directory",
+    "--output .": ". cannot be written: Is a directory",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_what_no_bench_can_do_is_said_before_anything_is_timed(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(command.BENCHES, "prefill", None)
+    (tmp_path / "FILE").touch()
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["prefill", "--model", "tiny", "--output", "here/result.json", *given.split()])
+    assert ended.value.code == 2 and WRONG[given] in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "FILE"]
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +229,26 @@ def test_recorded_prefills_are_timed_beside_plain_ones(tmp_path, monkeypatch):
     assert pruned["capture_ms"] > 0
     assert stock["by_kernel_ms"] == stock["latency_ms"]
     assert pruned["by_kernel_ms"] != pruned["latency_ms"]
+
+
+def test_recordings_are_weighed_by_every_way_in_which_a_cache_leaves(tmp_path, monkeypatch):
+    from test_graphs import StandIn
+
+    from zsaa.fast import graphs
+
+    monkeypatch.setattr(graphs, "CudaGraph", StandIn)
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
+    code, record = run(tmp_path, "recordings", "--model", "tiny", "--tokens", "40", "--alphas", "0.5", "0.9")
+    stock, *rows = record["rows"]
+    assert (code, stock["variant"], stock["recorded_bytes"], stock["peak_bytes"]) == (0, "stock", None, None)
+    assert [(row["alpha"], row["variant"]) for row in rows] == [(a, way) for way in recordings.WAYS for a in (0.9, 0.5)]
+    held = 1000 + 40 * 8  # of one, by the stand-in
+    assert [row["recorded_bytes"] for row in rows] == [held, 2 * held] * 2
+    assert all(row["latency_ms"] > 0 and row["off"] is None for row in rows)
+    before = graphs.outlet_for
+    with recordings.leaving(False):
+        assert graphs.outlet_for([torch.zeros(1)]) is None
+    assert graphs.outlet_for is before
 
 
 def test_roofline_by_hand():

@@ -635,6 +635,60 @@ def test_errors_say_what_is_wrong():
         llama(ids[:, :0])
 
 
+@pytest.mark.parametrize("given", [None, "gpt2", 3, transformers.LlamaForCausalLM])
+def test_what_is_no_model_is_said(given):
+    for use in (zsaa.enable, zsaa.disable, zsaa.settings, lambda it: zsaa.set_alpha(it, 0.5)):
+        with pytest.raises(zsaa.UnsupportedModelError, match="a model is needed, and .* is a .*Give the loaded model"):
+            use(given)
+
+
+def test_a_pipeline_is_told_its_model():
+    pipeline = transformers.pipeline("text-generation", model=tiny.make("llama"), tokenizer=tiny.tokenizer())
+    with pytest.raises(zsaa.UnsupportedModelError, match=r"Pipeline.*, or its \.model"):
+        zsaa.enable(pipeline)
+
+
+@pytest.mark.parametrize("given", [{"tau": 2}, {"score": "random"}, {"schedule": "rising"}])
+def test_settings_of_the_model_are_not_ignored_where_a_call_gives_them(given):
+    ids, model, name = tiny.tokens([23])[0], dialed("llama"), next(iter(given))
+    with pytest.raises(TypeError, match=f"{name}=.* came with a call.*zsaa.enable\\(model, {name}=...\\)"):
+        model(ids, **given)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_no_text_is_written_without_a_cache_while_checkpointing_trains(use_cache):
+    """Stock does, and writes another text; without `use_cache` the pruned pass had no cache to look into."""
+    ids, model = tiny.tokens([23])[0], dialed("llama").train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(RuntimeError, match=r"keeps none while the model trains.*model\.eval\(\)"):
+        model.generate(ids, use_cache=use_cache, **tiny.QUIET)
+    model(ids, labels=ids).loss.backward()
+    assert torch.equal(model.eval().generate(ids, **tiny.QUIET), dialed("llama").generate(ids, **tiny.QUIET))
+
+
+def test_a_mask_for_each_kind_of_layer_is_a_models_around_the_decoder():
+    text = dict(tiny.CONFIGS["gemma3_text"]().to_dict(), pad_token_id=None)
+    vision = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=28)
+    config = transformers.Gemma3Config(text_config=text, vision_config={**vision, "patch_size": 14})
+    model = zsaa.enable(transformers.Gemma3ForConditionalGeneration(config).eval(), alpha=ALPHA, tau=TAU)
+    with pytest.raises(ValueError, match=r"got a dict one.*load the language model alone \(Gemma3ForCausalLM\)"):
+        model(tiny.tokens([23])[0])
+
+
+def test_alpha_in_a_generation_config_is_not_ignored():
+    config = transformers.GenerationConfig(max_new_tokens=2, alpha=0.5)
+    for given in ((config,), ()):
+        with pytest.raises(TypeError, match=r"alpha=0.5 stands in a generation_config, .*generate\(..., alpha=...\)"):
+            dialed("llama").generate(tiny.tokens([23])[0], *given, **({} if given else {"generation_config": config}))
+
+
+def test_a_configuration_that_holds_no_settings_is_named():
+    model = tiny.make("llama")
+    model.config.zsaa = 0.9
+    with pytest.raises(ValueError, match="config.zsaa is 0.9, and holds a dial's settings by name"):
+        zsaa.enable(model)
+
+
 def test_one_dimensional_positions_and_several_choices_of_gpt2():
     ids, model = tiny.tokens([23])[0], dialed("gpt2")
     want = model(ids).logits

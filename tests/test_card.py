@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa.card import Prices, measure
+from zsaa.card import PRICES, Prices, measure
 from zsaa.card.__main__ import main
 from zsaa.cost import attention_widths
 from zsaa.kit import points
@@ -83,6 +83,7 @@ def test_each_number_says_how_it_came_about(tmp_path):
     figure = made.figure()
     assert len(figure.axes) >= 3 * 4
     assert "fine-tuning step" in repr(made) and "<table>" in made._repr_html_()
+    assert repr(made).endswith(f"Prices: {PRICES.date}.") and PRICES.date in made._repr_html_()
     computed = zsaa.card(model, N, ALPHA, measure=False)
     assert not [row for row in computed.rows if row["how"].startswith(("measured", "estimated"))]
     assert computed.value("prefill", "MACs") == made.value("prefill", "MACs")
@@ -128,6 +129,14 @@ def test_from_the_command_line(tmp_path, capsys):
         json.loads(path.read_text())["model"] == {"name": "tiny"} and path.with_suffix(".png").stat().st_size > 10_000
     )
     assert "KV cache" in capsys.readouterr().out
+
+
+def test_what_it_cannot_do_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(main.__globals__, "card", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(OSError, match=r"cannot be written: Is a directory"):
+        main(["--shape", "tiny", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="--tokens must be a whole number, 1 or more, got 0"):
+        main(["--shape", "tiny", "--tokens", "0", "--output", str(tmp_path / "card.json")])
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")

@@ -7,6 +7,7 @@ import tiny
 import torch
 from torch import nn
 
+from zsaa.bench.baselines import without_mask
 from zsaa.data.corpora import Corpus
 from zsaa.depth import combined
 from zsaa.kit.labels import method_of
@@ -67,6 +68,24 @@ def test_the_table_has_every_cell(monkeypatch, tmp_path):
     }
     assert str(tmp_path) not in result["command"] and "--removed 1" in result["command"]
     assert result["provenance"]["eval_samples"] == cells["float32", "all layers"]["n"] == 4
+
+
+@pytest.mark.parametrize(("precision", "close"), [("f32", 1e-4), ("bf16", 0.05)])
+def test_openvino_says_what_the_model_says(precision, close, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2 if precision == "bf16" else 1)
+    model = tiny.make("llama", dtype=torch.float32)
+    ids = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = model(ids).logits[:, -1:]
+    found = combined.openvino(without_mask(model), ids, precision)()
+    assert (found - want).norm() < close * want.norm()
+
+
+def test_one_thread_in_bf16_is_refused_before_openvino_ends_the_process(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with pytest.raises(ValueError, match="divides by zero in bf16 on 1 thread: give it 2"):
+        combined.openvino(tiny.make("llama"), torch.ones(1, 4, dtype=torch.long), "bf16")
 
 
 def test_what_is_not_installed_is_said(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import zsaa
+from ablation import peers
 from zsaa.data.corpora import Corpus
 from zsaa.depth import origin_of, remove_layers, similarity, study
 from zsaa.families import find_decoder
@@ -69,6 +70,21 @@ def test_the_best_block_is_the_one_of_least_distance():
     least = found.least_influential(2)
     others = [layer for layer in (1, 2, 3) if layer not in least]
     assert max(found.influence[least]) <= min(found.influence[others])
+
+
+def test_peers_would_remove_the_same_layers():
+    """As PruneMe and ShortGPT compute them from transformers' own states."""
+    draw = torch.Generator().manual_seed(0)
+    model = tiny.make("llama", layers=8)
+    for layer in model.model.layers:  # so that the last one changes most, as in models that were trained
+        layer.mlp.down_proj.weight.data *= float(torch.rand((), generator=draw)) * 0.8
+    model.model.layers[-1].mlp.down_proj.weight.data *= 50
+    batches = [{"input_ids": torch.randint(3, 90, (1, 9 + i), generator=draw)} for i in range(4)]
+    rows = peers.compared(model, batches, (1, 2, 3, 5))
+    assert [row["variant"] for row in rows] == ["PruneMe", "ShortGPT"] * 4
+    assert all(row["same"] and row["apart"] < 1e-6 for row in rows)
+    assert rows[0]["layers"] != [1] and len(rows[-1]["layers"]) == 5
+    assert peers.named([1, 2, 3, 7]) == "1 to 3, 7"
 
 
 @pytest.mark.parametrize(("n", "spare", "most"), [(0, True, 2), (3, True, 2), (4, False, 3), (True, True, 2)])
@@ -219,6 +235,14 @@ def test_the_study_measures_what_it_says(small, tmp_path):
         assert row["mac_reduction"] == pytest.approx(4 / (4 - row["removed"]), abs=1e-4)
         assert row["ratio_ci95"][0] <= row["ratio"] <= row["ratio_ci95"][1]
     assert study.run("tiny", "wikitext-103", "auto", 5, 6, tmp_path, "again") == result, "found again"
+
+
+def test_the_command_names_the_corpus_and_its_source(monkeypatch):
+    said = []
+    monkeypatch.setattr(study, "run", lambda *given: said.append(given[-1]))
+    study.main([]), study.main(["--corpus", "ptb", "--source", "hub", "--texts", "5"])
+    whole = "python -m zsaa.depth --model smollm2-135m"
+    assert said == [f"{whole} --texts 64 --windows 200", f"{whole} --texts 5 --windows 200 --corpus ptb --source hub"]
 
 
 def test_its_figure_says_what_it_shows(small, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.answers import both
+from ablation.answers import both_results
 from ablation.show import exits, healed
 from zsaa.depth import published
 from zsaa.measure.stats import to_bits
@@ -24,7 +24,7 @@ def tables():
     more = {
         "exam": healed.exam_table, "beside": healed.beside_table,
         "combined": healed.combined_table, "scores": healed.scores_table,
-        "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both.table,
+        "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both_results.table,
     }  # fmt: skip
     for name, made in more.items():
         if len(table := made()):

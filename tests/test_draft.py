@@ -114,7 +114,7 @@ def test_a_run_teaches_and_another_measures(monkeypatch, tmp_path):
     there = ["--exits", "1", "2", "--output-dir", str(tmp_path)]
     assert draft.main(["--steps", "2", "--written", "4", "--batch", "2", "--said", "50", *there]) == 0
     made = json.loads((tmp_path / "drafters-smollm2-135m.json").read_text())
-    assert [row["depth"] for row in made["exits"]] == [1, 2] and made["written"] == 4
+    assert [row["depth"] for row in made["rows"]] == [1, 2] and made["written"] == 4
     given = ["--drafters", str(tmp_path), "--ahead", "2", "3", "--choose", "2", "--prompts", "2", "--new", "6"]
     assert draft.main([*given, *there]) == 0
     result = json.loads((tmp_path / "draft-smollm2-135m.json").read_text())

@@ -21,7 +21,7 @@ from zsaa.evaluation import accuracy as evaluate
 from zsaa.kit import store, tables
 from zsaa.measure import stats
 from zsaa.models import load_model
-from zsaa.studies import accuracy, training
+from zsaa.studies import accuracy, command, training
 
 
 @pytest.fixture
@@ -91,6 +91,24 @@ def test_what_leaves_no_result_is_refused_before_it_is_computed(places, given, m
     assert re.search(message, said)
     assert getattr(caught.value, "code", 1) not in (0, None)
     assert not [p for p in places["out"].rglob("*") if p.is_file()]
+
+
+ENDINGS = {
+    OSError(28, "No space left on device", "out.json"): (1, "No space left on device: 'out.json'"),
+    zsaa.UnsupportedModelError("OPT is not supported"): (1, "OPT is not supported"),
+    KeyboardInterrupt(): (130, "interrupted"),
+}
+
+
+@pytest.mark.parametrize("error", ENDINGS, ids=lambda error: type(error).__name__)
+def test_how_a_program_ends_is_a_line_and_a_code(error, capsys):
+    def program():
+        raise error
+
+    code, line = ENDINGS[error]
+    assert command.exit_code(program, "zsaa.run") == code
+    said = capsys.readouterr().err
+    assert said.startswith("zsaa.run: ") and line in said and said.count("\n") == 1
 
 
 @pytest.mark.full

@@ -116,6 +116,19 @@ def test_a_teacher_s_verdict_takes_its_share_of_the_loss():
         torch.testing.assert_close(mine, theirs.grad, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("sampling", ["conventional", "cuts"])
+def test_a_step_of_small_passes_learns_what_one_of_large_ones_does(sampling):
+    model, found = tiny.make("llama", "sequence-classification"), []
+    texts, wanted = [[(7 * i + j) % 90 for j in range(20 + i)] for i in range(4)], torch.tensor([0, 1, 1, 1])
+    for rows in (16384, 30):  # all four at once; one after another
+        training = Training(sampling=sampling, distill=0.5 * (sampling == "cuts"), rows=rows)
+        train._step(model, None, texts, wanted, Variant(), training, random.Random(3), None)
+        found.append([p.grad.clone() for p in model.parameters()])
+        model.zero_grad()
+    for whole, parted in zip(*found):
+        torch.testing.assert_close(whole, parted, rtol=1e-6, atol=1e-9)
+
+
 def test_fewer_layers_are_the_first_ones():
     model = tiny.make("llama", "sequence-classification")
     ids, _, _ = tiny.tokens([12])
@@ -137,6 +150,7 @@ def test_fewer_layers_are_the_first_ones():
     [
         ({"teacher": "conventional", "sampling": "conventional"}, "a teacher needs distill"),
         ({"layers": 3, "sampling": "ladder"}, "layers must be 0 or more"),
+        ({"rows": 0}, "rows of a pass must be 1 or more"),
         ({"sampling": "cuts", "probe": "wide"}, "which inputs that are cut do not know"),
     ],
 )

@@ -1,10 +1,12 @@
 """Cross-validation within a dev set: no text is judged by a model that saw its passage."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 pytest.importorskip("sklearn")
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
@@ -65,3 +67,27 @@ def test_rows_that_are_not_there_are_refused(capsys):
     with pytest.raises(SystemExit):
         folds.main(["rte", "--rows", "steadier"])
     assert "no rows ['steadier']" in capsys.readouterr().err
+
+
+def test_folds_that_were_trained_alone_are_gone_on_from(tmp_path, monkeypatch):
+    """Two calls of some folds each, and one that only puts them together."""
+    trained = []
+
+    def judge(model, samples, labels, *more):
+        trained.append(len(labels))
+        return [{"control": "alpha", "target": 1, "alpha": 1.0, "mac_reduction": 1.0, **folds.tally([1] * len(labels))}]
+
+    texts, labels = [f"text {i}" for i in range(20)], [0, 1] * 10
+    monkeypatch.setattr(folds, "samples", lambda task: (texts, labels, list(range(20)), "made up"))
+    tokenizer = type("T", (), {"__call__": lambda self, text, **_: type("E", (), {"input_ids": [1, 2]})})()
+    monkeypatch.setattr(folds.kept, "build", lambda *_: (tiny.make("llama", "sequence-classification"), tokenizer))
+    log = {"steps": 1, "seconds": 0.1, "loss": []}
+    monkeypatch.setattr(folds, "train", lambda *_: (None, log))
+    monkeypatch.setattr(folds.run, "judge", judge)
+    call = ["rte", "--rows", "conventional", "--output-dir", str(tmp_path)]
+    folds.main([*call, "--only", "1", "2"])
+    folds.main([*call, "--only", "5", "4", "3"])
+    assert trained == [4] * 5 and not (tmp_path / "folds" / "rte-conventional.json").exists()
+    folds.main(call)
+    whole = json.loads((tmp_path / "folds" / "rte-conventional.json").read_text())
+    assert trained == [4] * 5 and whole["rows"][0]["n"] == 20 and len(whole["log"]["folds"]) == 5

@@ -12,22 +12,27 @@ from scipy.stats import ttest_1samp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # ablation/ stands beside the package, not in it
 
-from ablation.show import exits, films, frontier, means
+from ablation.show import exits, films, frontier, means, models, searches
 from zsaa.kit import points
 from zsaa.kit.store import RESULTS
-from zsaa.measure.stats import equivalence, holm, mean_difference, over_runs, p_value, to_bits
+from zsaa.measure.stats import holm, mean_difference, over_runs, to_bits
+
+
+def lead(differences, clusters=None):
+    """Of one run over another, by the differences of their samples."""
+    return over_runs([differences], [np.zeros(len(differences))], clusters)
 
 
 def test_equivalence_needs_a_small_difference_and_a_small_error():
     draw = np.random.RandomState(0)
     spread = draw.normal(size=2000) * 5
     near = list(spread - spread.mean() + 1.2)  # error 0.11
-    assert equivalence(near, 1.0, 0.5) == pytest.approx(0.0036, abs=0.0015)  # (0.5 - 0.2) / 0.11 errors
-    assert equivalence(near, 1.4, 0.5) == pytest.approx(equivalence(near, 1.0, 0.5)), "both sides"
-    assert equivalence(near, 3.0, 0.5) > 0.999 and equivalence(near[:40], 1.0, 0.5) > 0.05
-    assert equivalence([1.0] * 9, 1.2, 0.5) == 0 and equivalence([1.0] * 9, 2.0, 0.5) == 1
+    assert lead(near).within(0.5, 1.0) == pytest.approx(0.0036, abs=0.0015)  # (0.5 - 0.2) / 0.11 errors
+    assert lead(near).within(0.5, 1.4) == pytest.approx(lead(near).within(0.5, 1.0)), "both sides"
+    assert lead(near).within(0.5, 3.0) > 0.999 and lead(near[:40]).within(0.5, 1.0) > 0.05
+    assert lead([1.0] * 9).within(0.5, 1.2) == 0 and lead([1.0] * 9).within(0.5, 2.0) == 1
     with pytest.raises(ValueError, match="margin is 0, and must be above 0"):
-        equivalence(near, 1.0, 0)
+        lead(near).within(0)
 
 
 def test_holm_corrects_the_smallest_most_and_keeps_the_order():
@@ -67,10 +72,10 @@ def test_whole_clusters_are_drawn():
         mean_difference([groups], [none], clusters=clusters)[1] for clusters in (together, None)
     )
     assert high - low > 4 * (far - near)
-    assert p_value(groups, together) > 20 * p_value(groups)
-    assert p_value(groups) == pytest.approx(ttest_1samp(groups, 0).pvalue)
-    assert p_value(groups, together) == pytest.approx(ttest_1samp(groups[::40], 0).pvalue)
-    assert equivalence(groups, 0, 1, together) > equivalence(groups, 0, 1)
+    assert lead(groups, together).p > 20 * lead(groups).p
+    assert lead(groups).p == pytest.approx(ttest_1samp(groups, 0).pvalue)
+    assert lead(groups, together).p == pytest.approx(ttest_1samp(groups[::40], 0).pvalue)
+    assert lead(groups, together).within(1) > lead(groups).within(1)
     with pytest.raises(ValueError, match="400 samples in two or more are needed"):
         mean_difference([groups], [none], clusters=np.zeros(400))
 
@@ -190,3 +195,33 @@ def test_the_picture_s_second_panel_is_by_the_clock():
         )
         shown = dict(zip(films.TARGETS, by_macs[frontier.DIAL].get_ydata()))
         assert list(dial.get_ydata()) == [shown[t] for t in timed]
+
+
+def test_trainings_and_searches_are_counted(tmp_path):
+    """Two rates, three seeds of one of them, two read; compute is of the whole model's passes."""
+    for seed, rate, accuracy in ((0, 1e-4, 80), (0, 2e-4, 90), (1, 2e-4, 91), (2, 2e-4, 95)):
+        name = f"layers-15-seed{seed}-rate{rate:g}"
+        training = {"sampling": "conventional", "layers": 15, "learning_rate": rate, "seed": seed}
+        log = {"steps": 3, "samples": 200, "epochs_of_compute": 2.0}
+        rows = [{"control": "layers", "target": 2.0, "accuracy": accuracy, "mac_reduction": 2.0}]
+        held = {"row": "layers-15", "training": training, "log": log, "rows": rows, "name": name}
+        held |= {"task": {"split": "validation"}, "provenance": {"train_samples": 100}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(held))
+        if rate == 2e-4 and seed < 2:
+            (tmp_path / "test").mkdir(exist_ok=True)
+            (tmp_path / "test" / f"{name}.json").write_text("{}")
+    line = searches.search_table(tmp_path).set_index("way").loc["the first 15 layers"]
+    assert line.tolist() == [4, "1e-4, 2: 80.0; 2e-4, 2: 92.0", 2, "2.0", "1.0"]
+
+
+def test_another_model_s_dial_stands_beside_what_it_is_ahead_of(tmp_path, monkeypatch, alone):
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    ways = {"the dial": models.along("dial", "alpha"), "layers": {2: ("half", "layers")}, "cut": {3: ("no", "ends")}}
+    monkeypatch.setattr(models, "MODELS", {"a model": ("there", ways)})
+    (tmp_path / "there" / "test").mkdir(parents=True)
+    result(tmp_path / "there" / "test", "dial", "alpha", dict.fromkeys(films.TARGETS, 90))
+    result(tmp_path / "there" / "test", "half", "layers", {2.0: 80})
+    (table,) = models.tables()
+    assert table["a model"].tolist() == ["the dial", "layers"], "what was not read has no line"
+    assert table["2x"][0].startswith("90.0 [") and table["3x"][1] == ""
+    assert re.fullmatch(r"80\.0: \+10\.0 \[[\d.]+, [\d.]+\]\*", table["2x"][1])

@@ -55,6 +55,28 @@ def test_notebook_can_be_run_by_the_runner_and_opened_in_colab(path):
     assert badge.count(f"notebooks/{path.name}") >= 1
 
 
+def test_a_kernel_without_zsaa_gets_it_from_the_clone_around_it_or_a_fetched_one(tmp_path, monkeypatch):
+    """All notebooks begin alike: for the kernel that runs them, Colab's or one's own, and again after a failure."""
+    (first,) = {plan.read_cells(path)[1]["source"] for path in NOTEBOOKS}
+    ran = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("site.addsitedir", ran.append)
+    monkeypatch.setattr(
+        subprocess, "run", lambda given, check, env=None: ran.append((given, (env or {}).get("ZSAA_PYTHON")))
+    )
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    exec(first, {})
+    assert ran[0][0][:2] == ["git", "clone"] and ran[1] == (["bash", "zsaa-kit/tools/setup.sh"], sys.executable)
+    (tmp_path / "notebooks/zsaa-kit").mkdir()
+    exec(first, {})
+    assert ran[3] == ran[1], "it is not fetched twice"
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/setup.sh").touch()
+    exec(first, {})
+    assert ran[5] == (["bash", "../tools/setup.sh"], sys.executable)
+
+
 def test_no_run_may_write_to_the_clones_own_folders():
     """They are listed by name, as a clone without git has them too."""
     listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)

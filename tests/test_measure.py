@@ -288,6 +288,19 @@ def test_results_are_not_written_among_the_committed_ones(checkout, monkeypatch,
     assert measure.output_folder(".") == Path("."), "elsewhere there are none"
 
 
+def test_where_no_result_can_be_written_is_said_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "taken/results/result.json").mkdir(parents=True)
+    for given, why in (
+        ("file", "Not a directory"),
+        ("file/deeper/still", "Not a directory"),
+        ("taken", "Is a directory"),
+    ):
+        with pytest.raises(OSError, match=f"cannot be written: {why}. Name another place"):
+            measure.output_folder(tmp_path / given)
+    assert measure.output_folder(tmp_path / "new/folder") and not (tmp_path / "new").exists(), "asking leaves nothing"
+
+
 def test_every_experiment_asks_for_a_folder_of_its_own(tmp_path, monkeypatch):
     from zsaa import experiment, mmlu, perplexity
     from zsaa.finetune import Recipe

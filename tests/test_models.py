@@ -431,6 +431,19 @@ def fake(tmp_path, monkeypatch, saved):
     return gguf
 
 
+def test_padding_may_be_the_unknown_token():
+    """As transformers 5.17 has Qwen's; one that the file does not have is named."""
+    from dataclasses import replace
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.unk_token = "<s>"
+    spec = replace(PACKAGED["qwen2.5-coder-0.5b"], special={"pad_token": "<s>"}, probe={})
+    packages._repair_tokenizer(tokenizer, spec)
+    assert tokenizer.pad_token == "<s>" == tokenizer.unk_token
+    with pytest.raises(AssetError, match="has no token '<|not there|>'"):
+        packages._repair_tokenizer(tokenizer, replace(spec, special={"pad_token": "<|not there|>"}))
+
+
 def test_conversion_happens_once_and_is_named_after_the_file(fake, monkeypatch, tmp_path):
     folder = convert("fake")
     sha = hashlib.sha256(b"GGUF and some weights").hexdigest()

@@ -371,6 +371,18 @@ def test_methods_that_look_across_tokens_are_refused_by_name(method):
         zsaa.set_alpha(later, 0.5)
 
 
+def test_an_adapter_that_came_after_the_dial_writes_no_pruned_text():
+    model = peft.get_peft_model(zsaa.enable(tiny.make("llama"), 0.5), REFUSED["aLoRA"]())
+    with pytest.raises(zsaa.UnsupportedModelError, match="aLoRA"):
+        model.generate(input_ids=tiny.tokens([23])[0], **tiny.QUIET)
+
+
+def test_an_attention_that_was_replaced_after_the_dial_is_named():
+    model = peft.get_peft_model(zsaa.enable(tiny.make("llama"), 0.5), REFUSED["ADAPTION_PROMPT"]())
+    with pytest.raises(RuntimeError, match="the attention of layer . has a forward of another library"):
+        model(input_ids=tiny.tokens([23])[0])
+
+
 @pytest.mark.full
 @pytest.mark.assets
 def test_lora_on_a_pretrained_model():

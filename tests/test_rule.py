@@ -204,6 +204,20 @@ def test_unreachable_targets_name_the_range():
         zsaa.alpha_for(config, [], 2)
 
 
+def test_what_is_no_length_or_number_of_layers_is_named():
+    config = tiny.CONFIGS["llama"]()
+    for layers in (0, -2, 2.5, "4", True):
+        with pytest.raises(ValueError, match=f"num_layers must be a whole number >= 1, got {layers!r}"):
+            zsaa.kept_counts(10, 0.5, layers)
+    with pytest.raises(ValueError, match="n must be .* got '32'"):
+        zsaa.alpha_for(config, "32", 2)
+    assert zsaa.alpha_for(config, torch.tensor(64), 2) == zsaa.alpha_for(config, torch.tensor([64]), 2)
+    with pytest.raises(ValueError, match="mac_reduction must be > 0, got nan"):
+        zsaa.truncation_for(config, 64, math.nan)
+    with pytest.raises(ValueError, match="Of a model, give its configuration: model.config"):
+        zsaa.macs(tiny.make("llama"), 64)
+
+
 @pytest.mark.parametrize("alpha", [0, 0.0, -0.1, 1.0001, math.nan, math.inf, -math.inf])
 def test_alpha_out_of_range(alpha):
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got " + str(alpha).replace("+", r"\+")):

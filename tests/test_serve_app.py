@@ -153,6 +153,23 @@ def test_chats(serve, engines):
     assert chunks[0]["object"] == "chat.completion.chunk"
 
 
+def test_what_clients_always_send_changes_nothing(serve):
+    app, _ = serve()
+    plain = {"prompt": TEXT, "max_tokens": 3, "temperature": 0}
+    neutral = {"presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "stop": None, "seed": None}
+    more = {"logprobs": None, "suffix": None, "echo": False, "best_of": 1}
+    bare, full = (ask(app, "/v1/completions", body).json() for body in (plain, {**plain, **neutral, **more}))
+    assert bare["choices"] == full["choices"]
+    said = [{"role": "system", "content": "w3 w4"}, {"role": "user", "content": "w5 w6"}]
+    parts = [{"type": "text", "text": "w5 "}, {"type": "text", "text": "w6"}]
+    newer = [{"role": "developer", "content": "w3 w4"}, {"role": "user", "content": parts}]
+    chat = {"max_tokens": 3, "temperature": 0}
+    old = ask(app, "/v1/chat/completions", {**chat, "messages": said}).json()
+    neutral |= {"response_format": {"type": "text"}, "logprobs": False}
+    new = ask(app, "/v1/chat/completions", {**chat, **neutral, "messages": newer}).json()
+    assert old["choices"] == new["choices"]
+
+
 def test_classifications(serve, engines):
     app, _ = serve()
     texts = [TEXT, "w3 w4 w5", " ".join(["w9"] * 80)]
@@ -306,7 +323,10 @@ BAD = [
     ({"prompt": TEXT, "temperature": -1}, "temperature"),
     ({"prompt": TEXT, "top_p": 0}, "top_p"),
     ({"prompt": TEXT, "n": 2}, "n"),
-    ({"prompt": TEXT, "logit_bias": {}}, "logit_bias"),
+    ({"prompt": TEXT, "logit_bias": {"3": 1}}, "logit_bias"),
+    ({"prompt": TEXT, "logprobs": 2}, "logprobs"),
+    ({"prompt": TEXT, "echo": True}, "echo"),
+    ({"prompt": TEXT, "guided": 1}, "does not know this field"),
     ({"prompt": [], "max_tokens": 1}, "prompt"),
     ({"prompt": ["w3"] * 17}, "prompt"),
     ({"prompt": ""}, "prompt"),
@@ -335,7 +355,11 @@ def test_models_that_are_not_there(serve):
     response = ask(app, "/v1/completions", {"prompt": TEXT, "model": "mood"})
     assert response.status == 404 and response.json()["error"]["code"] == "model_not_found"
     assert ask(app, "/nothing").json()["error"]["type"] == "invalid_request_error"
-    assert [model["id"] for model in ask(app, "/v1/models").json()["data"]] == ["tiny", "mood"]
+    listed = ask(app, "/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["tiny", "mood"]
+    assert ask(app, "/v1/models/mood").json() == listed[1]
+    response = ask(app, "/v1/models/none")
+    assert response.status == 404 and response.json()["error"]["code"] == "model_not_found"
 
 
 def test_bodies_are_bounded_told_or_not(serve):
@@ -400,7 +424,9 @@ def test_metrics_have_vllm_s_names_and_ours(serve):
     app, _ = serve(rungs=RUNGS[2:])
     ask(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 4, "temperature": 0})
     ask(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 4, "temperature": 0, "pruning": False})
-    families = {f.name: f for f in text_string_to_metric_families(ask(app, "/metrics").body.decode())}
+    page = ask(app, "/metrics")
+    assert "version=" in page.headers["content-type"]  # without it Prometheus 3 does not read the page
+    families = {f.name: f for f in text_string_to_metric_families(page.body.decode())}
 
     def value(name, sample=None, **labels):
         labels = {"model_name": "tiny", "replica": "r1", **labels}

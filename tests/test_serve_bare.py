@@ -76,3 +76,35 @@ def test_one_process_tells_of_itself(address):
     assert replica["mood"]["answered"] >= 1 and replica["mood"]["waiting"] == replica["mood"]["running"] == 0
     with urllib.request.urlopen(f"{address}/", timeout=60) as response:
         assert "<html" in response.read().decode().lower()
+
+
+WRONG = {
+    "--floor 2": "--floor must be in (0, 1], got 2.0",
+    "--p95-ms -1": "--p95-ms must be in (0, inf), got -1.0",
+    "--threads 0": "--threads must be a whole number, 1 or more, or None (the cores, shared), got 0",
+    "--port 99999": "--port must be a whole number from 0 to 65535, got 99999",
+    "--batch 0": "--batch must be a whole number, 1 or more, got 0",
+    "--replicas 3 --max-replicas 2": "--max-replicas must be a whole number, 3 or more",
+    "--curve nowhere.json": "there is no accuracy curve nowhere.json",
+    "--model none --classifier none": "neither a model nor a classifier",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_what_no_server_can_keep_to_is_said_before_a_model_is_loaded(given, monkeypatch, capsys):
+    from zsaa.serve import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["zsaa.serve", "--bare", *given.split()])
+    monkeypatch.setattr(command, "bare", lambda _: pytest.fail("it was started"))
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2 and WRONG[given] in capsys.readouterr().err
+
+
+def test_a_package_that_the_server_lacks_is_named(monkeypatch):
+    from zsaa.serve import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["zsaa.serve", "--bare"])
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit, match=r"the server needs uvicorn, which is not installed.*zsaa\[serve\]"):
+        command.main()

@@ -2,6 +2,7 @@
 and a replica that is killed in the middle."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from zsaa.budget import Calibration
 from zsaa.serve import __main__ as command
 from zsaa.serve import cluster, furnish
 from zsaa.serve.engine import Classifier, Completer
-from zsaa.serve.soak import held_mib, replica_processes
+from zsaa.serve.soak import held_mib, processes, replica_processes
 
 PORT = 8141
 SOAK_S = 60.0
@@ -65,11 +66,11 @@ def folders(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def server(folders, tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log"
+@contextlib.contextmanager
+def started_server(folders, log, *more):
+    """A server of tiny models on Ray, until it is left."""
     options = ["--model", str(folders["writer"]), "--classifier", str(folders["mood"]), "--floor", "0.7"]
-    options += ["--reference", "64", "--calibrate-s", "0", "--replicas", "2", "--cpus", "0.5", "--threads", "1"]
+    options += ["--reference", "64", "--calibrate-s", "0", "--cpus", "0.5", "--threads", "1", *more]
     with open(log, "w") as out:
         started = subprocess.Popen(
             [sys.executable, "-m", "zsaa.serve", *options, "--port", str(PORT)], stdout=out, stderr=out
@@ -84,6 +85,38 @@ def server(folders, tmp_path_factory):
     finally:
         started.terminate()
         started.wait(60)
+
+
+@pytest.mark.full
+def test_with_models_apart_a_replica_answers_and_is_replaced_when_they_end(folders, tmp_path):
+    """Before the other server takes the port."""
+    engine = Classifier(*finetune.load(folders["mood"], kind="sequence-classification"))
+    with started_server(folders, tmp_path / "log", "--replicas", "1", "--apart") as started:
+        status, content = get("/classify", {"input": [TEXT, "w6"], "alpha": 0.8})
+        assert status == 200
+        for text, row in zip([TEXT, "w6"], content["data"]):
+            assert list(row["logits"].values()) == pytest.approx(engine.run([engine.encode(text)], [0.8])[0], abs=1e-4)
+        _, lines = get("/v1/completions", {"prompt": TEXT, "max_tokens": 3, "temperature": 0, "stream": True})
+        assert lines.count("data: ") == 4 and lines.rstrip().endswith("[DONE]")
+        (replica,) = replica_processes(started.process)
+        (model,) = (pid for pid in processes(replica) if pid != replica and _spawned(pid))
+        os.kill(model, signal.SIGKILL)
+        ended = time.monotonic() + 120
+        while replica in replica_processes(started.process) or get("/classify", {"input": "w6"})[0] != 200:
+            assert time.monotonic() < ended, started.log.read_text()
+            time.sleep(0.5)
+        assert not Path(f"/proc/{replica}").exists()
+
+
+def _spawned(pid):
+    """Is it a process that multiprocessing made for work, and not to clean up behind?"""
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(folders, tmp_path_factory):
+    with started_server(folders, tmp_path_factory.mktemp("server") / "log", "--replicas", "2") as started:
+        yield started
 
 
 @pytest.mark.full

@@ -198,9 +198,14 @@ def test_an_observed_p95_above_the_promise_prunes_more_at_the_same_queue():
     assert run(2500) < 1.0
 
 
-def test_more_arriving_than_can_be_served_prunes_before_a_queue_is_there():
-    assert alpha(POLICY, step(POLICY, State(), Reading(0, pending=0, rate=3))) == 0.97
-    assert alpha(POLICY, step(POLICY, State(), Reading(0, pending=0, rate=2.4))) == 1.0
+def test_what_arrives_lowers_alpha_only_once_it_waits_and_keeps_it_from_rising():
+    def after(rung, rate):
+        calm = step(POLICY, State(rung), Reading(0, pending=0, rate=rate))
+        return step(POLICY, calm, Reading(POLICY.hold_s, pending=0, rate=rate)).rung
+
+    assert after(0, rate=100) == 0
+    assert after(1, rate=3) == 1  # at alpha = 1 that is more than can be served
+    assert after(1, rate=2.4) == 0
 
 
 def test_retry_after_is_the_time_that_is_over():
@@ -230,7 +235,7 @@ def test_the_policies_to_compare_with():
         ((Rung(1.0, 1), Rung(0.5, 2)), {}, "must not cost more"),
         ((Rung(1.0, math.nan),), {}, "milliseconds"),
         (LADDER, {"p95_ms": 0}, "p95_ms must be milliseconds"),
-        (LADDER, {"calm": 1.2}, "stricter"),
+        (LADDER, {"calm_share": 0.8}, "stricter"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(rungs, options, message):
@@ -405,10 +410,15 @@ def test_what_a_batch_costs_by_itself_is_what_one_text_takes_beyond_its_share(mo
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_a_gpu_is_warm_at_every_rung_before_the_first_request(monkeypatch, kind):
     ran = []
-    monkeypatch.setattr(costs, "prefill_ms", lambda engine, n, batch, alpha: ran.append((n, batch, alpha)))
+    monkeypatch.setattr(costs, "_prefill", lambda engine, lengths, alpha: ran.append((lengths, alpha)))
     engine = SimpleNamespace(device=torch.device(kind), max_tokens=64)
     costs.warm(engine, LADDER, batch=6)
-    assert ran == [(63, size, rung.alpha) for rung in LADDER for size in (1, 2, 4, 6)] * (kind == "cuda")
+    assert [(len(lengths), alpha) for lengths, alpha in ran[::2]] == [
+        (size, rung.alpha) for rung in LADDER for size in (1, 2, 4, 6)
+    ] * (kind == "cuda")
+    for (whole, alpha), (ragged, same) in zip(ran[::2], ran[1::2]):
+        assert alpha == same and set(whole) == {63} and len(ragged) == len(whole)
+        assert len(set(ragged)) == min(2, len(ragged)) and 0 < min(ragged) <= max(ragged) < 63
 
 
 def test_the_floor_is_read_off_a_committed_curve():

@@ -47,7 +47,7 @@ class Fake:
         return web.json_response({"data": [{"id": "mood", "zsaa": {"rungs": rungs, "reference_tokens": 3}}]})
 
     async def live(self, request):
-        lane = {"waiting": 1, "running": 2, "alpha": 0.9}
+        lane = {"waiting": 1, "running": 2, "alpha": 0.9, "pace": 1.1, "beside_ms": 2.0, "batch_ms": 0.0, "trust": 1.0}
         return web.json_response({"replicas": {"a": {"mood": lane}}})
 
 
@@ -119,6 +119,7 @@ def test_every_policy_gets_every_profile_and_the_answers_are_graded(fake, tmp_pa
         assert row["refused"] > 0 and row["lost"] > 0 and row["mean_alpha"] == 0.9
         assert 55 < row["accuracy"] < 80  # two texts of three are told rightly
         assert row["seen"] and row["seen"][0][1:] == [0.9, 3]
+        assert row["costs"][0][1:] == [1.1, 2.0, 0.0, 1.0]
         assert row["simulated"]["answered"] > 0
     assert "against_stock" not in rows[("stock", "steady")]
     assert rows[("controller", "steady")]["against_stock"]["points"] == 0

@@ -101,6 +101,7 @@ def test_a_calibration_is_of_its_depth(tmp_path, monkeypatch):
         ({"mac_reduction": 2, "table": [], "share": 0.5}, TypeError, "a table of measurements or a share"),
         ({"mac_reduction": 2, "share": 1.5}, ValueError, "share must be from 0"),
         ({"mac_reduction": 2, "table": []}, ValueError, "the table is empty"),
+        ({"mac_reduction": 2, "table": "rows.json"}, TypeError, "a list of dicts with alpha, depth and accuracy"),
         ({"mac_reduction": 2, "table": [{"alpha": 1.0, "depth": 2}]}, ValueError, "has no accuracy"),
         ({"mac_reduction": 2, "depths": [5]}, ValueError, "from 1 to 4"),
         ({"mac_reduction": 9e9}, ValueError, "no depth keeps to the budget"),

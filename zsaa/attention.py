@@ -33,11 +33,12 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary position embedding (half-split layout) of q and k [batch, heads, rows, dim]; cos, sin [batch, rows, dim].
-    Both at once: on short rows the number of operations is what costs."""
-    both = torch.cat([q, k], dim=1)
-    first, second = both.chunk(2, dim=-1)
-    both = both * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1)
-    return both.split([q.shape[1], k.shape[1]], dim=1)
+    Both at once: on short rows the number of operations is what costs, on long ones the memory that they write."""
+    both, sin, half = torch.cat([q, k], dim=1), sin.unsqueeze(1), q.shape[-1] // 2
+    turned = both * cos.unsqueeze(1)
+    turned[..., :half].addcmul_(both[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(both[..., :half], sin[..., half:])
+    return turned.split([q.shape[1], k.shape[1]], dim=1)
 
 
 def _sdpa(q, k, v, mask, scale, dropout, causal=False):

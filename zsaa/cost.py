@@ -10,7 +10,7 @@ from zsaa.depth.stop import check_depth
 from zsaa.families import FAMILIES, SUPPORTED
 from zsaa.learned.asked import Shape
 from zsaa.learned.salience import WIDTH
-from zsaa.rule import ASKED, LEARNED, TAU, Prices, Rule, counting
+from zsaa.rule import ASKED, LEARNED, TAU, Prices, Rule, as_written, counting
 
 
 def attention_widths(config: Any) -> tuple[int, int]:
@@ -27,6 +27,7 @@ def layer_weights(config: Any) -> tuple[int, int]:
     if kind not in FAMILIES:
         raise ValueError(
             f"no MAC count for a {type(config).__name__} of model_type {kind!r}. Supported: {', '.join(SUPPORTED)}."
+            + (" Of a model, give its configuration: model.config." if hasattr(config, "config") else "")
         )
     hidden, (q_dim, kv_dim) = config.hidden_size, attention_widths(config)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
@@ -98,7 +99,9 @@ def kv_bytes(
 
 def histogram(lengths: int | Iterable[int]) -> Counter:
     """How often each length occurs."""
-    counted = Counter(lengths if isinstance(lengths, Iterable) else [lengths])
+    one = isinstance(lengths, str) or not isinstance(lengths, Iterable) or getattr(lengths, "ndim", 1) == 0
+    given: Any = [lengths] if one else lengths
+    counted = Counter(map(as_written, given))
     if not counted:
         raise ValueError("lengths is empty: give one length, or the token count of each sample.")
     return counted

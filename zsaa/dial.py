@@ -25,6 +25,7 @@ from zsaa.fast.graphs import Graphs, check_mode, replaying
 from zsaa.guards import is_wrapped, refuse_foreign
 from zsaa.heads.classification import reads
 from zsaa.heads.generation import find_owner, owner_class
+from zsaa.heads.row_mixing import refuse_row_mixing
 from zsaa.hook import Dial
 from zsaa.layer import MARK, pruned_class
 from zsaa.learned import salience, scorer_for
@@ -37,6 +38,7 @@ _pruned_class = pruned_class  # pickles of earlier versions look for it here
 
 def _dial(model: nn.Module) -> tuple[nn.Module, Dial]:
     decoder, _ = find_decoder(model)
+    refuse_row_mixing(model)
     dial = getattr(decoder, "_zsaa", None)
     if dial is None:
         raise RuntimeError(f"the dial is not enabled on this {type(model).__name__}. Call zsaa.enable(model) first.")
@@ -84,10 +86,12 @@ def enable(
     """
     check_transformers()
     decoder, family = find_decoder(model)
+    refuse_row_mixing(model)
     layers, owner = getattr(decoder, family.layers), find_owner(model, decoder)
     dial = getattr(decoder, "_zsaa", None)
     if dial is None:
-        refuse_foreign(layers, "Enable zsaa before dispatching the model.", "Call zsaa.enable before they are.")
+        remedy = "Load it without device_map, call zsaa.enable, then accelerate.dispatch_model(model, device_map)."
+        refuse_foreign(layers, remedy, "Call zsaa.enable before they are.")
     saved = current_settings(decoder)
     turned = None if alpha is None else check_alphas(alpha)
     depth = depth if depth is None else check_depth(depth, len(layers))
@@ -150,9 +154,9 @@ def disable(model: nn.Module) -> nn.Module:
 
 
 def set_alpha(model: nn.Module, alpha: float | Sequence[float] | Tensor) -> None:
-    """Turn the dial, for good and for all threads; takes effect from the next prefill on. A cache that is being
-    continued stays as it was pruned. A tensor or list [batch] sets one alpha for each request of the coming batches.
-    Inside an `at` block of this model the block goes on at the new alpha, too."""
+    """Turn the dial, for good and for all threads, from the next prefill on; a cache that is being continued stays as
+    it was pruned. alpha: in (0, 1]; a tensor or list [batch] has one for each request of the coming batches. Inside an
+    `at` block of this model the block goes on at it, too. ValueError, TypeError: others; RuntimeError: no dial."""
     decoder, dial = _dial(model)
     dial.turn(check_alphas(alpha))
     dial.record(decoder.config)
@@ -212,8 +216,9 @@ def at(
 
 @contextmanager
 def trace(model: nn.Module) -> Iterator[Trace]:
-    """`with zsaa.trace(model) as t: model(...)`, then read `t.kept`: of calls of this thread and task. At alpha = 1 it
-    traces the pruned code path, which then keeps every token."""
+    """`with zsaa.trace(model) as t: model(...)`, then read, of the last prefill of this thread and task,
+    `t.kept[layer][sample]`, the positions that the layer passed on (int64 [N_l], 0 is the first real token; paper,
+    section 3.3), `t.counts`, how many, and `t.lengths`, N_0. At alpha = 1 the pruned path runs, and keeps all."""
     _, dial = _dial(model)
     with opened(dial, trace=Trace()) as block:
         yield block.values["trace"]

@@ -130,18 +130,6 @@ FAMILIES: dict[str, Family] = {
 SUPPORTED = tuple(FAMILIES)
 
 
-# PEFT methods whose result for one token depends on which other tokens are there, or on where they stand. All others
-# that live in the linear layers and norms (LoRA and its kin, IA3, ...), and virtual tokens at the input, work.
-_ROW_MIXING = {
-    "PREFIX_TUNING": "puts keys and values for every layer into the cache before the prompt",
-    "CARTRIDGE": "puts keys and values for every layer into the cache before the prompt",
-    "ADAPTION_PROMPT": "replaces attention with its own",
-    "LILY": "averages over the tokens of the batch",
-    "SHADOW": "runs a second network beside the decoder",
-    "XLORA": "mixes its adapters by the scores of a full pass",
-}
-
-
 class UnsupportedModelError(TypeError):
     """The model holds no decoder that the dial knows how to prune."""
 
@@ -170,20 +158,14 @@ def _decoders(module: nn.Module, name: str = "", seen: set[int] | None = None) -
 def find_decoder(model: nn.Module) -> tuple[Part, Family]:
     """The base decoder (`LlamaModel`, `GPT2Model`, ...) inside `model`, however deep PEFT or a task head wraps it.
 
-    Raises UnsupportedModelError if there is none (it lists the supported families) or more than one, or if `model`
-    carries a PEFT adapter that cannot be pruned exactly.
+    Raises UnsupportedModelError if there is none (it lists the supported families) or more than one.
     """
-    adapters = getattr(model, "peft_config", None)
-    for name, config in adapters.items() if isinstance(adapters, dict) else ():
-        method = getattr(config.peft_type, "value", config.peft_type)
-        why = _ROW_MIXING.get(method)
-        if getattr(config, "alora_invocation_tokens", None):
-            method, why = "aLoRA", "counts tokens from the end of the whole prompt"
-        if why:
-            raise UnsupportedModelError(
-                f"the PEFT adapter {name!r} is {method}, which {why}: zsaa cannot prune it exactly. Use LoRA, or "
-                "prompt tuning for virtual tokens, or work on model.get_base_model() without the adapter."
-            )
+    if not isinstance(model, nn.Module):
+        held = ", or its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise UnsupportedModelError(
+            f"a model is needed, and {model!r:.60} is a {type(model).__name__}. Give the loaded model itself (of "
+            f"from_pretrained, or zsaa.models.load_model){held}."
+        )
     found = list(_decoders(model))
     if len(found) > 1:
         names = ", ".join(name for name, *_ in found)

@@ -10,11 +10,17 @@ from zsaa.call import Call
 from zsaa.depth.stop import check_filled
 from zsaa.families import Family
 from zsaa.layer import MARK
+from zsaa.rule import RULE
 
 
 def check_call(call: Call) -> None:
     """TypeError, ValueError, NotImplementedError or RuntimeError for a call of a decoder that cannot be pruned."""
     decoder = call.decoder
+    if given := [name for name in RULE if call.extra.get(name) is not None]:
+        raise TypeError(
+            f"{given[0]}={call.extra[given[0]]!r} came with a call, which takes alpha, depth, exempt and question "
+            f"alone. Set it for the model: zsaa.enable(model, {given[0]}=...)."
+        )
     check_cache(call.cache)
     if torch.jit.is_tracing():
         raise RuntimeError(
@@ -59,9 +65,12 @@ def _check_attention_mask(call: Call) -> None:
         return
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         kind = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        remedy = "Pass the tokenizer's mask"
+        if isinstance(mask, dict):  # one for each kind of layer, as Gemma 3's model of texts and images makes them
+            remedy = "If a model around the decoder made it, load the language model alone (Gemma3ForCausalLM)"
         raise ValueError(
             f"zsaa needs a 2-D attention_mask [batch, tokens] (1 = real, 0 = padding) or none, got a {kind} one: a "
-            "custom mask does not say which rows are real. Pass the tokenizer's mask, or set alpha to 1 for this call."
+            f"custom mask does not say which rows are real. {remedy}, or set alpha to 1 for this call."
         )
     if tuple(mask.shape) != (batch, call.seen + tokens):
         raise ValueError(
@@ -97,16 +106,18 @@ def check_layers(decoder: nn.Module, family: Family, num_layers: int, prunes: bo
         attention, kind = getattr(layer, family.attention), type(layer)
         # FSDP and activation checkpointing put wrappers of torch's in place of layers.
         known = getattr(kind, MARK, False) or is_wrapped(layer)
-        if not known or attention.layer_idx != number:
+        place = getattr(attention, "layer_idx", number)  # what took an attention's place may have none
+        if not known or place != number:
             raise RuntimeError(
                 f"layer {number} of the decoder is not the one that it was when zsaa was enabled (a {kind.__name__} "
-                f"with layer_idx {attention.layer_idx}): layers were replaced or put in another order. Number their "
+                f"with layer_idx {place}): layers were replaced or put in another order. Number their "
                 "attention's layer_idx from 0 on, and call zsaa.enable(model) again."
             )
         if not prunes:
             continue
         # Under accelerate's hooks, which move weights that an attention has none of, its forward is the old one.
-        forward = vars(attention).get("_old_forward") or vars(attention).get("forward") or type(attention).forward
+        set_here = vars(attention)
+        forward = set_here.get("_old_forward") or set_here.get("forward") or type(attention).forward
         own = not (getattr(forward, "__module__", None) or "").startswith("transformers.")
         if own or _foreign_hooks(attention):
             raise RuntimeError(
@@ -125,6 +136,8 @@ OWN_HOOKS = ("zsaa.", "torch.", "transformers.utils.output_capturing")  # FSDP's
 
 
 def _foreign_hooks(module: nn.Module) -> bool:
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     modules = (getattr(hook, "__module__", None) or "" for hook in hooks)
     return any(not name.startswith(OWN_HOOKS) for name in modules)

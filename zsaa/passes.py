@@ -129,6 +129,7 @@ class Prefill:
         self.choice: dict[int, tuple[Tensor, Tensor | None] | None] = {}
         self.left = Left(request.width)
         self.input: Tensor  # the input's real columns [batch, rows], in order
+        self.turned: tuple = ((None,), [])  # rows and rotary tables, and what these hold at them
         self._future: Tensor | None = None
 
     @property
@@ -204,8 +205,11 @@ class Prefill:
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [batch, n, size] at rows [batch, k]. One flat index_select: far faster than gather."""
-        flat = (rows + self.plan.samples * x.shape[1]).flatten()
-        return x.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
+        return x.flatten(0, 1).index_select(0, self._flat(rows, x.shape[1])).unflatten(0, rows.shape)
+
+    def _flat(self, rows: Tensor, width: int) -> Tensor:
+        """Where rows [batch, k] stand if the samples' `width` rows follow each other."""
+        return rows[0] if rows.shape[0] == 1 else (rows + self.plan.samples * width).flatten()
 
     def embeddings(self, layer: int, table: Tensor) -> Tensor:
         """Rows of a position-embedding table [1 or batch, width, dim] for what enters `layer`."""
@@ -222,8 +226,12 @@ class Prefill:
         kernels = dispatch.row_kernels(q)
         if kernels is not None:
             return kernels.rotate(q, k, v, *tables, self.rows[layer], padded)
-        cos, sin = (self.embeddings(layer, table) for table in tables)
-        return *rotate(q, k, cos, sin), v
+        given = self.rows[layer], *tables
+        if not all(
+            a is b for a, b in zip(given, self.turned[0])
+        ):  # else the layer before, of the same tables, kept all
+            self.turned = given, [self.embeddings(layer, table) for table in tables]
+        return *rotate(q, k, *self.turned[1]), v
 
     @torch.no_grad()
     def learned(self, layer: int, hidden: Tensor) -> Tensor | None:
@@ -306,9 +314,9 @@ class Prefill:
             if written is not None:
                 final[:-1] = written.flatten(0, 1)
         for rows, real, states in placed:
-            flat = rows + self.plan.samples * width
-            flat = flat if real is None else flat.masked_fill(~real, batch * width)
-            final.index_copy_(0, flat.flatten(), states.flatten(0, 1).to(final.dtype))
+            flat = self._flat(rows, width)
+            flat = flat if real is None else flat.masked_fill(~real.flatten(), batch * width)
+            final.index_copy_(0, flat, states.flatten(0, 1).to(final.dtype))
         return final[: batch * width].unflatten(0, (batch, width))
 
 

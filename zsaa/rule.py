@@ -117,8 +117,11 @@ RULE = tuple(field.name for field in fields(Rule))
 def kept_counts(
     n: int, alpha: float, num_layers: int, tau: int = TAU, schedule: str = "geometric", score: str | None = None
 ) -> list[int]:
-    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens; see `Rule.counts`. score: needed
-    only for "asked", by which a question never leaves; the others keep equally many."""
+    """Tokens kept by each layer, [N_1, ..., N_L], for a sequence of N_0 = `n` tokens (paper, Eq. 2); see `Rule.counts`.
+    score: needed only for "asked", by which a question never leaves; the others keep equally many. ValueError or
+    TypeError for what is out of range."""
+    if isinstance(num_layers, bool) or not isinstance(num_layers, Integral) or num_layers < 1:
+        raise ValueError(f"num_layers must be a whole number >= 1, got {num_layers!r}: those of the model.")
     return counting(tau, schedule, score).counts(n, alpha, num_layers)
 
 

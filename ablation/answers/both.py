@@ -1,56 +1,71 @@
-"""CoQA by both dials: of the chunks that the question asks for, behind few layers, or both at once.
+"""CoQA by both dials: of the chunks that the question asks for, behind few layers, or both at once; or fewer layers for
+the passage alone.
 
     python -m ablation.answers.both both 0 --data data.json.xz --output-dir outputs/both     # train a row, and judge it
-    python -m ablation.answers.both --show                                                   # results/answers/both
+    python -m ablation.answers.both_results                                                  # results/answers/both
 
 All rows go on from the shipped adapter (results/adapters/coqa-asked), by as many steps, with its scorer as it is:
 "tokens" reads at a drawn reduction, "layers" answers behind drawn depths, too, and "both" does both in each step. A
-reduction R is split: behind d of the layers, tokens are reduced by R d / layers. Which d is best is chosen on the
-validation stories; the test stories are read at that d, and by each dial alone.
+reduction R is split: behind d of the layers, tokens are reduced by R d / layers. "passage" reads at drawn reductions,
+too, and at drawn depths of the passage: behind these it stands still, and only the question and the answer go on, who
+see its keys and values in every layer; as many more of its tokens stay. Which depth is best is chosen on the validation
+stories; the test stories are read at that, and by each dial alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
+import random
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from ablation.answers import judge, model
-from ablation.answers.compare import said
+from ablation.answers import cost, guess, judge, model
 from ablation.answers.data import Data
-from ablation.answers.results import interval, over_stories
-from ablation.answers.second_results import SPLITS, pack, unpack
+from ablation.answers.reader import batch
+from ablation.answers.results import interval
+from ablation.answers.second_results import SPLITS, pack
 from ablation.answers.train import Dial, Row, fit
 from zsaa.depth import remove_layers
 from zsaa.kit.store import RESULTS
 from zsaa.learned import asked
 from zsaa.measure import provenance, write_json
-from zsaa.measure.stats import holm
 
 SHIPPED = RESULTS / "adapters" / "coqa-asked"
 KINDS = {
     "tokens": {"method": "drawn dial", "schedule": "once", "scorer": "shipped"},
     "layers": {"method": "conventional", "exits": 4},
     "both": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "exits": 4},
+    "passage": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (30, 26, 23, 20, 16)},
+    "guess18": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (18,), "rank": 32},
+    "guess16": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (16,), "rank": 32},
+    "tokens32": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "rank": 32},
 }
 METHODS = {
     "tokens": "continued at reductions",
     "layers": "continued behind drawn depths, too",
     "both": "continued at reductions, behind drawn depths, too",
+    "passage": "continued at reductions, the passage's depth drawn",
+    "guess18": "continued at reductions, the passage standing still at a guess",
+    "guess16": "continued at reductions, the passage standing still at a guess",
+    "tokens32": "continued at reductions",
 }
-FOLDER = RESULTS / "answers" / "both"
+GUESSED = {"guess18": 18, "guess16": 16}  # the passage's only depth
+PASSAGE = ("passage", *GUESSED)
+ALONE = ("tokens", "tokens32")
 REDUCTIONS = (3.0, 5.0)
+DEPTHS = (26, 24, 22, 20, 16)  # of the passage, tried on validation
+MORE, FEW = (2.0, 7.0, 11.0), (26, 22)  # reductions of "tokens" and "passage", and depths tried at these, for questions
+# that are read again where the answer is not sure
+TYPICAL = 410, 12  # tokens of a prompt, and of its question
 SHARES = (1.0, 0.8, 2 / 3, 0.5, 0.4, 1 / 3, 0.2)  # of the layers that run
 
 
 def row_of(kind: str, seed: int) -> Row:
-    return Row(f"{kind}-{seed}", seed=seed, rank=8, rate=4e-4, **KINDS[kind])
+    return Row(f"{kind}-{seed}", seed=seed, rate=4e-4, **{"rank": 8, **KINDS[kind]})
 
 
 def begun(device: str):
@@ -65,22 +80,38 @@ def begun(device: str):
     return lm.to(torch.bfloat16 if device == "cuda" else torch.float32).eval().requires_grad_(False), scorer
 
 
-def depths(kind: str, layers: int, reduction: float) -> list[int]:
-    """The depths at which a row is judged: so many layers, and as many fewer tokens as the reduction asks for."""
-    alone = round(layers / reduction)  # no fewer tokens
-    found = {"tokens": [layers], "layers": [alone]}.get(kind)
-    return found or sorted({alone, *(d for share in SHARES if (d := round(layers * share)) > alone)}, reverse=True)
+def depths(kind: str, config, reduction: float) -> list[int]:
+    """The depths at which a row is judged: so many layers (for the passage), and as many fewer tokens as the reduction
+    asks for; the last one is so low that no tokens need to leave."""
+    layers = config.num_hidden_layers
+    if kind in ALONE:
+        return [layers]
+    if kind in GUESSED:
+        return [min(GUESSED[kind], layers - 1)]
+    if kind in PASSAGE:
+        shape, (n, asking) = cost.shape_of(config), TYPICAL
+        room = cost.macs(shape, n) / reduction
+        alone = max([d for d in range(1, layers) if cost.macs(shape, n, still=d, asking=asking) <= room] or [1])
+        stills = FEW if reduction in MORE else (*DEPTHS, alone)
+        return sorted({layers, *(d for d in stills if alone <= d < layers)}, reverse=True)
+    alone = round(layers / reduction)
+    if kind == "layers":
+        return [alone]
+    return sorted({alone, *(d for share in SHARES if (d := round(layers * share)) > alone)}, reverse=True)
 
 
-def judged(lm, scorer, samples, data: Data, device, depth: int, reduction: float) -> dict:
-    """A record of `depth` layers and as many fewer tokens as make up `reduction` of the whole model's MACs."""
+def judged(lm, scorer, samples, data: Data, device, kind: str, depth: int, reduction: float) -> dict:
+    """A record of `depth` layers (of the passage) and as many fewer tokens as make up `reduction` of the whole model's
+    MACs."""
     layers = lm.config.num_hidden_layers
-    less = copy.deepcopy(lm)
-    if depth < layers:
-        less = remove_layers(less, range(depth, layers))
-    dial, rest = Dial(Row("", "dial", "once"), scorer, less.config), reduction * depth / layers
+    less, rest, still = lm, reduction, None
+    if kind in PASSAGE:
+        still = depth if depth < layers else None
+    elif depth < layers:
+        less, rest = remove_layers(copy.deepcopy(lm), range(depth, layers)), reduction * depth / layers
+    dial = Dial(Row("", "dial", "once"), scorer, less.config, still=still)
     record = judge.judged(less, samples, data, device, dial if rest > 1 else None, rest)
-    return {**record, "depth": depth, "mac_reduction": round(record.pop("reached", 1.0) * layers / depth, 3)}
+    return {**record, "depth": depth, "mac_reduction": round(record.pop("reached", 1.0) * reduction / rest, 3)}
 
 
 def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int], deadline: float):
@@ -89,21 +120,23 @@ def read(kind: str, lm, scorer, data: Data, device: str, counts: dict[str, int],
     for split in ("validation", "test"):
         samples = judge.samples_of(data, split, 1, counts[split])
         stories = [data.turns[i]["story"] for i in judge.chosen(data, split, counts[split])]
-        for reduction in (1.0, *REDUCTIONS):
-            at = [layers] if reduction == 1 else depths(kind, layers, reduction)
+        for reduction in (1.0, *REDUCTIONS, *(MORE if kind in (*ALONE, *PASSAGE) else ())):
+            at = [layers] if reduction == 1 else depths(kind, lm.config, reduction)
             if split == "test" and len(at) > 1:
-                at = sorted({at[0], at[-1], best[reduction]}, reverse=True)
+                single = {at[0], at[-1]} if reduction in REDUCTIONS else set()
+                at = sorted({best[reduction], *single}, reverse=True)
             tried = {}
             for depth in at:
                 if time.time() > deadline:
                     return
-                record = judged(lm, scorer, samples, data, device, depth, reduction)
+                record = judged(lm, scorer, samples, data, device, kind, depth, reduction)
                 tried[depth] = record["f1"]
                 yield {
                     "task": "coqa-1", "split": SPLITS[split][1], "variant": f"{kind}, {depth} layers",
                     "target": reduction, "depth": depth, "mac_reduction": max(1.0, record["mac_reduction"]),
                     "n": record["n"], "exact_match": record["em"], "f1": record["f1"],
                     "ci95": interval(record["f1s"], stories), "packed": pack(record["f1s"]),
+                    "sure": pack(record["sure"]), "said": record["said"],
                     "stories": stories if reduction == 1 else None,
                 }  # fmt: skip
             if split == "validation":
@@ -119,7 +152,15 @@ def run(options: argparse.Namespace) -> None:
         log.append(record)
         print(record, flush=True)
 
-    done = fit(row, lm, scorer, data, device, note, options.seconds, options.steps)
+    began = time.time()
+    if options.kind in GUESSED:
+        dial, rng = Dial(row, scorer, lm.config), random.Random(row.seed)
+        turns = rng.sample(data.questions("train"), options.guessed)
+        lots = [batch([data.sample(i, 1, rng) for i in turns[j : j + 16]], device, answers=False)
+                for j in range(0, len(turns), 16)]  # fmt: skip
+        note(foretold=guess.shares(guess.attach(lm, dial, lots, depths(options.kind, lm.config, 3.0)[0])))
+    left = options.seconds - (time.time() - began)
+    done = fit(row, lm, scorer, data, device, note, left, options.steps)
     model.merge(lm)
     rows: list[dict] = []
     counts = {"validation": options.validation, "test": options.test}
@@ -150,77 +191,21 @@ def model_of(options: argparse.Namespace, device: str):
     return lm.to(device).eval().requires_grad_(False), asked.read(lm.config, SHIPPED).to(device).eval()
 
 
-def held(folder: Path = FOLDER) -> dict[tuple[str, int], list[dict]]:
-    """Rows by (kind, seed)."""
-    files = {p.stem: json.loads(p.read_text("utf-8"))["rows"] for p in sorted(folder.glob("*-?.json"))}
-    return {(name[:-2], int(name[-1])): rows for name, rows in files.items()}
-
-
-def table(folder: Path = FOLDER):
-    """A line per reduction and way: F1 on the test stories, and how far both dials, in the model trained for both, are
-    ahead of it, by stories, on the seeds that both have. Each training has its depth from its own validation."""
-    import pandas as pd
-
-    files, lines, ps = held(folder), [], []
-    test = SPLITS["test"][1]
-    stories = next((r["stories"] for rows in files.values() for r in rows if r["split"] == test and "stories" in r), [])
-
-    def f1s(kind: str, which: str, reduction: float) -> dict[int, tuple[int, np.ndarray]]:
-        """(depth, F1 of each question) by seed."""
-        found = {}
-        for (name, seed), rows in files.items():
-            at = {part: {r["depth"]: r for r in rows if r["target"] == reduction and (r["split"] == test) is part}
-                  for part in (False, True)}  # fmt: skip
-            if name == kind and at[True]:
-                chosen = max(at[False], key=lambda d: at[False][d]["f1"])
-                depth = {"chosen": chosen, "tokens": max(at[True]), "layers": min(at[True])}[which]
-                if depth in at[True]:
-                    found[seed] = depth, unpack(at[True][depth]["packed"])
-        return found
-
-    for reduction in REDUCTIONS:
-        ours = f1s("both", "chosen", reduction)
-        for kind, which in (("both", "chosen"), ("both", "tokens"), ("both", "layers"), ("tokens", "tokens"),
-                            ("layers", "layers")):  # fmt: skip
-            theirs = f1s(kind, which, reduction)
-            seeds = sorted({*ours} & {*theirs})
-            if not seeds:
-                continue
-            line = {"reduction": f"{reduction:g}x", "trained for": kind,
-                    "turned": {"chosen": "both", "tokens": "fewer tokens", "layers": "fewer layers"}[which],
-                    "layers": ", ".join(map(str, sorted({theirs[s][0] for s in seeds}))),
-                    "F1 (seeds)": f"{np.mean([theirs[s][1] for s in seeds]):.1f} ({len(seeds)})"}  # fmt: skip
-            if which != "chosen":
-                apart = np.mean([ours[s][1] - theirs[s][1] for s in seeds], 0)
-                drawn = over_stories(apart, stories)
-                tail = min((1 + (drawn <= 0).sum()), (1 + (drawn >= 0).sum())) / (1 + len(drawn))
-                line["both are ahead by"] = said(apart.mean(), *np.quantile(drawn, [0.025, 0.975]))
-                ps.append(min(1.0, 2 * float(tail)))
-            lines.append(line)
-    for line, p in zip([line for line in lines if "both are ahead by" in line], holm(ps)):
-        line["Holm"] = f"{p:.3f}"
-    return pd.DataFrame(lines).fillna("")
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("kind", nargs="?", choices=[*KINDS])
-    add("seed", nargs="?", type=int, default=0)
-    add("--data", help="by ablation.answers.data")
+    add("kind", choices=[*KINDS])
+    add("seed", type=int)
+    add("--data", required=True, help="by ablation.answers.data")
     add("--steps", type=int, default=400)
+    add("--guessed", type=int, default=256, help="training prompts on which keys and values are foretold at first")
     add("--seconds", type=float, default=330.0, help="of training at most; the rate has come down by then")
     add("--validation", type=int, default=400, help="questions")
     add("--test", type=int, default=1000, help="questions")
     add("--deadline", type=float, default=float("inf"), help="seconds since 1970 after which nothing is judged")
     add("--tiny", action="store_true", help="a rehearsal by a random model")
     add("--output-dir", default="outputs/both")
-    add("--show", action="store_true")
-    options = parser.parse_args(arguments)
-    if options.show:
-        print(table().to_markdown(index=False, disable_numparse=True))
-    else:
-        run(options)
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -47,19 +47,24 @@ def lots(samples: Sequence[Sample], tokens: float = TOKENS, most: int = MOST) ->
 
 
 def judged(lm, samples, data: Data, device, dial: Dial | None = None, reduction: float = 1.0, history=False):
-    """A record: mean EM and F1, each question's, and the reduction of MACs that was reached."""
-    began, em, f1, reached = time.time(), [0.0] * len(samples), [0.0] * len(samples), []
+    """A record: mean EM and F1, each question's, how likely the model held its answers (%), how many tokens these have
+    on average, and the reduction of MACs that was reached."""
+    began, reached, tokens = time.time(), [], 0
+    em, f1, sure = ([0.0] * len(samples) for _ in range(3))
     room = TOKENS * min(reduction, 3.0) if dial else TOKENS  # most tokens leave before the first layer
     for index in lots(samples, room):
         b = batch([samples[i] for i in index], device, answers=False, history=history)
+        likely: list[float] = []
         with mixed(device):
-            said = answer(lm, b, data.newline, **(dial.how(b, reduction) if dial else {}))
+            said = answer(lm, b, data.newline, likely=likely, **(dial.how(b, reduction) if dial else {}))
         reached += dial.reached(b, reduction) if dial and reduction > 1 else []
-        for i, ids in zip(index, said):
+        for i, ids, p in zip(index, said, likely):
             em[i], f1[i] = judge(data.text(ids), samples[i].references)
+            sure[i], tokens = 100 * p, tokens + ([*ids, data.newline].index(data.newline) + 1)
     n = len(samples)
     record = {"n": n, "em": round(100 * sum(em) / n, 2), "f1": round(100 * sum(f1) / n, 2)}
     record |= {"ems": "".join(str(int(e)) for e in em), "f1s": [round(100 * f) for f in f1]}
+    record |= {"sure": [round(p) for p in sure], "said": round(tokens / n, 2)}
     record["seconds"] = round(time.time() - began, 1)
     return record | ({"reached": round(sum(reached) / len(reached), 3)} if reached else {})
 

@@ -118,11 +118,36 @@ class Rows:
 
     def keep(self, rank: Tensor, tokens: Tensor) -> Rows:
         """The rows whose rank is below the number of tokens; in order, shortened to the longest sample."""
-        stays = self.real & (rank.gather(1, self.place) < tokens[:, None])
+        return self.only(self.real & (rank.gather(1, self.place) < tokens[:, None]))
+
+    def parted(self, b: Batch) -> tuple[Rows, Rows]:
+        """(the region's rows, padding in the others' places; those that stand behind it)"""
+        asks = self.real & (self.place >= b.region[:, None])
+        return Rows(self.x, self.place, self.real & ~asks), self.only(asks)
+
+    def only(self, stays: Tensor) -> Rows:
         width = max(1, int(stays.sum(1).max()))
         index = (~stays).long().argsort(dim=1, stable=True)[:, :width]
         x = self.x.gather(1, index[..., None].expand(-1, -1, self.x.shape[-1]))
         return Rows(x, self.place.gather(1, index), stays.gather(1, index))
+
+
+def behind(layer, config, stood: Rows, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(keys, values, which are no padding, what each row looks at) of rows that go on behind those that stand still;
+    by self_attn.guess, where it is there (ablation/answers/guess.py), in place of the layer's own projections."""
+    by, y = rope(stood.place, config, k.dtype), norm(layer.input_layernorm, stood.x)
+    if hasattr(layer.self_attn, "guess"):
+        size = config.hidden_size // config.num_attention_heads
+        first, values = (
+            part.unflatten(-1, (-1, size)).transpose(1, 2) for part in layer.self_attn.guess(y).chunk(2, -1)
+        )
+        first = turn(first, by)
+    else:
+        _, first, values = projections(layer.self_attn, config, y, by)
+    rows = real.shape[1]
+    before = torch.ones(rows, rows, dtype=torch.bool, device=real.device).tril().expand(len(real), 1, -1, -1)
+    mask = torch.cat([stood.real[:, None, None].expand(-1, 1, rows, -1), before], -1)
+    return torch.cat([first, k], 2), torch.cat([values, v], 2), torch.cat([stood.real, real], 1), mask
 
 
 def read(
@@ -137,6 +162,7 @@ def read(
     layers: int | None = None,
     close: bool = False,
     passed: list[Rows] | None = None,
+    still: int | None = None,
 ) -> Rows:
     """The pass over the first `layers` layers (all of them, and the last norm).
 
@@ -144,27 +170,33 @@ def read(
     the region's chunks, asked once, before the first step; unit: as in `ranks`. watch(layer, queries, keys) sees each
     layer's attention; store collects each layer's keys, values and real rows; passed, what
     enters each layer, and what the last one leaves. close: what is left is numbered anew, as
-    if nothing had stood between; otherwise it keeps its places.
+    if nothing had stood between; otherwise it keeps its places. still: from which layer on the region stands still: its
+    keys and values come of the states that enter that layer (SwiftKV, arXiv 2410.03960), and only what asks goes on.
     """
     config = lm.config
     rows = Rows(lm.model.embed_tokens(b.ids), *_places(b))
-    rank, by = None, None
+    rank, by, stood = None, None, None
     for number, layer in enumerate(lm.model.layers[:layers]):
         for s in (s for s, at in enumerate(steps) if at == number):
             if rank is None:
                 rank = ranks(choose(rows.x), b, unit)
             rows, by = rows.keep(rank, keep[:, s]), None
+        if number == still:
+            stood, rows, by = *rows.parted(b), None
         if by is None:
             dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.x.device.type) else rows.x.dtype
             by = rope(rows.real.cumsum(1) - 1 if close else rows.place, config, dtype)
         if passed is not None:
             passed.append(rows)
         q, k, v = projections(layer.self_attn, config, norm(layer.input_layernorm, rows.x), by)
+        real, mask = rows.real, None
+        if stood is not None:
+            k, v, real, mask = behind(layer, config, stood, k, v, real)
         if watch is not None:
             watch(number, q, k)
         if store is not None:
-            store.append((k, v, rows.real))
-        rows = Rows(through(layer, rows.x, attend(q, k, v)), rows.place, rows.real)
+            store.append((k, v, real))
+        rows = Rows(through(layer, rows.x, attend(q, k, v, mask)), rows.place, rows.real)
     if passed is not None:
         passed.append(rows)
     return rows if layers is not None else Rows(norm(lm.model.norm, rows.x), rows.place, rows.real)
@@ -184,11 +216,15 @@ def at_answers(lm, rows: Rows, b: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def answer(lm, b: Batch, end: int, limit: int = 24, temperature: float = 0.0, **how) -> list[list[int]]:
+def answer(lm, b: Batch, end: int, limit: int = 24, temperature: float = 0.0, likely: list[float] | None = None,
+           **how) -> list[list[int]]:  # fmt: skip
     """Greedy answers up to the token `end`, on the keys and values that a prefill left; with a temperature they are
-    drawn. b: without answers."""
+    drawn. b: without answers. likely: gets the probability of each answer, its end among it."""
+    logs, done = torch.zeros(len(b.ids), device=b.ids.device), torch.zeros_like(b.prompt, dtype=torch.bool)
 
     def chosen(logits: Tensor) -> Tensor:
+        if likely is not None:
+            logs.add_(logits[:, 0].float().log_softmax(-1).amax(-1).masked_fill(done, 0))
         if not temperature:
             return logits.argmax(-1)
         return torch.multinomial((logits[:, 0].float() / temperature).softmax(-1), 1)
@@ -199,7 +235,8 @@ def answer(lm, b: Batch, end: int, limit: int = 24, temperature: float = 0.0, **
     token = chosen(lm.lm_head(rows.x.gather(1, last)))
     first = rows.real.sum(1) if how.get("close") else b.prompt
     kept = [(F.pad(k, (0, 0, 0, limit)), F.pad(v, (0, 0, 0, limit)), F.pad(r, (0, limit))) for k, v, r in kept]
-    said, done = [token[:, 0]], token[:, 0] == end
+    said = [token[:, 0]]
+    done |= token[:, 0] == end
     for t in range(limit - 1):
         if bool(done.all()):
             break
@@ -213,4 +250,6 @@ def answer(lm, b: Batch, end: int, limit: int = 24, temperature: float = 0.0, **
         token = chosen(lm.lm_head(norm(lm.model.norm, x)))
         said.append(token[:, 0])
         done |= token[:, 0] == end
+    if likely is not None:
+        likely += logs.exp().tolist()
     return torch.stack(said, 1).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class Row:
     start: str = ""  # the row whose adapters it goes on with
     cuts: tuple[str, ...] = ()  # how prompts are cut, drawn evenly; RIVALS where none is named
     drawn: tuple[float, ...] = DRAWN  # reductions
+    stills: tuple[int, ...] = ()  # layers from which on the region stands still, drawn with the reduction
     exits: int = 0  # depths below all layers, drawn in each pass, that answer too: half of the loss is theirs
 
     def __post_init__(self):
@@ -67,17 +68,19 @@ class Dial:
     scorer: torch.nn.Module
     config: object
     close: bool = False  # what is left is numbered anew
+    still: int | None = None  # from which layer on the region stands still
 
     def _prompts(self, b: Batch):
-        """(tokens, exempt ones, MACs of the scorer) of each prompt."""
+        """(tokens, exempt ones, those behind the region, MACs of the scorer) of each prompt."""
         asks = (b.part > 0).sum(1).tolist()
         for n, exempt, region, head in zip(b.prompt.tolist(), b.exempt.tolist(), b.region.tolist(), asks):
-            yield n, exempt, self.scorer.macs(region, head)
+            yield n, exempt, n - region, self.scorer.macs(region, head)
 
     def kept(self, b: Batch, reduction: float) -> list[tuple[int, ...]]:
         """Tokens that stay at each step, by prompt."""
         shape, steps = cost.shape_of(self.config), self.row.steps
-        return [cost.solve(shape, n, exempt, reduction, steps, price) for n, exempt, price in self._prompts(b)]
+        return [cost.solve(shape, n, exempt, reduction, steps, price, self.still, asking)
+                for n, exempt, asking, price in self._prompts(b)]  # fmt: skip
 
     def rank(self, x, b: Batch):
         """How many of its prompt's tokens stay longer than each [batch, tokens]; x: states before the first step."""
@@ -85,9 +88,10 @@ class Dial:
 
     def how(self, b: Batch, reduction: float) -> dict:
         """Arguments of `read` and `answer`."""
+        still = {} if self.still is None else {"still": self.still}
         if reduction <= 1:
-            return {}
-        return {"steps": [layer for layer, _ in self.row.steps], "close": self.close,
+            return still
+        return {**still, "steps": [layer for layer, _ in self.row.steps], "close": self.close,
                 "keep": torch.tensor(self.kept(b, reduction), device=b.ids.device),
                 "unit": teach.units(self.scorer, b),
                 "choose": torch.no_grad()(lambda x: look(self.scorer, x, b))}  # fmt: skip
@@ -95,8 +99,8 @@ class Dial:
     def reached(self, b: Batch, reduction: float) -> list[float]:
         """MACs of the whole pass over those of the dial's, scorer included, by prompt."""
         shape, steps, out = cost.shape_of(self.config), self.row.steps, []
-        for (n, _, price), kept in zip(self._prompts(b), self.kept(b, reduction)):
-            out.append(cost.macs(shape, n) / (cost.macs(shape, n, steps, kept) + price))
+        for (n, _, asking, price), kept in zip(self._prompts(b), self.kept(b, reduction)):
+            out.append(cost.macs(shape, n) / (cost.macs(shape, n, steps, kept, self.still, asking) + price))
         return out
 
 
@@ -181,6 +185,8 @@ def lesson(row: Row, lm, dial: Dial | None, part, said: int, data: Data, device,
         strengths += [1.0]
     elif row.method == "drawn dial":
         strengths = [drawn(step, row.seed, row.drawn)]
+        if row.stills:
+            dial = replace(dial, still=random.Random(f"still-{row.seed}-{step}").choice(row.stills))
     elif row.method == "drawn cuts":
         reduction = drawn(step, row.seed, row.drawn)
         passes = [batch([_shorter(s, lm.config, data, rng, row.cuts, reduction) for s in part], device)]

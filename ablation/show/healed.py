@@ -285,7 +285,7 @@ def drafters_table(folder: Path = FOLDER):
 
     lines = []
     for path in sorted(folder.glob("drafters-*.json")):
-        for row in json.loads(path.read_text("utf-8"))["exits"]:
+        for row in json.loads(path.read_text("utf-8"))["rows"]:
             lines.append({
                 "layers": row["depth"], "rank": row["rank"], "steps": row["log"]["steps"],
                 "foretells, %": f"{row['foretold']:.1f}", "untaught": f"{row['foretold_untaught']:.1f}",

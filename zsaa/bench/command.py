@@ -10,6 +10,7 @@
     python -m zsaa.bench baselines --model llama3-8b --tokens 2048 8192 --alphas 0.97 0.9    (stock compiled, recorded)
     python -m zsaa.bench rivals --tokens 256 --batches 1 32 --reductions 2 3 5 7 9 11        (dial, layers, cut inputs)
     python -m zsaa.bench memory --model llama3-8b --tokens 4096 8192 16384 32768 --alphas 0.9
+    python -m zsaa.bench recordings --models gpt2-124m --tokens 512 --batches 32 1 --alphas 0.9    (what graphs hold)
     python -m zsaa.bench scale --model llama3-70b --tokens 8192 --alphas 0.97 0.9 --repeats 3    (over all GPUs)
     torchrun --nproc-per-node 2 -m zsaa.bench replicas --model llama3-8b --tokens 8192 --alphas 0.9
     python -m zsaa.bench train --model smollm2-135m --tokens 512 --batch 8 --dtype bfloat16
@@ -18,8 +19,8 @@
 
 Models have random weights: time depends on shapes, not on values. Numbers are checked before they are timed, and a
 failed check ends the run. Variants are timed in turn, round after round; medians and quartiles go to one JSON file.
-`prefill`, `ttft`, `question`, `baselines`, `rivals`, `generate`, `footprint` and `train` write it anew after every
-shape ("complete": false until the last one).
+`prefill`, `ttft`, `question`, `baselines`, `rivals`, `recordings`, `generate`, `footprint` and `train` write it anew
+after every shape ("complete": false until the last one).
 Decoding does not get shorter by pruning: a new token passes all layers, and only the cache it looks at is smaller. What
 `generate` shows is what CUDA graphs of its steps give.
 """
@@ -41,6 +42,7 @@ from zsaa.bench.device import WrongNumbersError
 from zsaa.bench.memory import bench_footprint, bench_memory
 from zsaa.bench.prefill import bench_prefill, bench_profile, bench_ttft
 from zsaa.bench.question import bench_question
+from zsaa.bench.recordings import bench_recordings
 from zsaa.bench.rivals import bench_rivals
 from zsaa.bench.scale import bench_replicas, bench_scale
 from zsaa.bench.shapes import HEADS, MODELS
@@ -48,7 +50,9 @@ from zsaa.bench.train import bench_train
 from zsaa.fast import dispatch
 from zsaa.kit import paper
 from zsaa.kit.energy import energy
+from zsaa.kit.files import check_writable
 from zsaa.measure import provenance, write_json
+from zsaa.measure.checks import check_number, check_whole
 from zsaa.measure.distributed import place
 
 BENCHES = {
@@ -62,6 +66,7 @@ BENCHES = {
     "decode": bench_decode,
     "generate": bench_generate,
     "memory": bench_memory,
+    "recordings": bench_recordings,
     "scale": bench_scale,
     "replicas": bench_replicas,
     "train": bench_train,
@@ -92,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--new", type=int, default=32, help="decode, generate: tokens to generate")
     made.add_argument("--compiled", action="store_true", help="generate: stock compiled, too (on a GPU; takes minutes)")
     made.add_argument("--repeats", type=int, default=15, help="timed rounds")
+    made.add_argument("--warmup", type=int, help="prefill, ttft: rounds before those (default: 1, and 2 on a GPU)")
     made.add_argument("--seconds", type=float, default=60, help="limit for the rounds of one model and length")
     made.add_argument("--alpha-range", nargs=2, type=float, default=[0.5, 1.0], help="train: alpha is drawn from it")
     made.add_argument("--no-stock", action="store_true", help="memory: the dial alone, where stock's is known")
@@ -111,17 +117,37 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _check(args: argparse.Namespace) -> torch.device:
+    """The device; ValueError, OSError or RuntimeError for what no bench can do, before anything is timed."""
+    whole = dict.fromkeys(("tokens", "batches", "new", "repeats", "top", "block_sizes"))
+    numbers = {"seconds": "(0, inf)", "alphas": "(0, 1]", "alpha_range": "(0, 1]", "reductions": "[1, inf)"}
+    for name, interval in {**whole, **numbers}.items():
+        option, values = f"--{name.replace('_', '-')}", getattr(args, name)
+        for value in values if isinstance(values, list) else [values]:
+            check_number(option, value, interval) if interval else check_whole(option, value)
+    check_writable(args.output)
+    try:
+        torch.empty(1, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {args.device} is not there ({error!s:.80}). Leave it out, or say cpu.") from None
+    dispatch.use_backend(args.backend)
+    return torch.device(args.device)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one of BENCHES and write its result file; 1 where a check of the numbers failed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser().parse_args(given)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    dispatch.use_backend(args.backend)
+    made = parser()
+    args = made.parse_args(given)
+    args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
+    try:
+        device, dtype = _check(args), getattr(torch, args.dtype)
+    except (ValueError, OSError, RuntimeError) as error:
+        made.error(str(error))
     dispatch.use_fused(not args.no_fused)
     if "--output" in given:  # a path of one machine, and no part of how
         del given[given.index("--output") : given.index("--output") + 2]
     command = "python -m zsaa.bench " + shlex.join(given)
-    args.output = args.output or Path("outputs/bench") / f"{args.bench}.json"
     args.clock = time.process_time if args.process_time else None
     started = time.perf_counter()
 

@@ -134,6 +134,11 @@ def _by_depth(table: Sequence[Mapping[str, Any]], config: Any, counted: Counter,
     """The table's rows by depth: logarithms of MAC reductions, rising, and the accuracies there."""
     found: dict[int, list[tuple[float, float]]] = {}
     for row in table:
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"table holds a {type(row).__name__} ({row!r:.40}) where a row belongs: give a list of dicts with "
+                'alpha, depth and accuracy (of a DataFrame, table.to_dict("records")).'
+            )
         missing = [name for name in ("alpha", "depth", "accuracy") if row.get(name) is None]
         if missing:
             raise ValueError(f"each row of the table needs alpha, depth and accuracy; {dict(row)} has no {missing[0]}.")

@@ -13,7 +13,10 @@ import torch
 from zsaa import dial
 from zsaa.bench.shapes import MODELS, build
 from zsaa.card import card
+from zsaa.kit.files import check_writable
+from zsaa.measure.checks import check_whole
 from zsaa.models import load_model
+from zsaa.studies.command import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("outputs/card/card.json"))
     args = parser.parse_args(arguments)
+    check_writable(args.output)
+    check_whole("--tokens", args.tokens), check_whole("--new", args.new)
     device, dtype = torch.device("cuda" if gpu else "cpu"), getattr(torch, args.dtype)
     if args.shape:
         model = build(args.shape, args.tokens + args.new, device, dtype)
@@ -39,7 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
         model, args.tokens, args.alphas, batch=args.batch, new=args.new, seconds=args.seconds, repeats=args.repeats
     )
     made.about["model"] = args.shape or args.model
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     made.save(args.output)
     made.figure().savefig(args.output.with_suffix(".png"))
     print(made)
@@ -47,4 +51,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main, "zsaa.card"))

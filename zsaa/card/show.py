@@ -77,11 +77,14 @@ class Card:
         legend = f"* computed, ~ estimated, others measured{missing}"
         return "{model}, {batch} x {n} tokens, {new} new ones, {dtype}, {device}, {commit}. ".format(**said) + legend
 
+    def _priced(self) -> str:
+        return f". Prices: {self.about['prices']['date']}." if "prices" in self.about else "."
+
     def __repr__(self) -> str:
         from tabulate import tabulate
 
         headings, cells = self._printed()
-        return f"{tabulate(cells, headings, disable_numparse=True)}\n{self._about()}"
+        return f"{tabulate(cells, headings, disable_numparse=True)}\n{self._about()}{self._priced()}"
 
     def _repr_html_(self) -> str:
         import html
@@ -89,7 +92,8 @@ class Card:
         from tabulate import tabulate
 
         headings, cells = self._printed()
-        return f"{tabulate(cells, headings, tablefmt='html', disable_numparse=True)}<p>{html.escape(self._about())}</p>"
+        said = html.escape(self._about() + self._priced())
+        return f"{tabulate(cells, headings, tablefmt='html', disable_numparse=True)}<p>{said}</p>"
 
     def figure(self, metrics: Sequence[str] = SHOWN):
         """Bars of these metrics, those that have a number: a row of panels for each phase, for a slide (16:9)."""

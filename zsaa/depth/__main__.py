@@ -1,4 +1,5 @@
 from zsaa.depth.study import main
+from zsaa.studies.command import exit_code
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main, "zsaa.depth"))

@@ -6,8 +6,8 @@
 The paper beside the main one has such a table (its Table 3: seconds by precision, with and without 20% of the layers).
 float32, bfloat16; for the decoder's linear layers int8 and nf4 (bitsandbytes) and hqq (4 bits, a scale and a zero for
 each 32 weights: the blocks of the 4-bit file that the model comes from); compiled (torch.compile of each layer, in
-bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is. Each with all layers, without blocks of them
-(by angular distance; healed, if adapters are given), and with fewer tokens.
+bfloat16 on a GPU); OpenVINO on a CPU, as the accelerator that there is, in float32 and bfloat16. Each with all layers,
+without blocks of them (by angular distance; healed, if adapters are given), and with fewer tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from zsaa.models import load_model
 from zsaa.models.quantize import say_no_casts
 
 ROUNDED = ("int8", "nf4", "hqq")
-STORAGES = ("float32", "bfloat16", *ROUNDED, "compiled", "openvino")
+OPENVINO = {"openvino": "f32", "openvino-bf16": "bf16"}
+STORAGES = ("float32", "bfloat16", *ROUNDED, "compiled", *OPENVINO)
 
 
 def stored(model: nn.Module, storage: str) -> nn.Module:
@@ -108,9 +109,12 @@ def answer(model: nn.Module, ids: Tensor, new: int, alpha: float) -> Tensor:
         )  # fmt: skip
 
 
-def openvino(model: nn.Module, ids: Tensor) -> Callable[[], object]:
-    """A prefill of `ids`, compiled by OpenVINO for the CPU, on as many threads as it likes (told to take one, it
-    crashed)."""
+def openvino(model: nn.Module, ids: Tensor, precision: str) -> Callable[[], object]:
+    """A prefill of `ids`, compiled by OpenVINO for the CPU, on as many threads as torch takes. precision: f32 or bf16.
+    ValueError for bf16 on one thread, where OpenVINO 2026.4's fused MLP ends the process with a division by zero."""
+    threads = torch.get_num_threads()
+    if precision == "bf16" and threads == 1:
+        raise ValueError("OpenVINO's fused MLP divides by zero in bf16 on 1 thread: give it 2 or more, or f32.")
     import openvino as ov
 
     class Last(nn.Module):
@@ -121,9 +125,11 @@ def openvino(model: nn.Module, ids: Tensor) -> Callable[[], object]:
         def forward(self, ids):
             return self.model(ids, use_cache=False, logits_to_keep=1).logits
 
-    with torch.no_grad():
-        compiled = ov.compile_model(ov.convert_model(Last().eval(), example_input=ids), "CPU")
-    return lambda: compiled([ids.numpy()])
+    how = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    with torch.no_grad():  # of one shape, or its MLP is not fused
+        graph = ov.convert_model(Last().eval(), example_input=ids, input=list(ids.shape))
+    compiled = ov.compile_model(graph, "CPU", how)
+    return lambda: torch.from_numpy(compiled([ids.numpy()])[0])
 
 
 def times(model: nn.Module, storage: str, options: argparse.Namespace, alphas: dict[str, float]) -> dict[str, dict]:
@@ -132,8 +138,8 @@ def times(model: nn.Module, storage: str, options: argparse.Namespace, alphas: d
     device, vocabulary = next(model.parameters()).device, model.config.vocab_size
     ids = torch.randint(0, vocabulary, (options.batch, options.tokens), device=device)
     runs: dict[str, Callable] = {}
-    if storage == "openvino":
-        runs["all tokens, prefill"] = openvino(without_mask(model), ids)
+    if storage in OPENVINO:
+        runs["all tokens, prefill"] = openvino(without_mask(model), ids, OPENVINO[storage])
     elif storage == "compiled":
         net = compiled(without_mask(model))
         runs["all tokens, prefill"] = lambda: prefill(net, ids, 1.0)
@@ -171,7 +177,7 @@ def table(options: argparse.Namespace, keep: Callable[[list[dict]], object]) -> 
             try:
                 net = stored(less, storage)
                 row |= {"bytes": bytes_of(net)}
-                if samples and storage not in ("compiled", "openvino"):
+                if samples and storage not in ("compiled", *OPENVINO):
                     precision = "fp32" if storage == "float32" else None  # and not what a GPU takes by default
                     scores, (nll, _) = judged(net, samples, base, precision=precision)
                     base = nll if base is None else base

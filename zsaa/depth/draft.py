@@ -120,7 +120,7 @@ def school(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> It
     held = written(model, prompts_of(data, tokenizer, min(256, options.written), seed=1))
     counts = torch.bincount(rows[:, PROMPT:].flatten(), minlength=model.config.vocab_size)
     words = counts.argsort(descending=True, stable=True)[: options.said].sort().values
-    found = {"written": len(rows), "said_share": round(100 * float(counts[words].sum() / counts.sum()), 2), "exits": []}
+    found = {"written": len(rows), "said_share": round(100 * float(counts[words].sum() / counts.sum()), 2), "rows": []}
     for number, depth in enumerate(options.exits, 1):
         until = started + left * (1 / 3 + 2 / 3 * number / len(options.exits))
         student, log = taught(model, depth, rows, words, options, until)
@@ -129,10 +129,10 @@ def school(options: argparse.Namespace, model: nn.Module, tokenizer, data) -> It
         student.save_pretrained(folder, state_dict=halves, save_embedding_layers=False)
         (folder / "words.json").write_text(json.dumps(words.tolist()))
         net = student.merge_and_unload().eval()
-        row = {"depth": depth, "rank": RANKS // depth, "foretold": foretold(net, held, words),
+        row = {"way": "taught", "depth": depth, "rank": RANKS // depth, "foretold": foretold(net, held, words),
                "foretold_untaught": foretold(first(model, depth), held, words), "log": log}  # fmt: skip
         print({k: v for k, v in row.items() if k != "log"}, flush=True)
-        found["exits"].append(row)
+        found["rows"].append(row)
         yield found
 
 

@@ -9,10 +9,10 @@ package: a list of {task, context, choices, answer}, {task, context, references}
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import nn
 
 from zsaa.data import benchmarks
 from zsaa.evaluation.answers import judge, plain
+from zsaa.kit.files import draft
 
 CHOICES = ("sciq", "piqa", "arc_easy")
 PER_TASK, LONGEST = 500, 4000  # questions; characters of a passage with its question
@@ -57,7 +58,8 @@ def write(path: str | Path, per_task: int = PER_TASK, seed: int = 0) -> list[dic
             found.append({"task": task, "context": row["doc"]["query"], "references": row["doc"][answers]})
         last = {row["doc"]["id"].split("_turn")[0]: row for row in rows if passage(row) not in asked}.values()
         found += [{"text": f"{row['doc']['query']} {row['doc'][answers][0]}"} for row in last]  # all turns of a story
-    Path(path).write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
+    with draft(path) as own:
+        own.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
     return found
 
 
@@ -106,5 +108,7 @@ def answers(model: nn.Module, tokenizer, questions: Sequence[dict], together: in
 
 
 if __name__ == "__main__":
-    made = write(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m zsaa.depth.exam", description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="exam.json.gz, to be written")
+    made = write(parser.parse_args().output)
     print(len(made), "lines,", sum("text" in row for row in made), "of them text")

@@ -303,23 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(options: argparse.Namespace) -> list[str]:
     """The options that bear on the numbers, as they are given."""
-    said = []
-    told = (
-        "model",
-        "removed",
-        "ways",
-        "exits",
-        "steps",
-        "batch",
-        "rate",
-        "rank",
-        "seed",
-        "windows",
-        "whole",
-        "exam",
-        "told",
-    )
-    for name in told:
+    said, bearing = [], "model removed ways exits steps batch rate rank seed windows whole exam told"
+    for name in bearing.split():
         value = getattr(options, name)
         if value is True:
             said += [f"--{name}"]

@@ -9,8 +9,6 @@ one, up to ties that fall within rounding: a pass over several tokens adds in an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +16,6 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from zsaa.families import find_decoder
 from zsaa.fast import graphs
-
-Draft = Callable[[list[int]], Sequence[int] | Tensor]
 
 
 class Rewritten(Cache):

@@ -146,5 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output-dir", default="outputs/depth")
     given = parser.parse_args(arguments)
     command = f"python -m zsaa.depth --model {given.model} --texts {given.texts} --windows {given.windows}"
+    for name in ("corpus", "source"):
+        if getattr(given, name) != parser.get_default(name):
+            command += f" --{name} {getattr(given, name)}"
     run(given.model, given.corpus, given.source, given.texts, given.windows, given.output_dir, command)
     return 0

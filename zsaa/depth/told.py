@@ -20,6 +20,7 @@ from torch import nn
 
 from zsaa.data.corpora import load_corpus
 from zsaa.evaluation.language import bos_of
+from zsaa.kit.files import draft
 from zsaa.models import load_model
 
 BEGIN, NEW = 64, 160  # tokens of the teacher's: of a beginning, and those that it adds
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     for more in told(teacher.eval(), tokenizer, list(data.train), options.batch):
         texts += more
         content = {"teacher": Path(options.teacher).name, "texts": texts}
-        options.output.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
+        with draft(options.output) as own:
+            own.write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
         print(f"  told: {len(texts)}", flush=True)
     return 0
 

@@ -60,6 +60,10 @@ def taken(saved: dict, alpha: Alpha | None, depth: int | None) -> tuple[Alpha, i
 def with_schedule(saved: dict) -> dict:
     """Settings from a file, with their schedule: versions that wrote none had Eq. 2 alone. ValueError for one that is
     not there, or no longer: what was trained or measured under it cannot be had again."""
+    if not isinstance(saved, dict):
+        raise ValueError(
+            f"config.zsaa is {saved!r:.60}, and holds a dial's settings by name. Leave it out: zsaa.enable writes it."
+        )
     schedule = saved.get("schedule", DEFAULTS["schedule"])
     if schedule not in SCHEDULES:
         raise ValueError(

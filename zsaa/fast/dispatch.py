@@ -37,7 +37,8 @@ def _without_triton(device: torch.device) -> str | None:
     return None
 
 
-def _choice() -> str:
+def chosen() -> str:
+    """What `use_backend` or the environment said."""
     global _chosen
     if _chosen is None:
         use_backend(os.environ.get("ZSAA_BACKEND", "auto"))
@@ -64,15 +65,15 @@ def backends(device: str | torch.device | None = None) -> dict[str, str]:
     """What is available on `device` (default: the GPU if there is one) for half precision, and what is used:
     {"chosen": "auto", "used": "torch", "torch": "available", "triton": "not available: ..."}."""
     reason = _without_triton(torch.device(device) if device is not None else _default_device())
-    used = "torch" if reason or _choice() == "torch" else "triton"
+    used = "torch" if reason or chosen() == "torch" else "triton"
     triton = f"not available: {reason}" if reason else "available"
-    return {"chosen": _choice(), "used": used, "torch": "available", "triton": triton}
+    return {"chosen": chosen(), "used": used, "torch": "available", "triton": triton}
 
 
 def row_kernels(x: Tensor) -> ModuleType | None:
     """The kernels that choose and move rows of x, if they are to be used, else None. torch.compile fuses its own."""
     fits = x.dtype in (torch.float16, torch.bfloat16) or (x.is_cuda and x.dtype == torch.float32)
-    if not fits or _choice() == "torch" or torch.compiler.is_compiling() or _without_triton(x.device):
+    if not fits or chosen() == "torch" or torch.compiler.is_compiling() or _without_triton(x.device):
         return None
     if x.is_cuda and not _rows_agree(x.device):
         return None
@@ -91,7 +92,7 @@ def use_fused(on: bool) -> None:
 def layer_kernels(x: Tensor) -> ModuleType | None:
     """The fused norms and activations, if they are to be used for hidden states like x, else None."""
     fits = _fused and x.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled()
-    if not fits or torch.compiler.is_compiling() or _choice() == "torch" or _without_triton(x.device):
+    if not fits or torch.compiler.is_compiling() or chosen() == "torch" or _without_triton(x.device):
         return None
     if torch.is_autocast_enabled(x.device.type) or not _layers_agree(x.device):
         return None
@@ -100,10 +101,17 @@ def layer_kernels(x: Tensor) -> ModuleType | None:
     return layer
 
 
+def in_place(x: Tensor) -> bool:
+    """Are norms and activations of a pruned pass to write over what they have made? On a CPU new memory is half of what
+    they cost."""
+    plain = _fused and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return plain and not torch.compiler.is_compiling() and chosen() != "torch" and not torch.is_autocast_enabled("cpu")
+
+
 def fuses_training(x: Tensor) -> bool:
     """Are PyTorch's own fused operations to stand in for norms and activations of a pruned pass with gradient?"""
     on = _fused and x.is_cuda and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return on and _choice() != "torch"
+    return on and chosen() != "torch"
 
 
 def _agreed(failed: list[str], what: str, who: str) -> bool:
@@ -160,7 +168,7 @@ def matmul_precision() -> str:
 def copies(device: torch.device) -> bool:
     """Does a kernel copy what a recording hands out?"""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return (device.type == "cuda" or interpreted) and _choice() != "torch" and _without_triton(device) is None
+    return (device.type == "cuda" or interpreted) and chosen() != "torch" and _without_triton(device) is None
 
 
 @functools.cache
@@ -201,11 +209,11 @@ def _rows_agree(device: torch.device, n: int = 777) -> bool:
 def kernels(q: Tensor) -> ModuleType | None:
     """The attention kernels if they are to be used for tensors like q [batch, heads, rows, dim], else None. Compiled
     models take PyTorch's: Inductor passes numbers in float64, which the kernels do not expect."""
-    if torch.compiler.is_compiling() or _choice() == "torch" or _without_triton(q.device):
+    if torch.compiler.is_compiling() or chosen() == "torch" or _without_triton(q.device):
         return None
     fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and 16 <= q.shape[-1] <= 256
     if not fits:
-        if _choice() == "triton":
+        if chosen() == "triton":
             raise ValueError(
                 "the Triton kernels take float16 or bfloat16 and head sizes from 16 to 256 in steps of 8, got "
                 f'{q.dtype} and {q.shape[-1]}. Call zsaa.use_backend("auto").'

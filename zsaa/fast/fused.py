@@ -1,6 +1,7 @@
 """The parts of a decoder layer between its matrix products, by kernels that do them at once where that is safe.
 
-Without gradient they are those of kernels/layer.py, with gradient PyTorch's own RMSNorm and GELU (on a GPU).
+Without gradient they are those of kernels/layer.py, and on a CPU PyTorch's in place; with gradient PyTorch's own
+RMSNorm and GELU (on a GPU).
 
 Only modules of known classes, without hooks, are replaced by what they compute; all others are called. Stock models
 have no such kernels: a speed-up over them is not pruning's alone, and `dispatch.use_fused(False)` shows the difference.
@@ -52,6 +53,10 @@ def add_norm(hidden: Tensor, output: Tensor | None, norm: nn.Module) -> tuple[Te
     if alike and hidden.shape[-1] <= kernels.NORM_LIMIT:
         return kernels.add_norm(hidden, output, *parts)
     hidden = hidden if output is None else hidden + output
+    if dispatch.in_place(hidden) and _known(norm, RMS_NORMS) and norm.weight.dtype == hidden.dtype:
+        size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        scale = size.square_().div_(hidden.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+        return hidden, (hidden * scale).mul_(norm.weight)
     if dispatch.fuses_training(hidden) and _known(norm, RMS_NORMS) and norm.weight.dtype == hidden.dtype:
         return hidden, _once(F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon))
     return hidden, norm(hidden)
@@ -65,12 +70,14 @@ def _once(normed: Tensor) -> Tensor:
 
 def mlp(module: nn.Module, x: Tensor) -> Tensor:
     """module(x)."""
-    kernels = dispatch.layer_kernels(x)
-    if kernels is None and not dispatch.fuses_training(x):
+    kernels, in_place = dispatch.layer_kernels(x), dispatch.in_place(x)
+    if kernels is None and not in_place and not dispatch.fuses_training(x):
         return module(x)
-    gated = kernels is not None and _known(module, GATED_MLPS)
+    gated = (kernels is not None or in_place) and _known(module, GATED_MLPS)
     if gated and type(module.act_fn).__name__ in SILU and _unhooked(module.act_fn):
         gate, up = module.gate_proj(x), module.up_proj(x)
+        if in_place:
+            return module.down_proj(F.silu(gate, inplace=_unhooked(module.gate_proj)).mul_(up))
         if gate.is_contiguous() and up.is_contiguous() and gate.dtype == up.dtype:
             # The widest rows of a pass: not three times at once, where nobody else looks at the first.
             gate = kernels.silu_mul(gate, up, inplace=_unhooked(module.gate_proj))

@@ -17,6 +17,7 @@ from transformers.generation import GenerationMixin
 from zsaa.cache import is_pruned
 from zsaa.call import Call
 from zsaa.heads import texts
+from zsaa.heads.row_mixing import refuse_row_mixing
 from zsaa.scope import opened
 from zsaa.subclass import saving, subclass
 
@@ -75,7 +76,13 @@ class Prompt:
         return {} if other else self.masks
 
     def check(self, call: Call) -> None:
-        """Look at a pass, and mend its mask: ValueError if it reads the whole prompt once more than the cache holds."""
+        """Look at a pass, and mend its mask: ValueError if it reads the whole prompt once more than the cache holds,
+        RuntimeError for a decoder that keeps no cache from one step to the next."""
+        if call.decoder.training and getattr(call.decoder, "gradient_checkpointing", False):
+            raise RuntimeError(
+                "generate needs a key/value cache, and gradient checkpointing keeps none while the model trains: each "
+                "token would be written knowing the last one alone. Call model.eval() first, or disable checkpointing."
+            )
         mask = call.attention_mask
         if self.assistant and isinstance(mask, Tensor) and mask.dim() == 2:
             # An assistant's mask is inferred from the pad token, but where that follows a text it is one of its tokens.
@@ -122,6 +129,13 @@ def owner_class(model_class: Any) -> type[PreTrainedModel]:
             given = {"alpha": alpha, "depth": depth}  # stock says that it knows none
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return super(made, self).generate(inputs, *args, **kwargs)
+        refuse_row_mixing(self)
+        for config in (*args, kwargs.get("generation_config"), self.generation_config):
+            if named := [name for name in ("alpha", "depth") if getattr(config, name, None) is not None]:
+                raise TypeError(
+                    f"{named[0]}={getattr(config, named[0])!r} stands in a generation_config, where nothing reads it. "
+                    f"Give it with the call: generate(..., {named[0]}=...)."
+                )
         masks = texts.masks_of(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
         prompt = Prompt(self, inputs, kwargs, masks)
         prompt.trim(kwargs.get("past_key_values"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob
 import os
@@ -27,7 +28,7 @@ def draft(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path)
-    own = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+    own = _own(path)
     try:
         yield own
         handle = os.open(own, os.O_RDONLY)
@@ -45,6 +46,25 @@ def write_text(path: str | Path, text: str) -> Path:
     with draft(path) as own:
         own.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def check_writable(path: str | Path) -> None:
+    """OSError, before hours are spent on what goes there, if a file cannot be written to `path`. Leaves nothing."""
+    path = Path(path)
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        own = _own(there / path.name)
+        own.touch()
+        own.unlink()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}. Name another place, or make room there.") from error
+
+
+def _own(path: Path) -> Path:
+    """A hidden name beside `path` that no other call has."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @functools.cache

@@ -65,21 +65,6 @@ def status(result: dict) -> str:
     return f"substitute: {stand_ins(result)}" if stand_ins(result) else "the paper's model, data and settings"
 
 
-CONTROL_WAYS = {
-    "first": "first tokens only",
-    "last": "last tokens only",
-    "ends": "both ends only",
-    "random": "random tokens",
-}
-
-
-def perplexity_way(row: dict) -> str:
-    """How a row of a perplexity result saves: the dial with its score, or a control."""
-    if row["control"] == "alpha":
-        return f"dial, {row['score']}" if row["score"] else "stock"
-    return CONTROL_WAYS[row["control"]]
-
-
 def perplexity_subject(result: dict) -> str:
     """The model, how it was trained for the task, its schedule if that is not the paper's, and the text, between
     semicolons."""
@@ -269,7 +254,7 @@ def recipe_of(result: dict) -> str:
             return result["row"]
         long = f"compute of {trained['compute']:g}" if trained.get("compute") else f"{trained['epochs']:g}"
         clock = f" or {trained['seconds']:g} s" if trained.get("seconds") else ""
-        return f"{result['row']}, {long} epochs{clock}"
+        return f"{result['row']}, {long} epochs{clock} at {trained['learning_rate']:g}"
     if kind == "answers":
         return answers_recipe(result)
     if kind != "curve":

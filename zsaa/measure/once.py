@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zsaa.kit.energy import energy
-from zsaa.kit.files import is_stray, write_text
+from zsaa.kit.files import check_writable, is_stray, write_text
 from zsaa.measure import origin
 from zsaa.measure.origin import hardware, provenance, version
 
@@ -83,6 +83,7 @@ def output_folder(given: str | Path) -> Path:
             f"output_dir is {str(given)!r}: results would be written among the committed ones, in {committed}. Name "
             "another folder, outputs/experiments for example."
         )
+    check_writable(results / "result.json")
     return out
 
 

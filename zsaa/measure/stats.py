@@ -84,25 +84,6 @@ def mean_difference(
     return 100 * float(gains.mean()), _percentiles(100 * found)
 
 
-def p_value(differences: Sequence[float], clusters: Sequence[int] | None = None) -> float:
-    """The two-sided p-value that the mean of paired differences, one per sample, is 0: see `equivalence`."""
-    mean, error, degrees = _mean(differences, clusters)
-    return float(2 * distributions.t.sf(abs(mean) / error, degrees)) if error else float(mean == 0)
-
-
-def equivalence(
-    differences: Sequence[float], expected: float, margin: float, clusters: Sequence[int] | None = None
-) -> float:
-    """The p-value of two one-sided tests that the mean of paired differences, one per sample, lies within `margin` of
-    `expected` (the null hypothesis: it does not). By Student's t, so for many samples; of `clusters` (see
-    `mean_difference`) for tens of them and more."""
-    if margin <= 0:
-        raise ValueError(f"margin is {margin}, and must be above 0: how far apart two equivalent values may lie.")
-    mean, error, degrees = _mean(differences, clusters)
-    off = abs(mean - expected)
-    return float(distributions.t.cdf((off - margin) / error, degrees)) if error else float(off >= margin)
-
-
 @dataclass(frozen=True)
 class Difference:
     """A mean difference, its standard error and the degrees of freedom of that, in the unit of the samples."""
@@ -119,16 +100,17 @@ class Difference:
     @property
     def p(self) -> float:
         """Two-sided, that it is 0."""
-        return float(2 * distributions.t.sf(abs(self.mean) / self.error, self.degrees)) if self.error else 0.0
+        if not self.error:
+            return float(self.mean == 0)
+        return float(2 * distributions.t.sf(abs(self.mean) / self.error, self.degrees))
 
     def within(self, margin: float, expected: float = 0.0) -> float:
-        """The p-value of two one-sided tests that it lies within `margin` of `expected`: see `equivalence`."""
+        """The p-value of two one-sided tests that it lies within `margin` of `expected` (the null hypothesis: it does
+        not). By Student's t, so for many samples, or tens of clusters and more."""
+        if margin <= 0:
+            raise ValueError(f"margin is {margin}, and must be above 0: how far apart two equivalent values may lie.")
         off = abs(self.mean - expected)
-        return (
-            float(distributions.t.cdf((off - margin) / self.error, self.degrees))
-            if self.error
-            else float(off >= margin)
-        )
+        return float(distributions.t.cdf((off - margin) / self.error, self.degrees) if self.error else off >= margin)
 
 
 def over_runs(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
+from zsaa.measure.checks import check_number, check_whole
 from zsaa.serve.controller import POLICIES
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -55,6 +59,28 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def check(chosen: argparse.Namespace) -> None:
+    """ValueError or OSError for options that no server can keep to, before a model is loaded and timed."""
+    for name in ("reference", "batch", "max_tokens", "max_jobs", "max_body", "replicas"):
+        check_whole(_option(name), getattr(chosen, name))
+    check_whole("--threads", chosen.threads, also={None: "the cores, shared"})
+    check_whole("--max-replicas", chosen.max_replicas, chosen.replicas, also={None: "as many as --replicas"})
+    check_whole("--port", chosen.port, 0, 65535)
+    for name, interval in (("p95_ms", "(0, inf)"), ("timeout_s", "(0, inf)"), ("calibrate_s", "[0, inf)"),
+                           ("loss", "[0, inf)"), ("cpus", "[0, inf)"), ("gpus", "[0, inf)")):  # fmt: skip
+        check_number(_option(name), getattr(chosen, name), interval)
+    if chosen.floor is not None:
+        check_number("--floor", chosen.floor, "(0, 1]")
+    if chosen.model == chosen.classifier == "none":
+        raise ValueError("there is neither a model nor a classifier: name one of them with --model or --classifier.")
+    if chosen.curve is not None and not Path(chosen.curve).is_file():
+        raise FileNotFoundError(f"there is no accuracy curve {chosen.curve}. Give a result file, or --floor.")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def settings(chosen: argparse.Namespace):
     """The replica's settings from the command line and the environment."""
     from zsaa.serve.furnish import Settings
@@ -74,27 +100,40 @@ def settings(chosen: argparse.Namespace):
 
 def bare(chosen: argparse.Namespace) -> None:
     """The same application without Ray: no router, no proxy, no second process."""
-    import uvicorn
+    with needed():
+        import uvicorn
 
-    from zsaa.serve import app as http
-    from zsaa.serve.furnish import furnish
+        from zsaa.serve import app as http
+        from zsaa.serve.furnish import furnish
 
     plan = settings(chosen)
     app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
     uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False)
 
 
+@contextlib.contextmanager
+def needed() -> Iterator[None]:
+    """Imports of packages that only the server needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        sys.exit(f"the server needs {error.name}, which is not installed: pip install 'zsaa[serve]'")
+
+
 def main() -> None:
-    chosen = parser().parse_args()
+    made = parser()
+    chosen = made.parse_args()
+    try:
+        check(chosen)
+    except (ValueError, OSError) as error:
+        made.error(str(error))
     if chosen.bare:
         return bare(chosen)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside that it runs
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: any other program would go before the server
-    try:
+    with needed():
         import ray
         from ray import serve
-    except ModuleNotFoundError as error:
-        sys.exit(f"the server needs {error.name}, which is not installed: pip install 'zsaa[serve]'")
     from zsaa.serve.cluster import NAME, application
 
     plan = settings(chosen)

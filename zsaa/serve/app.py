@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from zsaa.serve.engine import Classifier, Completer, Wish
-from zsaa.serve.guard import Guard, shaped
+from zsaa.serve.guard import Guard
 from zsaa.serve.lane import Busy, Event, Failed, Job, Lane, TooSlow
 from zsaa.serve.metrics import Metrics, merged
+from zsaa.serve.refusals import Gone, Refused, answer_errors
 from zsaa.serve.wishes import Chat, Classification, Completion, Written
 
 LOG = logging.getLogger("zsaa.serve")
@@ -33,17 +33,6 @@ LONG_TOKEN, USUAL_TOKEN = 8, 4  # characters: few texts have the first to a toke
 CHAT_TOKENS = 256  # of an answer, where a chat names no limit
 
 Gather = Callable[[], Awaitable[list[tuple[str, str, dict]]]]  # (replica, its metrics, its live numbers) of all
-
-
-class Refused(Exception):
-    """An answer other than 200: status, content as `shaped` makes it, headers."""
-
-    def __init__(self, status: int, message: str, headers: dict | None = None, **facts):
-        self.status, self.content, self.headers = status, shaped(status, message, **facts), headers
-
-
-class Gone(Exception):
-    """The client has left; nobody will read the answer."""
 
 
 @dataclass(frozen=True)
@@ -273,29 +262,6 @@ async def _classify(house: House, request: Request, body: Classification) -> Res
     return JSONResponse(content, headers=_header(jobs))
 
 
-def _errors(app: FastAPI) -> None:
-    """All errors in OpenAI's shape; none repeats what was sent."""
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        return JSONResponse(error.content, error.status, headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = next((part for part in first["loc"][1:] if isinstance(part, str)), "")
-        known = where if len(where) < 64 and where.replace("_", "").isalnum() else None
-        return JSONResponse(shaped(400, f"{known or 'the body'}: {first['msg']}.", param=known), 400)
-
-    @app.exception_handler(Gone)
-    async def gone(request: Request, error: Gone) -> Response:
-        return Response(status_code=499)
-
-    @app.exception_handler(HTTPException)
-    async def other(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(shaped(error.status_code, str(error.detail)), error.status_code, headers=error.headers)
-
-
 def _watched(app: FastAPI, house: House, gather: Gather) -> None:
     @app.get("/health")
     async def health() -> dict:
@@ -304,32 +270,35 @@ def _watched(app: FastAPI, house: House, gather: Gather) -> None:
         return {"status": "ok"}
 
     @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
+    async def metrics() -> Response:
         pages = await gather()
-        return PlainTextResponse(merged([(replica, page) for replica, page, _ in pages]), media_type="text/plain")
+        text = merged([(replica, page) for replica, page, _ in pages])
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/live")
     async def live() -> dict:
         return {"replicas": {replica: numbers for replica, _, numbers in await gather()}}
 
+    def described(name: str) -> dict:
+        lane = house.lanes[name]
+        about = {
+            "path": "/v1/completions" if isinstance(lane.engine, Completer) else "/classify",
+            "max_tokens": lane.engine.max_tokens,
+            "rungs": [{"alpha": rung.alpha, "ms": round(rung.ms, 3)} for rung in lane.controller.policy.rungs],
+            "reference_tokens": lane.reference,
+        }
+        return {"id": name, "object": "model", "created": house.started, "owned_by": "zsaa", "zsaa": about}
+
     @app.get("/v1/models")
     async def models() -> dict:
-        rows = [
-            {
-                "id": name,
-                "object": "model",
-                "created": house.started,
-                "owned_by": "zsaa",
-                "zsaa": {
-                    "path": "/v1/completions" if isinstance(lane.engine, Completer) else "/classify",
-                    "max_tokens": lane.engine.max_tokens,
-                    "rungs": [{"alpha": rung.alpha, "ms": round(rung.ms, 3)} for rung in lane.controller.policy.rungs],
-                    "reference_tokens": lane.reference,
-                },
-            }
-            for name, lane in house.lanes.items()
-        ]
-        return {"object": "list", "data": rows}
+        return {"object": "list", "data": [described(name) for name in house.lanes]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> dict:
+        if name not in house.lanes:
+            known = ", ".join(house.lanes)
+            raise Refused(404, f"there is no such model here; there is: {known}.", code="model_not_found")
+        return described(name)
 
     def page(file: str, kind: str) -> Callable[[], Awaitable[FileResponse]]:
         async def respond() -> FileResponse:
@@ -370,7 +339,7 @@ def build(
         ticking.cancel()
 
     app = FastAPI(title="zsaa", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    _errors(app)
+    answer_errors(app)
     _watched(app, house, gather or alone)
 
     @app.post("/v1/completions")
@@ -384,7 +353,7 @@ def build(
         _, lane = house.lane(Completer, body.model)
         if not getattr(lane.engine.tokenizer, "chat_template", None):
             raise Refused(400, "this model has no chat template. Use /v1/completions.", code="no_chat_template")
-        said = [message.model_dump() for message in body.messages]
+        said = [message.plain for message in body.messages]
         ids = await asyncio.to_thread(lane.engine.chat, said)
         asked = body.max_completion_tokens or body.max_tokens
 

@@ -2,9 +2,9 @@
 simulator.
 
 A ladder of settings goes from alpha = 1 down to the floor, each with what a request costs there. At every batch the
-controller takes the highest rung at which what is in the house would be done within its share of the promised p95, and
-at which what arrives is no more than can be served. Down it goes at once, however far; up one rung at a time, and only
-after the stricter threshold of a calm spell has held for a while: so it does not swing. The cost model follows what
+controller takes the highest rung at which what is in the house would be done within its share of the promised p95. Down
+it goes at once, however far; up one rung at a time, only to where all that arrives could be served, and only after the
+stricter threshold of a calm spell has held for a while: so it does not swing. The cost model follows what
 batches really take: its scale, and what no alpha makes less, of each request and of each batch, whatever is in it. If
 the observed p95 is above the promise although the model says that all is well, it is trusted less, until it is well
 again.
@@ -30,6 +30,7 @@ FALLS, RETURNS = 0.7, 2.0  # what trust is multiplied by when late, and in a sec
 PRIORS = (0.1, 0.01, 10.0)
 FORGETS = 0.85  # how much of its batches' weight is left at the next one
 USUAL = 0.95  # likewise, of the work of a request
+STALL = 4.0  # times what it was to take: a batch that took longer was held up by something else, and teaches this much
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Policy:
     it. p95_ms: the promise, from arrival to the last byte. admits: may a request be turned away (429)?
     share: of the promise, that what is in the house may take. fills: of the promise, up to which requests are let in;
     the rest is for what nobody foresees. batch_share: of the promise, that a batch may take: who comes in waits for the
-    one that runs, and then for all of its own, also for those that came to it later. busy, calm: utilization above
-    which the controller goes down, and below which it may go up. hold_s: seconds of calm before each step up. batch_ms:
-    what a batch is known to cost, whatever is in it.
+    one that runs, and then for all of its own, also for those that came to it later. calm_share: as `share`, of a calm
+    spell. calm: utilization of a rung above which the controller does not go up to it; what arrives does not lower
+    alpha before it waits, since a rate that is counted in seconds is mostly chance. hold_s: seconds of calm before each
+    step up. batch_ms: what a batch is known to cost, whatever is in it.
     """
 
     rungs: tuple[Rung, ...]
@@ -61,8 +63,7 @@ class Policy:
     fills: float = 0.85
     batch_share: float = 0.25
     calm_share: float = 0.2
-    busy: float = 1.0
-    calm: float = 0.7
+    calm: float = 1.0
     hold_s: float = 0.5
     batch_ms: float = 0.0
 
@@ -81,10 +82,10 @@ class Policy:
             raise ValueError(f"a lower alpha must not cost more, got {costs} ms for the alphas {alphas}.")
         if not 0 < self.batch_share <= 1:
             raise ValueError(f"batch_share must be a share of the promise in (0, 1], got {self.batch_share}.")
-        if not (0 < self.calm_share <= self.share and 0 < self.calm <= self.busy):
+        if not (0 < self.calm_share <= self.share and self.calm > 0):
             raise ValueError(
                 f"going up must be stricter than going down: calm_share {self.calm_share} at most share {self.share}, "
-                f"and calm {self.calm} at most busy {self.busy}, all above 0."
+                f"and calm {self.calm}, all above 0."
             )
 
     @property
@@ -137,7 +138,7 @@ def step(policy: Policy, state: State, reading: Reading) -> State:
     """The state after one reading; `policy.rungs[state.rung].alpha` is the alpha of a batch that starts now."""
     trust, lowered_s = _trust(policy, state, reading)
     here = min(state.rung, len(policy.rungs) - 1)
-    needed = _rung(policy, reading, policy.share * trust, policy.busy)
+    needed = _rung(policy, reading, policy.share * trust)
     if needed > here:
         return State(needed, None, trust, reading.now_s, lowered_s)
     if _rung(policy, reading, policy.calm_share * trust, policy.calm) >= here:
@@ -148,7 +149,7 @@ def step(policy: Policy, state: State, reading: Reading) -> State:
     return State(here - 1, reading.now_s, trust, reading.now_s, lowered_s)
 
 
-def _rung(policy: Policy, reading: Reading, share: float, utilization: float) -> int:
+def _rung(policy: Policy, reading: Reading, share: float, utilization: float = math.inf) -> int:
     """The first rung at which the others in the house take at most `share` of the promise, and at which arrivals keep
     the server at most so busy; else the last. A request alone never waits for anybody, and is never pruned."""
     others = max(0.0, reading.pending - 1)
@@ -222,6 +223,8 @@ class Watch:
 
     def ran(self, expected_ms: float, took_ms: float, work: float = 1.0) -> None:
         """A batch of `work` reference requests ended. All is counted for each expected millisecond."""
+        now = self.costs
+        took_ms = min(took_ms, STALL * (now.pace * expected_ms + now.beside_ms * work + now.batch_ms))
         known, took = (1.0, work / expected_ms, 1 / expected_ms), took_ms / expected_ms
         for i, a in enumerate(known):
             self._products[i] = FORGETS * self._products[i] + a * took

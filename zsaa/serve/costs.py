@@ -90,19 +90,27 @@ def calibrated(model: nn.Module, n: int, batch: int, seconds: float) -> Calibrat
 
 def prefill_ms(engine: Engine, n: int, batch: int = 1, alpha: float = 1.0) -> float:
     """Milliseconds of one prefill of `batch` texts of `n` tokens, the faster of two."""
+    return _faster(lambda: _prefill(engine, [n] * batch, alpha))
+
+
+def _prefill(engine: Engine, lengths: Sequence[int], alpha: float) -> None:
+    alphas = [alpha] * len(lengths)
     if isinstance(engine, Classifier):
-        return _faster(lambda: engine.run([[1] * n] * batch, [alpha] * batch))
-    return _faster(lambda: engine.run([Wish((1,) * n, 1)] * batch, [alpha] * batch))
+        engine.run([[1] * n for n in lengths], alphas)
+    else:
+        engine.run([Wish((1,) * n, 1) for n in lengths], alphas)
 
 
 def warm(engine: Engine, rungs: Sequence[Rung], batch: int) -> None:
-    """Runs each rung with batches of 1, 2, 4, ... and `batch` of the longest texts, so that nothing is left that a GPU
-    compiles at its first use: in a rush, that would stop the queue for seconds. Nothing on a CPU."""
+    """Runs each rung with batches of 1, 2, 4, ... and `batch`, of the longest texts and of others that are padded and
+    of odd lengths, so that nothing is left that a GPU compiles at its first use: in a rush, that would stop the queue
+    for seconds. Nothing on a CPU."""
     if engine.device.type == "cpu":
         return
+    most = engine.max_tokens - (not isinstance(engine, Classifier))
     sizes = sorted({min(1 << k, batch) for k in range(batch.bit_length() + 1)})
-    for rung, size in itertools.product(rungs, sizes):
-        prefill_ms(engine, engine.max_tokens - (not isinstance(engine, Classifier)), size, rung.alpha)
+    for rung, size, shorter in itertools.product(rungs, sizes, (0, most // 10 | 1)):
+        _prefill(engine, [most - shorter * (1 + k % 2) for k in range(size)], rung.alpha)
 
 
 def batch_ms(engine: Engine, n: int, batch: int) -> float:

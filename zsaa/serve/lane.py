@@ -276,6 +276,7 @@ class Lane:
             "pace": round(costs.pace, 4),
             "beside_ms": round(costs.beside_ms, 1),
             "batch_ms": round(costs.batch_ms, 1),
+            "trust": round(self.controller.state.trust, 3),
             "promise_ms": self.controller.policy.p95_ms,
             **{name: self.counts[name] for name in ("answered", "pruned", "refused", "left")},
         }

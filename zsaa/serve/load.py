@@ -5,7 +5,7 @@
 starts `python -m zsaa.serve` anew for each policy, on loopback, with the classifier alone; finds what alpha = 1 can
 serve (clients that always ask), and sends held-out reviews as a Poisson process of 0.7 times that rate through each
 profile: the same texts at the same moments to every policy. A latency counts from the moment at which a request was
-due. Beside each run stands what the simulator says of it. The file is written anew after each policy.
+due. Beside each run stands what the simulator says of it. The file is written anew after each run.
 
 On a GPU, without Ray (its router and proxy cost more than the model):
 
@@ -42,6 +42,7 @@ CALM_S = 8.0  # before each, so that it begins with an empty window and alpha ba
 UTILIZATION = 0.7  # of alpha = 1, outside of bursts
 PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), "day": day, "steady": steady}
 
+COSTS = ("pace", "beside_ms", "batch_ms", "trust")  # of a lane's live numbers
 FACTS = ("capacity", "mean_tokens", "rate", "scale", "rungs", "reference_tokens")  # of a result file
 
 Sample = tuple[str, str]  # a text, and the label that it should get
@@ -94,7 +95,7 @@ class Client:
 
     def __init__(self, session: aiohttp.ClientSession, samples: Sequence[Sample]):
         self.session, self.samples = session, samples
-        self.seen: list[tuple[float, float, int]] = []  # second, least alpha, requests in the house
+        self.seen: list[tuple] = []  # second, least alpha, requests in the house; the costs that the first lane learned
         self.lags_ms: list[float] = []  # by which requests were sent later than due: more than a few, and this is slow
 
     async def model(self) -> dict:
@@ -148,7 +149,8 @@ class Client:
                 async with self.session.get("/live", timeout=aiohttp.ClientTimeout(total=2)) as response:
                     lanes = [lane for r in (await response.json())["replicas"].values() for lane in r.values()]
                 house = sum(lane["waiting"] + lane["running"] for lane in lanes)
-                self.seen.append((time.monotonic() - begun, min(lane["alpha"] for lane in lanes), house))
+                costs = tuple(lanes[0][key] for key in COSTS)
+                self.seen.append((time.monotonic() - begun, min(lane["alpha"] for lane in lanes), house, costs))
             await asyncio.sleep(0.25)
 
     async def play(
@@ -186,7 +188,7 @@ def row_of(name: str, profile: Profile, played: list[tuple[Outcome, int]], seen:
     if found["graded"]:
         share = found["correct"] / found["graded"]
         graded = {"accuracy": round(100 * share, 2), "ci95": stats.interval(found["correct"], found["graded"])}
-    alphas = [(at, alpha) for at, alpha, _ in seen]
+    alphas = [(at, alpha) for at, alpha, *_ in seen]
     return {
         "policy": name,
         "profile": profile.name,
@@ -195,7 +197,8 @@ def row_of(name: str, profile: Profile, played: list[tuple[Outcome, int]], seen:
         **graded,
         "turns": turns([alpha for _, alpha in alphas]),
         "recovery_s": recovery_s(alphas, profile.bursts[-1][1]) if profile.bursts else None,
-        "seen": [[round(at, 1), round(alpha, 4), house] for at, alpha, house in seen[::4]],  # once a second
+        "seen": [[round(at, 1), round(alpha, 4), house] for at, alpha, house, _ in seen[::4]],  # once a second
+        "costs": [[round(at, 1), *costs] for at, *_, costs in seen[::4]],
     }
 
 
@@ -252,16 +255,21 @@ async def measure(
     so_far = Measured(chosen.rate)
     if before is not None:
         so_far.recall(before)
+
+    def tell() -> None:
+        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]})
+
     for name in chosen.policies:
         with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as (address, _):
             options = {"timeout": aiohttp.ClientTimeout(total=None), "connector": aiohttp.TCPConnector(limit=0)}
             async with aiohttp.ClientSession(address, **options) as session:
-                await _play_all(chosen, name, Client(session, samples), so_far)
-        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]})
+                await _play_all(chosen, name, Client(session, samples), so_far, tell)
 
 
-async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_far: Measured) -> None:
-    """The rows of one policy."""
+async def _play_all(
+    chosen: argparse.Namespace, name: str, client: Client, so_far: Measured, tell: Callable[[], None]
+) -> None:
+    """The rows of one policy. tell: called after each."""
     about = (await client.model())["zsaa"]
     await client.ask(0)
     if not so_far.facts:
@@ -271,24 +279,28 @@ async def _play_all(chosen: argparse.Namespace, name: str, client: Client, so_fa
     so_far.told(ladder, reference)
     if name == "controller":
         so_far.facts |= {"rungs": about["rungs"], "reference_tokens": reference}
-    for number, profile in enumerate(PROFILES[name](chosen.seconds) for name in chosen.profiles):
-        played = await client.play(poisson(profile, so_far.rate, chosen.seed + number), profile, chosen.calm_s)
-        row = row_of(name, profile, played, client.seen, chosen.p95_ms)
+    profiles = [PROFILES[name](chosen.seconds) for name in chosen.profiles] * chosen.repeats
+    for seed, profile in enumerate(profiles, chosen.seed):
+        played = await client.play(poisson(profile, so_far.rate, seed), profile, chosen.calm_s)
+        row = row_of(name, profile, played, client.seen, chosen.p95_ms) | {"seed": seed, "server": chosen.server}
         row["simulated"] = simulated(ladder, name, chosen.p95_ms, played, reference, profile, so_far.scale)
         row["right"] = [outcome.right for outcome, _ in played]
         row["sent_late_p95_ms"] = round(percentile(client.lags_ms, 0.95) or 0.0, 1)
         so_far.rows.append(row)
         print(
             f"{name:>10} {profile.name:>8}: {row['answered']} answered, {row['refused']} refused, "
-            f"{row['violations']} late or lost, p95 {row['p95_ms']} ms, goodput {row['goodput']}/s",
+            f"{row['violations']} late or lost, p95 {row['p95_ms']} ms, goodput {row['goodput']}/s, "
+            f"costs {row['costs'][-1:]}",
             flush=True,
         )
+        tell()
 
 
 def _with_loss(row: dict, rows: Sequence[dict]) -> dict:
     """The row with the points of accuracy that it lost against alpha = 1, on the texts that both answered; and of each
     text, in the order in which they were asked, whether it was answered rightly (1), wrongly (0) or not at all (-)."""
-    stock = next((r for r in rows if r["policy"] == "stock" and r["profile"] == row["profile"]), None)
+    same = (r for r in rows if (r["profile"], r.get("seed")) == (row["profile"], row.get("seed")))
+    stock = next((r for r in same if r["policy"] == "stock"), None)
     both = [
         (a, b) for a, b in zip(row["right"], stock["right"]) if a is not None and b is not None
     ] if stock else []  # fmt: skip
@@ -308,6 +320,7 @@ def parser() -> argparse.ArgumentParser:
     add("--profiles", default="burst2,burst5,day", type=lambda text: text.split(","), help=f"of {', '.join(PROFILES)}")
     add("--policies", default="stock,floor,admission,controller", type=lambda text: text.split(","))
     add("--p95-ms", type=float, default=3000.0, help="the promise")
+    add("--repeats", type=int, default=1, help="of all profiles, each time with the next seeds")
     add("--rate", type=float, default=None, help="requests a second outside of bursts; default: 0.7 of the capacity")
     add("--probe-s", type=float, default=10.0, help="seconds in which the capacity is measured")
     add("--clients", type=int, default=8, help="that find the capacity, each always asking")
@@ -339,9 +352,10 @@ def main() -> None:
         seconds = round(earlier_s + time.monotonic() - begun, 1)
         facts = provenance(seed=chosen.seed, seconds=seconds, samples=len(samples))
         head = {"kind": "serve", "command": command, "promise_ms": chosen.p95_ms, "gone_on_with": earlier}
-        print(write_json(path, {**head, **content, "provenance": facts}), flush=True)
+        write_json(path, {**head, **content, "provenance": facts})
 
     asyncio.run(measure(chosen, samples, write, before))
+    print(path)
 
 
 if __name__ == "__main__":

@@ -35,21 +35,27 @@ REPLICA = "ServeReplica:zsaa"  # how Ray names the processes of ours
 IMPATIENT = 0.1  # share of the clients that go away before they are answered
 PATIENCE_S = 120.0  # after which an answer counts as lost
 SETTLED = 0.25  # of each process' time, which it gets to warm up before growth is looked at
+TROUGHS = 24  # spells of which each gives the least that was held
 
 
-def replica_processes(parent: int) -> list[int]:
-    """Process ids of the replicas that `parent` started (itself, or through others), in ascending order."""
-    parents, replicas = {}, []
+def processes(parent: int) -> dict[int, str]:
+    """Process ids of `parent` and all that it started (itself, or through others), in ascending order, each with the
+    beginning of its command."""
+    parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if REPLICA in (folder / "cmdline").read_text():
-                replicas.append(int(folder.name))
+            names[int(folder.name)] = (folder / "cmdline").read_text().split("\0")[0].rpartition("/")[2]
 
     def ours(pid: int) -> bool:
         return pid == parent or (pid in parents and ours(parents[pid]))
 
-    return sorted(pid for pid in replicas if ours(pid))
+    return {pid: names[pid] for pid in sorted(names) if ours(pid)}
+
+
+def replica_processes(parent: int) -> list[int]:
+    """Process ids of the replicas that `parent` started, in ascending order."""
+    return [pid for pid, name in processes(parent).items() if REPLICA in name]
 
 
 def held_mib(pid: int) -> tuple[float, float]:
@@ -65,10 +71,16 @@ def waves(seconds: float) -> Profile:
 
 
 def growth(seen: Sequence[tuple[float, ...]]) -> dict:
-    """Slope of a process' own memory in MiB an hour, seen as (second, MiB, ...), once it has settled: by Theil and Sen,
-    whose 95% interval a few jumps do not move."""
-    begin = seen[0][0] + SETTLED * (seen[-1][0] - seen[0][0])
-    late = [(at, mib) for at, mib, *_ in seen if at >= begin]
+    """Slope of the least that a process holds, in MiB an hour, seen as (second, MiB, ...), once it has settled: by
+    Theil and Sen, whose 95% interval a few jumps do not move. The least is that of TROUGHS spells: what a batch holds
+    while it runs, and what is freed until the system gets it back, is no growth."""
+    begin, end = seen[0][0] + SETTLED * (seen[-1][0] - seen[0][0]), seen[-1][0]
+    troughs: dict[int, tuple[float, float]] = {}
+    for at, mib, *_ in seen:
+        if at >= begin:
+            spell = int(TROUGHS * (at - begin) / max(1e-9, end - begin))
+            troughs[spell] = min(troughs.get(spell, (at, mib)), (at, mib), key=lambda one: one[1])
+    late = list(troughs.values())
     if len(late) < 8:
         return {"seen": len(late), "mib_an_hour": None}
     slope = distributions.theilslopes([mib for _, mib in late], [at / 3600 for at, _ in late])
@@ -83,21 +95,23 @@ def growth(seen: Sequence[tuple[float, ...]]) -> dict:
 
 @dataclass
 class Soak:
-    """What is known so far. parent: the server's process. memory: (second, MiB of its own, MiB of files) of each
-    replica's process. found: what became of requests, by HTTP status or cause. killed: of the replica. latencies:
-    seconds, of the answered."""
+    """What is known so far. parent: the server's process. memory: (second, MiB of its own, MiB of files) of each of its
+    processes, by id; names: what they are. found: what became of requests, by HTTP status or cause. killed: of the
+    replica. latencies: seconds, of the answered."""
 
     parent: int
     begun: float = field(default_factory=time.monotonic)
     memory: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     found: Counter = field(default_factory=Counter)
     killed: dict | None = None
     latencies: list[float] = field(default_factory=list)
 
     async def watch(self, every_s: float) -> None:
         while True:
-            for pid in replica_processes(self.parent):
-                with contextlib.suppress(OSError):
+            for pid, name in processes(self.parent).items():
+                self.names[pid] = name  # Ray names a process once it has work for it
+                with contextlib.suppress(OSError, KeyError):
                     self.memory.setdefault(pid, []).append((time.monotonic() - self.begun, *held_mib(pid)))
             await asyncio.sleep(every_s)
 
@@ -138,12 +152,15 @@ class Soak:
             "killed": self.killed,
             "p50_ms": round(1000 * answers[len(answers) // 2], 1) if answers else None,
             "p95_ms": round(1000 * answers[math.ceil(0.95 * len(answers)) - 1], 1) if answers else None,
-            "growth": {f"process {k}": growth(seen) for k, seen in enumerate(self.memory.values())},
+            "growth": {f"process {k}": self._growth(pid) for k, pid in enumerate(self.memory)},
             "memory": [
                 [[round(at), round(own, 1), round(files, 1)] for at, own, files in seen[:: max(1, len(seen) // 120)]]
                 for seen in self.memory.values()
             ],
         }
+
+    def _growth(self, pid: int) -> dict:
+        return {"name": self.names[pid], **growth(self.memory[pid])}
 
 
 async def run(chosen: argparse.Namespace, address: str, parent: int, write) -> dict:

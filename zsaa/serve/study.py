@@ -100,11 +100,19 @@ def profile_of(row: dict) -> Profile:
     return bursts(float(row["profile"].removeprefix("burst ").removesuffix("x")), row["seconds"])
 
 
-def fit(world: World, rows: Sequence[dict], seeds: dict[str, int]) -> Costs:
+def rushes(measured: dict) -> list[dict]:
+    """The rows of rushes, each with the seed of its moments; where a file does not say it, its profiles were numbered
+    in turn."""
+    names, first = list(dict.fromkeys(row["profile"] for row in measured["rows"])), measured["provenance"]["seed"]
+    rows = [row for row in measured["rows"] if row["profile"].startswith("burst")]
+    return [{"seed": first + names.index(row["profile"]), **row} for row in rows]
+
+
+def fit(world: World, rows: Sequence[dict]) -> Costs:
     """The costs, of a grid, at which these rows' p50 and p95 are closest to the measured ones, in logarithms."""
 
     def error(costs: Costs) -> float:
-        found = [(row, world.play(row["policy"], profile_of(row), costs, seeds[row["profile"]])) for row in rows]
+        found = [(row, world.play(row["policy"], profile_of(row), costs, row["seed"])) for row in rows]
         return sum(math.log(said[key] / row[key]) ** 2 for row, said in found for key in ("p50_ms", "p95_ms"))
 
     return min(itertools.starmap(Costs, itertools.product(PACES, BESIDES_MS)), key=error)
@@ -162,20 +170,17 @@ def study(
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
     world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
     world = replace(world, known_ms=known_ms)
-    # As zsaa.serve.load numbers them: the profiles in turn, from the run's own seed on.
-    numbers = {name: k for k, name in enumerate(dict.fromkeys(row["profile"] for row in measured["rows"]))}
-    numbers = {name: measured["provenance"]["seed"] + k for name, k in numbers.items() if name.startswith("burst")}
-    rows = [row for row in measured["rows"] if row["profile"] in numbers]
-    largest = max(numbers, key=lambda name: profile_of({"profile": name, "seconds": 1.0}).most)
+    rows = rushes(measured)
+    largest = max(rows, key=lambda row: profile_of(row).most)["profile"]
     fitted = [row for row in rows if row["profile"] == largest and row["policy"] in fit_on]
     fitted = fitted if costs is None else []
-    costs = fit(world, fitted, numbers) if costs is None else costs
+    costs = fit(world, fitted) if costs is None else costs
     predicted = [
         {
-            **{key: row[key] for key in ("profile", "policy")},
+            **{key: row[key] for key in ("profile", "policy", "seed")},
             "fitted": row in fitted,
             "measured": {key: row[key] for key in (*SHOWN, "mean_alpha")},
-            "simulated": world.play(row["policy"], profile_of(row), costs, numbers[row["profile"]]),
+            "simulated": world.play(row["policy"], profile_of(row), costs, row["seed"]),
         }
         for row in rows
     ]

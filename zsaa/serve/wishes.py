@@ -44,6 +44,10 @@ class Written(Dialled):
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
+    # What some clients send always, at the one value that changes nothing.
+    presence_penalty: Literal[0] = 0
+    frequency_penalty: Literal[0] = 0
+    logit_bias: Annotated[dict, Field(max_length=0)] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -53,19 +57,42 @@ class Written(Dialled):
 class Completion(Written):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] = 16
+    logprobs: None = None
+    suffix: None = None
+    echo: Literal[False] = False
+    best_of: Literal[1] | None = None
 
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    type: Literal["text"]
+    text: str
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(min_length=1, max_length=256)]
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """As templates of models know it: one text, and "system" for its newer name."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class PlainText(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    type: Literal["text"]
 
 
 class Chat(Written):
+    logprobs: Literal[False] | None = None
+    response_format: PlainText | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None

@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+from zsaa.kit.files import write_text
 from zsaa.kit.store import RESULTS
 from zsaa.slider import page
 
@@ -66,7 +67,7 @@ def main() -> None:
     if chosen.refresh:
         from zsaa.slider.widget import Slider
 
-        chosen.output.write_text(page.html(read(chosen.output), Slider._esm, Slider._css), encoding="utf-8")
+        write_text(chosen.output, page.html(read(chosen.output), Slider._esm, Slider._css))
     else:
         slider = demo(prefetch=False)
         slider.text = TEXTS[0]

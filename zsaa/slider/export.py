@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from zsaa.kit.files import check_writable, write_text
 from zsaa.measure import hardware, provenance
 from zsaa.rule import check_score, check_tau
 from zsaa.slider import page
@@ -61,7 +62,8 @@ class Exporting:
         to include; by default the tau shown and all scores. title, about: a heading and a line below it. rounds: how
         often every setting is run, one after the other, for its fastest time: a busy spell of the machine then sticks
         to none of them.
-        ValueError for another suffix than .html: the buttons in the view save pictures (PNG, SVG).
+        ValueError for another suffix than .html: the buttons in the view save pictures (PNG, SVG). OSError, before
+        anything is run, where it cannot be written.
         """
         path = Path(path)
         if path.suffix not in (".html", ".htm"):
@@ -70,6 +72,7 @@ class Exporting:
         if unknown := [t for t in taus if t not in self.taus]:
             raise ValueError(f"tau {unknown[0]} is none of the slider's stops: {self.taus}.")
         scores = [check_score(s) for s in scores or self.meta["scores"]]
+        check_writable(path)
         complete, errors = [], []
 
         def job() -> Iterator[None]:
@@ -91,9 +94,7 @@ class Exporting:
             raise RuntimeError(
                 "the page was given up, as another was asked for or the slider was closed. Export again."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._page(texts, taus, scores, title, about, rounds), encoding="utf-8")
-        return path
+        return write_text(path, self._page(texts, taus, scores, title, about, rounds))
 
     def _page(
         self,

@@ -70,13 +70,14 @@ def measure(job: Job) -> dict:
 
 def _of_an_adapter(job: Job) -> dict:
     """A committed adapter, evaluated here. What the result says of the training is copied from its own result file."""
-    trained = next((r for r in load_results(kind="curve") if r["name"] == job.model), None)
-    folder = RESULTS / "adapters" / job.model
-    if trained is None or not folder.is_dir():
-        known = ", ".join(sorted(p.name for p in (RESULTS / "adapters").glob("*")))
+    folder = RESULTS / "adapters"
+    known = {r["name"]: r for r in load_results(kind="curve") if (folder / r["name"]).is_dir()}
+    if job.model not in known:
         raise ValueError(
-            f"no committed adapter {job.model!r}. There are: {known}. Name one of them, or a recipe to train by."
+            f"no committed adapter {job.model!r}. There are: {', '.join(sorted(known))}. Without a recipe nothing is "
+            "trained: name one of them as the model, or a recipe to train by (--recipe paper)."
         )
+    trained, folder = known[job.model], folder / job.model
     output_folder(job.output)
     start()
     data = load_task(job.data, source=job.source, train=1, test=job.test, seed=0)

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from zsaa.families import UnsupportedModelError
 from zsaa.finetune import RECIPES, Recipe
 from zsaa.kit.store import measured
 from zsaa.measure.distributed import place, start
@@ -69,14 +70,18 @@ def line(row: dict) -> str:
 
 
 def exit_code(program: Callable[[], int], module: str) -> int:
-    """Of `program`; 1, and the error in a line, where the user can mend it: that needs no traceback."""
+    """Of `program`; 1, and the error in a line, where the user can mend it: that needs no traceback. 130 where it was
+    interrupted."""
     from zsaa.models import AssetError
 
     try:
         return program()
-    except (AssetError, ValueError) as error:
+    except (AssetError, UnsupportedModelError, ValueError, OSError) as error:
         print(f"{module}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{module}: interrupted; files that were complete are kept, and none is cut off.", file=sys.stderr)
+        return 130
 
 
 def parser_for(objective: str):

@@ -12,17 +12,20 @@ PLAIN = "dial, PyTorch's kernels"  # the control: no fused kernels between the p
 
 
 def speed_figure(points):
-    """Measured speed-up against the MAC reduction of the timed batch, a line per device and batch size, for the dial,
-    from points of timed forward passes; the grey diagonal is what the MACs promise."""
+    """Measured speed-up against the MAC reduction of the timed batch, a line per device, model, length and batch size,
+    for the dial, from points of timed forward passes and prefills; the grey diagonal is what the MACs promise."""
     import matplotlib.pyplot as plt
 
-    found = settings(points[points["task"].str.endswith(", forward pass") & points["method"].str.startswith("dial")])
-    groups = list(found.groupby(["file", "batch"], sort=False))
+    timed = points["task"].str.endswith(", forward pass") | (points["task"] == "prefill")
+    found = settings(points[timed & points["method"].str.startswith("dial")])
+    groups = list(found.groupby(["hardware", "model", "tokens", "batch"], sort=False))
+    several = found["model"].nunique() > 1
     with plt.rc_context(STYLE):
         figure, axis = panels(3.2)
         for number, (_, rows) in enumerate(groups):
             first = rows.iloc[0]
             name = f"{first['hardware'].split(' 80GB')[0]}, {first['batch']:g} x {first['tokens']:g} tokens"
+            name = f"{first['model'].split(', ')[0]}, {name}" if several else name
             look = {"color": PALETTE[number % 8], "marker": MARKERS[number % 8]}
             axis.plot(rows["mac_reduction"], rows["speedup"], label=name, **look)
         top = max(1.0, found["mac_reduction"].max())
@@ -35,7 +38,7 @@ def speed_figure(points):
         axis.minorticks_off()
         legend(figure, columns=2)
     figure.set_label(
-        f"Forward passes of {', '.join(found['model'].unique())}: measured speed-up over the stock model against the "
+        f"Forward passes of {'; '.join(found['model'].unique())}: measured speed-up over the stock model against the "
         "reduction of MACs of the timed batch. On the dashed line the clock gives what the MACs promise."
     )
     return figure

@@ -117,7 +117,7 @@ def save_figure(figure, path: str | Path, caption: str | None = None) -> None:
         for suffix in (".png", ".svg"):
             figure.savefig(path.with_suffix(suffix), metadata={"Date": None} if suffix == ".svg" else None)
     if caption := caption or figure.get_label():
-        path.with_suffix(".txt").write_text(caption + "\n")
+        path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
     plt.close(figure)
 
 

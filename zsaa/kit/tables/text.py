@@ -89,4 +89,4 @@ def save_table(table, path: str | Path, title: str) -> None:
     path.with_suffix(".md").write_text(f"### {title}\n\n{text}\n", encoding="utf-8")
     with pd.option_context("display.max_colwidth", None):  # else pandas cuts cells off at 50 characters
         body = table.to_html(border=0, index=table.index.name is not None)
-    path.with_suffix(".html").write_text(f"<h3>{html.escape(title)}</h3>\n{body}")
+    path.with_suffix(".html").write_text(f"<h3>{html.escape(title)}</h3>\n{body}", encoding="utf-8")
