@@ -13,7 +13,7 @@ from zsaa import measure
 from zsaa.data.batching import pad
 from zsaa.dial import settings
 from zsaa.evaluation import accuracy as evaluate
-from zsaa.evaluation import latency
+from zsaa.evaluation import language, latency
 from zsaa.kit import store
 from zsaa.measure import stats, write_json
 from zsaa.score import FUNCTIONS, seeded
@@ -46,6 +46,19 @@ def test_predictions_do_not_depend_on_the_batch(model, data):
             one, many = (evaluate.predict(model, data["input_ids"], batch) for batch in (1, 16))
             alone = [int(model(torch.tensor([s])).logits.argmax()) for s in data["input_ids"]]
         assert one == many == alone
+
+
+def test_whoever_trains_goes_on_training():
+    """An evaluation in between is one in eval mode, and leaves each module in the mode that it was in."""
+    net = zsaa.enable(tiny.make("llama", "sequence-classification", dropout=0.5)).train()
+    net.model.layers[0].eval()
+    modes, texts = [module.training for module in net.modules()], [[5, 6, 7, 8], [9, 10]]
+    said = evaluate.predict(net, texts)
+    assert [module.training for module in net.modules()] == modes
+    assert said == evaluate.predict(net.eval(), texts)
+    lm = zsaa.enable(tiny.make("llama")).train()
+    language.score(lm, [([5, 6, 7, 8], 2)])
+    assert lm.training
 
 
 def test_curve_counts_and_controls(model, data):

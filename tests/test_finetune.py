@@ -392,6 +392,11 @@ def test_a_full_disk_leaves_the_old_model_in_place(tmp_path, monkeypatch):
 def test_loading_a_folder_that_zsaa_did_not_save(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither zsaa.json"):
         finetune.load(tmp_path)
+    for name in ("openai-community/gpt2", tmp_path / "nowhere"):
+        with pytest.raises(
+            FileNotFoundError, match=f"there is no folder {name}.*zsaa.models.load_model, then zsaa.enable"
+        ):
+            finetune.load(name)
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])

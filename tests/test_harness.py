@@ -29,6 +29,7 @@ import zsaa
 from zsaa import finetune
 from zsaa.evaluation import harness
 from zsaa.evaluation.harness import ZsaaLM
+from zsaa.models import AssetError
 
 try:
     import tomllib
@@ -515,6 +516,15 @@ def test_packaged_names(monkeypatch, saved):
 def test_settings_out_of_range_are_refused_before_anything_is_loaded(settings, error, message):
     with pytest.raises(error, match=message):
         ZsaaLM("/there/is/no/such/model", **settings)
+
+
+def test_a_hub_that_does_not_answer_is_said_with_the_remedy(monkeypatch):
+    def unreached(*_, **__):
+        raise OSError("We couldn't connect to 'https://huggingface.co'") from ConnectionError("no route to host")
+
+    monkeypatch.setattr(HFLM, "__init__", unreached)
+    with pytest.raises(AssetError, match="'someone/nothing' is not in the local cache.*hf download someone/nothing"):
+        ZsaaLM("someone/nothing")
 
 
 def test_models_that_cannot_be_scored_are_refused(words, tmp_path, saved):

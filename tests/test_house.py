@@ -1,6 +1,7 @@
 """The house: packaging, lock files, notebooks in git, profiles, and the set-up script's error messages."""
 
 import ast
+import contextlib
 import os
 import re
 import shutil
@@ -56,25 +57,34 @@ def test_notebook_can_be_run_by_the_runner_and_opened_in_colab(path):
 
 
 def test_a_kernel_without_zsaa_gets_it_from_the_clone_around_it_or_a_fetched_one(tmp_path, monkeypatch):
-    """All notebooks begin alike: for the kernel that runs them, Colab's or one's own, and again after a failure."""
-    (first,) = {plan.read_cells(path)[1]["source"] for path in NOTEBOOKS}
-    ran = []
+    """For the kernel that runs the notebook, Colab's or one's own; and again after a failure."""
+    first = plan.read_cells(NOTEBOOKS[0])[1]["source"]
+    bin, said = tmp_path / "bin", tmp_path / "said"
+    bin.mkdir()
+    (bin / "git").write_text(f'#!/bin/sh\necho "git $1" >> {said}\n[ -n "$FAILS" ] || mkdir -p zsaa-kit/tools\n')
+    (bin / "git").chmod(0o755)
+    made = f'echo "$ZSAA_PYTHON in $(basename "$PWD")" >> {said}\n'
+    monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("site.addsitedir", ran.append)
-    monkeypatch.setattr(
-        subprocess, "run", lambda given, check, env=None: ran.append((given, (env or {}).get("ZSAA_PYTHON")))
-    )
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    exec(first, {})
-    assert ran[0][0][:2] == ["git", "clone"] and ran[1] == (["bash", "zsaa-kit/tools/setup.sh"], sys.executable)
-    (tmp_path / "notebooks/zsaa-kit").mkdir()
-    exec(first, {})
-    assert ran[3] == ran[1], "it is not fetched twice"
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools/setup.sh").touch()
-    exec(first, {})
-    assert ran[5] == (["bash", "../tools/setup.sh"], sys.executable)
+    monkeypatch.setattr("site.addsitedir", lambda folder: None)
+    (tmp_path / "clone/notebooks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "clone/notebooks")
+
+    def ran():
+        said.write_text("")
+        with contextlib.suppress(subprocess.CalledProcessError):
+            exec(first, {})
+        return said.read_text().splitlines()
+
+    assert ran() == ["git clone"], "fetched, and it lacks a set-up"
+    Path("zsaa-kit/tools/setup.sh").write_text(made)
+    assert ran() == [f"{sys.executable} in zsaa-kit"], "not fetched twice"
+    shutil.rmtree("zsaa-kit")
+    monkeypatch.setenv("FAILS", "1")
+    assert ran() == ["git clone"], "and nothing is set up behind a failure"
+    Path("../tools").mkdir()
+    Path("../tools/setup.sh").write_text(made)
+    assert ran() == [f"{sys.executable} in clone"]
 
 
 def test_no_run_may_write_to_the_clones_own_folders():

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from zsaa.kit import store
+from zsaa.kit import architectures, store
 from zsaa.measure import once
 
 
@@ -37,6 +37,14 @@ def test_commands_that_result_files_name_are_still_there():
     commands = {text.split()[2] for text in written if text.startswith("python -m")}
     assert {"zsaa.audit", "zsaa.architectures"} <= commands
     assert all(find_spec(module) for module in commands)
+
+
+def test_a_command_writes_no_committed_file_unless_it_is_asked_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    architectures.main([])
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")] == [
+        "outputs/audit/architectures.json"
+    ]
 
 
 @pytest.mark.full

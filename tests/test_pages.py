@@ -76,10 +76,11 @@ def test_all_notebooks_fetch_zsaa_in_the_same_way():
     assert len(first) == 1 and "site.addsitedir(" in first.pop()
 
 
-def test_the_quickstart_has_at_most_60_lines_of_code():
-    cells = nbformat.read(ROOT / "notebooks/00_quickstart.ipynb", 4).cells
-    lines = [line.strip() for c in cells if c.cell_type == "code" for line in c.source.splitlines()]
-    assert len([line for line in lines if line and not line.startswith("#")]) <= 60
+def test_the_quickstart_has_at_most_53_lines_of_code():
+    """Behind the cell that fetches zsaa where it is missing, which is no part of what it shows."""
+    _, *cells = [c for c in nbformat.read(ROOT / "notebooks/00_quickstart.ipynb", 4).cells if c.cell_type == "code"]
+    lines = [line.strip() for c in cells for line in c.source.splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 53
 
 
 def test_the_readme_has_at_most_700_words_and_30_numbers():

@@ -179,7 +179,9 @@ def test_taught_tuned_saved_and_answering(tokenizer, tuning, tmp_path):
     tokenizer.save_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     samples = encode(rows_of(12), tokenizer, 512)
+    draws = torch.get_rng_state()
     finetune.teach(model, tokenizer, samples, steps=2, batch_size=4, chunk=4, width=8, held_out=0.3, progress=False)
+    assert torch.equal(torch.get_rng_state(), draws) and not model.training
     recipe = Recipe.named("zsaa+", kind="causal-lm", tuning=tuning, max_steps=2, **QUICK)
     model, log = finetune.fine_tune(model, tokenizer, samples, recipe, tmp_path / "mine", progress=False)
     assert log["steps"] == 2 and zsaa.settings(model)["alpha_range"] is None

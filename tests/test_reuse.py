@@ -245,6 +245,21 @@ def test_calls_that_cannot_be_reused_are_made_as_without_it():
         assert prompts.counts == {"passed": 8}
 
 
+def test_a_hook_of_one_s_own_is_heeded_and_nothing_of_it_is_kept():
+    """Such as one that steers: what it does may change with every call."""
+    model, inputs = model_of(), batch()
+    stock = model.generate(**inputs, alpha=0.7, **FULL).logits[0]
+    with Prompts(model) as prompts:
+        model.generate(**inputs, alpha=0.7, **FULL)
+        hook = model.model.layers[1].mlp.register_forward_hook(lambda mlp, given, out: 2 * out)
+        steered = model.generate(**inputs, alpha=0.7, **FULL).logits[0]
+        hook.remove()
+        again = model.generate(**inputs, alpha=0.7, **FULL).logits[0]
+        assert prompts.counts["passed"] == 1
+    assert (steered - stock).abs().max() > 1e-2
+    torch.testing.assert_close(again, stock, rtol=1e-4, atol=1e-4)
+
+
 def test_only_calls_of_the_block_ask_the_store_and_the_class_comes_back():
     model, inputs = model_of(), batch()
     classes, counts = type(model.model), []

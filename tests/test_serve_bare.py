@@ -108,3 +108,11 @@ def test_a_package_that_the_server_lacks_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(SystemExit, match=r"the server needs uvicorn, which is not installed.*zsaa\[serve\]"):
         command.main()
+
+
+def test_a_model_that_is_not_there_ends_it_in_a_line(monkeypatch, tmp_path):
+    from zsaa.serve import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["zsaa.serve", "--bare", "--model", "none", "--classifier", str(tmp_path / "no")])
+    with pytest.raises(SystemExit, match=f"^zsaa.serve: there is no folder {tmp_path / 'no'}: "):
+        command.main()

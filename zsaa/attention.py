@@ -85,15 +85,13 @@ class Rows:
 
     count: rows, where q, k and v have more, zeros that are not there (see `fast.attention.padded_rows`); None: as many
     as they have. real: bool [batch, rows], or None if all are; padding gives no votes. positions: int64 [batch, rows],
-    needed only with a sliding `window` (in original positions). future: gives bool [rows, rows], True above the
-    diagonal, for a number of rows, if the caller shares one between layers.
+    needed only with a sliding `window` (in original positions).
     """
 
     count: int | None = None
     real: Tensor | None = None
     positions: Tensor | None = None
     window: int | None = None
-    future: Callable[[int], Tensor | None] | None = None
 
     def of(self, q: Tensor) -> int:
         """How many rows of q [batch, heads, rows, dim] are there?"""
@@ -111,9 +109,6 @@ class Rows:
                 return ~seen & (index[start:end, None] != index[None, :end])  # a padding row sees itself
 
             return outside
-        future = None if self.future is None else self.future(count)
-        if future is not None:
-            return lambda start, end: future[start:end, start:end]
         index = torch.arange(count, device=device)
         return lambda start, end: index[start:end, None] < index[None, start:end]
 

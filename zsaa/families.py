@@ -86,37 +86,13 @@ class Family:
         return there if self.all_layers else min(there, decoder.config.num_hidden_layers)
 
 
-LLAMA = Family(
-    layers="layers",
-    attention="self_attn",
-    attention_norm="input_layernorm",
-    after_attention_norm=None,
-    mlp_norm="post_attention_layernorm",
-    mlp="mlp",
-    after_mlp_norm=None,
-    qkv=_separate_qkv,
-    output=_output,
-    dropout=_dropout,
-    mlp_matrices=3,
-)
-GEMMA = replace(
-    LLAMA,
-    after_attention_norm="post_attention_layernorm",
-    mlp_norm="pre_feedforward_layernorm",
-    after_mlp_norm="post_feedforward_layernorm",
-)
-GPT2 = replace(
-    LLAMA,
-    layers="h",
-    attention="attn",
-    attention_norm="ln_1",
-    mlp_norm="ln_2",
-    qkv=_fused_qkv,
-    output=_gpt2_output,
-    dropout=_gpt2_dropout,
-    mlp_matrices=2,
-    all_layers=True,
-)
+LLAMA = Family(layers="layers", attention="self_attn", attention_norm="input_layernorm", after_attention_norm=None,
+               mlp_norm="post_attention_layernorm", mlp="mlp", after_mlp_norm=None, qkv=_separate_qkv, output=_output,
+               dropout=_dropout, mlp_matrices=3)  # fmt: skip
+GEMMA = replace(LLAMA, after_attention_norm="post_attention_layernorm", mlp_norm="pre_feedforward_layernorm",
+                after_mlp_norm="post_feedforward_layernorm")  # fmt: skip
+GPT2 = replace(LLAMA, layers="h", attention="attn", attention_norm="ln_1", mlp_norm="ln_2", qkv=_fused_qkv,
+               output=_gpt2_output, dropout=_gpt2_dropout, mlp_matrices=2, all_layers=True)  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,

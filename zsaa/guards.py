@@ -119,12 +119,12 @@ def check_layers(decoder: nn.Module, family: Family, num_layers: int, prunes: bo
         set_here = vars(attention)
         forward = set_here.get("_old_forward") or set_here.get("forward") or type(attention).forward
         own = not (getattr(forward, "__module__", None) or "").startswith("transformers.")
-        if own or _foreign_hooks(attention):
+        if own or foreign_hooks(attention):
             raise RuntimeError(
                 f"the attention of layer {number} has {'a forward' if own else 'a hook'} of another library or of your "
                 "own, which a pruned pass does not call. Take it off, or set alpha to 1 for this call."
             )
-        if said is None and _foreign_hooks(layer):
+        if said is None and foreign_hooks(layer):
             said = (
                 f"a hook on layer {number} of the decoder sees the rows that are alive there, real tokens first, and "
                 "not the input's columns. zsaa.trace(model) tells which they are; output_hidden_states=True gives all."
@@ -135,7 +135,8 @@ def check_layers(decoder: nn.Module, family: Family, num_layers: int, prunes: bo
 OWN_HOOKS = ("zsaa.", "torch.", "transformers.utils.output_capturing")  # FSDP's; and those that record states
 
 
-def _foreign_hooks(module: nn.Module) -> bool:
+def foreign_hooks(module: nn.Module) -> bool:
+    """Has the module hooks of another library, or of the user's own?"""
     if not module._forward_hooks and not module._forward_pre_hooks:
         return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())

@@ -76,7 +76,7 @@ def _prefill(
         columns = step.columns(layer)
         cache.layers[layer].extend(k[:, :, :n], v[:, :, :n], columns, real is None, step.request.width)
     positions = step.positions(layer) if window is not None else None
-    rows, score = Rows(n, real, positions, window, step.future), step.plan.drops[layer] and step.scorer is None
+    rows, score = Rows(n, real, positions, window), step.plan.drops[layer] and step.scorer is None
     output, sums = attend_and_score(q, k, v, rows=rows, score=score, **settings)
     step.choose(layer, sums if step.scorer is None else step.learned(layer, hidden), hidden)
     return step.move(layer, hidden, output.transpose(1, 2).flatten(2))

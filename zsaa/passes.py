@@ -130,7 +130,6 @@ class Prefill:
         self.left = Left(request.width)
         self.input: Tensor  # the input's real columns [batch, rows], in order
         self.turned: tuple = ((None,), [])  # rows and rotary tables, and what these hold at them
-        self._future: Tensor | None = None
 
     @property
     def real(self) -> list[Tensor | None]:
@@ -143,16 +142,6 @@ class Prefill:
     def to(self, device: Any, **_) -> Prefill:
         """For whoever spreads a model over devices, as accelerate does, and moves what a layer is given."""
         return self if self.plan.sizes.device == device else fast.moved(self, device)
-
-    def future(self, rows: int) -> Tensor | None:
-        """Bool [rows, rows], True above the diagonal: cut from one for all layers. None where that would be large, and
-        attention builds it block by block."""
-        longest = self.plan.widths[0]
-        if longest > 4096:
-            return None
-        if self._future is None:
-            self._future = torch.ones(longest, longest, dtype=torch.bool, device=self.request.device).triu_(1)
-        return self._future[:rows, :rows]
 
     def columns(self, stage: int) -> Tensor:
         """Where the rows [batch, rows] stand in the input; -1 for padding."""

@@ -26,6 +26,7 @@ from zsaa.dial import disable, enable
 from zsaa.families import find_decoder, only_last_logits
 from zsaa.fast.graphs import Graphs
 from zsaa.measure import alternate, hash_of, provenance, write_json
+from zsaa.measure.mode import evaluating
 from zsaa.rule import RULE, Rule, check_alpha, powers
 from zsaa.scope import opened
 
@@ -197,7 +198,6 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
     """The model's dial, on and untraced; eval mode, no gradients. Everything is put back, after exceptions too."""
     decoder, _ = find_decoder(model)
     was_on, saved = getattr(decoder, "_zsaa", None) is not None, getattr(decoder.config, "zsaa", None)
-    modes = [(module, module.training) for module in model.modules()]
     if not was_on:
         enable(model, alpha=1.0)
     dial = decoder._zsaa
@@ -206,16 +206,14 @@ def _measuring(model: nn.Module, rule: dict) -> Iterator[Any]:
         # Recordings of the measurement's own: they are freed with it, and the model's stay as they are.
         dial.rule = replace(dial.rule, tau=rule["tau"], schedule=rule["schedule"])
         dial.graphs = Graphs(dial.graphs.mode)
-        model.eval()
         with (
+            evaluating(model),
             opened(dial, trace=None),
             torch.no_grad(),
         ):  # not inference_mode: tensors that a model keeps from it could never be trained with
             yield dial
     finally:
         dial.rule, dial.graphs = before
-        for module, training in modes:
-            module.training = training
         if not was_on:
             disable(model)
             if saved is not None:

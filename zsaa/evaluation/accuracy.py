@@ -15,6 +15,7 @@ from zsaa.evaluation.controls import CONTROLS, TARGETS, applied, check_targets, 
 from zsaa.families import find_decoder
 from zsaa.measure.checks import check_whole
 from zsaa.measure.distributed import gather, place
+from zsaa.measure.mode import evaluating
 from zsaa.measure.stats import f1, f1_interval, interval, to_bits
 from zsaa.score import seeded
 
@@ -36,7 +37,6 @@ def predict(
     Raises ValueError where the model says no numbers, of which argmax would make class 0.
     """
     check_whole("batch_size", batch_size)
-    model.eval()
     decoder, _ = find_decoder(model)
     device, pad_id = next(model.parameters()).device, decoder.config.pad_token_id
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
@@ -47,7 +47,8 @@ def predict(
         # With none left in the last turn a process repeats the last batch: under FSDP no pass works without all.
         batch = batches[min(turn + number, len(batches) - 1)]
         ids, mask = pad([samples[i] for i in batch], pad_id, device)
-        with precision_of(model, precision), seeded(own_seeds([samples[i] for i in batch])):
+        seeds = own_seeds([samples[i] for i in batch])
+        with evaluating(model), precision_of(model, precision), seeded(seeds):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         numbers = logits.isfinite().all(-1).tolist()
         said = logits.float().argmax(-1).tolist()

@@ -59,7 +59,8 @@ class ZsaaLM(HFLM):
     rolling_prefix: for perplexity tasks only, see `loglikelihood_rolling`.
     device: None takes a GPU if there is one.
 
-    Raises TypeError or ValueError for settings out of range, UnsupportedModelError for a model family without a dial.
+    Raises TypeError or ValueError for settings out of range, UnsupportedModelError for a model family without a dial,
+    AssetError for a model that the hub does not give.
     """
 
     def __init__(
@@ -91,7 +92,13 @@ class ZsaaLM(HFLM):
             raise ValueError(
                 f"pretrained={self.source} is an adapter itself; peft={kwargs['peft']} would be a second one."
             )
-        super().__init__(pretrained, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **kwargs)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            super().__init__(pretrained, device=device, **kwargs)
+        except OSError as error:  # of transformers, which names neither the model nor what fetches it
+            if self.source is None or Path(pretrained).expanduser().exists():
+                raise
+            raise models.hub_error(error, pretrained) from error
         if adapter:  # as it was trained: lm-eval's peft= would first cut the embeddings to the tokenizer's size
             from peft import PeftModel
 

@@ -45,6 +45,7 @@ from zsaa.dial import rule, settings
 from zsaa.evaluation.controls import CONTROLS, CUTS, applied, check_targets, cut, plan, precision_of
 from zsaa.families import find_decoder
 from zsaa.measure.checks import check_whole
+from zsaa.measure.mode import evaluating
 from zsaa.rule import PLAIN
 from zsaa.score import seeded
 
@@ -154,14 +155,13 @@ def score(
     model says no numbers.
     """
     check_whole("batch_size", batch_size)
-    model.eval()
     dial = settings(model)
     order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), -samples[i][1]))
     scored: list = [None] * len(samples)
     for begin in range(0, len(order), batch_size):
         batch = [samples[i] for i in order[begin : begin + batch_size]]
         texts, starts = [list(ids) for ids, _ in batch], [start for _, start in batch]
-        with precision_of(model, precision):
+        with evaluating(model), precision_of(model, precision):
             # At alpha = 1 there is nothing to prune, and one pass says the same.
             split = dial["alpha"] != 1 and not carry
             logits = (_continued if split else _at_once)(model, texts, starts)

@@ -164,30 +164,32 @@ def _above(rows: int) -> Tensor:
 
 def _over_own(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float) -> tuple[Tensor, Tensor] | None:
     """As `_in_one_piece`, of many rows without a window, without a search for the largest logit of each: exponents are
-    of logits over the row's own, taken off by the product; their sum, which the product with the values gives beside
-    the output, divides both after it. None where that leaves float32."""
+    of logits over the row's own, taken off by the product, and divided by their sum after it. None where that leaves
+    float32."""
     (batch, heads, count, dim), kv_heads = q.shape, k.shape[1]
-    q, one = q.unflatten(1, (kv_heads, -1)), k.new_ones(*k.shape[:3], 1)
+    q = (q * scale).unflatten(1, (kv_heads, -1))
     q = torch.cat([q, -(q * k[:, :, None]).sum(dim=-1, keepdim=True)], dim=-1)
-    keys, values = (torch.cat([x, one], dim=-1).flatten(0, 1) for x in (k, v))
-    keys, sums, outputs = keys.transpose(1, 2), q.new_zeros(batch * kv_heads, 1, count), []
-    block = min(128, max(32, FEW // (batch * heads * count)))
+    # As the products read them. A column of ones beside the values would give the totals, and take longer than a sum.
+    keys = torch.cat([k, k.new_ones(*k.shape[:3], 1)], dim=-1).flatten(0, 1).transpose(1, 2).contiguous()
+    values, totals, outputs = v.contiguous().flatten(0, 1), q.new_empty(batch, heads, count), []
+    sums = q.new_zeros(batch * kv_heads, 1, count)
+    block = min(64, max(16, FEW // (batch * heads * count)))
     piece = q.new_empty(batch * heads * block * count)
     for start in range(0, count, block):
         end = min(start + block, count)
         some = q[:, :, :, start:end].reshape(batch * kv_heads, -1, dim + 1)
         p = piece[: some.shape[0] * some.shape[1] * end].view(*some.shape[:2], end)
-        torch.baddbmm(p, some, keys[:, :, :end], beta=0, alpha=scale, out=p).exp_()
-        # Not before: exponents of -inf take ten times as long.
-        p.view(batch, heads, end - start, end)[..., start:].tril_()
-        outputs.append(torch.bmm(p, values[:, :end]).view(batch, heads, end - start, dim + 1))
-        votes = outputs[-1][..., -1].reciprocal()
-        votes = votes if rows.real is None else votes.mul_(rows.real[:, None, start:end])
+        by_head = torch.bmm(some, keys[:, :, :end], out=p).exp_().view(batch, heads, end - start, end)
+        by_head[..., start:].tril_()  # not before: exponents of -inf take ten times as long
+        total = torch.sum(by_head, dim=-1)
+        totals[:, :, start:end] = total
+        votes = total.reciprocal_()
+        votes = votes if rows.real is None else votes * rows.real[:, None, start:end]
+        outputs.append(torch.bmm(p, values[:, :end]).view(batch, heads, end - start, dim))
         sums[:, :, :end].baddbmm_(votes.view(batch * kv_heads, 1, -1), p)  # each core has its own part of p at hand
-    output = torch.cat(outputs, dim=2)
-    if not output[..., -1].max() < FAR:  # NaN is none either
+    if not totals.max() < FAR:  # NaN is none either
         return None
-    return output[..., :-1] / output[..., -1:], sums.view(batch, kv_heads, count).sum(dim=1)
+    return torch.cat(outputs, dim=2).div_(totals.unsqueeze(-1)), sums.view(batch, kv_heads, count).sum(dim=1)
 
 
 def _sums(p: Tensor, real: Tensor | None) -> Tensor:

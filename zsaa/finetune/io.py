@@ -54,6 +54,11 @@ def load(folder: str | Path, **kwargs) -> tuple[nn.Module, object]:
     """
     from zsaa.models import load_model
 
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: this reads what fine_tune or save wrote. For any other model, call "
+            "zsaa.models.load_model, then zsaa.enable."
+        )
     adapter, config = Path(folder) / SETTINGS_FILE, Path(folder) / "config.json"
     saved = json.loads(adapter.read_text()) if adapter.is_file() else None
     if saved is None and config.is_file():

@@ -24,6 +24,7 @@ from zsaa.heads.texts import find
 from zsaa.learned import asked, salience
 from zsaa.learned.asked import Scorer
 from zsaa.measure.checks import check_whole
+from zsaa.measure.mode import evaluating
 
 HEADS = 8  # retrieval heads whose looks are taught
 FACTORS = (2, 3, 5, 11)  # of the chunks the best 1/f: is the answer's among them?
@@ -76,22 +77,26 @@ def teach(
         )
     decoder, _ = find_decoder(model)
     texts = [tokenizer.decode([i for i, p in zip(s["input_ids"], s["part"]) if p == BODY]) for s in samples]
-    torch.manual_seed(seed)
-    scorer = asked.fresh(model, tokenizer, dict.fromkeys(texts), chunk, width, sentences)
-    scorer.to(next(decoder.parameters()).device)
-    taught = [i for i in order if i not in {*apart}] or order
-    model.eval()
-    heads = _heads(model, [samples[i] for i in taught], [pupils[i] for i in taught], batch_size)
-    log: dict = {"samples": len(taught), "held_out": len(apart), "heads": heads, "recall": []}
-    log["placed"] = sum(pupil.place is not None for pupil in pupils)
-    best: tuple[float, dict] = (-1.0, {})
-    for step in _steps(model, scorer, [pupils[i] for i in taught], steps, batch_size, learning_rate, seed, progress):
-        if step % 250 and step != steps:
-            continue
-        found = recall(model, scorer, judged or pupils, batch_size)
-        log["recall"].append((step, found))
-        if (worth := sum(found.values())) > best[0]:
-            best = worth, {name: x.clone() for name, x in scorer.state_dict().items()}
+    device = next(decoder.parameters()).device
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), evaluating(model):  # the caller's draws and mode stay as they were
+        torch.manual_seed(seed)
+        scorer = asked.fresh(model, tokenizer, dict.fromkeys(texts), chunk, width, sentences)
+        scorer.to(device)
+        taught = [i for i in order if i not in {*apart}] or order
+        heads = _heads(model, [samples[i] for i in taught], [pupils[i] for i in taught], batch_size)
+        log: dict = {"samples": len(taught), "held_out": len(apart), "heads": heads, "recall": []}
+        log["placed"] = sum(pupil.place is not None for pupil in pupils)
+        best: tuple[float, dict] = (-1.0, {})
+        for step in _steps(
+            model, scorer, [pupils[i] for i in taught], steps, batch_size, learning_rate, seed, progress
+        ):
+            if step % 250 and step != steps:
+                continue
+            found = recall(model, scorer, judged or pupils, batch_size)
+            log["recall"].append((step, found))
+            if (worth := sum(found.values())) > best[0]:
+                best = worth, {name: x.clone() for name, x in scorer.state_dict().items()}
     scorer.load_state_dict(best[1])
     salience.detach(model)
     return salience.attach(model, scorer.requires_grad_(False).eval()), log

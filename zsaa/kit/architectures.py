@@ -1,6 +1,6 @@
 """Table 4: what the models' published configurations say, read off models that are built from them without weights.
 
-    python -m zsaa.kit.architectures        writes results/audit/architectures.json
+    python -m zsaa.kit.architectures        writes outputs/audit/architectures.json
 
 PUBLISHED holds the values of each checkpoint's config.json on the Hugging Face hub (those that shape the model).
 Everything else is measured: the model is built from them on PyTorch's meta device, which takes no memory, and its
@@ -111,7 +111,7 @@ def run(output_dir: str | Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.kit.architectures", description=__doc__.split("\n")[0])
-    parser.add_argument("--output-dir", default="results/audit")
+    parser.add_argument("--output-dir", default="outputs/audit", help="results/audit: anew what is committed")
     for row in run(parser.parse_args(arguments).output_dir)["rows"]:
         print({k: row[k] for k in row if k != "config"})
     return 0

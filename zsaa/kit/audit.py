@@ -1,6 +1,6 @@
 """What the paper's own numbers say about each other: Eq. 2 against its tables.
 
-    python -m zsaa.kit.audit        writes results/audit/audit.json, and prints the claims
+    python -m zsaa.kit.audit        writes outputs/audit/audit.json, and prints the claims
 
 Nothing here needs a model's weights or a GPU: everything follows from the printed numbers (`paper`), the published
 configurations (`architectures`), Eq. 2 (`zsaa.rule`) and result files. What is *inferred* from them, a rule that would
@@ -284,7 +284,7 @@ def run(output_dir: str | Path, n: int = 512) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zsaa.kit.audit", description=__doc__.split("\n")[0])
-    parser.add_argument("--output-dir", default="results/audit")
+    parser.add_argument("--output-dir", default="outputs/audit", help="results/audit: anew what is committed")
     run(parser.parse_args(arguments).output_dir)
     from zsaa.kit.claims import claims  # which builds on this module
 

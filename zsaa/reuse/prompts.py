@@ -38,7 +38,7 @@ from transformers.cache_utils import DynamicCache
 from zsaa.cache import PrunedLayer
 from zsaa.call import Call
 from zsaa.families import find_decoder
-from zsaa.guards import check_mask
+from zsaa.guards import check_mask, foreign_hooks
 from zsaa.passes import Prefill
 from zsaa.reuse import identity
 from zsaa.reuse.store import Kept, Store, own
@@ -63,7 +63,7 @@ class Prompts:
     model: one with the dial on. most_bytes: of all that is kept; the least recently used goes first. Calls that cannot
     be reused are made as without it, and counted as "passed": gradients, training, traces, hidden states or attention
     asked for, embeddings in place of tokens, padding on the right, own positions, score "random", fewer layers,
-    quantized caches, alpha = 1 beside others in a batch.
+    quantized caches, hooks of one's own on modules, alpha = 1 beside others in a batch.
     """
 
     def __init__(self, model: nn.Module, most_bytes: int = 1 << 28):
@@ -174,6 +174,8 @@ class Prompts:
         quiet = not (torch.is_grad_enabled() or decoder.training or torch.compiler.is_compiling())
         whole = call.extra.get("return_dict", True) and decoder.config.return_dict
         if not (plain and quiet and whole) or bool(decoder.config.output_attentions):
+            return None
+        if any(map(foreign_hooks, decoder.modules())):
             return None
         if isinstance(step, Prefill):
             request = step.request

@@ -17,6 +17,16 @@ from zsaa.serve.controller import POLICIES
 
 LOOPBACK = ("127.0.0.1", "localhost")
 KEY = "ZSAA_API_KEY"
+KEEPS_S = 75  # a connection without a request: longer than clients do, or one may send as the server closes it
+# Of Ray, where nothing else is said. It tells nobody outside that it runs; its workers are as nice as any program (by
+# itself 15, behind all others); and it collects no numbers of its own, nor a history of its tasks, which nobody reads
+# here: all of its processes grew by them, idle, by 20 MiB an hour and more (docs/findings/serving.md).
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--apart",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="models in a process of their own, each replica's; default: on a GPU with --bare (under Ray not tried)",
+        help="models in a process of their own, each replica's; default: on a GPU with --bare",
     )
     add("--replicas", type=int, default=1)
     add("--max-replicas", type=int, default=None, help="let Ray Serve start up to so many as the load asks for them")
@@ -105,10 +115,16 @@ def bare(chosen: argparse.Namespace) -> None:
 
         from zsaa.serve import app as http
         from zsaa.serve.furnish import furnish
+    from zsaa.models import AssetError
 
     plan = settings(chosen)
-    app = http.build(furnish(plan), plan.key, plan.hosts, plan.max_body)
-    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False)
+    try:
+        house = furnish(plan)
+    except (AssetError, ValueError, OSError) as error:  # a model that is not there, most likely
+        sys.exit(f"zsaa.serve: {error}")
+    app = http.build(house, plan.key, plan.hosts, plan.max_body)
+    quiet = {"log_level": "warning", "access_log": False}
+    uvicorn.run(app, host=chosen.host, port=chosen.port, timeout_keep_alive=KEEPS_S, **quiet)
 
 
 @contextlib.contextmanager
@@ -129,8 +145,8 @@ def main() -> None:
         made.error(str(error))
     if chosen.bare:
         return bare(chosen)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside that it runs
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: any other program would go before the server
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     with needed():
         import ray
         from ray import serve
