@@ -10,12 +10,12 @@ from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import mean_difference, over_runs, sure
 
 FOLDER = RESULTS / "ablation"
-GEMMA, QWEN = "Gemma 3 270M, 4 bits", "Qwen2.5-Coder-0.5B-Instruct (Q4_K_M)"
+GEMMA = "Gemma 3 270M, 4 bits"
 Ways = dict[str, dict[int, tuple[str, str]]]  # way -> the dial's MAC reduction -> (result, control)
 
 
-def along(result: str, control: str, targets: tuple = TARGETS) -> dict[int, tuple[str, str]]:
-    return dict.fromkeys(targets, (result, control))
+def along(result: str, control: str) -> dict[int, tuple[str, str]]:
+    return dict.fromkeys(TARGETS, (result, control))
 
 
 # model -> (folder, the ways; the first is the dial)
@@ -27,13 +27,6 @@ MODELS: dict[str, tuple[str, Ways]] = {
             "whole texts alone": along("lora-conventional-crops-epochs1.5", "alpha"),
             "text cut to both ends": along("steady-cut-ends-epochs1.45", "ends"),
             "half of the layers, distilled": {2: ("layers-9-tutored-rate0.0001", "layers")},
-        },
-    ),
-    QWEN: (
-        "imdb_films_qwen",
-        {
-            "the dial": along("steady-epochs0.5-seconds90", "alpha", (1, 2, 3, 5, 11)),
-            "text cut to both ends": along("steady-cut-ends-epochs0.5-seconds90", "ends", (1, 2, 3, 5, 11)),
         },
     ),
 }

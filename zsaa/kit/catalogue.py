@@ -19,6 +19,7 @@ from zsaa.kit.labels import device_of
 from zsaa.kit.report.write import render
 from zsaa.kit.store import QUESTIONS, RESULTS, all_results
 
+ROWS = 16384  # of a training pass, where none were asked for
 # What ablation.run and ablation.folds add to a row's name, for options that were given.
 OPTIONS = re.compile(
     r"(-seed(?P<seeds>\d+))?(?P<compute>-compute)?(-epochs(?P<epochs>[\d.]+))?(-rate(?P<learning_rate>[\de.-]+?))?"
@@ -45,6 +46,8 @@ def command_of(name: str, result: dict) -> str | None:
     given = {key: value for key, value in found.groupdict().items() if value}
     given |= {"compute": f"{result['training']['compute']:g}"} if "compute" in given else {}
     given |= {"model": result["model"]["name"]} if result["model"]["name"] != "smollm2-135m" else {}
+    rows = result["training"].get("rows", ROWS)
+    given |= {"pass_rows": rows} if rows != ROWS else {}
     given |= {"weights": "FOLDER"} if result["training"].get("teacher") else {}
     program = f"ablation.folds {task}" if folds else f"ablation.run --task {task}"
     options = (f" --{key.replace('_', '-')} {value}" for key, value in given.items())
