@@ -25,6 +25,7 @@ def tables():
         "exam": healed.exam_table, "beside": healed.beside_table,
         "combined": healed.combined_table, "scores": healed.scores_table,
         "drafters": healed.drafters_table, "drafts": healed.drafts_table, "answers": both_results.table,
+        "again": both_results.sure_table,
     }  # fmt: skip
     for name, made in more.items():
         if len(table := made()):

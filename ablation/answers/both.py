@@ -41,7 +41,7 @@ KINDS = {
     "both": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "exits": 4},
     "passage": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (30, 26, 23, 20, 16)},
     "guess18": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (18,), "rank": 32},
-    "guess16": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (16,), "rank": 32},
+    "guess20": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "stills": (20,), "rank": 32},
     "tokens32": {"method": "drawn dial", "schedule": "once", "scorer": "shipped", "rank": 32},
 }
 METHODS = {
@@ -50,10 +50,10 @@ METHODS = {
     "both": "continued at reductions, behind drawn depths, too",
     "passage": "continued at reductions, the passage's depth drawn",
     "guess18": "continued at reductions, the passage standing still at a guess",
-    "guess16": "continued at reductions, the passage standing still at a guess",
+    "guess20": "continued at reductions, the passage standing still at a guess",
     "tokens32": "continued at reductions",
 }
-GUESSED = {"guess18": 18, "guess16": 16}  # the passage's only depth
+GUESSED = {"guess18": 18, "guess20": 20}  # the passage's only depth
 PASSAGE = ("passage", *GUESSED)
 ALONE = ("tokens", "tokens32")
 REDUCTIONS = (3.0, 5.0)

@@ -32,11 +32,11 @@ FOLDER = RESULTS / "answers" / "both"
 TEST = SPLITS["test"][1]
 NAMES = {"tokens": "tokens", "tokens32": "tokens", "layers": "layers", "both": "both, by exits",
          "passage": "both, the passage standing still", "guess18": "... at a guess, behind 18",
-         "guess16": "... at a guess, behind 16"}  # fmt: skip
+         "guess20": "... at a guess, behind 20"}  # fmt: skip
 LINES = (  # (training, what is turned, the training that it is set beside)
     ("tokens", "tokens", ""), ("layers", "layers", "tokens"), ("both", "chosen", "tokens"),
     ("passage", "chosen", "tokens"), ("passage", "tokens", "tokens"), ("passage", "layers", "tokens"),
-    ("tokens32", "tokens", ""), ("guess18", "chosen", "tokens32"), ("guess16", "chosen", "tokens32"),
+    ("tokens32", "tokens", ""), ("guess18", "chosen", "tokens32"), ("guess20", "chosen", "tokens32"),
 )  # fmt: skip
 TURNED = {"chosen": "both", "tokens": "fewer tokens", "layers": "fewer layers"}
 
@@ -109,12 +109,17 @@ class Reading:
 Readings = dict[tuple[float, int], Reading]  # by (reduction, depth)
 
 
-def readings(rows: Iterable[dict], test: bool) -> Readings:
-    return {
-        (row["target"], row["depth"]): Reading(1 / row["mac_reduction"], unpack(row["packed"]), unpack(row["sure"]),
-                                               row["said"] / TYPICAL[0])
-        for row in rows if (row["split"] == TEST) is test and "sure" in row
-    }  # fmt: skip
+def readings(rows: Iterable[dict], test: bool, unsure: bool = False) -> Readings:
+    """Of one split; unsure: those, too, that do not say how sure answers were."""
+    found = {}
+    for row in rows:
+        if (row["split"] == TEST) is test and ("sure" in row or unsure):
+            f1 = unpack(row["packed"])
+            sure = unpack(row["sure"]) if "sure" in row else np.zeros_like(f1)
+            found[row["target"], row["depth"]] = Reading(
+                1 / row["mac_reduction"], f1, sure, row.get("said", 0) / TYPICAL[0]
+            )
+    return found
 
 
 def twice(first: Reading, second: Reading | None, threshold: float) -> tuple[float, np.ndarray]:
@@ -161,14 +166,15 @@ def sure_table(folder: Path = FOLDER):
     import pandas as pd
 
     files, lines = held(folder), []
-    beside = {kind: other or kind for kind, which, other in LINES if which != "layers"}
+    beside = {kind: other or kind for kind, which, other in LINES if which == "chosen" or not other}
     for reduction in REDUCTIONS:
         for kind, other in beside.items():
             mine = {seed: (readings(rows, False), readings(rows, True)) for (name, seed), rows in files.items()
                     if name == kind and (other, seed) in files}  # fmt: skip
             found = []
             for seed, (known, asked) in mine.items():
-                if theirs := [*readings(files[other, seed], True).values()]:
+                theirs = [*readings(files[other, seed], True, unsure=True).values()]
+                if known and asked:
                     way = chosen({key: one for key, one in known.items() if key in asked}, reduction, True)
                     cost, f1 = twice(asked[way[0]], way[1] and asked[way[1]], way[2])
                     found.append((cost, f1, f1 - at_cost(theirs, cost)))
@@ -186,7 +192,7 @@ def sure_table(folder: Path = FOLDER):
 
 
 def main() -> None:
-    for made in (table(), sure_table()):
+    for made in (made for made in (table(), sure_table()) if len(made)):
         print(made.to_markdown(index=False, disable_numparse=True), end="\n\n")
 
 
