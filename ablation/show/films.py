@@ -53,10 +53,15 @@ def always(results: list[str], control: str) -> dict[int, tuple[list[str], str]]
     return dict.fromkeys(TARGETS, (results, control))
 
 
+def _paper(rate: str) -> dict[int, tuple[list[str], str]]:
+    return always(seeds_of("paper", f"-epochs5-rate{float(rate):g}"), "alpha")
+
+
 DIAL = seeds_of("steady", "-epochs3-seconds660")
 # Before its learning rate rose for longer: the second training failed.
 EARLIER = {f"before, seed {seed}": [name] for seed, name in enumerate(seeds_of("lora-crops", "-epochs3"))}
 BETTER = seeds_of("layers-10-tutored", "-rate0.0002")  # of 15 layers one was read, of 6 and 3 none
+RATES = ("2e-4", "4e-5", "1e-4", "4e-4")  # of the paper's recipe; validation chose the first
 # rival -> the dial's MAC reduction -> (results, one per seed; their control)
 RIVALS = {
     "first layers": by_layers("", {}),
@@ -65,8 +70,7 @@ RIVALS = {
     "half of the layers, distilled by a better teacher": {2: (["layers-15-tutored-rate0.0001"], "layers")},
     "text cut to both ends": always(seeds_of("lora-cut-ends", "-epochs3"), "ends"),
     "text cut to the last tokens": always(seeds_of("steady-cut-last", "-epochs3-seconds520"), "last"),
-    "the paper's recipe, 2e-4": always(["paper-epochs5-rate0.0002"], "alpha"),  # validation's choice
-    "the paper's recipe, 4e-5": always(["paper-epochs5-rate4e-05"], "alpha"),
+    **{f"the paper's recipe, {rate}": _paper(rate) for rate in RATES if _paper(rate)[1][0]},
     "the paper's recipe by LoRA": always(["paper-lora-epochs5-rate0.0002-seconds260"], "alpha"),
     "TF-IDF": always(["bag"], "bag"),
 }
