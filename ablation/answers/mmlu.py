@@ -131,8 +131,9 @@ class Through(Dial):
             yield self.told(tuple(ids[:region])), self.told(tuple(ids[region:prompt]))
 
     def _prompts(self, b: Batch):
-        for n, exempt, (region, line) in zip(b.prompt.tolist(), b.exempt.tolist(), self._parts(b)):
-            yield n, exempt, self.scorer.macs(len(region[0]), len(line[0]))
+        asks = (b.prompt - b.region).tolist()
+        for n, exempt, asking, (region, line) in zip(b.prompt.tolist(), b.exempt.tolist(), asks, self._parts(b)):
+            yield n, exempt, asking, self.scorer.macs(len(region[0]), len(line[0]))
 
     @torch.no_grad()
     def how(self, b: Batch, reduction: float) -> dict:
