@@ -86,4 +86,6 @@ def test_a_result_says_what_is_above_chance_and_by_how_much():
     mean, low, high = knowledge.kept(read_.all("dial", DIAL, 1.5), read_.all("dial", "whole", 1.0))
     assert mean == pytest.approx(100 / 3) and low < mean < high
     lines = knowledge.table(read_)
-    assert any("33.3% [" in line for line in lines) and "dial over shots dropped, 1.5x: +25.0" in "\n".join(lines)
+    assert any(
+        "33.3% [" in line for line in lines
+    ) and f"dial: {knowledge.LABELS[DIAL]} 1.5x over last last 1.5: +25.0" in "\n".join(lines)

