@@ -16,7 +16,10 @@ from zsaa.studies import command, older
 from zsaa.studies.calls import job
 from zsaa.studies.job import SETTINGS, Accuracy, Job, Perplexity
 
-JOBS = {"zsaa.experiment": older.experiment, "zsaa.perplexity": older.perplexity, "zsaa.mmlu": older.mmlu}
+JOBS = {
+    "zsaa.experiment": older.experiment, "zsaa.perplexity": older.perplexity, "zsaa.mmlu": older.mmlu,
+    "zsaa.run": command.job_of,
+}  # fmt: skip
 WRITTEN = [(file, result) for file, result in store.all_results() if "python -m zsaa." in (result.get("command") or "")]
 
 
@@ -47,7 +50,7 @@ def test_every_committed_command_still_asks_for_what_its_file_holds(file, result
         )
         return
     asked = JOBS[module](arguments)
-    kinds = {"accuracy": "curve", "choice": "choice", "perplexity": "perplexity"}
+    kinds = {"accuracy": "curve", "choice": "choice", "perplexity": "perplexity", "answers": "questions"}
     assert result["kind"] == kinds.get(asked.objective, asked.objective)
     if asked.settings.targets and asked.objective in ("perplexity", "accuracy", "lengths"):
         assert {row["target"] for row in result["rows"]} <= {*asked.settings.targets}
