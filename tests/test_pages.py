@@ -69,6 +69,13 @@ def test_a_notebook_is_short_and_defines_no_function(path):
             assert not list(broken(cell.source, path.parent))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_finds_what_is_not_installed_with_the_package(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    where = text.find("from ablation")
+    assert where < 0 or "sys.path.append(str(" in text[:where]
+
+
 def test_all_notebooks_fetch_zsaa_in_the_same_way():
     """The set-up installs an editable package whose finder a running kernel does not know yet: without `addsitedir` it
     would find zsaa in no place, or, with the clone on sys.path, zsaa without zsaa.kernels."""
