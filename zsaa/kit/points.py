@@ -70,7 +70,7 @@ SETTINGS = (
     "high",
 )
 # Counts that stand behind other numbers, and those that have a column of their own.
-LEFT_OUT = ("n", "correct", "nll_sum", "words", "choices", "mac_reduction", "latency_mac_reduction")
+LEFT_OUT = ("n", "seed", "correct", "nll_sum", "words", "choices", "mac_reduction", "latency_mac_reduction")
 TIMED = {"latency_ms": "latency_ms", "latency_ms_quartiles": "latency_ms_quartiles", "speedup": "speedup",
          "latency_batch": "batch", "latency_tokens": "tokens"}  # fmt: skip
 DERIVED = ("audit", "architectures", "preservation", "serve-simulated")  # kinds without a measured number
@@ -121,7 +121,8 @@ def _points(file: str, result: dict) -> Iterator[dict]:
 
 
 def _numbers(what: dict, row: dict) -> Iterator[dict]:
-    """A point for each number of a row."""
+    """A point for each number of a row, whose own seed goes before the file's."""
+    what = {**what, "seed": row.get("seed", what["seed"])}
     for field, value in row.items():
         if field in LEFT_OUT or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
