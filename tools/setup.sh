@@ -5,6 +5,7 @@
 #   tools/setup.sh           .venv with the versions of requirements.lock and the models and data of assets.lock
 #   tools/setup.sh --light   any Python that can read profiles.yaml; installs PyYAML at most
 #   tools/setup.sh --find    any Python that is new enough; installs nothing
+#   tools/setup.sh --add X   the first, and the packages X besides
 #
 # ZSAA_PYTHON=/path/to/python: use that environment (conda, a cluster image) instead of .venv. It keeps what it
 # has: the ranges of pyproject.toml decide what is missing, and an installed torch is never replaced. Colab is
@@ -102,7 +103,7 @@ else
 fi
 
 case "${1:-}" in
-"") ;;
+"" | --add) ;;
 --find)
     if [ -x "$python" ]; then echo "$python"; else echo "$base"; fi
     exit
@@ -115,7 +116,7 @@ case "${1:-}" in
         fi
     done
     ;;
-*) fail "unknown option $1; there are --light and --find." ;;
+*) fail "unknown option $1; there are --light, --find and --add." ;;
 esac
 
 trap 'say "set-up interrupted; the same command goes on from here."; exit 130' INT TERM
@@ -135,10 +136,12 @@ for name in ("pyproject.toml", "requirements.lock", "assets.lock", "tools/setup.
     digest.update(open(name, "rb").read())
 print(digest.hexdigest(), *(name for name in sys.argv[2:] if not find_spec(name)))' "$root" $needed
 }
-if [ -f "$stamp" ] && [ -x "$python" ] && [ "$(cat "$stamp")" = "$(key 2>/dev/null)" ]; then
+finish() { # with the packages that --add names
+    if [ "${1:-}" = --add ]; then install "${@:2}" && rm -f "$log"; fi
     echo "$python"
     exit
-fi
+}
+if [ -f "$stamp" ] && [ -x "$python" ] && [ "$(cat "$stamp")" = "$(key 2>/dev/null)" ]; then finish "$@"; fi
 
 : 2>/dev/null >"$log" || fail "cannot write to $root. Make it writable, or clone to another place."
 if [ -z "$lent" ] && ! "$python" -I -m pip --version >/dev/null 2>&1; then
@@ -189,4 +192,4 @@ key >"$stamp.new"
 mv "$stamp.new" "$stamp"
 rm -f "$log"
 say "set-up: ready after $((SECONDS - start)) s"
-echo "$python"
+finish "$@"
