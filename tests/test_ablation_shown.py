@@ -246,15 +246,15 @@ def test_committed_rows_are_tested_in_pairs(tmp_path):
 @pytest.mark.full
 @each_task
 def test_committed_tables_know_seeds_scorers_and_rows_not_run(task):
-    results, rows = show.load(COMMITTED, task), load_config()["rows"]
-    table = show.accuracy_table(results, TARGETS, rows).set_index("row")
+    results, rows, ends = show.load(COMMITTED, task), load_config()["rows"], [1, 11]
+    table = show.accuracy_table(results, ends, rows).set_index("row")
     assert table.index.is_unique and not any("scorer" in name for name in table.index)
     alone = show.scorer_of(results["evidence-distilled"])
     assert table.loc["evidence-distilled", "scorer alone"].endswith(f"at {alone['mac_reduction']:.0f}x")
     assert table.loc["paper", "scorer alone"] == "-" and (table["11x"] == show.NOT_RUN).sum() > 5
     assert table.loc["probe-geometric", "what it shows"] == rows["probe-geometric"]["about"]
     for against in ("paper", "truncation", "scorer"):
-        paired = show.paired_table(results, TARGETS, against).set_index("row")
+        paired = show.paired_table(results, ends, against).set_index("row")
         assert set(paired.index) <= set(table.index)
     assert paired.loc["evidence-distilled", "1x"].endswith("*") and paired.loc["paper", "1x"] == "-"
     assert paired.loc["probe-geometric", "1x"] == "-"
