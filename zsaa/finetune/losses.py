@@ -64,7 +64,9 @@ class _Summed(torch.autograd.Function):
                 gradient = said.mul_(real[:, None]).to(dtype)  # not yet over the count: 16 bits hold it better
                 if pull is not None:
                     torch.mm(gradient, words, out=pull[part])
-                if slope is not None:
+                if slope is not None and dtype == exact:
+                    slope.addmm_(gradient.T, rows[part])
+                elif slope is not None:
                     slope += gradient.T @ rows[part]
         ctx.save_for_backward(pull, None if slope is None else slope[: len(weight)])
         ctx.dtypes = hidden.dtype, weight.dtype
