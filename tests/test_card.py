@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa.card import PRICES, Prices, measure
+from zsaa.card import PRICES, Prices, build, measure
 from zsaa.card.__main__ import main
 from zsaa.cost import attention_widths
 from zsaa.kit import points
@@ -152,3 +152,12 @@ def test_on_a_gpu_memory_and_joules_are_those_of_its_counters():
     spent, ms = made.value("prefill", "energy"), made.value("prefill", "time")
     if spent is not None:
         assert 30 < spent / (ms / 1000) < 1500, "watts"
+
+
+def test_a_model_on_the_cpu_is_priced_as_one_where_a_gpu_is_there_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
+    build._hardware.cache_clear()
+    rent, _ = build._money(36.0, None, 10, build.NOT, Prices(hours={"cpu": 1.0, "H100": 1e6}), torch.device("cpu"))
+    build._hardware.cache_clear()
+    assert rent["value"] == pytest.approx(build._hardware(torch.device("cpu"))["cores"])

@@ -71,7 +71,8 @@ def card(
     for alpha in alphas:
         for kind in kinds:
             mine = found.get((kind, alpha), {})
-            rows += [{"alpha": alpha, "phase": NAMES[kind], **row} for row in _rows(shape, kind, alpha, mine, prices)]
+            made = _rows(shape, kind, alpha, mine, prices, decoder.device)
+            rows += [{"alpha": alpha, "phase": NAMES[kind], **row} for row in made]
     for row in rows:
         row["against stock"] = _ratio(row, rows)
     device = decoder.device
@@ -128,7 +129,7 @@ def _measured(model: nn.Module, shape: Shape, alphas: list[float], kinds: list[s
     return found
 
 
-def _rows(shape: Shape, kind: str, alpha: float, mine: dict, prices: Prices) -> list[dict]:
+def _rows(shape: Shape, kind: str, alpha: float, mine: dict, prices: Prices, device: torch.device) -> list[dict]:
     work = {"prefill": shape.prefill_macs, "decoding": shape.token_macs, "training": shape.training_macs}[kind](alpha)
     tokens = shape.batch * (1 if kind == "decoding" else shape.n)
     ms, peak, spent = mine.get("ms"), mine.get("peak"), mine.get("joules")
@@ -141,7 +142,7 @@ def _rows(shape: Shape, kind: str, alpha: float, mine: dict, prices: Prices) -> 
         *_memory(shape, kind, alpha, peak),
         _row("energy", "energy", spent, "J", mine.get("energy_how", NOT)),
         _row("energy", "energy per token", None if spent is None else spent / tokens, "J", mine.get("energy_how", NOT)),
-        *_money(ms, spent, tokens, mine.get("energy_how", NOT), prices),
+        *_money(ms, spent, tokens, mine.get("energy_how", NOT), prices, device),
         *_traffic(shape, kind, alpha),
     ]
     return rows
@@ -161,8 +162,10 @@ def _memory(shape: Shape, kind: str, alpha: float, peak: int | None) -> list[dic
     return [*rows, _row("memory", "peak memory", peak, "byte", how)]
 
 
-def _money(ms: float | None, spent: float | None, tokens: int, how: str, prices: Prices) -> list[dict]:
-    facts = _hardware()
+def _money(
+    ms: float | None, spent: float | None, tokens: int, how: str, prices: Prices, device: torch.device
+) -> list[dict]:
+    facts = _hardware(device)
     priced = prices.of(facts["device"], facts["cores"] or 1)
     rent = None if not ms or priced is None else 1e6 * priced[1] * ms / 3.6e6 / tokens
     why = f"{NOT}: no price for {facts['device']}" if priced is None else NOT
@@ -176,8 +179,8 @@ def _money(ms: float | None, spent: float | None, tokens: int, how: str, prices:
 
 
 @functools.cache
-def _hardware() -> dict:
-    return hardware()
+def _hardware(device: torch.device) -> dict:
+    return hardware(device)
 
 
 def _traffic(shape: Shape, kind: str, alpha: float) -> list[dict]:
