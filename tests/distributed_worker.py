@@ -500,7 +500,7 @@ def alone_before(options: argparse.Namespace, said: dict, processes: int) -> dic
 
 def follow(plan: list, options: argparse.Namespace, said: dict, began: float) -> None:
     """Do what is planned, as far as the time goes; the first process writes the file after each part."""
-    number, processes = distributed.place()
+    number, _ = distributed.place()
     for section, name, run in plan:
         started = time.perf_counter()
         if distributed.gather(started - began > options.seconds)[0]:  # the first process's clock counts
@@ -513,8 +513,14 @@ def follow(plan: list, options: argparse.Namespace, said: dict, began: float) ->
             said[section] = result
         if number == 0:
             print(f"{section}, {name} ({time.perf_counter() - started:.1f} s): {result}", flush=True)
-            said["failed"], said["provenance"] = failures(said), provenance(processes=processes)
-            options.out.write_text(json.dumps(said, indent=1) + "\n")
+            keep(said, options.out)
+    if number == 0:
+        keep(said, options.out)  # with what was not run
+
+
+def keep(said: dict, path: Path) -> None:
+    said["failed"], said["provenance"] = failures(said), provenance(processes=distributed.place()[1])
+    path.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def main() -> None:
