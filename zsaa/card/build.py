@@ -63,6 +63,7 @@ def card(
     if rule.score == ASKED and measure:
         raise ValueError('score="asked" needs a question with every call: give measure=False, or another score.')
     shape = _shape(model, decoder.config, n, batch, new, rule, parts)
+    _check_positions(shape)
     alphas = [1.0, *(a for a in dict.fromkeys(alphas) if a != 1)]
     kinds = [kind for kind in NAMES if kind != "decoding" or shape.language]
     kinds = [kind for kind in kinds if kind != "training" or (train and shape.trained)]
@@ -89,6 +90,15 @@ def card(
         "provenance": provenance(device, seed=0, repeats=repeats if measure else None),
     }
     return Card(rows, about)
+
+
+def _check_positions(shape: Shape) -> None:
+    """Rotary positions go on for ever; learned ones end."""
+    asked, most = shape.n + shape.language * shape.new, shape.config.max_position_embeddings
+    if shape.config.model_type == "gpt2" and asked > most:
+        raise ValueError(
+            f"n + new must be in [1, {most}], the positions that this model has learned, got {asked}. Ask for less."
+        )
 
 
 def _device_name(device: torch.device) -> str:
@@ -171,7 +181,8 @@ def _money(
     why = f"{NOT}: no price for {facts['device']}" if priced is None else NOT
     power = None if spent is None else 1e6 * prices.kwh * spent / 3.6e6 / tokens
     source = "computed from measured time" if rent is not None else why
-    electric = f"computed from joules {how.partition(' ')[0].rstrip(':')}" if power is not None else NOT
+    joule = how.partition(" ")[0]
+    electric = NOT if power is None else f"{'estimated' if joule == 'estimated' else COMPUTED} from joules {joule}"
     return [
         _row("money", "rent of the device, per million tokens", rent, "USD", source),
         _row("money", "electricity, per million tokens", power, "USD", electric),

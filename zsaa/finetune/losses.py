@@ -75,8 +75,8 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, times: Tensor):
-        found = (None if x is None else (x * times).to(dtype) for x, dtype in zip(ctx.saved_tensors, ctx.dtypes))
-        return *found, None, None
+        saved = zip(ctx.saved_tensors, ctx.dtypes)  # scaled in full precision: one over the count is small
+        return *(None if x is None else (x.to(times.dtype) * times).to(dtype) for x, dtype in saved), None, None
 
 
 def head_of(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
