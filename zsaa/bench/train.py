@@ -227,18 +227,13 @@ def bench_train(args, device, dtype) -> dict:
                 row |= {"recordings": len(held["training"]), "off": held["off"], "recorded_bytes": held["bytes"]}
                 row["capture_ms"] = round(statistics.mean([r["capture_ms"] for r in held["training"]] or [0]), 1)
             rows.append({**row, "head": args.head, "fused": dispatch._fused})
-            profiles += [
-                {
-                    "model": name,
-                    "batch": batch,
-                    "tokens": tokens,
-                    "step": kind,
-                    **_profiled(functools.partial(step, **_options(kind)), alphas, args.top, device),
-                }
-                for kind, (alphas, *_) in (taken[-1].items() if args.profiled else ())
-                if kind != "conventional_recorded"
-            ]
             args.keep({"rows": rows, "profiles": profiles})
+            for kind, (alphas, *_) in taken[-1].items() if args.profiled else ():
+                if kind != "conventional_recorded":
+                    again = functools.partial(step, **_options(kind))
+                    profiles.append({"model": name, "batch": batch, "tokens": tokens, "step": kind,
+                                     **_profiled(again, alphas, args.top, device)})  # fmt: skip
+                    args.keep({"rows": rows, "profiles": profiles})
         del model, step, stock
     print_rows(rows, " ".join(rows[0]))
     return {"rows": rows, **({"profiles": profiles} if profiles else {})}
