@@ -3,6 +3,7 @@
 import copy
 import random
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_it_ends_with_the_time_and_its_rate_comes_down_to_that():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", lambda: now[0])
         assert descend([weight], 1000, gradients, 0.1, warm=1, until=100) == 4
-    steps = [a - b for a, b in zip(moves, moves[1:])] + [moves[-1] - weight.item()]
+    steps = [a - b for a, b in pairwise(moves)] + [moves[-1] - weight.item()]
     assert steps == pytest.approx([0.1, 0.075, 0.05, 0.025], rel=1e-3)
 
 

@@ -33,8 +33,8 @@ def descend(
     """Make `steps` steps, or fewer if `until` (seconds since 1970) comes first; returns how many.
 
     trained: weights, or AdamW's groups of them, each with a rate of its own ("lr"); gradients(step) leaves the
-    gradients of a step, and returns its loss. The rate rises over the first `warm` steps and comes down to a fiftieth by
-    the last one, or by `until`, whichever is nearer. log gets the running mean of losses at each `every`th step.
+    gradients of a step, and returns its loss. The rate rises over the first `warm` steps and comes down to a fiftieth
+    by the last one, or by `until`, whichever is nearer. log gets the running mean of losses at each `every`th step.
     """
     opt = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     weights, most = [p for group in opt.param_groups for p in group["params"]], [g["lr"] for g in opt.param_groups]

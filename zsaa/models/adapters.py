@@ -75,6 +75,6 @@ def _check_layers(base, folder):
         named = [int(n) for key in file.keys() for n in re.findall(r"\.(?:layers|h)\.(\d+)\.", key)]  # noqa: SIM118
     if named and max(named) >= layers:
         raise AssetError(
-            f"the adapter {folder} is for layer {max(named)}, too, and its base has layers 0 to {layers - 1}: put it on "
-            "the model that it was trained on, and remove layers after merge_and_unload."
+            f"the adapter {folder} is for layer {max(named)}, too, and its base has layers 0 to {layers - 1}: put it "
+            "on the model that it was trained on, and remove layers after merge_and_unload."
         )
