@@ -23,7 +23,8 @@ def main():
 
     model, _ = load_model(arguments.model)
     zsaa.enable(model)
-    ids = torch.randint(100, 10_000, (1, arguments.tokens), generator=torch.Generator().manual_seed(0))
+    shape, generator = (1, arguments.tokens), torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, shape, generator=generator)
 
     def prefill():
         started = time.perf_counter()
