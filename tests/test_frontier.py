@@ -175,7 +175,7 @@ def test_the_picture_hides_neither_the_failed_training_nor_a_seed():
     ):
         cells = [float(cell.split()[0]) for cell in shown.loc[row] if cell]
         assert lines[name].get_ydata() == pytest.approx(cells, abs=0.1), "at 7x the picture has the 7.1x that was run"
-    assert lines["the paper's recipe"].get_ydata()[0] == 88.94, "at the rate that validation chose"
+    assert lines["the paper's recipe"].get_ydata()[0] == 91.32, "at the rate that validation chose"
 
 
 @pytest.mark.full

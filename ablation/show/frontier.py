@@ -35,7 +35,7 @@ LINES = {
         ("layers-15-taught, 3 epochs at 0.0002", "layers-10-tutored, 3 epochs at 0.0002", *TAUGHT),
         *("first layers only", (0, 1, 2, 3, 4), COLOURS["last"], "v", "--"),
     ),
-    "the paper's recipe": (("paper, 5 epochs at 0.0002",), "dial", (0,), COLOURS["alpha"], "s", "-"),
+    "the paper's recipe": (("paper, 5 epochs at 0.0001",), "dial", (0,), COLOURS["alpha"], "s", "-"),
 }
 UNTIMED = (FAILED, "the paper's recipe")
 # result file -> texts at once, tokens of each, the axis' name and ticks

@@ -10,12 +10,13 @@ from zsaa.kit.store import RESULTS
 from zsaa.measure.stats import mean_difference, over_runs, sure
 
 FOLDER = RESULTS / "ablation"
-GEMMA = "Gemma 3 270M, 4 bits"
+GEMMA, QWEN = "Gemma 3 270M, 4 bits", "Qwen2.5-Coder-0.5B-Instruct, 4 bits"
+AT = (1, 2, 3, 5, 7, 11)  # where Qwen was read
 Ways = dict[str, dict[int, tuple[str, str]]]  # way -> the dial's MAC reduction -> (result, control)
 
 
-def along(result: str, control: str) -> dict[int, tuple[str, str]]:
-    return dict.fromkeys(TARGETS, (result, control))
+def along(result: str, control: str, targets: tuple[int, ...] = TARGETS) -> dict[int, tuple[str, str]]:
+    return dict.fromkeys(targets, (result, control))
 
 
 # model -> (folder, the ways; the first is the dial)
@@ -27,6 +28,16 @@ MODELS: dict[str, tuple[str, Ways]] = {
             "whole texts alone": along("lora-conventional-crops-epochs1.5", "alpha"),
             "text cut to both ends": along("steady-cut-ends-epochs1.45", "ends"),
             "half of the layers, distilled": {2: ("layers-9-tutored-rate0.0001", "layers")},
+        },
+    ),
+    QWEN: (
+        "imdb_films_qwen",
+        {
+            "the dial": along("steady-epochs0.5-seconds400", "alpha", AT),
+            "whole texts alone": along("lora-conventional-crops-epochs0.5", "alpha", (1, 3)),
+            "text cut to both ends": along("steady-cut-ends-epochs0.5-seconds400", "ends", AT),
+            "half of the layers, distilled": {2: ("layers-12-briefed-epochs0.5", "layers")},
+            "a third of the layers, distilled": {3: ("layers-8-briefed-epochs0.5", "layers")},
         },
     ),
 }

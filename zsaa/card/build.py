@@ -17,6 +17,7 @@ from zsaa.card.prices import PRICES, Prices
 from zsaa.card.show import Card
 from zsaa.card.work import ID, Shape
 from zsaa.dial import rule as rule_of
+from zsaa.dial import settings
 from zsaa.families import find_decoder
 from zsaa.measure import alternate, provenance
 from zsaa.measure.checks import check_number, check_whole
@@ -53,10 +54,15 @@ def card(
 
     Each number says how it came about: "measured", "computed", "estimated", or "not measured" and why. Returns a
     `Card`: it prints as a table, `.figure()` draws it, `.save(path)` writes it as JSON, `.table` is a pandas DataFrame.
-    Raises RuntimeError if the dial is off, ValueError for settings out of range.
+    Raises RuntimeError if the dial is off, ValueError for settings out of range, and for a depth below all layers.
     """
     decoder, _ = find_decoder(model)
-    rule = Rule(**rule_of(model))
+    rule, depth, layers = Rule(**rule_of(model)), settings(model)["depth"], decoder.config.num_hidden_layers
+    if depth is not None and depth < layers:
+        raise ValueError(
+            f"depth is {depth}, and a card counts all {layers} layers. Make it inside zsaa.at(model, depth={layers}); "
+            "zsaa.report counts the layers that run."
+        )
     alphas = [check_alpha(a) for a in ([alphas] if isinstance(alphas, Real) else alphas)]
     n, batch, new = check_whole("n", n), check_whole("batch", batch), check_whole("new", new)
     check_whole("parts", parts, least=2), check_number("seconds", seconds, "(0, 600]")
