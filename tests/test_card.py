@@ -186,3 +186,12 @@ def test_a_classifier_s_card_speaks_of_no_new_tokens_and_the_picture_names_its_a
     figure = made.figure()
     assert next(axis.get_xlabel() for axis in figure.axes if axis.get_subplotspec().is_last_row()) == "alpha"
     plt.close(figure)
+
+
+def test_estimated_joules_of_decoding_are_their_share_of_the_time(monkeypatch):
+    """Prefill and answer at the same estimate, as a busy machine may have it: their difference is nothing."""
+    monkeypatch.setattr(build, "joules", lambda *_: (8.0, "estimated (codecarbon: ...)"))
+    made = zsaa.card(model_of(), N, 1.0, new=4, train=False, repeats=2)
+    assert 0 < made.value("decoding, per token", "energy") <= 8 / 4
+    monkeypatch.setattr(build, "joules", lambda *_: (8.0, "measured (NVML)"))
+    assert zsaa.card(model_of(), N, 1.0, new=4, train=False, repeats=2).value("decoding, per token", "energy") is None

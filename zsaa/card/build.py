@@ -137,11 +137,14 @@ def _measured(model: nn.Module, shape: Shape, alphas: list[float], kinds: list[s
                 found[kind, alpha] = {"ms": ms, "peak": peak_bytes(run, device), "joules": spent, "energy_how": how}
     for alpha in alphas if "decoding" in kinds else ():  # of one token, without the prompt's prefill
         whole, before = found["decoding", alpha], found["prefill", alpha]
-        whole["ms"] = statistics.median(phases.decoding_ms[alpha][-repeats:]) / shape.new
+        decoding = statistics.median(phases.decoding_ms[alpha][-repeats:])
         if whole["joules"] is not None:
             more = whole["joules"] - before["joules"]
+            if whole["energy_how"].startswith("estimated"):  # from time and load: a difference would be noise
+                more = whole["joules"] * min(1, decoding / whole["ms"])
             whole["joules"] = more / shape.new if more > 0 else None
             whole["energy_how"] = whole["energy_how"] if more > 0 else f"{NOT}: lost in the noise of the prefill"
+        whole["ms"] = decoding / shape.new
     return found
 
 
