@@ -240,7 +240,7 @@ def test_what_is_of_all_layers_is_refused_at_a_depth(tmp_path):
     model = zsaa.enable(make(head="sequence-classification"), depth=2)
     with pytest.raises(ValueError, match="depth is 2, and reductions are counted of all 4 layers"):
         plan(model, [9, 9])
-    data = {"input_ids": [[5, 6, 7]], "labels": [1]}
+    data = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": 1}]
     with pytest.raises(ValueError, match=r"depth is 2, and fine_tune teaches all 4 layers.*set_depth\(model, None\)"):
         finetune.fine_tune(model, tiny.tokenizer(), data, finetune.Recipe(), tmp_path)
     assert not [*tmp_path.iterdir()]
