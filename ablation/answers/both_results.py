@@ -31,8 +31,8 @@ from zsaa.measure.stats import holm
 FOLDER = RESULTS / "answers" / "both"
 TEST = SPLITS["test"][1]
 NAMES = {"tokens": "fewer tokens", "tokens32": "fewer tokens", "layers": "fewer layers", "both": "both, by exits",
-         "passage": "both, the passage standing still", "guess18": "... and foretold, behind 18",
-         "guess20": "... and foretold, behind 20"}  # fmt: skip
+         "passage": "both, the passage standing still", "guess18": "both, the passage foretold",
+         "guess20": "both, the passage foretold"}  # fmt: skip
 BESIDE = {"layers": "tokens", "both": "tokens", "passage": "tokens", "guess18": "tokens32", "guess20": "tokens32"}
 
 
