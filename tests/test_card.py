@@ -120,7 +120,10 @@ def test_bad_settings_are_named(options, says):
         Prices(kwh=-1)
     with pytest.raises(RuntimeError, match="not enabled"):
         zsaa.card(tiny.make("llama"), N)
-    with zsaa.at(model := model_of(), depth=2), pytest.raises(ValueError, match=r"depth is 2.*counts all 4.*depth=4"):
+    with (
+        zsaa.at(model := model_of(), depth=2),
+        pytest.raises(ValueError, match=r"depth is 2, and a card is of all 4.*depth=4"),
+    ):
         zsaa.card(model, N)
 
 

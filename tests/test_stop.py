@@ -13,6 +13,7 @@ import zsaa
 from zsaa import finetune
 from zsaa.depth import remove_layers
 from zsaa.dial import settings, trained_for
+from zsaa.evaluation.controls import plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:depth = .*this model was trained only as a whole")
 TAU = 3
@@ -232,6 +233,19 @@ def test_costs_are_the_shorter_models(alpha):
     from zsaa.cost import kv_bytes
 
     assert kv_bytes(whole, 50, depth=2, **rule) == kv_bytes(less, 50, **rule)
+
+
+def test_what_is_of_all_layers_is_refused_at_a_depth(tmp_path):
+    """Reductions would be of other MACs than those that ran, and a training would be saved as one of all layers."""
+    model = zsaa.enable(make(head="sequence-classification"), depth=2)
+    with pytest.raises(ValueError, match="depth is 2, and reductions are counted of all 4 layers"):
+        plan(model, [9, 9])
+    data = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": 1}]
+    with pytest.raises(ValueError, match=r"depth is 2, and fine_tune teaches all 4 layers.*set_depth\(model, None\)"):
+        finetune.fine_tune(model, tiny.tokenizer(), data, finetune.Recipe(), tmp_path)
+    assert not [*tmp_path.iterdir()]
+    with zsaa.at(model, depth=4):
+        assert plan(model, [9, 9], (1,), ("alpha",))[0]["mac_reduction"] == 1
 
 
 def test_layers_that_were_exchanged_are_refused():

@@ -171,6 +171,16 @@ def check_continued(cache, depth: int) -> None:
         )
 
 
+def check_all_layers(decoder: nn.Module, what: str) -> None:
+    """ValueError where the dial runs fewer layers than `what` is of, which are all."""
+    dial = getattr(decoder, "_zsaa", None)
+    if dial is not None and (dial.depth or dial.layers) < dial.layers:
+        raise ValueError(
+            f"depth is {dial.depth}, and {what} all {dial.layers} layers. Do it inside zsaa.at(model, "
+            f"depth={dial.layers}), or after zsaa.set_depth(model, None)."
+        )
+
+
 def check_early_exit(layers: Any, most: int) -> None:
     """ValueError for an assistant_early_exit that is no depth of a model of `most` layers; None: there is none."""
     whole = isinstance(layers, Integral) and not isinstance(layers, bool)

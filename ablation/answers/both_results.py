@@ -30,15 +30,10 @@ from zsaa.measure.stats import holm
 
 FOLDER = RESULTS / "answers" / "both"
 TEST = SPLITS["test"][1]
-NAMES = {"tokens": "tokens", "tokens32": "tokens", "layers": "layers", "both": "both, by exits",
-         "passage": "both, the passage standing still", "guess18": "... at a guess, behind 18",
-         "guess20": "... at a guess, behind 20"}  # fmt: skip
-LINES = (  # (training, what is turned, the training that it is set beside)
-    ("tokens", "tokens", ""), ("layers", "layers", "tokens"), ("both", "chosen", "tokens"),
-    ("passage", "chosen", "tokens"), ("passage", "tokens", "tokens"), ("passage", "layers", "tokens"),
-    ("tokens32", "tokens", ""), ("guess18", "chosen", "tokens32"), ("guess20", "chosen", "tokens32"),
-)  # fmt: skip
-TURNED = {"chosen": "both", "tokens": "fewer tokens", "layers": "fewer layers"}
+NAMES = {"tokens": "fewer tokens", "tokens32": "fewer tokens", "layers": "fewer layers", "both": "both, by exits",
+         "passage": "both, the passage standing still", "guess18": "both, the passage foretold",
+         "guess20": "both, the passage foretold"}  # fmt: skip
+BESIDE = {"layers": "tokens", "both": "tokens", "passage": "tokens", "guess18": "tokens32", "guess20": "tokens32"}
 
 
 def held(folder: Path = FOLDER) -> dict[tuple[str, int], list[dict]]:
@@ -47,15 +42,14 @@ def held(folder: Path = FOLDER) -> dict[tuple[str, int], list[dict]]:
     return {(name[:-2], int(name[-1])): rows for name, rows in files.items()}
 
 
-def f1s(files: dict, kind: str, which: str, reduction: float) -> dict[int, tuple[int, np.ndarray]]:
-    """(depth, F1 of each test question) by seed; the depth that validation prefers, or by one dial alone."""
+def f1s(files: dict, kind: str, reduction: float) -> dict[int, tuple[int, np.ndarray]]:
+    """(depth, F1 of each test question) by seed; the depth that validation prefers."""
     found = {}
     for (name, seed), rows in files.items():
         at = {part: {r["depth"]: r for r in rows if r["target"] == reduction and (r["split"] == TEST) is part}
               for part in (False, True)}  # fmt: skip
         if name == kind and at[True]:
-            chosen = max(at[False], key=lambda d: at[False][d]["f1"])
-            depth = {"chosen": chosen, "tokens": max(at[True]), "layers": min(at[True])}[which]
+            depth = max(at[False], key=lambda d: at[False][d]["f1"])
             if depth in at[True]:
                 found[seed] = depth, unpack(at[True][depth]["packed"])
     return found
@@ -75,24 +69,24 @@ def table(folder: Path = FOLDER):
     files, lines, ps = held(folder), [], []
     stories = stories_of(files)
     for reduction in sorted((*REDUCTIONS, *MORE)):
-        for kind, which, beside in LINES:
-            ours, theirs = f1s(files, kind, which, reduction), f1s(files, beside, "tokens", reduction)
-            seeds = sorted({*ours} & {*theirs}) if beside else sorted(ours)
-            if not seeds:
+        for kind, beside in BESIDE.items():
+            ours, theirs = f1s(files, kind, reduction), f1s(files, beside, reduction)
+            if not (seeds := sorted({*ours} & {*theirs})):
                 continue
-            line = {"reduction": f"{reduction:g}x", "trained for": NAMES[kind], "turned": TURNED[which],
-                    "layers": ", ".join(map(str, sorted({ours[s][0] for s in seeds}))),
-                    "F1 (seeds)": f"{np.mean([ours[s][1].mean() for s in seeds]):.1f} ({len(seeds)})"}  # fmt: skip
-            if beside:
-                apart = np.mean([ours[s][1] - theirs[s][1] for s in seeds], 0)
-                drawn = over_stories(apart, stories[len(apart)])
-                tail = min((1 + (drawn <= 0).sum()), (1 + (drawn >= 0).sum())) / (1 + len(drawn))
-                line["ahead of fewer tokens by"] = said(apart.mean(), *np.quantile(drawn, [0.025, 0.975]))
-                ps.append(min(1.0, 2 * float(tail)))
-            lines.append(line)
-    for line, p in zip([line for line in lines if "ahead of fewer tokens by" in line], holm(ps)):
+            apart = np.mean([ours[s][1] - theirs[s][1] for s in seeds], 0)
+            drawn = over_stories(apart, stories[len(apart)])
+            tail = min((1 + (drawn <= 0).sum()), (1 + (drawn >= 0).sum())) / (1 + len(drawn))
+            ps.append(min(1.0, 2 * float(tail)))
+            lines.append({
+                "reduction": f"{reduction:g}x", "trained for": NAMES[kind],
+                "layers": ", ".join(map(str, sorted({ours[s][0] for s in seeds}))),
+                "F1 (seeds)": f"{np.mean([ours[s][1].mean() for s in seeds]):.1f} ({len(seeds)})",
+                "fewer tokens": f"{np.mean([theirs[s][1].mean() for s in seeds]):.1f}",
+                "ahead by": said(apart.mean(), *np.quantile(drawn, [0.025, 0.975])),
+            })  # fmt: skip
+    for line, p in zip(lines, holm(ps)):
         line["Holm"] = f"{p:.3f}"
-    return pd.DataFrame(lines).fillna("")
+    return pd.DataFrame(lines)
 
 
 @dataclass(frozen=True)
@@ -166,7 +160,7 @@ def sure_table(folder: Path = FOLDER):
     import pandas as pd
 
     files, lines = held(folder), []
-    beside = {kind: other or kind for kind, which, other in LINES if which == "chosen" or not other}
+    beside = {"tokens": "tokens", "tokens32": "tokens32", **BESIDE}
     for reduction in REDUCTIONS:
         for kind, other in beside.items():
             mine = {seed: (readings(rows, False), readings(rows, True)) for (name, seed), rows in files.items()

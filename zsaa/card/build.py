@@ -17,8 +17,8 @@ from zsaa.card.prices import PRICES, Prices
 from zsaa.card.show import Card
 from zsaa.card.work import ID, Shape
 from zsaa.dial import rule as rule_of
-from zsaa.dial import settings
 from zsaa.families import find_decoder
+from zsaa.guards import check_all_layers
 from zsaa.measure import alternate, provenance
 from zsaa.measure.checks import check_number, check_whole
 from zsaa.measure.origin import hardware
@@ -57,12 +57,8 @@ def card(
     Raises RuntimeError if the dial is off, ValueError for settings out of range, and for a depth below all layers.
     """
     decoder, _ = find_decoder(model)
-    rule, depth, layers = Rule(**rule_of(model)), settings(model)["depth"], decoder.config.num_hidden_layers
-    if depth is not None and depth < layers:
-        raise ValueError(
-            f"depth is {depth}, and a card counts all {layers} layers. Make it inside zsaa.at(model, depth={layers}); "
-            "zsaa.report counts the layers that run."
-        )
+    rule = Rule(**rule_of(model))
+    check_all_layers(decoder, "a card is of")
     alphas = [check_alpha(a) for a in ([alphas] if isinstance(alphas, Real) else alphas)]
     n, batch, new = check_whole("n", n), check_whole("batch", batch), check_whole("new", new)
     check_whole("parts", parts, least=2), check_number("seconds", seconds, "(0, 600]")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zsaa.families import Family, find_decoder
+from zsaa.guards import check_all_layers
 from zsaa.measure.mode import evaluating
 
 
@@ -68,10 +69,7 @@ def similarity(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Sim
     layers, dial = family.num_layers(decoder), getattr(decoder, "_zsaa", None)
     if dial is not None and dial.alpha != 1.0:
         raise ValueError(f"alpha is {dial.alpha}: dropped tokens have no state. Measure with zsaa.at(model, 1.0).")
-    if dial is not None and (dial.depth or layers) < layers:
-        raise ValueError(
-            f"depth is {dial.depth}: layers above it have no states. Measure with zsaa.at(model, depth={layers})."
-        )
+    check_all_layers(decoder, "distances are of")
     angles = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     change, texts, tokens = torch.zeros(layers, dtype=torch.float64), 0, 0
     for batch in batches:

@@ -12,6 +12,7 @@ from torch import nn
 import zsaa
 from zsaa.dial import rule, settings
 from zsaa.families import find_decoder
+from zsaa.guards import check_all_layers
 from zsaa.measure.checks import check_number
 
 TARGETS = (1, 2, 3, 5, 7, 9, 11)  # the speed-ups of the paper's Table 1
@@ -33,10 +34,12 @@ def cut(ids: Sequence[int], k: int | None, side: str, bos: int | None = None) ->
 
 def plan(model: nn.Module, lengths: Iterable[int], targets=TARGETS, controls=CONTROLS) -> list[dict]:
     """One row per control and target MAC reduction: the alpha or the cut that reaches it on samples of these lengths.
-    A target out of reach (tau) is left out; `check_targets` refuses where no row is left."""
+    A target out of reach (tau) is left out; `check_targets` refuses where no row is left. ValueError at a depth below
+    all layers."""
     decoder, _ = find_decoder(model)
     config, chosen, lengths, targets = decoder.config, rule(model), list(lengths), list(targets)
     _check_names(targets, controls)
+    check_all_layers(decoder, "reductions are counted of")
     rows = []
     for target in targets:
         try:

@@ -24,6 +24,7 @@ from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.samples import check_samples
 from zsaa.finetune.sampling import alpha_range, rule_of
 from zsaa.finetune.trainer import AlphaSampler, DivergedError, FiniteTrainer, LadderTrainer
+from zsaa.guards import check_all_layers
 from zsaa.learned import salience
 from zsaa.learned.asked import Scorer
 from zsaa.measure.checks import check_whole
@@ -122,6 +123,7 @@ def resolve_precision(precision: str = "auto") -> str:
 
 def _check_request(model: nn.Module, train_dataset, recipe: Recipe, save_steps: int | None, log_steps: int) -> None:
     check_samples(model, train_dataset)
+    check_all_layers(find_decoder(model)[0], "fine_tune teaches")
     answers = _answers(train_dataset)
     if not hasattr(model, "score") and (recipe.score == LEARNED or (recipe.sampling != "alpha" and not answers)):
         raise ValueError(
