@@ -350,6 +350,31 @@ def test_what_is_wrong_is_said_in_openai_s_shape(serve, body, named):
     assert TEXT not in response.body.decode() and house.lanes["tiny"].jobs == {}
 
 
+def test_short_prompts_teach_nothing_wrong_of_long_ones(engines):
+    """What a request writes costs the same whatever it read: counted by what was read alone, a few short prompts made
+    long ones seem six times as dear, which were then turned away."""
+
+    def took_ms(read, written):
+        return 2.0 * read + 30.0 * written
+
+    whole = took_ms(256, 16)
+    policy = Policy((Rung(1.0, whole),), 3000.0)
+    lane = Lane(engines["tiny"], policy, None, 256, written=took_ms(0, 16) / whole)
+    assert lane.work(256, 16) == pytest.approx(1)
+    for _ in range(20):
+        lane.controller.ran([(1.0, lane.work(20, 16))], took_ms(20, 16))
+    assert lane.controller.watch.costing(0.0, 0.0).takes(policy.rungs[0], lane.work(512, 32)) == pytest.approx(
+        2 * whole
+    )
+    wish = Wish((1,) * 256, 16)
+    assert lane.job(wish, None, 0.0).work == pytest.approx(1)
+
+
+def test_health_answers_probes_that_want_no_body(serve):
+    app, _ = serve()
+    assert ask(app, "/health", method="HEAD").status == 200
+
+
 def test_models_that_are_not_there(serve):
     app, _ = serve()
     response = ask(app, "/v1/completions", {"prompt": TEXT, "model": "mood"})
