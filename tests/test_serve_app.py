@@ -252,6 +252,23 @@ def test_who_is_being_cut_into_tokens_is_before_who_knocks_later(serve, engines,
     assert lane.door == 0
 
 
+def test_a_batch_is_answered_while_the_next_one_runs(serve):
+    app, house = serve(most=1, admits=False)
+    lane, seen = house.lanes["mood"], []
+    answered = lane._answered
+    lane._answered = lambda job: (seen.append((len(lane.batches), len(lane.jobs))), answered(job))
+
+    async def rush():
+        return await asyncio.gather(*(call(app, "/classify", {"input": TEXT}) for _ in range(3)))
+
+    assert [response.status for response in asyncio.run(rush())] == [200] * 3
+    assert seen == [
+        (2, 2),
+        (3, 1),
+        (3, 0),
+    ]  # batches begun, and who is still in the house: not those who have an answer
+
+
 def test_no_more_are_let_in_than_there_is_room_for(serve):
     app, _ = serve(max_jobs=2, admits=False)
 
