@@ -252,6 +252,23 @@ def test_who_is_being_cut_into_tokens_is_before_who_knocks_later(serve, engines,
     assert lane.door == 0
 
 
+def test_a_batch_is_answered_while_the_next_one_runs(serve):
+    app, house = serve(most=1, admits=False)
+    lane, seen = house.lanes["mood"], []
+    answered = lane._answered
+    lane._answered = lambda job: (seen.append((len(lane.batches), len(lane.jobs))), answered(job))
+
+    async def rush():
+        return await asyncio.gather(*(call(app, "/classify", {"input": TEXT}) for _ in range(3)))
+
+    assert [response.status for response in asyncio.run(rush())] == [200] * 3
+    assert seen == [
+        (2, 2),
+        (3, 1),
+        (3, 0),
+    ]  # batches begun, and who is still in the house: not those who have an answer
+
+
 def test_no_more_are_let_in_than_there_is_room_for(serve):
     app, _ = serve(max_jobs=2, admits=False)
 
@@ -348,6 +365,31 @@ def test_what_is_wrong_is_said_in_openai_s_shape(serve, body, named):
     assert response.status == 400 and set(error) == {"message", "type", "param", "code"}
     assert named in error["message"] or str(error["param"]).startswith(named)
     assert TEXT not in response.body.decode() and house.lanes["tiny"].jobs == {}
+
+
+def test_short_prompts_teach_nothing_wrong_of_long_ones(engines):
+    """What a request writes costs the same whatever it read: counted by what was read alone, a few short prompts made
+    long ones seem six times as dear, which were then turned away."""
+
+    def took_ms(read, written):
+        return 2.0 * read + 30.0 * written
+
+    whole = took_ms(256, 16)
+    policy = Policy((Rung(1.0, whole),), 3000.0)
+    lane = Lane(engines["tiny"], policy, None, 256, written=took_ms(0, 16) / whole)
+    assert lane.work(256, 16) == pytest.approx(1)
+    for _ in range(20):
+        lane.controller.ran([(1.0, lane.work(20, 16))], took_ms(20, 16))
+    assert lane.controller.watch.costing(0.0, 0.0).takes(policy.rungs[0], lane.work(512, 32)) == pytest.approx(
+        2 * whole
+    )
+    wish = Wish((1,) * 256, 16)
+    assert lane.job(wish, None, 0.0).work == pytest.approx(1)
+
+
+def test_health_answers_probes_that_want_no_body(serve):
+    app, _ = serve()
+    assert ask(app, "/health", method="HEAD").status == 200
 
 
 def test_models_that_are_not_there(serve):

@@ -250,6 +250,20 @@ def test_percentile(values):
     assert sum(v < found for v in values) < 0.95 * len(values)
 
 
+@given(
+    st.lists(st.tuples(st.floats(0, 0.5), st.floats(1, 3000)), min_size=1, max_size=40),
+    st.one_of(st.none(), st.floats(-3, 8)),
+)
+def test_the_observed_p95_is_of_the_window_and_of_those_that_came_since(answers, since_s):
+    watch, now, seen = Watch(2.0), 0.0, []
+    for pause, ms in answers:
+        now += pause
+        watch.answered(now, ms)
+        seen.append((now, ms))
+        left = [ms for at, ms in seen if at > now - 2.0 and (since_s is None or at - ms / 1000 >= since_s)]
+        assert watch.reading(now, 1.0, since_s).p95_ms == percentile(left, 0.95)
+
+
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0.1, 5)), max_size=40))
 def test_the_rate_is_that_of_the_window_however_it_is_counted(steps):
     watch, now, arrived = Watch(window_s=4.0), 0.0, []

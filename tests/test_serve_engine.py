@@ -34,6 +34,13 @@ def texts(engine, wishes, alphas):
     return found, rows
 
 
+@pytest.mark.parametrize("text", ["w5 w9  w7", "", "w5\nw6 w96 " * 40, "none of these"])
+def test_tokens_are_those_of_transformers_and_set_limits_are_none_of_theirs(completer, text):
+    assert completer.encode(text) == completer.tokenizer(text)["input_ids"]
+    completer.tokenizer(text, truncation=True, max_length=3)  # leaves a limit behind
+    assert completer.encode(text) == completer.tokenizer(text)["input_ids"]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_a_completion_is_the_same_alone_and_in_a_batch(completer, temperature):
     wishes = [Wish(ids, 6 + k, temperature, 0.9, seed=k) for k, ids in enumerate(PROMPTS)]

@@ -162,9 +162,24 @@ def test_what_was_lost_against_alpha_1_counts_texts_that_both_answered():
         return {"policy": policy, "profile": "day", "right": right}
 
     rows = [row("stock", [True, True, True, None]), row("floor", [True, False, None, True])]
-    stock, floor = (load._with_loss(r, rows) for r in rows)
+    stock, floor = (load._with_loss(r, rows, 400) for r in rows)
     assert floor["against_stock"]["n"] == 2 and floor["against_stock"]["points"] == -50
     assert "against_stock" not in stock and floor["right"] == "10-1"
+
+
+def test_a_text_that_is_asked_often_is_one_text():
+    """Twelve answers to three texts, of which one is always lost: no narrower than three answers."""
+    lost, kept = [[True, True, False] * times for times in (1, 4)], [[True] * 3 * times for times in (1, 4)]
+    found = []
+    for right, stock in zip(lost, kept):
+        rows = [
+            {"policy": "stock", "profile": "x", "right": stock},
+            {"policy": "floor", "profile": "x", "right": right},
+        ]
+        found.append(load._with_loss(rows[1], rows, 3)["against_stock"])
+    assert [said["n"] for said in found] == [3, 12] and [said["texts"] for said in found] == [3, 3]
+    assert found[0]["points"] == found[1]["points"] == pytest.approx(-100 / 3)
+    assert found[0]["ci95"] == pytest.approx(found[1]["ci95"])
 
 
 def test_the_simulator_is_told_what_was_measured():

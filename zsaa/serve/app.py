@@ -279,7 +279,7 @@ def _posted(app: FastAPI, path: str, kind: type[BaseModel], answer: Callable[...
 
 
 def _watched(app: FastAPI, house: House, gather: Gather) -> None:
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict:
         if not house.alive():
             raise Refused(503, "the model's process has ended. Start the server again.", kind="server_error")

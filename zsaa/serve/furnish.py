@@ -16,7 +16,7 @@ from zsaa.serve import app as http
 from zsaa.serve import costs
 from zsaa.serve.controller import Policy, Rung, policy_named
 from zsaa.serve.engine import Classifier, Completer, Engine
-from zsaa.serve.lane import Lane
+from zsaa.serve.lane import WRITES, Lane
 
 ADAPTER = RESULTS / "adapters" / "imdb-lora-salience"
 CURVE = RESULTS / "accuracy" / "imdb-lora-salience.json"
@@ -32,7 +32,7 @@ class Settings:
     model: for completions, a name or a folder; None for none. classifier: an adapter's or a model's folder; None for
     none. p95_ms: the promise. floor: least alpha, None for what `curve` allows for `loss` points (the classifier's
     only: for completions there is no curve, and without a floor nothing is pruned). policy: see controller.POLICIES.
-    reference: tokens of a request that costs are counted in. decode_tokens: that a completion is taken to write.
+    reference: tokens of a request that costs are counted in.
     batch: requests at most. threads: of torch, None for all cores. calibrate_s: seconds that timing may take, 0 to take
     time for proportional to multiply-accumulates, with one prefill timed. apart: models in a process of their own
     (apart.py).
@@ -46,7 +46,6 @@ class Settings:
     curve: str = str(CURVE)
     policy: str = "controller"
     reference: int = 256
-    decode_tokens: int = 16
     batch: int = 8
     max_tokens: int = 1024
     max_jobs: int = 256
@@ -95,12 +94,17 @@ def _curve(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def ladder(engine: Engine, settings: Settings) -> tuple[Rung, ...]:
-    """What requests cost this engine here."""
+def writing_ms(engine: Engine, settings: Settings) -> float:
+    """Of a request of reference length: what it costs to write its WRITES tokens."""
+    if not isinstance(engine, Completer):
+        return 0.0
+    n = min(settings.reference, engine.max_tokens - WRITES)
+    return costs.decode_ms(engine, max(1, n), settings.batch) * WRITES / settings.batch
+
+
+def ladder(engine: Engine, settings: Settings, beside_ms: float = 0.0) -> tuple[Rung, ...]:
+    """What requests cost this engine here. beside_ms: of each, whatever its alpha."""
     n, floor = min(settings.reference, engine.max_tokens), floor_for(engine, settings)
-    beside_ms = 0.0
-    if isinstance(engine, Completer):
-        beside_ms = costs.decode_ms(engine, n, settings.batch) * settings.decode_tokens / settings.batch
     if settings.calibrate_s > 0:
         timed = costs.calibrated(engine.model, n, settings.batch, settings.calibrate_s)
         if timed.scatter <= NOISY:
@@ -115,12 +119,13 @@ def ladder(engine: Engine, settings: Settings) -> tuple[Rung, ...]:
 @dataclass(frozen=True)
 class Furnished:
     """One model. rungs: what its requests cost. batch_ms: what a batch costs by itself. reference: tokens of a request
-    that counts as one."""
+    that counts as one. written: see Lane."""
 
     engine: Engine
     rungs: tuple[Rung, ...]
     batch_ms: float
     reference: int
+    written: float
 
 
 def made(settings: Settings) -> dict[str, Furnished]:
@@ -131,9 +136,10 @@ def made(settings: Settings) -> dict[str, Furnished]:
     for name, engine in engines(settings).items():
         reference = min(settings.reference, engine.max_tokens)
         by_itself = costs.batch_ms(engine, reference, settings.batch)
-        rungs = ladder(engine, settings)
+        beside_ms = writing_ms(engine, settings)
+        rungs = ladder(engine, settings, beside_ms)
         costs.warm(engine, rungs, settings.batch)
-        found[name] = Furnished(engine, rungs, by_itself, reference)
+        found[name] = Furnished(engine, rungs, by_itself, reference, beside_ms / rungs[0].ms)
     return found
 
 
@@ -149,6 +155,6 @@ def furnish(settings: Settings, replica: str = "local") -> http.House:
     worker, lanes = ThreadPoolExecutor(1, thread_name_prefix="model"), {}
     for name, one in found.items():
         policy = policy_named(settings.policy, Policy(one.rungs, settings.p95_ms, batch_ms=one.batch_ms))
-        limits = settings.max_jobs, settings.timeout_s, settings.batch
+        limits = settings.max_jobs, settings.timeout_s, settings.batch, one.written
         lanes[name] = Lane(one.engine, policy, worker, one.reference, *limits)
     return http.House(lanes, replica, alive, clerks)

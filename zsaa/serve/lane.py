@@ -25,6 +25,7 @@ from zsaa.serve.engine import Classifier, Engine, Wish
 
 GATHER_S = 0.005  # that the first of a batch waits for others
 TRIM_S = 10.0  # between two returns of free memory to the system
+WRITES = 16  # tokens that a request of reference length is taken to write, of a model that writes
 PADDED = 1.25  # columns of a classifier's batch, over its tokens, at most: padding costs as much as tokens do
 
 
@@ -90,7 +91,8 @@ class Lane:
     """One engine, its controller and its queue.
 
     reference: tokens of a request that counts as one. max_jobs: in the house at a time. timeout_s: for one request.
-    batch: requests that run at once, at most.
+    batch: requests that run at once, at most. written: share of a reference request's cost at alpha = 1 that goes to
+    the WRITES tokens that it writes.
     """
 
     def __init__(
@@ -102,11 +104,12 @@ class Lane:
         max_jobs: int = 256,
         timeout_s: float = 60.0,
         batch: int = 8,
+        written: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.engine, self.worker, self.reference, self.clock = engine, worker, reference, clock
         self.controller = Controller(policy, batch=batch)
-        self.max_jobs, self.timeout_s, self.batch = max_jobs, timeout_s, batch
+        self.max_jobs, self.timeout_s, self.batch, self.written = max_jobs, timeout_s, batch, written
         self.queue: deque[Job] = deque()
         self.drain: asyncio.Task | None = None
         self.jobs: dict[int, Job] = {}
@@ -136,12 +139,16 @@ class Lane:
     def job(self, wish: Wish, asked: float | None, born: float | None = None) -> Job:
         """born: when the request came, by this lane's clock; None: now."""
         born = self.clock() if born is None else born
-        return Job(wish, asked, max(1, len(wish.ids)) / self.reference, born)
+        return Job(wish, asked, self.work(len(wish.ids), wish.max_tokens), born)
+
+    def work(self, read: float, written: float = 0.0) -> float:
+        """So many tokens read and written, in requests of reference length."""
+        return max(1, read) / self.reference * (1 - self.written) + written / WRITES * self.written
 
     def knock(self, tokens: float) -> None:
         """Busy, if a request of so many tokens at least would not be let in now. To ask this before its text is cut
         into tokens spares the process in which the model runs most of what a refusal costs."""
-        work, now = tokens / self.reference, self.clock()
+        work, now = self.work(tokens), self.clock()
         reading = self.controller.watch.costing(now, self.pending + work)
         retry = retry_after(self.controller.policy, self.controller.state, reading, work)
         if retry is not None:
@@ -151,7 +158,7 @@ class Lane:
     @contextlib.contextmanager
     def entering(self, tokens: float) -> Iterator[None]:
         """While a request of so many tokens or so is at the door, it counts."""
-        work = tokens / self.reference
+        work = self.work(tokens)
         self.door += work
         try:
             yield
@@ -271,7 +278,7 @@ class Lane:
         if self.clock() - self.trimmed > TRIM_S:
             trim()
             self.trimmed = self.clock()
-        return [(job.alpha, job.work) for job in jobs], took_ms
+        return [(job.alpha, self.work(len(job.wish.ids), job.tokens)) for job in jobs], took_ms
 
     def _classify(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> None:
         found = self.engine.run([job.wish.ids for job in jobs], [job.alpha for job in jobs])

@@ -258,7 +258,7 @@ async def measure(
         so_far.recall(before)
 
     def tell() -> None:
-        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows) for row in so_far.rows]})
+        write({**so_far.facts, "rows": [_with_loss(row, so_far.rows, len(samples)) for row in so_far.rows]})
 
     for name in chosen.policies:
         with server(["--policy", name, "--p95-ms", str(chosen.p95_ms), *chosen.server]) as (address, _):
@@ -297,19 +297,21 @@ async def _play_all(
         tell()
 
 
-def _with_loss(row: dict, rows: Sequence[dict]) -> dict:
-    """The row with the points of accuracy that it lost against alpha = 1, on the texts that both answered; and of each
-    text, in the order in which they were asked, whether it was answered rightly (1), wrongly (0) or not at all (-)."""
+def _with_loss(row: dict, rows: Sequence[dict], texts: int) -> dict:
+    """The row with the points of accuracy that it lost against alpha = 1, on the requests that both answered (their
+    interval by text: of so many `texts`, asked in turn, each may have been asked often); and of each request, in turn,
+    whether it was answered rightly (1), wrongly (0) or not at all (-)."""
     same = (r for r in rows if (r["profile"], r.get("seed")) == (row["profile"], row.get("seed")))
     stock = next((r for r in same if r["policy"] == "stock"), None)
     both = [
-        (a, b) for a, b in zip(row["right"], stock["right"]) if a is not None and b is not None
+        (int(a), int(b), k % texts) for k, (a, b) in enumerate(zip(row["right"], stock["right"]))
+        if a is not None and b is not None
     ] if stock else []  # fmt: skip
     found = {**row, "right": "".join("-" if right is None else str(int(right)) for right in row["right"])}
     if both and row is not stock:
-        ones, others = ([int(pair[k]) for pair in both] for k in (0, 1))
-        gain, interval = stats.difference("accuracy", [1] * len(both), ones, others)
-        found["against_stock"] = {"n": len(both), "points": gain, "ci95": list(interval)}
+        ones, others, of = zip(*both)
+        gain, interval = stats.mean_difference([ones], [others], clusters=of)
+        found["against_stock"] = {"n": len(both), "texts": len(set(of)), "points": gain, "ci95": list(interval)}
     return found
 
 
