@@ -20,7 +20,9 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     """A test of several parameters, such as each family in each setting, is a product. Of products `make test` runs as
-    many cases as name each value of each parameter once; the rest is marked `full`."""
+    many cases as name each value of each parameter once; the rest is marked `full`. The file that waits longest comes
+    first, so that another process has the other files meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_serve_cluster.py")
     tests = defaultdict(list)
     for item in items:
         if hasattr(item, "callspec") and not item.get_closest_marker("full"):

@@ -11,11 +11,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import tiny
@@ -419,77 +424,124 @@ def die(folder: Path):
 def failures(said: dict) -> list[str]:
     """The checks that did not hold. Weights: LLaMA's norms round to float32 within, and Adam divides by gradients as
     small as that noise, so that even in float64 a little of it stays; a wrong alpha or sample moves them by 1."""
-    failed = [f"{kind} {name}" for kind, names in said["evaluation"].items() for name, ok in names.items() if not ok]
+    kinds = said.get("evaluation", {}).items()
+    failed = [f"{kind} {name}" for kind, names in kinds for name, ok in names.items() if not ok]
     for name, case in said["cases"].items():
         failed += [f"{name}: {k}" for k, ok in case.items() if k.endswith("_equal") and not ok]
         if not case["max_difference"] < 0.01 * case["moved"]:
             failed.append(f"{name}: weights differ by {case['max_difference']:.1e}, moved by {case['moved']:.1e}")
-    failed += [f"mixed precision: {k}" for k in ("bits_equal", "kept_equal") if not said["mixed_precision"][k]]
+    mixed = said.get("mixed_precision", {})
+    failed += [f"mixed precision: {k}" for k in ("bits_equal", "kept_equal") if not mixed.get(k, True)]
     return failed
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write, anew after every check")
+    parser.add_argument("--runs", type=Path, help="where the runs' models lie meanwhile (default: a temporary folder)")
     parser.add_argument("--cases", nargs="*", choices=CASES, help="default: all that the device can do")
     parser.add_argument("--experiment", action="store_true", help="run zsaa.experiment as well (needs datasets)")
     parser.add_argument("--speed", type=int, nargs=3, metavar=("STEPS", "TOKENS", "BATCH"), help="e.g. 60 512 16")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after so many nothing new is begun")
     parser.add_argument("--die", action="store_true", help="at the end fail in one process, on purpose")
     options = parser.parse_args()
-    device, folder = options.device, options.out.with_suffix(".runs")
+    # The launcher's processes agree on its port.
+    scratch = Path(tempfile.gettempdir()) / f"zsaa-distributed-{os.environ['MASTER_PORT']}"
+    options.runs = options.runs or scratch
     # SmolLM2's shape in float64 would take a CPU minutes. Whole checkpoints need
     # gloo beside NCCL: on GPUs they run when they are asked for, and all else with NCCL alone.
-    cases = options.cases or [
+    options.cases = options.cases or [
         name
         for name, case in CASES.items()
-        if (case.environment != WHOLE if device == "cuda" else "shape" not in case.task)
+        if (case.environment != WHOLE if options.device == "cuda" else "shape" not in case.task)
     ]
-    whole = {"ACCELERATE_USE_FSDP": "true", **WHOLE} if any(CASES[name].environment == WHOLE for name in cases) else {}
-    number, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return options
+
+
+def experiment(strategy: str, folder: Path) -> dict:
+    with launched(strategy, "cpu", BROADCAST):
+        return check_experiment(folder / f"experiment {strategy}")
+
+
+def planned(options: argparse.Namespace, references: dict) -> list[tuple[str, str, Callable[[], Any]]]:
+    """What is to be done, in order: the section and the name in the file, and how. Large models come last."""
+    device, folder = options.device, options.runs
+    cases = [("cases", name, partial(check, name, device, folder, references)) for name in options.cases]
+    timed = [
+        ("tokens_per_second", strategy, partial(speed, strategy, device, folder, *options.speed))
+        for strategy in (("ddp", "fsdp2") if options.speed else ())
+    ]
+    plan = [("evaluation", "classifier", partial(check_evaluation, "classifier", device, "fp32"))]
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    said: dict = {"kind": "distributed", "tokens_per_second": {}}
-    references = {}
-    if number == 0:  # before it joins the others, who wait
-        shutil.rmtree(folder, ignore_errors=True)
-        for task in {CASES[name].task: None for name in cases}:
-            references[task] = reference(task, device, folder / "reference", processes)
-        if options.speed:
-            with alone():
-                said["tokens_per_second"]["one process"] = speed("ddp", device, folder / "alone", *options.speed)
-    AcceleratorState._reset_state(reset_partial_state=True)  # the first process has been alone
-    with mock.patch.dict(os.environ, whole):
-        distributed.start()
-    distributed.on_first(lambda: print(f"{processes} processes on {device}", flush=True))
-    said["cases"] = {}
-    for name in cases:
-        started = time.perf_counter()
-        said["cases"][name] = check(name, device, folder, references)
-        if number == 0:
-            print(f"{name} ({time.perf_counter() - started:.1f} s): {said['cases'][name]}", flush=True)
-    said["evaluation"] = {"classifier": check_evaluation("classifier", device, "fp32")}
-    if device == "cuda":
-        said["evaluation"]["SmolLM2's shape, bf16"] = check_evaluation("SmolLM2's shape", device, "bf16")
-    said["mixed_precision"] = check_mixed_precision(device)
+        task = "SmolLM2's shape"
+        plan.append(("evaluation", f"{task}, bf16", partial(check_evaluation, task, device, "bf16")))
+    plan.append(("mixed_precision", "", partial(check_mixed_precision, device)))
     if device == "cpu":
-        said["refusals"] = check_refusals(folder)
-    if options.experiment:
-        said["experiment"] = {}
-        for strategy in ("ddp", "fsdp2") if device == "cpu" else ("ddp",):  # FSDP's bf16 is not autocast's
-            with launched(strategy, device, BROADCAST):
-                said["experiment"][strategy] = check_experiment(folder / f"experiment {strategy}")
-    for strategy in ("ddp", "fsdp2") if options.speed else ():
-        said["tokens_per_second"][strategy] = speed(strategy, device, folder, *options.speed)
-    said["provenance"] = provenance(processes=processes)
+        plan.append(("refusals", "", partial(check_refusals, folder)))
+    if options.experiment:  # FSDP's bf16 on a GPU is not autocast's
+        strategies = ("ddp", "fsdp2") if device == "cpu" else ("ddp",)
+        plan += [("experiment", strategy, partial(experiment, strategy, folder)) for strategy in strategies]
+    small, large = ([case for case in cases if ("shape" in case[1]) == big] for big in (False, True))
+    return [*small, *timed, *plan, *large]
+
+
+def alone_before(options: argparse.Namespace, said: dict, processes: int) -> dict:
+    """What the first process does before it joins the others, who wait: the references of all tasks."""
+    shutil.rmtree(options.runs, ignore_errors=True)
+    names = {CASES[name].task: None for name in options.cases}
+    references = {task: reference(task, options.device, options.runs / "reference", processes) for task in names}
+    if options.speed:
+        with alone():
+            folder = options.runs / "alone"
+            said["tokens_per_second"] = {"one process": speed("ddp", options.device, folder, *options.speed)}
+    return references
+
+
+def follow(plan: list, options: argparse.Namespace, said: dict, began: float) -> None:
+    """Do what is planned, as far as the time goes; the first process writes the file after each part."""
+    number, _ = distributed.place()
+    for section, name, run in plan:
+        started = time.perf_counter()
+        if distributed.gather(started - began > options.seconds)[0]:  # the first process's clock counts
+            said["not_run"].append(f"{section}: {name}".removesuffix(": "))
+            continue
+        result = run()
+        if name:
+            said.setdefault(section, {})[name] = result
+        else:
+            said[section] = result
+        if number == 0:
+            print(f"{section}, {name} ({time.perf_counter() - started:.1f} s): {result}", flush=True)
+            keep(said, options.out)
     if number == 0:
-        said["failed"] = failures(said)
-        options.out.write_text(json.dumps(said, indent=1) + "\n")
+        keep(said, options.out)  # with what was not run
+
+
+def keep(said: dict, path: Path) -> None:
+    said["failed"], said["provenance"] = failures(said), provenance(processes=distributed.place()[1])
+    path.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def main() -> None:
+    began, options = time.perf_counter(), arguments()
+    whole = any(CASES[name].environment == WHOLE for name in options.cases)
+    number, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    said: dict = {"kind": "distributed", "device": options.device, "speed": options.speed, "not_run": [], "cases": {}}
+    references = alone_before(options, said, processes) if number == 0 else {}
+    AcceleratorState._reset_state(reset_partial_state=True)  # the first process has been alone
+    with mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true", **WHOLE} if whole else {}):
+        distributed.start()
+    distributed.on_first(lambda: print(f"{processes} processes on {options.device}", flush=True))
+    follow(planned(options, references), options, said, began)
+    if number == 0:
         print(json.dumps({k: v for k, v in said.items() if k != "cases"}, indent=1), flush=True)
     distributed.gather(None)
     if options.die:
-        die(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+        die(options.runs)
+    shutil.rmtree(options.runs, ignore_errors=True)
     torch.distributed.destroy_process_group()
     if said.get("failed"):
         raise SystemExit(f"{len(said['failed'])} checks failed: {said['failed']}")

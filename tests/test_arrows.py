@@ -69,7 +69,7 @@ MAY = {
     "measure": "files",
     "budget": "method dials depth fast measure",
     "card": "method measure files kit",
-    "depth": "method",
+    "depth": "method measure",
     "models": "method files",
     "data": "models files",
     "training": "method dials learned heads budget measure models data files package",

@@ -14,6 +14,7 @@ from zsaa import bench
 from zsaa.bench import command, prefill, question, recordings, rivals, scale
 from zsaa.bench.device import ceilings, roofline_ms
 from zsaa.fast import dispatch
+from zsaa.finetune import losses
 from zsaa.kit import points, store
 from zsaa.kit.labels import method_of
 from zsaa.measure import alternate
@@ -173,6 +174,21 @@ def test_steps_by_graphs_are_timed_beside_them(tmp_path):
     for kind in ("sampled_recorded", "ladder_recorded"):
         ratio = row[f"{kind}_ms"] / row["conventional_ms"]
         assert row[f"{kind}_over_conventional"] == pytest.approx(ratio, abs=1e-3)
+
+
+def test_steps_with_the_loss_in_chunks_are_timed_beside_them(tmp_path):
+    options = ("--tokens", "24", "--batch", "2", "--ladder", "3", "--recorded", "--chunked-loss")
+    code, record = run(tmp_path, "train", "--model", "tiny", "--alpha-range", "0.4", "0.6", *options)
+    (row,) = record["rows"]
+    kinds = {name.removesuffix("_host_ms") for name in row if name.endswith("_host_ms")}
+    plain = {"sampled", "ladder", "sampled_recorded", "ladder_recorded"}
+    assert (code, kinds) == (0, plain | {f"{kind}_chunked" for kind in (*plain, "conventional")} | {"conventional"})
+
+
+def test_a_loss_in_chunks_that_is_another_is_not_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(losses._Summed, "apply", lambda states, *rest: 1.01 * states.sum())
+    code, record = run(tmp_path, "train", "--model", "tiny", "--tokens", "24", "--chunked-loss")
+    assert (code, record) == (1, None) and "the loss in chunks is" in capsys.readouterr().err
 
 
 @pytest.mark.full

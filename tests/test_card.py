@@ -3,13 +3,14 @@ counts, and every number said to be one or the other."""
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zsaa
-from zsaa.card import PRICES, Prices, measure
+from zsaa.card import PRICES, Prices, build, measure, show
 from zsaa.card.__main__ import main
 from zsaa.cost import attention_widths
 from zsaa.kit import points
@@ -119,6 +120,8 @@ def test_bad_settings_are_named(options, says):
         Prices(kwh=-1)
     with pytest.raises(RuntimeError, match="not enabled"):
         zsaa.card(tiny.make("llama"), N)
+    with zsaa.at(model := model_of(), depth=2), pytest.raises(ValueError, match=r"depth is 2.*counts all 4.*depth=4"):
+        zsaa.card(model, N)
 
 
 def test_from_the_command_line(tmp_path, capsys):
@@ -152,3 +155,34 @@ def test_on_a_gpu_memory_and_joules_are_those_of_its_counters():
     spent, ms = made.value("prefill", "energy"), made.value("prefill", "time")
     if spent is not None:
         assert 30 < spent / (ms / 1000) < 1500, "watts"
+
+
+def test_a_model_on_the_cpu_is_priced_as_one_where_a_gpu_is_there_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
+    build._hardware.cache_clear()
+    rent, _ = build._money(36.0, None, 10, build.NOT, Prices(hours={"cpu": 1.0, "H100": 1e6}), torch.device("cpu"))
+    build._hardware.cache_clear()
+    assert rent["value"] == pytest.approx(build._hardware(torch.device("cpu"))["cores"])
+
+
+def test_electricity_from_an_estimate_is_an_estimate():
+    for how, mark in (("estimated (codecarbon: ...)", "~"), ("measured (NVML)", "*")):
+        _, power = build._money(36.0, 2.0, 10, how, PRICES, torch.device("cpu"))
+        assert show.mark(power["how"]) == mark and power["value"] > 0
+
+
+def test_more_tokens_than_a_model_has_positions_for_are_refused():
+    most = tiny.make("gpt2").config.n_positions
+    with pytest.raises(ValueError, match=rf"n \+ new must be in \[1, {most}\], .* got {most + 1}"):
+        zsaa.card(model_of("gpt2"), most - 1, 0.9, new=2, measure=False)
+    assert zsaa.card(model_of("gpt2"), most - 1, 0.9, new=1, measure=False).rows
+
+
+def test_a_classifier_s_card_speaks_of_no_new_tokens_and_the_picture_names_its_axis():
+    classifier = zsaa.enable(tiny.make("llama", "sequence-classification"))
+    made = zsaa.card(classifier, N, ALPHA, measure=False)
+    assert "new ones" not in repr(made) and "new ones" in repr(zsaa.card(model_of(), N, ALPHA, measure=False))
+    figure = made.figure()
+    assert next(axis.get_xlabel() for axis in figure.axes if axis.get_subplotspec().is_last_row()) == "alpha"
+    plt.close(figure)

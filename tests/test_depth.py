@@ -7,11 +7,13 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import GPT2LMHeadModel
 
 import zsaa
 from ablation import peers
 from zsaa.data.corpora import Corpus
 from zsaa.depth import origin_of, remove_layers, similarity, study
+from zsaa.dial import settings, trained_for
 from zsaa.families import find_decoder
 
 
@@ -118,6 +120,24 @@ def test_pruned_passes_have_no_states_to_compare():
         similarity(tiny.make("llama"), [])
 
 
+def test_layers_that_do_not_run_are_not_compared():
+    model = zsaa.enable(tiny.make("llama"), depth=4)
+    with (
+        zsaa.at(model, depth=2),
+        pytest.raises(ValueError, match=r"depth is 2: .* no states.*zsaa.at\(model, depth=4\)"),
+    ):
+        similarity(model, [batch([9])])
+    assert similarity(model, [batch([9])]).num_layers == 4
+
+
+def test_modules_keep_their_modes():
+    model = tiny.make("gpt2", dropout=0.5)
+    want = similarity(model, [batch([9])]).influence
+    model.train().transformer.h[1].eval()
+    assert torch.equal(similarity(model, [batch([9])]).influence, want), "nothing is dropped out"
+    assert model.training and not model.transformer.h[1].training and model.transformer.h[2].training
+
+
 @pytest.mark.parametrize("head", tiny.HEADS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_what_is_left_is_the_model_of_fewer_layers(family, head):
@@ -162,6 +182,42 @@ def test_it_generates_saves_and_loads_as_a_stock_model(family, tmp_path):
         tmp_path, dtype=torch.float64, attn_implementation=model.config._attn_implementation
     )
     assert torch.equal(again.generate(ids, **options), text) and origin_of(again) == [0, 3]
+
+
+def test_depths_of_the_whole_model_are_none_of_what_is_left(tmp_path):
+    model = zsaa.enable(tiny.make("llama"), depth=3)
+    trained_for(model, (0.5, 1.0), (2, 4))
+    model.save_pretrained(tmp_path)
+    again = remove_layers(type(tiny.make("llama")).from_pretrained(tmp_path), [1, 2])
+    kept = settings(zsaa.enable(again))
+    assert kept["depth"] is None and kept["depth_range"] is None and kept["alpha_range"] == (0.5, 1.0)
+
+
+def test_attention_that_is_scaled_by_a_layers_number_is_refused(tmp_path):
+    """In a file these layers would have other numbers, and another scale."""
+    config = copy.deepcopy(tiny.make("gpt2").config)
+    config.scale_attn_by_inverse_layer_idx = True
+    model = GPT2LMHeadModel(config).double().eval()
+    with pytest.raises(NotImplementedError, match="scale_attn_by_inverse_layer_idx.*the last layers alone"):
+        remove_layers(model, [1])
+    assert len(model.transformer.h) == 4
+    ids = tiny.tokens([9])[0]
+    remove_layers(model, [2, 3]).save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_an_adapter_of_the_whole_model_does_not_fit(tmp_path):
+    """PEFT names layers by number, and would put it on other layers without a word."""
+    import peft
+
+    from zsaa.models.adapters import put_on
+    from zsaa.models.errors import AssetError
+
+    peft.get_peft_model(tiny.make("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    assert put_on(tiny.make("llama"), tmp_path).peft_config
+    with pytest.raises(AssetError, match="layer 3.*has layers 0 to 2"):
+        put_on(remove_layers(tiny.make("llama"), [1]), tmp_path)
 
 
 def test_a_shared_configuration_stays_as_it_is():

@@ -32,7 +32,8 @@ def launch(folder: Path) -> None:
     free port."""
     out = folder / "out.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER),
-               "--out", str(out), "--experiment", "--die", "--cases", *CASES]  # fmt: skip
+               "--out", str(out), "--runs", str(folder / "runs"), "--experiment", "--die",
+               "--cases", *CASES]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "hf")}
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -76,7 +77,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(run, name):
 def test_evaluation_is_shared_to_the_bit(run):
     (equal,) = run["evaluation"].values()
     assert len(equal) == 10 and all(equal.values()), equal
-    assert run["failed"] == []
+    assert run["failed"] == [] and run["not_run"] == []
 
 
 def test_sharded_layers_get_the_dials_object_untouched(run):
@@ -111,7 +112,7 @@ def test_an_experiment_writes_one_file_with_the_bits_of_one_process(run, strateg
 def test_a_process_that_fails_ends_the_others_and_leaves_no_model(run):
     assert run["exit"] != 0
     assert "process 1 fails on purpose" in run["output"]
-    assert [p.name for p in (run["folder"] / "out.runs/died").iterdir()] == ["checkpoints"]
+    assert [p.name for p in (run["folder"] / "runs/died").iterdir()] == ["checkpoints"]
 
 
 def test_more_processes_than_gpus(monkeypatch):

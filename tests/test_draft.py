@@ -81,6 +81,10 @@ def test_what_cannot_be_read_is_refused():
     for family in ("gemma2", "mistral"):
         with pytest.raises(NotImplementedError, match="look at a window of tokens"):
             Reader(tiny.make(family), 20)
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(model(), peft.LoraConfig(r=2, target_modules=["lm_head"]))
+    with pytest.raises(NotImplementedError, match=r"head .* is a peft.*lora.*Linear.*merge_and_unload"):
+        Reader(adapted, 20)
 
 
 def test_the_first_layers_begin_as_they_are():

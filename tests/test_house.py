@@ -413,6 +413,45 @@ esac
     assert setup() == first
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_uv_installs_with_pips_settings_and_pip_where_it_fails(copy, tmp_path, works):
+    """Fakes stand for uv and for the Python of .venv: both log how they are called to install."""
+    calls, folder = tmp_path / "calls", copy / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").write_text(
+        f"""#!/bin/sh
+case "$*" in
+"-I -m pip config list") printf '%s\\n' ":env:.index-url='https://mine.example/simple'" \\
+    "global.index-url='https://other.example/simple'" \\
+    "global.extra-index-url='\\\\nhttps://a.example\\\\nhttps://b.example'" ;;
+"-I -m pip install"*) echo "pip $*" >>{calls} ;;
+"-I -m pip "* | *"import papermill"*) ;;
+*) exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    (folder / "uv").write_text(
+        f"""#!/bin/sh
+echo "uv $UV_DEFAULT_INDEX ($UV_INDEX) $*" >>{calls}
+exit {0 if works else 1}
+"""
+    )
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    tools = bin_folder(tmp_path, python3=f'exec {sys.executable} "$@"')  # and no nvidia-smi
+    done = shell(copy / "tools" / "setup.sh", "--add", "more>=1", path=tools)
+    assert done.returncode == 0 and done.stdout.strip() == str(folder / "python"), done
+    told = calls.read_text().splitlines()
+    asked = [f"-r {folder.parent}/lock.txt", "--no-deps -e .", "--no-deps -r assets.lock", "more>=1"]
+    by_uv, by_pip = ([line for line in told if line.startswith(name)] for name in ("uv", "pip"))
+    assert [line.endswith(what) for line, what in zip(by_uv, asked, strict=True)] == [True] * 4
+    assert all("uv https://mine.example/simple (https://a.example https://b.example) pip" in line for line in by_uv)
+    assert [line.endswith(what) for line, what in zip(by_pip, [] if works else asked, strict=True)] == [True] * len(
+        by_pip
+    )
+    assert ("uv==" in (folder.parent / "lock.txt").read_text()) is False
+
+
 def test_what_is_installed_for_one_user_only_does_not_count(copy, tmp_path):
     """The runner is started with -I, which does not see it: the set-up must not be content with it, and says so."""
     user = tmp_path / "user"

@@ -173,11 +173,13 @@ def test_parameters_that_fit(tree):
 def test_bad_notebooks_and_profiles(tree, capfd):
     profiles = tree.root / "notebooks" / "profiles.yaml"
     for text, error in [
-        ("smoke: {notebooks: {first: {minute: 3}}}", "takes 'minutes', 'parameters', 'needs' and 'wants'"),
+        ("smoke: {notebooks: {first: {minute: 3}}}", "takes 'minutes', 'parameters', 'needs', 'wants' and 'alone'"),
+        ("smoke: {notebooks: {first: {alone: 1}}}", "first: alone must be true or false, got 1"),
+        ("smoke: {jobs: 0, notebooks: {first: }}", "smoke: jobs must be a whole number from 1 on, got 0"),
         ("smoke: {notebooks: {first: {needs: [tpu]}}}", "first: needs must list gpu, gpu:GIB"),
         ("smoke: {needs: gpu, notebooks: {first: }}", "first: needs must list gpu, gpu:GIB"),
         ("smoke: {notebooks: {first: {minutes: long}}}", "minutes must be a number"),
-        ("smoke: {notebooks: {}}", "takes 'about', 'needs' and 'notebooks'"),
+        ("smoke: {notebooks: {}}", "takes 'about', 'needs', 'jobs' and 'notebooks'"),
         ("smoke: {notebooks: {gone: }}", "gone.ipynb is missing"),
         ("- smoke", "must map profile names"),
         ("", "must map profile names"),

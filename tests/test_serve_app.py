@@ -39,7 +39,7 @@ class Recorded(Lane):
     async def take(self, jobs):
         self.batches.append([len(job.wish.ids) for job in jobs])
         self.born += [job.born for job in jobs]
-        await super().take(jobs)
+        return await super().take(jobs)
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,11 @@ def test_what_comes_too_late_for_the_load_generator_is_lost():
     assert row["p95_ms"] < 1000 * (20 + study.DRAIN_S)
 
 
-@pytest.mark.parametrize("name", ["serve-cpu", "serve-h200-before"])
-def test_the_committed_run_is_one_that_the_study_can_read(name):
-    result = json.loads((RESULTS / f"serving/{name}.json").read_text())
-    assert {study.profile_of(row).name for row in result["rows"]} == {"burst 2x", "burst 5x"}
+@pytest.mark.parametrize("name, day, replicas", [("cpu", {"day"}, 1), ("cpu-two", set(), 2), ("h200-before", set(), 1)])
+def test_the_committed_run_is_one_that_the_study_can_read(name, day, replicas):
+    result = json.loads((RESULTS / f"serving/serve-{name}.json").read_text())
+    assert {study.profile_of(row).name for row in study.rushes(result)} == {"burst 2x", "burst 5x"} | day
+    assert study.replicas_of(result) == replicas
     assert {"rungs", "rate", "reference_tokens", "promise_ms"} <= set(result)
 
 

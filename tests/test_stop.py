@@ -265,10 +265,37 @@ def test_early_exit_drafts_of_a_shorter_model_give_its_greedy_text(family, alpha
     assert settings(model)["depth"] == 3 and model.config.num_hidden_layers == 4
 
 
-@pytest.mark.parametrize("storage", ["int8", "nf4"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_draft_that_fails_leaves_all_layers(family):
+    """transformers drafts on a configuration of fewer layers, and sets it back only where nothing is raised."""
+    model, ids = zsaa.enable(make(family)), tiny.tokens([23])[0]
+    want = model(ids).logits
+
+    class Fails(transformers.LogitsProcessor):
+        def __call__(self, ids, scores):
+            raise RuntimeError("in a draft" if model.config.num_hidden_layers < 4 else "in a check")
+
+    with pytest.raises((RuntimeError, NotImplementedError), match="in a draft|runs all its 4"):
+        model.generate(ids, assistant_early_exit=2, logits_processor=[Fails()], **tiny.QUIET)
+    assert model.config.num_hidden_layers == 4 and torch.equal(model(ids).logits, want)
+
+
+@pytest.mark.parametrize("early", [0, -1, 5, True, 1.5])
+def test_an_early_exit_out_of_range_is_refused(early):
+    model, ids = zsaa.enable(make()), tiny.tokens([23])[0]
+    for given in (
+        {"assistant_early_exit": early, **tiny.QUIET},
+        {"generation_config": transformers.GenerationConfig(assistant_early_exit=early, **tiny.QUIET)},
+    ):
+        with pytest.raises(ValueError, match=f"assistant_early_exit must be a whole number from 1 to 4.*got {early}"):
+            model.generate(ids, **given)
+    assert model.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4", "hqq"])
 def test_quantized_layers(storage):
     """The dial runs the first of them, and others can be removed: the same numbers either way."""
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("hqq" if storage == "hqq" else "bitsandbytes")
     from zsaa.depth.combined import stored
     from zsaa.models import never_repack
 

@@ -110,14 +110,14 @@ runner = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(runner)
 command = runner.load_kit()
 sys.modules["zsaa_kit.runner.page"].COMMAND = {page!r}
-code = command.main(["--root", {root!r}])
+code = command.main(["--root", {root!r}, *{arguments!r}])
 assert not {{"torch", "zsaa"}} & set(sys.modules)
 sys.exit(code)
 """
 
 
-def driver(tree):
-    code = DRIVER.format(path=str(RUNNER), page=page_command(PAGE), root=str(tree.root))
+def driver(tree, *arguments):
+    code = DRIVER.format(path=str(RUNNER), page=page_command(PAGE), root=str(tree.root), arguments=arguments)
     return [sys.executable, "-I", "-c", code]
 
 

@@ -17,17 +17,16 @@ export SSL_CERT_FILE="${SSL_CERT_FILE:-${PIP_CERT:-}}" UV_NO_PROGRESS=1
 
 if [ ! -e "$work/ready" ]; then
     echo "compat: installing the oldest versions that pyproject.toml allows"
-    "$base" -I -m venv --clear "$work/venv"
-    "$python" -m pip install --quiet --disable-pip-version-check uv
+    "$base" -I -m uv venv --quiet --python "$base" "$work/venv"
     "$base" -c 'from importlib.metadata import version; print("torch==" + version("torch").split("+")[0])' \
         >"$work/constraints.txt"
     # Oldest means oldest with a wheel for this Python: nothing of these is compiled.
     wheels=(--only-binary numpy --only-binary pandas --only-binary matplotlib --only-binary pyyaml)
-    "$work/venv/bin/uv" pip compile pyproject.toml --extra dev --resolution lowest-direct --python "$python" \
+    "$base" -I -m uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python "$python" \
         "${wheels[@]}" --constraint "$work/constraints.txt" --no-header --no-annotate --quiet \
         --output-file "$work/lowest.txt"
     grep -vE '^(torch|triton|nvidia-|cuda-)' "$work/lowest.txt" >"$work/packages.txt"
-    "$work/venv/bin/uv" pip install --quiet --no-deps --python "$python" --requirement "$work/packages.txt"
+    "$base" -I -m uv pip install --quiet --no-deps --python "$python" --requirement "$work/packages.txt"
     "$base" - "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" assets.lock <<'PY'
 import re, sys
 from importlib.metadata import distributions
@@ -41,7 +40,7 @@ for found in distributions():
             if not link.exists():
                 link.symlink_to(Path(found.locate_file(name)))
 PY
-    "$work/venv/bin/uv" pip install --quiet --no-deps --python "$python" --editable .
+    "$base" -I -m uv pip install --quiet --no-deps --python "$python" --editable .
     touch "$work/ready"
 fi
 "$python" -c 'import accelerate, datasets, peft, torch, transformers as t

@@ -117,7 +117,7 @@ def notebook_page(path: Path, runs: list[Path]) -> str:
     for name, data in resources["outputs"].items():  # pictures: output_7_0.png
         (folder / f"{path.stem}_{name}").write_bytes(data)
         text = text.replace(f"({name})", f"({path.stem}_{name})")
-    text = BADGE.sub(r"[Open in Colab](\1)", text)
+    text = BADGE.sub(r"[Open in Colab](\1)", text).replace(f"{ROOT}/", "../")  # not where it was made
     if executed is None:
         text = text.replace("\n", "\n\n*Not run for this site: its cells are shown without outputs.*\n", 1)
     put(folder / f"{path.stem}.md", carried(text, Path("notebooks")))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -165,6 +168,16 @@ def check_continued(cache, depth: int) -> None:
         raise ValueError(
             "this key/value cache is incomplete: an earlier call that was to fill it failed, or ran fewer layers "
             f"({sorted(set(seen))} tokens in its layers). Start from an empty cache."
+        )
+
+
+def check_early_exit(layers: Any, most: int) -> None:
+    """ValueError for an assistant_early_exit that is no depth of a model of `most` layers; None: there is none."""
+    whole = isinstance(layers, Integral) and not isinstance(layers, bool)
+    if layers is not None and not (whole and 1 <= layers <= most):
+        raise ValueError(
+            f"assistant_early_exit must be a whole number from 1 to {most}, the layers of this model, got {layers!r}: "
+            "so many of the first ones draft."
         )
 
 

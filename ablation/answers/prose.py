@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ablation.answers import cost, model
+from ablation.answers.descent import descend, rounds
 from ablation.answers.reader import SINKS, Batch, at_answers, chunks_of, norm, projections, read, rope
 from ablation.answers.results import over_stories
 from ablation.answers.teach import mixed
@@ -118,28 +119,18 @@ def losses(lm, name: str, texts: list[Text], reduction: float, device) -> Tensor
 def fit(lm, name: str, texts: list[Text], steps: int, device, log, until: float, begin: dict | None) -> int:
     """Train adapters; the steps that were made."""
     torch.manual_seed(0)
-    trained, rng, order, mean = model.adapt(lm, rank=RANK), random.Random(0), [], None
+    trained, drawn = model.adapt(lm, rank=RANK), rounds(texts, SIZE, random.Random(0))
     if begin is not None:
         lm.load_state_dict({key: value.float() for key, value in begin.items()}, strict=False)
-    opt = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
-    for step in range(steps):
-        if time.time() > until:
-            return step
-        for group in opt.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 20) * max(0.02, 1 - step / steps)
-        if len(order) < SIZE:
-            order = rng.sample(texts, len(texts))
-        part, order = order[:SIZE], order[SIZE:]
+
+    def gradients(step: int) -> float:
+        part = next(drawn)
         reduction = 1.0 if name in ("plain", "more") else random.Random(f"0-{step}").choice(DRAWN)
         loss = losses(lm, name, part, reduction, device).sum() / sum(len(t.ids) - t.start for t in part)
-        opt.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        opt.step()
-        mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
-        if step % 50 == 0 or step == steps - 1:
-            log(step=step + 1, of=steps, loss=round(mean, 4))
-    return steps
+        return loss.item()
+
+    return descend(trained, steps, gradients, RATE, until=until, log=log)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablation.answers import cost, model
+from ablation.answers.descent import descend, rounds
 from ablation.answers.prose import CONTINUATION, DRAWN, SOURCES, Text, batch, shortened, texts_of
 from ablation.answers.reader import (
     Batch,
@@ -162,18 +163,11 @@ def fit(lm, teacher, row: str, texts: list[Text], steps: int, size: int, device,
     trained = [p for p in lm.parameters() if p.requires_grad]
     apart = [p for n, p in lm.named_parameters() if ".left_" in n and p.requires_grad and ".base." not in n]
     others = [p for p in trained if all(p is not q for q in apart)]
-    rng, order, mean, began = random.Random(seed), [], None, time.time()
-    groups = [{"params": others, "most": RATE}, {"params": apart, "most": RATE_APART}]
-    opt = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
-    for step in range(steps):
-        gone = max(step / steps, (time.time() - began) / max(1.0, until - began))
-        if gone >= 1:
-            return step
-        for group in opt.param_groups:
-            group["lr"] = group["most"] * min(1, (step + 1) / 20) * max(0.02, 1 - gone)
-        if len(order) < size:
-            order = rng.sample(texts, len(texts))
-        part, order = [elsewhere(t, rng) for t in order[:size]], order[size:]
+    rng = random.Random(seed)
+    drawn = rounds(texts, size, rng)
+
+    def gradients(step: int) -> float:
+        part = [elsewhere(t, rng) for t in next(drawn)]
         reduction = 1.0 if row in ("plain", "more") else random.Random(f"{seed}-{step}").choice(DRAWN)
         logs, gold, _ = told(lm, row, part, reduction, device)
         loss = F.nll_loss(logs, gold)
@@ -181,14 +175,11 @@ def fit(lm, teacher, row: str, texts: list[Text], steps: int, size: int, device,
             with torch.no_grad():
                 wanted = told(teacher, "plain", part, 1.0, device)[0]
             loss = (loss + F.kl_div(logs, wanted, log_target=True, reduction="batchmean")) / 2
-        opt.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        opt.step()
-        mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
-        if step % 40 == 0 or step == steps - 1:
-            log(row=row, step=step + 1, of=steps, loss=round(mean, 4))
-    return steps
+        return loss.item()
+
+    groups = [{"params": others, "lr": RATE}, {"params": apart, "lr": RATE_APART}]
+    return descend(groups, steps, gradients, RATE, until=until, log=lambda **told: log(row=row, **told), every=40)
 
 
 @torch.no_grad()

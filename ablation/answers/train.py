@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ablation.answers import cost, teach
 from ablation.answers.controls import WAYS, cut
 from ablation.answers.data import Data
+from ablation.answers.descent import descend, rounds
 from ablation.answers.model import adapt
 from ablation.answers.reader import Batch, Rows, at_answers, batch, norm, ranks, read
 from ablation.answers.teach import look, mixed
@@ -126,37 +127,22 @@ def fit(row: Row, lm, scorer, data: Data, device, log, seconds: float, steps: in
         lm.load_state_dict({name: value.float() for name, value in begin.items()}, strict=False)
     if dial is None and row.method.endswith("dial"):
         dial = Dial(row, scorer, lm.config)
-    turns, began = data.questions("train"), time.time()
+    turns = data.questions("train")
     steps = steps or int(len(turns) // row.size * row.epochs)
-    opt = torch.optim.AdamW(trained, lr=row.rate, weight_decay=0.0, betas=(0.9, 0.98))
-    order, mean = [], None
-    for step in range(steps):
-        gone = max(step / steps, (time.time() - began) / seconds)
-        if gone >= 1:
-            break
-        for group in opt.param_groups:
-            group["lr"] = row.rate * min(1, (step + 1) / (0.06 * steps + 1)) * max(0.02, 1 - gone)
-        if len(order) < row.size:
-            order = rng.sample(turns, len(turns))
-        take, order = order[: row.size], order[row.size :]
-        samples = [data.sample(i, 1 if step % 2 else 3, rng) for i in take]
+    taken = rounds(turns, row.size, rng)
+
+    def gradients(step: int) -> float:
+        samples = [data.sample(i, 1 if step % 2 else 3, rng) for i in next(taken)]
         samples.sort(key=lambda s: len(s.body))
         said = sum(len(s.answer) for s in samples)
-        opt.zero_grad(set_to_none=True)
         most = micro * drawn(step, row.seed, row.drawn) if row.method.startswith("drawn") else micro
-        losses = [lesson(row, lm, dial, part, said, data, device, step, rng) for part in _parts(samples, most)]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        opt.step()
-        loss = sum(losses)
-        mean = loss if mean is None else 0.95 * mean + 0.05 * loss
-        if step % 20 == 0 or step == steps - 1:
-            log(step=step + 1, of=steps, loss=round(mean, 4), seconds=round(time.time() - began))
-    else:
-        step += 1
+        return sum(lesson(row, lm, dial, part, said, data, device, step, rng) for part in _parts(samples, most))
+
+    done = descend(trained, steps, gradients, row.rate, 0.06 * steps + 1, time.time() + seconds, log, every=20)
     lm.eval()
     if device == "cuda":
         torch.cuda.empty_cache()  # other rows share the card
-    return step
+    return done
 
 
 def _parts(samples: list, tokens: float) -> list[list]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ablation.answers.data import LONGEST_ANSWER, LONGEST_HEAD, Data, Sample
+from ablation.answers.descent import descend, rounds
 from ablation.answers.judge import lots
 from ablation.answers.model import adapt
 from ablation.answers.reader import answer, at_answers, batch, read
@@ -29,19 +30,14 @@ def story(data: Data, number: int) -> tuple[int, ...]:
 def learn(lm, data: Data, device, log: Callable, steps: int = 250, size: int = 32, rate: float = 5e-4) -> None:
     """Tune the model, by adapters, to write the turns of CoQA's training stories, all of their tokens."""
     torch.manual_seed(0)
-    rng, trained, order = random.Random(0), adapt(lm, rank=16), []
-    opt, turns = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98)), data.questions("train")
-    for step in range(steps):
-        for group in opt.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 20) * max(0.02, 1 - step / steps)
-        if len(order) < size:
-            order = rng.sample(turns, len(turns))
-        take, order = [data.turns[i] for i in order[:size]], order[size:]
+    trained, taken = adapt(lm, rank=16), rounds(data.questions("train"), size, random.Random(0))
+
+    def gradients(step: int) -> float:
+        take = [data.turns[i] for i in next(taken)]
         said = [(*t["older"], *t["last"], *t["line"], *t["answer"]) for t in take]
         samples = [Sample(story(data, t["story"]), (), (), (), s, None, ()) for t, s in zip(take, said)]
         samples.sort(key=lambda s: len(s.body))
         tokens, loss = sum(map(len, said)), 0.0
-        opt.zero_grad(set_to_none=True)
         for part in (samples[: size // 2], samples[size // 2 :]):
             b = batch(part, device)
             with mixed(device):
@@ -49,10 +45,9 @@ def learn(lm, data: Data, device, log: Callable, steps: int = 250, size: int = 3
             mine = F.nll_loss(logs, gold, reduction="sum") / tokens
             mine.backward()
             loss += mine.item()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        opt.step()
-        if step % 50 == 0 or step == steps - 1:
-            log(step=step + 1, loss=round(loss, 4))
+        return loss
+
+    descend(trained, steps, gradients, rate, log=log)
     lm.eval()
 
 

@@ -80,7 +80,7 @@ def survival_figure(depths: dict[str, list[float]], words: Sequence[str], title:
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axis = panels(0.11 * len(words) + 1.2)
         picture = axis.imshow(list(zip(*depths.values())), aspect="auto", cmap="Blues", vmin=0, vmax=1)
-        axis.set_xticks(range(len(depths)), [name.replace("_", " ").replace(" ", "\n") for name in depths], fontsize=6)
+        axis.set_xticks(range(len(depths)), [name.replace("_", " ").replace(" ", "\n") for name in depths], fontsize=5)
         axis.set_yticks(range(len(words)), [word.strip() or "·" for word in words], fontsize=6)
         axis.set_title(title)
         figure.colorbar(picture, label="share of layers", shrink=0.6, pad=0.02)

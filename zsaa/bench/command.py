@@ -105,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ladder", type=float, metavar="STRONGEST",
                       help="train: ladder steps, too, of MAC reductions up to this one")  # fmt: skip
     made.add_argument("--recorded", action="store_true", help="train: each kind of step by CUDA graphs, too")
+    made.add_argument("--chunked-loss", action="store_true",
+                      help="train: each kind of step with a language head's loss in chunks, too")  # fmt: skip
     made.add_argument("--profiled", action="store_true", help="train: where the time of a step of each kind goes")
     made.add_argument("--top", type=int, default=15, help="profile, train: kernels to show")
     made.add_argument("--kernels", nargs="+", default=["column_sums"], choices=("column_sums", "attention"))

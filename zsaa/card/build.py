@@ -17,6 +17,7 @@ from zsaa.card.prices import PRICES, Prices
 from zsaa.card.show import Card
 from zsaa.card.work import ID, Shape
 from zsaa.dial import rule as rule_of
+from zsaa.dial import settings
 from zsaa.families import find_decoder
 from zsaa.measure import alternate, provenance
 from zsaa.measure.checks import check_number, check_whole
@@ -53,16 +54,22 @@ def card(
 
     Each number says how it came about: "measured", "computed", "estimated", or "not measured" and why. Returns a
     `Card`: it prints as a table, `.figure()` draws it, `.save(path)` writes it as JSON, `.table` is a pandas DataFrame.
-    Raises RuntimeError if the dial is off, ValueError for settings out of range.
+    Raises RuntimeError if the dial is off, ValueError for settings out of range, and for a depth below all layers.
     """
     decoder, _ = find_decoder(model)
-    rule = Rule(**rule_of(model))
+    rule, depth, layers = Rule(**rule_of(model)), settings(model)["depth"], decoder.config.num_hidden_layers
+    if depth is not None and depth < layers:
+        raise ValueError(
+            f"depth is {depth}, and a card counts all {layers} layers. Make it inside zsaa.at(model, depth={layers}); "
+            "zsaa.report counts the layers that run."
+        )
     alphas = [check_alpha(a) for a in ([alphas] if isinstance(alphas, Real) else alphas)]
     n, batch, new = check_whole("n", n), check_whole("batch", batch), check_whole("new", new)
     check_whole("parts", parts, least=2), check_number("seconds", seconds, "(0, 600]")
     if rule.score == ASKED and measure:
         raise ValueError('score="asked" needs a question with every call: give measure=False, or another score.')
     shape = _shape(model, decoder.config, n, batch, new, rule, parts)
+    _check_positions(shape)
     alphas = [1.0, *(a for a in dict.fromkeys(alphas) if a != 1)]
     kinds = [kind for kind in NAMES if kind != "decoding" or shape.language]
     kinds = [kind for kind in kinds if kind != "training" or (train and shape.trained)]
@@ -71,7 +78,8 @@ def card(
     for alpha in alphas:
         for kind in kinds:
             mine = found.get((kind, alpha), {})
-            rows += [{"alpha": alpha, "phase": NAMES[kind], **row} for row in _rows(shape, kind, alpha, mine, prices)]
+            made = _rows(shape, kind, alpha, mine, prices, decoder.device)
+            rows += [{"alpha": alpha, "phase": NAMES[kind], **row} for row in made]
     for row in rows:
         row["against stock"] = _ratio(row, rows)
     device = decoder.device
@@ -88,6 +96,15 @@ def card(
         "provenance": provenance(device, seed=0, repeats=repeats if measure else None),
     }
     return Card(rows, about)
+
+
+def _check_positions(shape: Shape) -> None:
+    """Rotary positions go on for ever; learned ones end."""
+    asked, most = shape.n + shape.language * shape.new, shape.config.max_position_embeddings
+    if shape.config.model_type == "gpt2" and asked > most:
+        raise ValueError(
+            f"n + new must be in [1, {most}], the positions that this model has learned, got {asked}. Ask for less."
+        )
 
 
 def _device_name(device: torch.device) -> str:
@@ -128,7 +145,7 @@ def _measured(model: nn.Module, shape: Shape, alphas: list[float], kinds: list[s
     return found
 
 
-def _rows(shape: Shape, kind: str, alpha: float, mine: dict, prices: Prices) -> list[dict]:
+def _rows(shape: Shape, kind: str, alpha: float, mine: dict, prices: Prices, device: torch.device) -> list[dict]:
     work = {"prefill": shape.prefill_macs, "decoding": shape.token_macs, "training": shape.training_macs}[kind](alpha)
     tokens = shape.batch * (1 if kind == "decoding" else shape.n)
     ms, peak, spent = mine.get("ms"), mine.get("peak"), mine.get("joules")
@@ -141,7 +158,7 @@ def _rows(shape: Shape, kind: str, alpha: float, mine: dict, prices: Prices) -> 
         *_memory(shape, kind, alpha, peak),
         _row("energy", "energy", spent, "J", mine.get("energy_how", NOT)),
         _row("energy", "energy per token", None if spent is None else spent / tokens, "J", mine.get("energy_how", NOT)),
-        *_money(ms, spent, tokens, mine.get("energy_how", NOT), prices),
+        *_money(ms, spent, tokens, mine.get("energy_how", NOT), prices, device),
         *_traffic(shape, kind, alpha),
     ]
     return rows
@@ -161,14 +178,17 @@ def _memory(shape: Shape, kind: str, alpha: float, peak: int | None) -> list[dic
     return [*rows, _row("memory", "peak memory", peak, "byte", how)]
 
 
-def _money(ms: float | None, spent: float | None, tokens: int, how: str, prices: Prices) -> list[dict]:
-    facts = _hardware()
+def _money(
+    ms: float | None, spent: float | None, tokens: int, how: str, prices: Prices, device: torch.device
+) -> list[dict]:
+    facts = _hardware(device)
     priced = prices.of(facts["device"], facts["cores"] or 1)
     rent = None if not ms or priced is None else 1e6 * priced[1] * ms / 3.6e6 / tokens
     why = f"{NOT}: no price for {facts['device']}" if priced is None else NOT
     power = None if spent is None else 1e6 * prices.kwh * spent / 3.6e6 / tokens
     source = "computed from measured time" if rent is not None else why
-    electric = f"computed from joules {how.partition(' ')[0].rstrip(':')}" if power is not None else NOT
+    joule = how.partition(" ")[0]
+    electric = NOT if power is None else f"{'estimated' if joule == 'estimated' else COMPUTED} from joules {joule}"
     return [
         _row("money", "rent of the device, per million tokens", rent, "USD", source),
         _row("money", "electricity, per million tokens", power, "USD", electric),
@@ -176,8 +196,8 @@ def _money(ms: float | None, spent: float | None, tokens: int, how: str, prices:
 
 
 @functools.cache
-def _hardware() -> dict:
-    return hardware()
+def _hardware(device: torch.device) -> dict:
+    return hardware(device)
 
 
 def _traffic(shape: Shape, kind: str, alpha: float) -> list[dict]:

@@ -75,7 +75,8 @@ class Card:
         why = {row["how"].partition(": ")[2] for row in self.rows if row["value"] is None}
         missing = ", - not measured" + (f" ({'; '.join(sorted(why - {''}))})" if why - {""} else "") if why else ""
         legend = f"* computed, ~ estimated, others measured{missing}"
-        return "{model}, {batch} x {n} tokens, {new} new ones, {dtype}, {device}, {commit}. ".format(**said) + legend
+        said["new"] = ", {new} new ones".format(**said) if any("token" in row["phase"] for row in self.rows) else ""
+        return "{model}, {batch} x {n} tokens{new}, {dtype}, {device}, {commit}. ".format(**said) + legend
 
     def _priced(self) -> str:
         return f". Prices: {self.about['prices']['date']}." if "prices" in self.about else "."
@@ -111,6 +112,7 @@ class Card:
                     rows = [r for r in self.rows if (r["phase"], r["metric"]) == (phase, metric)]
                     _bars(axis, [r for r in rows if r["value"] is not None], metric)
                 line[0].set_ylabel(phase)
+            axes[-1, 0].set_xlabel("alpha")
         figure.set_label(f"What a prefill, a decoded token and a fine-tuning step cost, by alpha: {self._about()}.")
         figure.suptitle(self._about(), fontsize=6.5, color="#555555", wrap=True)
         return figure

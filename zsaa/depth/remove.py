@@ -22,7 +22,8 @@ def remove_layers(model: nn.Module, layers: Iterable[int]) -> nn.Module:
 
     ValueError for a layer that is not there, for the first (a cache counts its tokens there), and for none.
     RuntimeError if the dial is on, for PEFT adapters (their saved weights name layers by number), and for layers that
-    are dispatched, wrapped or sharded: these come after.
+    are dispatched, wrapped or sharded: these come after. NotImplementedError for layers in the midst of a GPT-2 that
+    scales attention by a layer's number, which a file would change.
     """
     decoder, family = find_decoder(model)
     there = getattr(decoder, family.layers)
@@ -36,6 +37,11 @@ def remove_layers(model: nn.Module, layers: Iterable[int]) -> nn.Module:
         )
     refuse_foreign(there, "Remove layers before the model is spread over devices.", "Remove layers before they are.")
     kept = [number for number in range(len(there)) if number not in gone]
+    if getattr(decoder.config, "scale_attn_by_inverse_layer_idx", False) and kept != list(range(len(kept))):
+        raise NotImplementedError(
+            "layers of this model scale their attention by their number (config.scale_attn_by_inverse_layer_idx), and "
+            "would load again with another. Remove the last layers alone."
+        )
     origin = origin_of(model)
     setattr(decoder, family.layers, nn.ModuleList(there[number] for number in kept))
     for number, layer in enumerate(getattr(decoder, family.layers)):
@@ -73,6 +79,8 @@ def _configure(model: nn.Module, decoder: nn.Module, kept: list[int], origin: li
     if types:
         new.layer_types = [types[number] for number in kept]
     setattr(new, ORIGIN, origin)
+    if type(getattr(new, "zsaa", None)) is dict:  # from a file, and its depths are of all layers
+        new.zsaa = {**new.zsaa, "depth": None, "depth_range": None}
     for module in model.modules():
         if getattr(module, "config", None) is old:
             module.config = new

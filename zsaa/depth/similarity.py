@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zsaa.families import Family, find_decoder
+from zsaa.measure.mode import evaluating
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,24 @@ class Similarity:
 def similarity(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Similarity:
     """Measure `model` on `batches`: dicts with input_ids and, where texts are padded, attention_mask [batch, tokens].
 
-    The dial, if it is on, is taken as it is set: at alpha = 1 these are the stock model's numbers. Below that a dropped
-    token would have no state, so ValueError. ValueError, too, for no texts at all.
+    The model is measured in eval mode. ValueError for a dial that is turned, as tokens that were dropped and layers
+    that do not run have no states, and for no texts at all.
     """
     decoder, family = find_decoder(model)
-    if getattr(decoder, "_zsaa", None) is not None and decoder._zsaa.alpha != 1.0:
+    layers, dial = family.num_layers(decoder), getattr(decoder, "_zsaa", None)
+    if dial is not None and dial.alpha != 1.0:
+        raise ValueError(f"alpha is {dial.alpha}: dropped tokens have no state. Measure with zsaa.at(model, 1.0).")
+    if dial is not None and (dial.depth or layers) < layers:
         raise ValueError(
-            f"alpha is {decoder._zsaa.alpha}: dropped tokens have no state. Measure with zsaa.at(model, 1.0)."
+            f"depth is {dial.depth}: layers above it have no states. Measure with zsaa.at(model, depth={layers})."
         )
-    layers = family.num_layers(decoder)
     angles = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     change, texts, tokens = torch.zeros(layers, dtype=torch.float64), 0, 0
-    model.eval()
     for batch in batches:
         ids = batch["input_ids"]
         real = batch.get("attention_mask", torch.ones_like(ids)).bool()
         positions = (real.long().cumsum(1) - 1).clamp(min=0)  # GPT-2 counts padding on the left, unless it is told
-        with _states(decoder, family, layers) as states:
+        with evaluating(model), _states(decoder, family, layers) as states:
             decoder(input_ids=ids, attention_mask=real.long(), position_ids=positions, use_cache=False)
         stack = torch.stack([state.double() for state in states])  # [layers + 1, batch, tokens, width]
         last = (real * torch.arange(ids.shape[1], device=ids.device)).argmax(1)

@@ -40,12 +40,19 @@ class Reader:
     """A stock causal language model that reads one text, from any place of it on.
 
     room: tokens that the text may have; words: int64 [words], the tokens that it may say (all, for None); recorded: are
-    passes replayed as CUDA graphs? NotImplementedError for layers that look at a window alone.
+    passes replayed as CUDA graphs? NotImplementedError for layers that look at a window alone, and for a head that is
+    more than a matrix.
     """
 
     def __init__(self, model: nn.Module, room: int, words: Tensor | None = None, recorded: bool = False):
         self.decoder, _ = find_decoder(model)
-        config, head = self.decoder.config, model.get_output_embeddings().weight.detach()
+        config, last = self.decoder.config, model.get_output_embeddings()
+        if type(last) is not nn.Linear or last.bias is not None:
+            raise NotImplementedError(
+                f"the head of this {type(model).__name__} is a {type(last).__module__}.{type(last).__name__}, and only "
+                "a plain matrix is read here. Merge adapters first (merge_and_unload), or use transformers' generate."
+            )
+        head = last.weight.detach()
         kinds = getattr(config, "layer_types", None) or [getattr(config, "sliding_window", None) or "full_attention"]
         if {*kinds} != {"full_attention"}:
             raise NotImplementedError(

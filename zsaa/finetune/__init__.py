@@ -18,6 +18,7 @@ from zsaa.finetune.adapters import add_lora, prepare_quantized
 from zsaa.finetune.checkpoints import TRAINING_FILE, differences, last_checkpoint, training_of
 from zsaa.finetune.io import SETTINGS_FILE, load, save
 from zsaa.finetune.loop import fine_tune, resolve_precision
+from zsaa.finetune.losses import chunked
 from zsaa.finetune.recipe import RECIPES, Recipe, method_of
 from zsaa.finetune.samples import check_samples
 from zsaa.finetune.sampling import (
@@ -55,6 +56,7 @@ __all__ = [
     "add_lora",
     "alpha_range",
     "check_samples",
+    "chunked",
     "crop",
     "describe",
     "differences",

@@ -18,6 +18,7 @@ from zsaa.finetune.adapters import add_lora, prepare_quantized, set_dropout
 from zsaa.finetune.checkpoints import last_checkpoint, note, refuse_another, training_of
 from zsaa.finetune.exits import shallowest
 from zsaa.finetune.io import save
+from zsaa.finetune.losses import head_of
 from zsaa.finetune.questions import AnswerTrainer, collate
 from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.samples import check_samples
@@ -42,6 +43,7 @@ def fine_tune(
     log_steps: int = 50,
     progress: bool = True,
     graphs: bool = False,
+    chunked_loss: bool = False,
 ) -> tuple[nn.Module, dict]:
     """Fine-tune `model` (float32 weights, or quantized ones under LoRA: QLoRA) on `train_dataset` (columns input_ids,
     attention_mask, labels: the class, or for a language model the token ids again; a dropped token is then scored on
@@ -54,12 +56,16 @@ def fine_tune(
     saved in output_dir/model (see `save`), and returned with alpha = 1 and a log: {"loss": [(step, loss)], "seconds",
     "steps", "alpha_range", "precision", "processes", "sharded"}. graphs: on a GPU, passes below alpha = 1 as CUDA
     graphs (zsaa/fast/training.py): sooner where launching is most of a step; the log then has "replays", too.
+    chunked_loss: of a language model, so that all its logits are never there at once (zsaa/finetune/losses.py); sums
+    run in another order.
 
     Of several processes each calls it alike, with a folder that all can see; the first one writes, all return. Under
     FSDP the model returned stays sharded: call it in all processes together, or `load` it from the folder.
     """
     start()
     _check_request(model, train_dataset, recipe, save_steps, log_steps)
+    if chunked_loss:
+        _check_chunked(model, train_dataset)
     checkpoints, learned = Path(output_dir) / "checkpoints", Path(output_dir) / "model"
     # Before anything is added to the model; the note is needed only where there are checkpoints, or will be.
     noted = save_steps is not None or (resume and checkpoints.is_dir())
@@ -72,6 +78,7 @@ def fine_tune(
     arguments = _arguments(recipe, checkpoints, save_steps, log_steps, progress)
     arguments.remove_unused_columns = not _answers(train_dataset)
     trainer = _trainer(model, tokenizer, train_dataset, recipe, drawn_from, arguments)
+    trainer.chunked_loss = chunked_loss
     started = time.perf_counter()
     if save_steps is not None:
         on_first(partial(note, checkpoints, training, keep=latest is not None))
@@ -126,6 +133,15 @@ def _check_request(model: nn.Module, train_dataset, recipe: Recipe, save_steps: 
         _check_answers(model, recipe)
     check_whole("save_steps", save_steps, also={None: "never"})
     check_whole("log_steps", log_steps)
+
+
+def _check_chunked(model: nn.Module, train_dataset) -> None:
+    if hasattr(model, "score") or _answers(train_dataset):
+        raise ValueError(
+            "chunked_loss=True is for language models that learn all their tokens: classes are few, and of an answer "
+            "to a question few logits are computed anyway. Leave chunked_loss=False."
+        )
+    head_of(model)
 
 
 def _answers(train_dataset) -> bool:

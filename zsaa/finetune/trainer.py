@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 import zsaa
 from zsaa.families import find_decoder
-from zsaa.finetune import exits
+from zsaa.finetune import exits, losses
 from zsaa.finetune.recipe import Recipe
 from zsaa.finetune.sampling import crop, draw_alpha, draw_reductions, reduced_to
 from zsaa.learned import salience
@@ -40,7 +40,13 @@ class DivergedError(ValueError):
 
 class FiniteTrainer(Trainer):
     """A Trainer that stops where a loss or a weight is no number, before anything of it is saved. (transformers itself
-    leaves such losses out of its log, and goes on.)"""
+    leaves such losses out of its log, and goes on.) chunked_loss: of a language head, as `fine_tune` has it."""
+
+    chunked_loss = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with losses.chunked(self.model) if self.chunked_loss else contextlib.nullcontext():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def diverged(self, what: str) -> DivergedError:
         precision = "fp16" if self.args.fp16 else "bf16" if self.args.bf16 else "fp32"

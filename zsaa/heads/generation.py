@@ -16,6 +16,7 @@ from transformers.generation import GenerationMixin
 
 from zsaa.cache import is_pruned
 from zsaa.call import Call
+from zsaa.guards import check_early_exit
 from zsaa.heads import texts
 from zsaa.heads.row_mixing import refuse_row_mixing
 from zsaa.scope import opened
@@ -130,17 +131,25 @@ def owner_class(model_class: Any) -> type[PreTrainedModel]:
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return super(made, self).generate(inputs, *args, **kwargs)
         refuse_row_mixing(self)
-        for config in (*args, kwargs.get("generation_config"), self.generation_config):
+        configs = (*args, kwargs.get("generation_config"), self.generation_config)
+        for config in configs:
             if named := [name for name in ("alpha", "depth") if getattr(config, name, None) is not None]:
                 raise TypeError(
                     f"{named[0]}={getattr(config, named[0])!r} stands in a generation_config, where nothing reads it. "
                     f"Give it with the call: generate(..., {named[0]}=...)."
                 )
+        early = (kwargs.get("assistant_early_exit"), *(getattr(c, "assistant_early_exit", None) for c in configs))
+        check_early_exit(next((given for given in early if given is not None), None), dial.layers)
         masks = texts.masks_of(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
         prompt = Prompt(self, inputs, kwargs, masks)
         prompt.trim(kwargs.get("past_key_values"))
-        with dial.at(alpha, depth), opened(dial, prompt=prompt):
-            return super(made, self).generate(inputs, *args, **kwargs)
+        config = self.base_model.config
+        layers = config.num_hidden_layers
+        try:
+            with dial.at(alpha, depth), opened(dial, prompt=prompt):
+                return super(made, self).generate(inputs, *args, **kwargs)
+        finally:
+            config.num_hidden_layers = layers  # an early exit that fails leaves its own
 
     members = {"save_pretrained": save_pretrained, "_zsaa_owner": True}
     if issubclass(model_class, GenerationMixin):

@@ -189,7 +189,8 @@ def model_of(result: dict, row: dict) -> str:
     if result["kind"] == "cache-bits":
         return CACHED[row["model"]]
     if "model" in row:
-        return f"{row['model']}, random weights, {row.get('storage') or result['dtype']}"
+        eager = ["eager attention"] if row.get("attention") == "eager" else []
+        return ", ".join([row["model"], *eager, "random weights", row.get("storage") or result["dtype"]])
     if result["kind"] == "bench-attention":
         return f"{row['heads']} heads of {row['dim']}, {row['kv_heads']} of keys and values, {result['dtype']}"
     if "model" not in result:

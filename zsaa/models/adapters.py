@@ -1,6 +1,7 @@
 """PEFT adapters: which base model they are for, and the adapter put on it."""
 
 import json
+import re
 from pathlib import Path
 
 from zsaa.models.errors import AssetError, DamagedError
@@ -54,8 +55,26 @@ def put_on(base, folder):
     from safetensors import SafetensorError
 
     folder = Path(folder).expanduser()
+    _check_layers(base, folder)
     try:
         return PeftModel.from_pretrained(base, str(folder))
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         named = adapter_config(folder)["base_model_name_or_path"]
         raise AssetError(f"the adapter {folder} does not fit its base {named}, or is damaged: {error}") from error
+
+
+def _check_layers(base, folder):
+    """AssetError for an adapter that names a layer which `base` lacks: PEFT would leave that part out without a word,
+    and put the rest on by number."""
+    from safetensors import safe_open
+
+    weights, layers = folder / "adapter_model.safetensors", getattr(base.config, "num_hidden_layers", None)
+    if layers is None or not weights.is_file():
+        return
+    with safe_open(weights, framework="pt") as file:
+        named = [int(n) for key in file.keys() for n in re.findall(r"\.(?:layers|h)\.(\d+)\.", key)]  # noqa: SIM118
+    if named and max(named) >= layers:
+        raise AssetError(
+            f"the adapter {folder} is for layer {max(named)}, too, and its base has layers 0 to {layers - 1}: put it "
+            "on the model that it was trained on, and remove layers after merge_and_unload."
+        )

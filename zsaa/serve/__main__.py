@@ -115,6 +115,7 @@ def bare(chosen: argparse.Namespace) -> None:
 
         from zsaa.serve import app as http
         from zsaa.serve.furnish import furnish
+        from zsaa.serve.lane import settle
     from zsaa.models import AssetError
 
     plan = settings(chosen)
@@ -123,6 +124,7 @@ def bare(chosen: argparse.Namespace) -> None:
     except (AssetError, ValueError, OSError) as error:  # a model that is not there, most likely
         sys.exit(f"zsaa.serve: {error}")
     app = http.build(house, plan.key, plan.hosts, plan.max_body)
+    settle()
     quiet = {"log_level": "warning", "access_log": False}
     uvicorn.run(app, host=chosen.host, port=chosen.port, timeout_keep_alive=KEEPS_S, **quiet)
 

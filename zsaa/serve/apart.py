@@ -16,7 +16,7 @@ from typing import Any
 
 from zsaa.serve.engine import Completer, Engine
 from zsaa.serve.furnish import Furnished, Settings, made
-from zsaa.serve.lane import TRIM_S, trim
+from zsaa.serve.lane import TRIM_S, settle, trim
 
 Told = Callable[[int, str, "str | None"], None]
 
@@ -75,6 +75,7 @@ def _serve(pipe, settings: Settings) -> None:
         return
     engines = {name: each.engine for name, each in furnished.items()}
     pipe.send(("made", {name: replace(each, engine=_face(each.engine)) for name, each in furnished.items()}))
+    settle()
     trimmed = time.monotonic()
     while True:
         try:

@@ -14,6 +14,7 @@ from ray import serve
 
 from zsaa.serve import app as http
 from zsaa.serve.furnish import Settings, furnish
+from zsaa.serve.lane import settle
 
 NAME = "zsaa"
 
@@ -25,6 +26,7 @@ class Replica:
         self.settings = Settings(**{**content, "hosts": tuple(content["hosts"])})
         self.name = serve.get_replica_context().replica_id.unique_id
         self.house = furnish(self.settings, self.name)
+        settle()
 
     def __serve_build_asgi_app__(self):
         settings = self.settings

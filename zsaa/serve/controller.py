@@ -16,6 +16,7 @@ the same alphas.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -207,6 +208,7 @@ class Watch:
         self._arrivals: deque[tuple[float, float]] = deque()
         self._arrived = 0.0  # the work of these
         self._answers: deque[tuple[float, float]] = deque()
+        self._times: list[float] = []  # milliseconds of these, sorted: every arrival asks for their p95
         self._squares = [[0.0] * 3 for _ in range(3)]  # of batches: sums of products of what `ran` knows of each,
         self._products = [0.0] * 3  # and with what it took
         self._usual = 1.0  # work of a request
@@ -220,6 +222,7 @@ class Watch:
 
     def answered(self, now_s: float, latency_ms: float) -> None:
         self._answers.append((now_s, latency_ms))
+        insort(self._times, latency_ms)
 
     def ran(self, expected_ms: float, took_ms: float, work: float = 1.0) -> None:
         """A batch of `work` reference requests ended. All is counted for each expected millisecond."""
@@ -261,12 +264,14 @@ class Watch:
         while self._arrivals and self._arrivals[0][0] <= begin:
             self._arrived -= self._arrivals.popleft()[1]
         while self._answers and self._answers[0][0] <= begin:
-            self._answers.popleft()
+            self._times.pop(bisect_left(self._times, self._answers.popleft()[1]))
         if not self._arrivals:
             self._arrived = 0.0  # nothing of the rounding stays
         rate = max(0.0, self._arrived) / self.window_s
-        times = [ms for at, ms in self._answers if since_s is None or at - ms / 1000 >= since_s]
-        return replace(self.costing(now_s, pending), rate=rate, p95_ms=percentile(times, 0.95))
+        times = self._times
+        if since_s is not None and times and since_s > begin - times[-1] / 1000:
+            times = sorted(ms for at, ms in self._answers if at - ms / 1000 >= since_s)
+        return replace(self.costing(now_s, pending), rate=rate, p95_ms=_of_sorted(times, 0.95))
 
 
 def _solved(
@@ -288,7 +293,11 @@ def _solved(
 
 def percentile(values: Sequence[float], share: float) -> float | None:
     """The smallest of `values` that at least this share of them does not exceed; None of none."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else None
+    return _of_sorted(sorted(values), share)
+
+
+def _of_sorted(values: Sequence[float], share: float) -> float | None:
+    return values[max(0, math.ceil(share * len(values)) - 1)] if values else None
 
 
 class Controller:

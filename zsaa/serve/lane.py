@@ -9,8 +9,10 @@ milliseconds, which under load is one request.)
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
+import gc
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +26,19 @@ from zsaa.serve.engine import Classifier, Engine, Wish
 GATHER_S = 0.005  # that the first of a batch waits for others
 TRIM_S = 10.0  # between two returns of free memory to the system
 PADDED = 1.25  # columns of a classifier's batch, over its tokens, at most: padding costs as much as tokens do
+
+
+def _hand_on(said: list[tuple[Job, Event | Exception]]) -> None:
+    for job, event in said:
+        job.events.put_nowait(event)
+
+
+def settle() -> None:
+    """Once all is loaded: what is there stays, so the collector need not look at it again. It would, for half a second
+    at a time, and nothing else runs meanwhile."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # what libraries tidy up at the end is in there
 
 
 def trim() -> None:
@@ -187,9 +202,16 @@ class Lane:
         self.counts["pruned"] += job.alpha < 1
 
     async def _drain(self) -> None:
+        """Batch after batch. What a classifier said is handed on once the next batch runs: to answer a batch takes the
+        event loop long enough to leave a GPU idle."""
         await asyncio.sleep(GATHER_S)
+        said: list[tuple[Job, Event | Exception]] = []
         while jobs := self._next():
-            await self.take(jobs)
+            running = asyncio.ensure_future(self.take(jobs))
+            await asyncio.sleep(0)  # it is on its way
+            _hand_on(said)
+            said = await running
+        _hand_on(said)
 
     def _next(self) -> list[Job]:
         """The next batch, in the order of arrival: `batch` requests, fewer where they would pad one another or take too
@@ -208,27 +230,32 @@ class Lane:
             self.queue.popleft()
         return found
 
-    async def take(self, jobs: list[Job]) -> None:
-        """Run a batch."""
+    async def take(self, jobs: list[Job]) -> list[tuple[Job, Event | Exception]]:
+        """Run a batch; what it said that is still to be handed on."""
         alpha = self.look()
         for job in jobs:
             job.alpha = alpha if job.asked is None else job.asked
         ids = {id(job) for job in jobs}
         self.running |= ids
-        loop = asyncio.get_running_loop()
+        loop, said = asyncio.get_running_loop(), []
 
-        def tell(job: Job, event: Event | Exception) -> None:
-            loop.call_soon_threadsafe(job.events.put_nowait, event)
+        def tell(job: Job, event: Event) -> None:
+            if isinstance(self.engine, Classifier):
+                said.append((job, event))
+            else:
+                loop.call_soon_threadsafe(job.events.put_nowait, event)
 
         try:
             ran = await loop.run_in_executor(self.worker, self._run, jobs, tell)
             if ran is not None:
                 self.controller.ran(*ran)
         except Exception as error:  # whatever a model raises; its words may hold a user's text, its kind does not
-            for job in jobs:
-                tell(job, Failed(type(error).__name__))
+            said = [(job, Failed(type(error).__name__)) for job in jobs]
         finally:
             self.running -= ids
+        for job, _ in said:
+            self.jobs.pop(id(job), None)  # the next batch's alpha does not wait for them
+        return said
 
     def _run(self, jobs: list[Job], tell: Callable[[Job, Event], None]) -> tuple[list, float] | None:
         """In the worker thread. What ran, and the milliseconds that it took."""

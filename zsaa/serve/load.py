@@ -28,6 +28,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import aiohttp
 
@@ -40,7 +41,7 @@ from zsaa.serve.traces import Outcome, Profile, bursts, day, poisson, recovery_s
 DRAIN_S = 15.0  # after a profile: what is not answered by then is lost
 CALM_S = 8.0  # before each, so that it begins with an empty window and alpha back at 1
 UTILIZATION = 0.7  # of alpha = 1, outside of bursts
-PROFILES = {"burst2": lambda s: bursts(2, s), "burst5": lambda s: bursts(5, s), "day": day, "steady": steady}
+PROFILES = {f"burst{n}": partial(bursts, n) for n in (2, 3, 5)} | {"day": day, "steady": steady}
 
 COSTS = ("pace", "beside_ms", "batch_ms", "trust")  # of a lane's live numbers
 FACTS = ("capacity", "mean_tokens", "rate", "scale", "rungs", "reference_tokens")  # of a result file

@@ -32,7 +32,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = next((part for part in first["loc"][1:] if isinstance(part, str)), "")
+        where = next((part for part in first["loc"] if isinstance(part, str)), "")
         known = where if len(where) < 64 and where.replace("_", "").isalnum() else None
         said = {"extra_forbidden": UNKNOWN, "none_required": NEUTRAL}.get(first["type"], first["msg"])
         return JSONResponse(shaped(400, f"{known or 'the body'}: {said}.", param=known), 400)

@@ -29,13 +29,13 @@ from zsaa.serve.furnish import Settings, engines
 from zsaa.serve.lane import PADDED
 from zsaa.serve.load import DRAIN_S, samples_of
 from zsaa.serve.simulate import Run, Service, describe, simulate
-from zsaa.serve.traces import Profile, bursts, poisson
+from zsaa.serve.traces import Profile, bursts, day, poisson
 
 SHOWN = ("requests", "answered", "refused", "late", "lost", "violations", "goodput", "p50_ms", "p95_ms")
 ALPHA = ("mean_alpha", "below_one", "turns", "recovery_s")
 FLEET_S = 30.0  # seconds of a rush that many replicas play, at most
 FIT_ON = ("stock", "floor")  # they decide nothing
-PACES, BESIDES_MS = [k / 20 for k in range(10, 41)], [10.0 * k for k in range(41)]
+PACES, BESIDES_MS = [k / 20 for k in range(5, 41)], [10.0 * k for k in range(41)]
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,24 @@ def _ended(run: Run, profile: Profile) -> Run:
 
 
 def profile_of(row: dict) -> Profile:
-    """The burst that a measured row was sent."""
+    """What a measured row was sent."""
+    if row["profile"] == "day":
+        return day(row["seconds"])
     return bursts(float(row["profile"].removeprefix("burst ").removesuffix("x")), row["seconds"])
 
 
 def rushes(measured: dict) -> list[dict]:
-    """The rows of rushes, each with the seed of its moments; where a file does not say it, its profiles were numbered
-    in turn."""
+    """The rows of rushes and days, each with the seed of its moments; where a file does not say it, its profiles were
+    numbered in turn."""
     names, first = list(dict.fromkeys(row["profile"] for row in measured["rows"])), measured["provenance"]["seed"]
-    rows = [row for row in measured["rows"] if row["profile"].startswith("burst")]
+    rows = [row for row in measured["rows"] if row["profile"] != "steady"]
     return [{"seed": first + names.index(row["profile"]), **row} for row in rows]
+
+
+def replicas_of(measured: dict) -> int:
+    """How many replicas the measured server had."""
+    options = measured["rows"][0].get("server", [])
+    return int(options[options.index("--replicas") + 1]) if "--replicas" in options else 1
 
 
 def fit(world: World, rows: Sequence[dict]) -> Costs:
@@ -168,8 +176,9 @@ def study(
     """The content of the result file. costs: None to fit them to the rows of the policies `fit_on` in the largest rush.
     counts: of replicas, see `fleet`. times: of rushes."""
     rungs = tuple(Rung(**rung) for rung in measured["rungs"])
-    world = World(rungs, measured["promise_ms"], measured["rate"], measured["reference_tokens"], tuple(lengths), batch)
-    world = replace(world, known_ms=known_ms)
+    replicas, reference = replicas_of(measured), measured["reference_tokens"]
+    world = World(rungs, measured["promise_ms"], measured["rate"] / replicas, reference, tuple(lengths), batch)
+    world = replace(world, known_ms=known_ms, replicas=replicas)
     rows = rushes(measured)
     largest = max(rows, key=lambda row: profile_of(row).most)["profile"]
     fitted = [row for row in rows if row["profile"] == largest and row["policy"] in fit_on]

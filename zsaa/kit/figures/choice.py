@@ -26,6 +26,7 @@ def choice_figure(points):
 
     found = curves(points)
     groups = list(found.groupby(["task", "model", "recipe"], sort=False))
+    one_task = len({task.split(", ")[0] for task in found["task"]}) == 1
     with plt.rc_context(STYLE):
         figure, axes = grid(len(groups), 1.6, "MAC reduction", "score (%)", sharex=True, sharey=True)
         for axis, ((task, model, recipe), mine) in zip(axes, groups):
@@ -36,7 +37,7 @@ def choice_figure(points):
                 if len(part) > 1 or (method == "dial" and len(part)):
                     draw(axis, part, style, name, band=name in ("dial", "last tokens"))
             axis.axhline(CHANCE, **REFERENCE)
-            title = ", ".join((*task.split(", ")[1:], model, recipe.split(" fine-tuning")[0]))
+            title = ", ".join((*task.split(", ")[one_task:], model, recipe.split(" fine-tuning")[0]))
             axis.set_title(textwrap.fill(title, 26) + f"\nn = {whole['n'].iloc[0]:,}", fontsize=6.5)
         multiples(axes[0], sorted(set(found[found["method"] == "dial"]["target"])))
         axes[0].set(ylim=(min(18, axes[0].get_ylim()[0]), None))

@@ -38,9 +38,9 @@ def memory_figure(points):
 
 def footprint_figure(points, storage: str = "nf4"):
     """Table 3's footprint (kind "footprint"): by how much a prefill's peak memory on top of the weights shrinks,
-    against the MAC reduction, a panel per model and a line per prompt length; hollow where alpha is as the paper prints
-    it, filled where Eq. 2 gives the paper's reduction. Grey squares: the paper's. Dotted: the cache alone, at the
-    longest. Where `storage` was not measured, the first that was. None without peaks."""
+    against the MAC reduction, a panel per model and stock attention, a line per prompt length; hollow where alpha is as
+    the paper prints it, filled where Eq. 2 gives the paper's reduction. Grey squares: the paper's. Dotted: the cache
+    alone, at the longest. Where `storage` was not measured, the first that was. None without peaks."""
     import matplotlib.pyplot as plt
 
     found = settings(points) if len(points) else points
@@ -60,12 +60,12 @@ def footprint_figure(points, storage: str = "nf4"):
                 rows = mine[(mine[["tokens", "batch"]] == list(shape)).all(axis=1)]
                 named |= _footprint_line(axis, rows.sort_values("mac_reduction", kind="stable"), number)
             named |= _cache_line(axis, mine)
-            name = model.split(", ")[0]
+            name, *how = model.split(", ")[:-2]  # and "eager attention" of the stock model
             if name in SHAPES:
                 printed = {target: row["GPU footprint"] for target, row in paper.TABLE_3[SHAPES[name]].items()}
                 style = {"color": COLOURS["paper"], "linewidth": 0.9}
                 (named["printed in Table 3"],) = axis.plot(list(printed), list(printed.values()), "s--", **style)
-            axis.set(title=f"{name}, {storage}", xlabel="MAC reduction")
+            axis.set(title="\n".join([f"{name}, {storage}", *how]), xlabel="MAC reduction")
             multiples(axis, [1, 1.5, 2.5, 3.5])
         axes.flat[0].set_ylabel("footprint reduction")
         axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}x")

@@ -1,15 +1,17 @@
-"""Runs the notebooks of a profile, one after the other, with papermill. This is what `./run_all.sh` starts.
+"""Runs the notebooks of a profile with papermill. This is what `./run_all.sh` starts.
 
 `notebooks/profiles.yaml` says which notebooks a profile runs, and with which parameters:
 
     smoke:
       about: one line for --list
+      jobs: 2                         # how many run at once, on as many cores; 1 if left out
       needs: [gpu]                    # what zsaa.needs knows; here for all notebooks, or below for one
       notebooks:
         00_quickstart:
           minutes: 3                  # measured; shown until this machine has a measurement of its own
           needs: ["model:openai-community/gpt2"]  # without it the notebook is not run
           wants: ["package:bitsandbytes"]         # without it parts of the notebook say "not run"
+          alone: true                 # it shows times: nothing runs beside it
           parameters: {max_length: 256}
 
 Everything generated goes to one folder, outputs/<profile>/ unless --output-dir names another:
@@ -43,6 +45,7 @@ by kernels and by the process that writes the index page alone.
     kernel.py       one notebook on its way through papermill
     notebook.py     its log, executed copy and done-file
     page.py         the index page, in a process of its own
-    run.py          a profile's notebooks, one after the other
+    run.py          a profile's notebooks, one after the other or several at once
+    beside.py       a process for each of those that run at once
     command.py      the command line
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .console import clock, say
 from .done import estimate, find_done, fingerprint
+from .environment import cores
 from .errors import EXIT_CODES, FOLDER, OK, SETUP, USAGE, FolderError, Interrupted, UsageError
 from .folder import output_folder, own_folder
 from .plan import Job, load_profiles, plan, shard
@@ -32,7 +33,9 @@ def say_profiles(root: Path) -> None:
             say(f"    {name}" + (f"  (about {minutes:g} min)" if minutes else ""))
 
 
-def say_plan(root: Path, profile: str, out: Path, jobs: list[Job], selected: list[str], force: bool) -> None:
+def say_plan(
+    root: Path, profile: str, out: Path, jobs: list[Job], selected: list[str], force: bool, at_once: int
+) -> None:
     """What --dry-run shows: each notebook, its parameters, whether it is done, the time that is left and in all."""
     say(f"profile {profile}, output folder {out}")
     chosen = [job for job in jobs if job.name in selected]
@@ -47,6 +50,7 @@ def say_plan(root: Path, profile: str, out: Path, jobs: list[Job], selected: lis
         key = fingerprint(root, job)
         record, why = find_done(out, job, key)
         seconds, source = estimate(out, job, key)
+        together = 1 if job.alone else at_once
         if job.name not in selected:
             state = "not selected"
         elif record and not force:
@@ -54,14 +58,15 @@ def say_plan(root: Path, profile: str, out: Path, jobs: list[Job], selected: lis
         elif lacks(job, missing):
             state = f"not run, for want of {' and '.join(need for need in job.needs if need in missing)}"
         else:
-            left, unknown = left + (seconds or 0.0), unknown + (seconds is None)
+            left, unknown = left + (seconds or 0.0) / together, unknown + (seconds is None)
             state = f"to do ({why or 'forced'}), about {clock(seconds)} ({source})"
-        whole += seconds or 0.0
+        whole += (seconds or 0.0) / together
         say(f"\n{job.name}: {state}")
         for name, value in job.parameters.items():
             say(f"    {name} = {value!r}")
     say(f"\nleft: about {clock(left)}" + (f", and {unknown} without an estimate" if unknown else ""))
-    say(f"the whole profile: about {clock(whole)}, set-up not included")
+    beside = f", {at_once} notebooks at a time" if at_once > 1 else ""
+    say(f"the whole profile: about {clock(whole)}{beside}, set-up not included")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -70,6 +75,12 @@ def _part(text: str) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not k/n with 1 <= k <= n, such as 2/3")
     return int(found[1]), int(found[2])
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _seeds(text: str) -> list[int]:
@@ -91,6 +102,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--only", metavar="NAME[,NAME]", help="run only these notebooks of the profile")
     add("--shard", metavar="K/N", type=_part, help="run only the k-th of n disjoint parts, as on one of n machines")
     add("--seeds", metavar="0,1,2", type=_seeds, help="give these seeds to every notebook that takes several")
+    add("--jobs", metavar="N", type=_count, help="run N notebooks at once, but those whose times are shown alone "
+        "(default: what profiles.yaml says, and no more than there are cores)")  # fmt: skip
     add("--output-dir", metavar="DIR", help="write here instead of outputs/<profile>: a new or empty folder, or one of "
         "an earlier run")  # fmt: skip
     again = parser.add_mutually_exclusive_group()
@@ -121,8 +134,9 @@ def follow(options: argparse.Namespace) -> int:
         selected = shard([job for job in jobs if job.name in selected], *options.shard)
     if options.report:
         selected = []
+    at_once = options.jobs or min(load_profiles(root)[options.profile].get("jobs", 1), cores())
     if options.dry_run:
-        say_plan(root, options.profile, out, jobs, selected, options.force)
+        say_plan(root, options.profile, out, jobs, selected, options.force, at_once)
         return OK
     for package in ("papermill", "zsaa"):  # asked for here, so that a missing one is a set-up failure
         if importlib.util.find_spec(package) is None:
@@ -130,7 +144,7 @@ def follow(options: argparse.Namespace) -> int:
     with own_folder(out, selected if options.shard or options.report else None) as locks:
         part = f", shard {options.shard[0]} of {options.shard[1]}" if options.shard else ""
         say(f"profile {options.profile}{part}: {len(selected)} notebook(s), output folder {out}")
-        return Run(root, out, jobs, selected, options.force, options.keep_going, locks).go()
+        return Run(root, out, jobs, selected, options.force, options.keep_going, locks, at_once).go()
 
 
 def catch_signals() -> dict[int, Callable | int | None]:

@@ -22,13 +22,17 @@ FOREIGN = ("PYTHON", "IPYTHON", "JUPYTER_", "MPLBACKEND", "MATPLOTLIBRC")
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads() -> dict[str, str]:
     """Variables for OpenMP: how its threads wait, and how many there are where a control group (a container's limit, a
     cluster's) gives less than the cores that the process sees. What the user has set stays."""
     chosen = {} if {*WAITING, "KMP_BLOCKTIME"} & set(os.environ) else dict(WAITING)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
-    if quota < cores and "OMP_NUM_THREADS" not in os.environ:
+    if quota < cores() and "OMP_NUM_THREADS" not in os.environ:
         chosen["OMP_NUM_THREADS"] = str(max(1, math.floor(quota)))
     return chosen
 

@@ -21,11 +21,12 @@ class Job:
     minutes: float | None  # estimate from profiles.yaml
     needs: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
+    alone: bool = False  # shows times, which other work would change
 
 
 def load_profiles(root: Path) -> dict:
-    """Returns profiles.yaml as {profile: {"about", "needs", "notebooks": {name: {"minutes", "parameters", "needs",
-    "wants"}}}}; all but "notebooks" may be missing."""
+    """Returns profiles.yaml as {profile: {"about", "needs", "jobs", "notebooks": {name: {"minutes", "parameters",
+    "needs", "wants", "alone"}}}}; all but "notebooks" may be missing."""
     path = root / "notebooks" / "profiles.yaml"
     try:
         import yaml
@@ -40,9 +41,13 @@ def load_profiles(root: Path) -> dict:
     if not isinstance(profiles, dict) or not profiles:
         raise UsageError(f"{path} must map profile names to their notebooks")
     for profile, entry in profiles.items():
-        known = isinstance(entry, dict) and not set(entry) - {"about", "needs", "notebooks"}
+        known = isinstance(entry, dict) and not set(entry) - {"about", "needs", "jobs", "notebooks"}
         if not known or not isinstance(entry.get("notebooks"), dict) or not entry["notebooks"]:
-            raise UsageError(f"{path}: profile {profile!r} takes 'about', 'needs' and 'notebooks', nothing else")
+            keys = "'about', 'needs', 'jobs' and 'notebooks'"
+            raise UsageError(f"{path}: profile {profile!r} takes {keys}, nothing else")
+        at_once = entry.get("jobs", 1)
+        if type(at_once) is not int or at_once < 1:
+            raise UsageError(f"{path}: {profile}: jobs must be a whole number from 1 on, got {at_once!r}")
         for name, settings in entry["notebooks"].items():
             entry["notebooks"][name] = {} if settings is None else settings
             _check_settings(f"{path}: {profile}/{name}", entry["notebooks"][name], entry.get("needs"))
@@ -51,13 +56,15 @@ def load_profiles(root: Path) -> dict:
 
 def _check_settings(where: str, settings: dict, needs: list | None) -> None:
     """Raises UsageError unless one notebook's entry holds what it may; `needs`: those of its whole profile."""
-    if not isinstance(settings, dict) or set(settings) - {"minutes", "parameters", "needs", "wants"}:
-        raise UsageError(f"{where} takes 'minutes', 'parameters', 'needs' and 'wants', nothing else")
+    if not isinstance(settings, dict) or set(settings) - {"minutes", "parameters", "needs", "wants", "alone"}:
+        raise UsageError(f"{where} takes 'minutes', 'parameters', 'needs', 'wants' and 'alone', nothing else")
     minutes, parameters = settings.get("minutes"), settings.get("parameters")
     if minutes is not None and not isinstance(minutes, (int, float)):
         raise UsageError(f"{where}: minutes must be a number, got {minutes!r}")
     if parameters is not None and not isinstance(parameters, dict):
         raise UsageError(f"{where}: parameters must map names to values")
+    if not isinstance(settings.get("alone", False), bool):
+        raise UsageError(f"{where}: alone must be true or false, got {settings['alone']!r}")
     for key, value in (("needs", needs), *settings.items()):
         if key in ("needs", "wants") and not _are_needs(value):
             raise UsageError(f"{where}: {key} must list {NEEDS}, got {value!r}")
@@ -149,7 +156,8 @@ def plan(root: Path, profile: str, output_dir: Path, seeds: list[int] | None = N
             given["seeds"] = seeds
         check_parameters(name, given, declared)
         needs = tuple(dict.fromkeys([*(profiles[profile].get("needs") or ()), *(settings.get("needs") or ())]))
-        jobs.append(Job(name, path, given, settings.get("minutes"), needs, tuple(settings.get("wants") or ())))
+        wants, alone = tuple(settings.get("wants") or ()), settings.get("alone", False)
+        jobs.append(Job(name, path, given, settings.get("minutes"), needs, wants, alone))
     if seeds is not None and not any("seeds" in job.parameters for job in jobs):
         raise UsageError(f"--seeds: no notebook of profile {profile!r} has a parameter 'seeds'; leave the option out")
     return jobs

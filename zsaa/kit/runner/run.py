@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from . import page
+from . import beside, page
 from .console import clock, say
 from .done import estimate, find_done, fingerprint
 from .errors import FAILED, FOLDER, LACKING, OK, DiskError, Interrupted, NotebookError
@@ -45,13 +47,21 @@ def lacks(job: Job, missing: dict[str, str]) -> str:
 
 
 class Run:
-    """One run of a profile's selected jobs, in the folder whose locks it holds."""
+    """One run of a profile's selected jobs, `at_once` of them at a time, in the folder whose locks it holds."""
 
     def __init__(
-        self, root: Path, out: Path, jobs: list[Job], selected: list[str], force: bool, keep_going: bool, locks: tuple
+        self,
+        root: Path,
+        out: Path,
+        jobs: list[Job],
+        selected: list[str],
+        force: bool,
+        keep_going: bool,
+        locks: tuple,
+        at_once: int = 1,
     ):
         self.root, self.out, self.jobs, self.selected = root, out, jobs, selected
-        self.force, self.keep_going, self.locks = force, keep_going, locks
+        self.force, self.keep_going, self.locks, self.at_once = force, keep_going, locks, at_once
         self.code = OK
         self.statuses = {job.name: page.status(out, job, "not run", "not selected") for job in jobs}
 
@@ -92,22 +102,52 @@ class Run:
         more = {"ZSAA_NOT_BEFORE": str(time.time())} if self.force else {}  # see zsaa.measure.cached
         if offline and "HF_HUB_OFFLINE" not in os.environ:  # else libraries would ask the hub again and again
             more["HF_HUB_OFFLINE"] = "1"
+        ready = []
         for job, why in waiting:
             if lacking := lacks(job, missing):
                 self.code = self.code or LACKING
                 self.statuses[job.name] = page.status(self.out, job, "lacking", lacking)
                 continue
             without = [f"run without {need}: {missing[need]}" for need in job.wants if need in missing]
-            if not self._run_one(job, why, "; ".join(without), more):
-                break
+            ready.append((job, why, "; ".join(without)))
+        together = [task for task in ready if self.at_once > 1 and not task[0].alone]
+        if self._run_together(together, {**more, **beside.share(self.at_once)}):
+            for job, why, without in (task for task in ready if task not in together):
+                if not self._note(job, without, self._begin(job, why, more)):
+                    break
 
-    def _run_one(self, job: Job, why: str, without: str, more: dict[str, str]) -> bool:
-        """Runs one notebook and notes how that went; returns whether the next one may run."""
+    def _run_together(self, tasks: list[tuple[Job, str, str]], more: dict[str, str]) -> bool:
+        """Runs these notebooks, several at a time; returns whether the next ones may run. After a failure those that
+        run go on to their end."""
+        waiting, running, may_go_on = list(tasks), {}, True
+        if tasks:
+            import papermill  # noqa: F401  once, for all workers
+        try:
+            while running or (waiting and may_go_on):
+                while waiting and may_go_on and len(running) < self.at_once:
+                    job, why, without = waiting.pop(0)
+                    running[beside.Worker(job, self._begin(job, why, more))] = without
+                worker = beside.first_to_end(list(running))
+                without = running.pop(worker)
+                may_go_on = self._note(worker.job, without, worker.result) and may_go_on
+        except BaseException as error:
+            beside.stop_all(list(running), getattr(error, "signum", signal.SIGTERM))
+            for worker in running:
+                self._note_stop(worker.job, error)
+            raise
+        return may_go_on
+
+    def _begin(self, job: Job, why: str, more: dict[str, str]) -> Callable[[], dict]:
+        """Says that the notebook starts; returns what runs it."""
         key = fingerprint(self.root, job)
         seconds, source = estimate(self.out, job, key)
         say(f"  {job.name}  starts ({why}); takes about {clock(seconds)} ({source})")
+        return partial(run_notebook, self.out, job, key, self.locks, more)
+
+    def _note(self, job: Job, without: str, result: Callable[[], dict]) -> bool:
+        """Notes how a notebook went, whose done record `result` returns; returns whether the next one may run."""
         try:
-            record = run_notebook(self.out, job, key, self.locks, more)
+            record = result()
         except NotebookError as error:
             full = isinstance(error, DiskError)
             self.code = FOLDER if full else FAILED
@@ -118,9 +158,7 @@ class Run:
             say(AGAIN)
             return self.keep_going and not full
         except BaseException as error:
-            stopped = isinstance(error, Interrupted)
-            detail = f"by {signal.Signals(error.signum).name}" if stopped else repr(error)
-            self.statuses[job.name] = page.status(self.out, job, "interrupted" if stopped else "failed", detail)
+            self._note_stop(job, error)
             raise
         self.statuses[job.name] = page.status(self.out, job, "done", without, record)
         say(f"  {job.name}  done in {clock(record['seconds'])} ({clock(record['cpu_seconds'])} of CPU time)")
@@ -128,6 +166,11 @@ class Run:
             if file.startswith("figures/") and file.endswith(".png"):
                 say(f"      {self.out}/{file}")
         return True
+
+    def _note_stop(self, job: Job, error: BaseException) -> None:
+        stopped = isinstance(error, Interrupted)
+        detail = f"by {signal.Signals(error.signum).name}" if stopped else repr(error)
+        self.statuses[job.name] = page.status(self.out, job, "interrupted" if stopped else "failed", detail)
 
     def _write_page(self) -> None:
         try:

@@ -82,7 +82,7 @@ def footprint_table(points):
     found = settings(points).sort_values(["file", "model", "tokens", "batch"], kind="stable")
     return pd.DataFrame(
         {
-            "shape, random weights": f"{_shape(row)}, {_format(row)}",
+            "shape, random weights": row["model"].replace(", random weights", ""),
             "prefill": _prefill(row),
             "alpha": "1" if row["alpha"] == 1 else f"{row['alpha']:.4f} ({kinds.get(row['method'], row['method'])})",
             "MACs": f"{row['mac_reduction']:.2f}x",
