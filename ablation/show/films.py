@@ -276,7 +276,7 @@ def folds_table(folder: Path = FOLDS):
     for name, (row, control, target) in FOLDED.items():
         line = {"within the dev set": name}
         for task in DEV_SETS:
-            found = next((results[n] for n in (f"{task}-{row}", f"{task}-{row}-seconds70") if n in results), None)
+            found = results.get(f"{task}-{row}")
             line[DEV_SETS[task]] = with_interval(cell_at(found, control, target)) if found else ""
         lines.append(line)
     return pd.DataFrame(lines)
