@@ -176,8 +176,8 @@ def _wish(lane: Lane, ids: Sequence[int], body: Written, max_tokens: int) -> Wis
         raise Refused(400, "the prompt is empty. Send at least one word.", param="prompt")
     if len(ids) + max_tokens > limit:
         message = (
-            f"this model reads and writes {limit} tokens at most; the prompt has {len(ids)} and max_tokens is "
-            f"{max_tokens}. Shorten one of them."
+            f"this model reads and writes {limit} tokens at most; the prompt has {len(ids)}, and {max_tokens} "
+            "are to be written (max_tokens). Shorten one of them."
         )
         raise Refused(400, message, code="context_length_exceeded")
     seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 63)
