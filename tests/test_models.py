@@ -217,7 +217,8 @@ def test_an_own_gguf_file_is_a_plain_model(gguf_file, how, tmp_path):
     model, tokenizer = load_model(where[0], **where[1])
     want, ids = tiny.make("llama", dtype=torch.float32), tiny.tokens([20])[0]
     assert torch.equal(model(ids).logits, want(ids).logits)
-    assert tokenizer("wv").input_ids == [5] and tokenizer.pad_token_id == model.config.pad_token_id == 0
+    assert tokenizer("wv").input_ids == [5] and tokenizer.pad_token_id == model.config.pad_token_id
+    assert tokenizer.pad_token_id == 0 or transformers.__version__.startswith("5.15.")  # which reads no such token
     assert not getattr(model, "is_quantized", False) and not hasattr(model.config, "quantization_config")
     transformers.Trainer(model, transformers.TrainingArguments(tmp_path, report_to=[], use_cpu=True))
     model.save_pretrained(tmp_path / "saved")
