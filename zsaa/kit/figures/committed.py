@@ -56,7 +56,7 @@ def _figures(all_points):
         yield f"perplexity_{name}", figure
     yield "mmlu", choice_figure(of(r"choices/mmlu-.*\.json"))
     yield "choice", choice_figure(of(r"choices/choice-.*\.json"))
-    yield "footprint", footprint_figure(of(r"speed/footprint\.json"))
+    yield "footprint", footprint_figure(of(r"speed/footprint(-eager)?\.json"))
     for result in load_results(kind="preservation"):
         for row, suffix in zip(result["rows"], ("", "_words")):
             kept, tokens = unpack(row)

@@ -65,8 +65,8 @@ def footprint_figure(points, storage: str = "nf4"):
                 printed = {target: row["GPU footprint"] for target, row in paper.TABLE_3[SHAPES[name]].items()}
                 style = {"color": COLOURS["paper"], "linewidth": 0.9}
                 (named["printed in Table 3"],) = axis.plot(list(printed), list(printed.values()), "s--", **style)
-            axis.set(title="\n".join([f"{name}, {storage}", *how]), xlabel="MAC reduction")
-            multiples(axis, [1, 1.5, 2.5, 3.5])
+            axis.set(title="\n".join([f"{name}, {storage}", *(how or ["sdpa attention"])]), xlabel="MAC reduction")
+            multiples(axis, [1.5, 2.5, 3.5])
         axes.flat[0].set_ylabel("footprint reduction")
         axes.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         legend(figure, list(named.values()), list(named))
