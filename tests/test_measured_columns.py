@@ -138,7 +138,10 @@ def test_tables_with_every_setting(results):
 
 def test_the_figure_has_a_line_for_each_length(results, tmp_path):
     figure = figures.footprint_figure(points.of([results["footprint"]]))
-    assert [axis.get_title() for axis in figure.axes] == ["llama3-8b, nf4\nsdpa attention", "gemma2-2b, nf4\neager attention"]
+    assert [axis.get_title() for axis in figure.axes] == [
+        "llama3-8b, nf4\nsdpa attention",
+        "gemma2-2b, nf4\neager attention",
+    ]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["120 tokens", "160 tokens", "200 tokens", "cache alone, 200 tokens", "printed in Table 3"]
     assert "random weights" in figure.get_label() and "Hollow" in figure.get_label()
