@@ -255,8 +255,18 @@ def test_who_is_being_cut_into_tokens_is_before_who_knocks_later(serve, engines,
 def test_a_batch_is_answered_while_the_next_one_runs(serve):
     app, house = serve(most=1, admits=False)
     lane, seen = house.lanes["mood"], []
-    answered = lane._answered
-    lane._answered = lambda job: (seen.append((len(lane.batches), len(lane.jobs))), answered(job))
+    answered, classify, free = lane._answered, lane._classify, threading.Semaphore(1)
+
+    def tell(job):
+        seen.append((len(lane.batches), len(lane.jobs)))
+        answered(job)
+        free.release()
+
+    def held(*arguments):
+        assert free.acquire(timeout=10), "the batch before was not answered meanwhile"
+        classify(*arguments)
+
+    lane._answered, lane._classify = tell, held
 
     async def rush():
         return await asyncio.gather(*(call(app, "/classify", {"input": TEXT}) for _ in range(3)))
@@ -281,7 +291,13 @@ def test_no_more_are_let_in_than_there_is_room_for(serve):
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_frees_the_place(serve, engines, stream):
     app, house = serve(most=1)
-    lane = house.lanes["tiny"]
+    lane, seen_to_leave = house.lanes["tiny"], threading.Event()
+    write = lane._write
+
+    def held(jobs, tell):  # behind the first token, until it is known who has left
+        write(jobs, lambda job, event: (tell(job, event), seen_to_leave.wait(10)))
+
+    lane._write = held
 
     async def run():
         leave, body = asyncio.Event(), {"prompt": TEXT, "max_tokens": 80, "temperature": 0, "stream": stream}
@@ -291,6 +307,9 @@ def test_who_leaves_frees_the_place(serve, engines, stream):
             await asyncio.sleep(0.001)
         (job,) = [job for key, job in lane.jobs.items() if key in lane.running]
         leave.set()
+        while not job.gone:
+            await asyncio.sleep(0.001)
+        seen_to_leave.set()
         await asyncio.gather(first, second, return_exceptions=True)
         last = await call(app, "/v1/completions", {"prompt": TEXT, "max_tokens": 2, "temperature": 0})
         return job, last
