@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import subprocess
 import threading
 
 import pytest
@@ -208,6 +209,20 @@ def test_memory_that_grows_is_told_from_memory_that_jumps():
     young = soak.growth([(at, 2 * at if at < 600 else 1200.0) for at in seconds])  # a process that starts
     assert young["mib_an_hour"] == 0
     assert soak.growth([(0.0, 900.0), (10.0, 901.0)])["mib_an_hour"] is None
+
+
+def test_a_process_that_ended_before_it_was_looked_at_has_no_memory(monkeypatch):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(soak, "processes", lambda parent: {os.getpid(): "here", ended.pid: "ended"})
+    seen = soak.Soak(os.getpid())
+
+    async def look():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(seen.watch(0.01), 0.05)
+
+    asyncio.run(look())
+    assert list(seen.memory) == [os.getpid()] and list(seen.content()["growth"]) == ["process 0"]
 
 
 @pytest.mark.full

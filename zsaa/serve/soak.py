@@ -111,8 +111,9 @@ class Soak:
         while True:
             for pid, name in processes(self.parent).items():
                 self.names[pid] = name  # Ray names a process once it has work for it
-                with contextlib.suppress(OSError, KeyError):
-                    self.memory.setdefault(pid, []).append((time.monotonic() - self.begun, *held_mib(pid)))
+                with contextlib.suppress(OSError, KeyError):  # it may have ended since
+                    held = held_mib(pid)
+                    self.memory.setdefault(pid, []).append((time.monotonic() - self.begun, *held))
             await asyncio.sleep(every_s)
 
     async def kill(self, at_s: float) -> None:
