@@ -8,8 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from test_answers_stays import AT, reference
-from transformers import LlamaConfig, LlamaForCausalLM
+from test_answers_stays import AT, random_lm, reference
 
 from ablation.answers import prose, stays
 from ablation.answers.descent import descend, rounds
@@ -81,15 +80,9 @@ def test_each_thing_comes_once_before_one_comes_again():
 
 @pytest.fixture
 def lm():
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
-        for p in model.parameters():
-            if p.dim() > 1:
-                torch.nn.init.normal_(p, std=0.2)
-        yield model.requires_grad_(False)
+        yield random_lm(4)
 
 
 TEXTS = [Text(tuple(torch.randint(1, 97, (n + 4,), generator=torch.Generator().manual_seed(n)).tolist()), n)

@@ -11,18 +11,24 @@ from ablation.answers.reader import SINKS, at_answers, norm, projections, read, 
 AT = 2
 
 
-@pytest.fixture(scope="module")
-def lm():
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=5,
+def random_lm(layers: int, row: str | None = None) -> LlamaForCausalLM:
+    """A model whose layers share one head of keys, as `reference` reads it; with a row's adapters, random as well."""
+    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
                          num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).eval()
-        stays.adapt(model, f"stays-{AT}")
+        if row is not None:
+            stays.adapt(model, row)
         for p in model.parameters():
             if p.dim() > 1:
                 torch.nn.init.normal_(p, std=0.2)
     return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return random_lm(5, f"stays-{AT}")
 
 
 def text(n: int, seed: int, more: int = 4) -> Text:
